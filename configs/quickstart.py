@@ -1,0 +1,31 @@
+"""The drawn shapes of `scripts/draw_shapes.py`, a narrow ResNet-18, from scratch: minutes on a CPU.
+
+    python scripts/draw_shapes.py data/shapes
+    python -m deeplab_jax.train --config configs/quickstart.py
+
+Recipe: 6 classes, batch 8, 300 steps, crop 128x128. `scripts/quickstart.sh` runs it and more.
+Hardware and hours: not measured.
+"""
+
+from deeplab_jax import config
+
+
+def get_config():
+    """Returns the template for folders, made small."""
+    c = config.get_config("folder", depth=18, output_stride=16)
+    c.name = "quickstart"
+    c.model.num_classes = 6
+    c.model.atrous_rates = (2, 4, 6)  # a crop's map is 8x8: larger rates would see only padding
+    c.model.width = 32
+    c.model.head_channels = 64
+    c.model.aux_channels = 32
+    c.data.root = "data/shapes"
+    c.data.resize_base = (160, 144)  # every drawn image keeps its size at scale 1
+    c.data.scale_range = (0.75, 1.5)
+    c.data.crop_size = (128, 128)
+    c.train.batch_size = 8
+    c.train.steps = 300
+    c.train.lr = 0.05
+    c.eval.every_epochs = 100  # after the last step only
+    c.checkpoint.every_steps = 150
+    return c

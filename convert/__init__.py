@@ -1,0 +1,1 @@
+"""Names and layouts of other projects' checkpoints against ours, in both directions."""

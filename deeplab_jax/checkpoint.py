@@ -1,0 +1,428 @@
+"""Saves and restores training state, weights and backbones; nothing else imports Orbax.
+
+A checkpoint directory W (the work directory of a run, or the output of a converter) holds
+`W/checkpoints/<step>/`. A step is a mapping of named items, each a pytree, and a description in
+JSON (`Info`). Orbax writes a step under a temporary name and renames it when complete, so the
+newest finished step survives a kill at any moment.
+"""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import math
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+from orbax.checkpoint import v1 as ocp
+
+from deeplab_jax import config as config_lib
+from deeplab_jax.errors import CheckpointError, ResourceError, shorten
+
+FORMAT = 1  # of the description; raise it when older readers would misunderstand it
+KINDS = ("run", "weights", "backbone")
+
+_STEPS = "checkpoints"  # the folder of W that holds one folder per step
+# Orbax's own description of a step. Asking Orbax for it reads every array's header as well
+# (0.7 s for 1200 arrays); its `custom_metadata` is all that `read_info` needs.
+_DESCRIPTION = "_CHECKPOINT_METADATA"
+_ACCEPTED = "give a work directory of `train` or the output of a converter"
+
+
+def _is_wanted(record: logging.LogRecord) -> bool:
+    """Tells whether a log line may reach the user: one about Orbax only when debugging."""
+    about_orbax = any("/orbax/" in text for text in (record.pathname, record.getMessage()))
+    return not about_orbax or os.environ.get("DEEPLAB_DEBUG") == "1"
+
+
+# Orbax and the tasks it leaves behind log tracebacks of failures that we raise as one line.
+for _name in (None, "absl", "asyncio"):
+    logging.getLogger(_name).addFilter(_is_wanted)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Info:
+    """Describes a checkpoint.
+
+    Attributes:
+      kind: "run" (items params, batch_stats, opt_state), "weights" (params, batch_stats) or
+        "backbone" (params and batch_stats of the backbone alone).
+      config: the resolved configuration; None where there was none (a backbone).
+      class_names: one per class; empty for a backbone.
+      palette: uint8 (C, 3), RGB.
+      counters: PyTorch's `num_batches_tracked` by path of the norm; empty where unknown.
+      step: optimiser steps done; `Saver.save` sets it.
+      metrics: of an evaluation at this step, such as {"mean_iou": 0.5}, a fraction; or None.
+    """
+
+    kind: str
+    config: ConfigDict | None = None
+    class_names: tuple[str, ...] = ()
+    palette: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 3), np.uint8))
+    counters: dict[str, int] = dataclasses.field(default_factory=dict)
+    step: int = 0
+    metrics: dict[str, Any] | None = None
+
+
+class Saver:
+    """Saves the steps of one run; keeps the latest and the best.
+
+    The best step has the highest finite `metrics["mean_iou"]`, the later of equals; a step saved
+    without metrics is never the best. Use it as a context manager: leaving waits for the last
+    save and raises what went wrong with it.
+
+    Args:
+      path: the work directory, created if missing. What a killed save left there is removed.
+
+    Raises:
+      ResourceError: the directory cannot be written.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self._path = Path(path).absolute()
+        self._bytes = 0  # of the last save
+        self._scores = {}  # by step
+        steps = self._path / _STEPS
+        try:
+            steps.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=steps).close()  # a read-only folder shows before training
+            self._scores = _scores(self._path)
+            self._orbax = ocp.training.Checkpointer(
+                steps, preservation_policy=self, cleanup_tmp_directories=True
+            )
+        except Exception as error:
+            raise self._failure(error) from error
+
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Returns which steps to keep; Orbax calls it and removes others after the next save."""
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        best = _best({step: self._scores.get(step, -math.inf) for step in steps})
+        return [step in (max(steps), best) for step in steps]
+
+    def save(
+        self, step: int, items: Mapping[str, Any], info: Info, metrics: dict | None = None
+    ) -> bool:
+        """Starts to save a step and returns once the arrays may be overwritten or donated.
+
+        Waits for an earlier save still under way.
+
+        Args:
+          step: optimiser steps done, greater than that of every step saved before.
+          items: pytree of arrays by item name.
+          info: the description; `step` and `metrics` replace its own.
+          metrics: of an evaluation of exactly these items.
+
+        Returns:
+          False if this step was saved already, in which case nothing is done, else True.
+
+        Raises:
+          ResourceError: this save, or the one before it, failed; steps finished earlier are intact.
+          CheckpointError: the directory holds a later step.
+        """
+        latest = self._orbax.latest
+        if latest is not None and step <= latest.step:
+            if step == latest.step:
+                return False
+            what = f"holds step {latest.step}, so step {step} cannot be saved behind it"
+            raise CheckpointError(str(self._path), what, "use a new work directory")
+        metadata = _to_json(dataclasses.replace(info, step=step, metrics=metrics))
+        # Orbax refuses an item without arrays, such as the state of plain SGD.
+        items = {name: item for name, item in items.items() if jax.tree.leaves(item)}
+        self._bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(items))
+        try:
+            self._orbax.wait()
+            self._scores[step] = _score(metrics)
+            self._orbax.save_checkpointables_async(
+                step, items, force=True, custom_metadata=metadata
+            )
+        except Exception as error:
+            raise self._failure(error) from error
+        return True
+
+    def wait(self) -> None:
+        """Returns once the last save is complete on disk.
+
+        Raises:
+          ResourceError: it failed.
+        """
+        try:
+            self._orbax.wait()
+        except Exception as error:
+            raise self._failure(error) from error
+
+    def close(self) -> None:
+        """Waits like `wait`, then ends Orbax's threads."""
+        try:
+            self.wait()
+        finally:
+            self._orbax.close()
+
+    def _failure(self, error: Exception) -> ResourceError:
+        what = f"cannot save a checkpoint: {_cause(error)}"
+        if self._bytes and self._path.exists():
+            free = shutil.disk_usage(self._path).free
+            what += f" (at most {_megabytes(self._bytes)} to write, {_megabytes(free)} free)"
+        fix = "make room or choose another directory; steps saved before are intact"
+        return ResourceError(str(self._path), what, fix)
+
+
+def save_once(path: str | os.PathLike, items: Mapping[str, Any], info: Info) -> None:
+    """Writes one finished checkpoint, as step 0 of a directory that holds none yet.
+
+    Raises:
+      CheckpointError: the directory holds a checkpoint.
+      ResourceError: it cannot be written.
+    """
+    latest = latest_step(path)
+    if latest is not None:
+        what = f"already holds a checkpoint (step {latest})"
+        raise CheckpointError(str(path), what, "choose another directory, or remove this one")
+    with Saver(path) as saver:
+        saver.save(0, items, info, info.metrics)
+
+
+def latest_step(path: str | os.PathLike) -> int | None:
+    """Returns the newest finished step, or None where there is none."""
+    return max(_steps(path), default=None)
+
+
+def find_step(path: str | os.PathLike, step: int | str = "latest") -> int:
+    """Returns the number of a finished step.
+
+    Args:
+      path: the checkpoint directory.
+      step: a number, "latest", or "best": the highest mean IoU, the later of equals.
+
+    Raises:
+      CheckpointError: there is no such step, or no checkpoint; the message lists the steps.
+    """
+    steps = _steps(path)
+    if not steps:
+        raise _no_checkpoint(Path(path))
+    present = f"use one of: {', '.join(map(str, steps))}"
+    if step == "latest":
+        return steps[-1]
+    if step == "best":
+        best = _best(_scores(path))
+        if best is None:
+            raise CheckpointError(str(path), "no step was evaluated, so none is the best", present)
+        return best
+    if not str(step).isdigit() or int(step) not in steps:
+        raise CheckpointError(str(path), f"there is no step {step}", f"{present}, latest, best")
+    return int(step)
+
+
+def read_info(path: str | os.PathLike, step: int | str = "latest") -> Info:
+    """Returns the description of a step without reading its arrays.
+
+    Raises:
+      CheckpointError: there is no such step, or its description cannot be used here.
+    """
+    number = find_step(path, step)
+    where = _step_path(path, number)
+    try:
+        metadata = json.loads((where / _DESCRIPTION).read_text())["custom_metadata"] or {}
+        version, kind = metadata.get("format"), metadata.get("kind")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        what = f"the description of the checkpoint is damaged ({_cause(error)})"
+        raise CheckpointError(str(where), what, "use another step or a copy") from error
+    if version != FORMAT or kind not in KINDS:
+        what = f"format {version!r} and kind {kind!r} are unknown; accepted: format {FORMAT}"
+        fix = f"{_ACCEPTED}, written by this version of deeplab_jax"
+        raise CheckpointError(str(where), f"{what}, kind {', '.join(KINDS)}", fix)
+    try:
+        return _from_json(metadata, number)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # ConfigError is one
+        what = f"its configuration or classes do not suit this version ({_cause(error)})"
+        raise CheckpointError(str(where), what, "use the version that wrote it") from error
+
+
+def restore(
+    path: str | os.PathLike,
+    step: int | str,
+    abstract: Mapping[str, Any],
+    allow_cast: bool = False,
+) -> dict[str, Any]:
+    """Returns the items of a step as arrays with the wanted shapes, types and placement.
+
+    Args:
+      path: the checkpoint directory.
+      step: as for `find_step`.
+      abstract: by item name, a pytree of `jax.ShapeDtypeStruct` with a sharding, on any number of
+        devices. Only these items are read.
+      allow_cast: convert between floating types (float32 weights for a float64 computation).
+        Otherwise, and between other types always, a difference is an error: Orbax would convert
+        silently, and a continued run would no longer be exact.
+
+    Raises:
+      CheckpointError: the checkpoint does not fit, with every difference counted, or is damaged.
+      ResourceError: memory or a permission is missing.
+    """
+    where = _step_path(path, find_step(path, step))
+    try:
+        saved = _saved_leaves(where, abstract)
+        problems = _differences(saved, _by_name(abstract), allow_cast)
+        if not problems:
+            filled = {name: item for name, item in abstract.items() if jax.tree.leaves(item)}
+            return {**abstract, **(ocp.load_checkpointables(where, filled) if filled else {})}
+    except (MemoryError, PermissionError) as error:
+        fix = "free memory, or make the files readable"
+        raise ResourceError(str(where), f"cannot be read: {_cause(error)}", fix) from error
+    except Exception as error:
+        what = f"cannot be restored: {_cause(error)}"
+        raise CheckpointError(str(where), what, "use another step or a copy") from error
+    fix = "use the configuration it was saved with, or another checkpoint"
+    raise CheckpointError(str(where), f"does not fit: {', '.join(problems)}", fix)
+
+
+def _saved_leaves(where: Path, names: Iterable[str]) -> dict[str, Any]:
+    """Returns shape and dtype of every array of the named items, as the checkpoint has them."""
+    items = {name: ocp.metadata(where, name).metadata for name in names if (where / name).is_dir()}
+    for name, item in items.items():
+        if not jax.tree.leaves(item):  # Orbax's answer when it cannot read the list of arrays
+            raise ValueError(f"the list of arrays of {name} is damaged")
+    return _by_name(items)
+
+
+def _differences(saved: dict[str, Any], wanted: dict[str, Any], allow_cast: bool) -> list[str]:
+    """Returns one phrase for each kind of difference, with up to ten names."""
+    missing, unexpected = wanted.keys() - saved.keys(), saved.keys() - wanted.keys()
+    shapes, dtypes = [], []
+    for name in wanted.keys() & saved.keys():
+        old, new = saved[name], wanted[name]
+        if tuple(old.shape) != tuple(new.shape):
+            shapes.append(f"{name}: {tuple(old.shape)} saved, {tuple(new.shape)} wanted")
+        elif old.dtype != new.dtype and not (allow_cast and _is_floating(old, new)):
+            dtypes.append(f"{name}: {old.dtype} saved, {new.dtype} wanted")
+    if not (missing or unexpected or shapes or dtypes):
+        return []
+    # "0 unexpected" tells a smaller model from another one, so the first two are always there.
+    problems = [_count(missing, "parameters missing"), _count(unexpected, "unexpected")]
+    if shapes:
+        problems.append(_count(shapes, "of another shape"))
+    if dtypes:
+        problems.append(_count(dtypes, "of another type"))
+    return problems
+
+
+def _count(names: Iterable[str], text: str) -> str:
+    names = list(names)
+    return f"{len(names)} {text}" + (f" ({shorten(names)})" if names else "")
+
+
+def _is_floating(*leaves: Any) -> bool:
+    return all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves)
+
+
+def _by_name(items: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns leaves by path; a NamedTuple's fields and the dict Orbax reads back are alike."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(dict(items))
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _steps(path: str | os.PathLike) -> list[int]:
+    """Returns the finished steps in order; names that are not numbers are unfinished saves."""
+    root = Path(path) / _STEPS
+    try:
+        return sorted(int(entry.name) for entry in root.iterdir() if entry.name.isdecimal())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise ResourceError(str(root), f"cannot be listed: {_cause(error)}", "change it") from error
+
+
+def _step_path(path: str | os.PathLike, step: int) -> Path:
+    return Path(path).absolute() / _STEPS / str(step)
+
+
+def _no_checkpoint(path: Path) -> CheckpointError:
+    if not path.exists():
+        return CheckpointError(str(path), "there is no such directory", _ACCEPTED)
+    if not path.is_dir():
+        fix = "convert it first (python -m convert.from_pytorch) and give the output directory"
+        return CheckpointError(str(path), "is a file, not a checkpoint directory", fix)
+    if path.name == _STEPS or path.parent.name == _STEPS:
+        root = path.parent if path.name == _STEPS else path.parent.parent
+        return CheckpointError(str(path), "lies inside a checkpoint directory", f"give {root}")
+    what = f"holds no finished checkpoint ({_STEPS}/<step> is missing)"
+    return CheckpointError(str(path), what, _ACCEPTED)
+
+
+def _to_json(info: Info) -> dict[str, Any]:
+    if info.kind not in KINDS:
+        raise ValueError(f"`kind` must be one of {KINDS}, got {info.kind!r}.")
+    fields = {field.name: getattr(info, field.name) for field in dataclasses.fields(info)}
+    fields["config"] = info.config.to_dict() if info.config is not None else None
+    # NumPy's scalars and arrays, in metrics and palette, become numbers and lists.
+    return json.loads(json.dumps({"format": FORMAT, **fields}, default=lambda x: x.tolist()))
+
+
+def _from_json(metadata: dict[str, Any], step: int) -> Info:
+    config = metadata["config"]
+    return Info(
+        kind=metadata["kind"],
+        config=config_lib.from_dict(config) if config is not None else None,
+        class_names=tuple(metadata["class_names"]),
+        palette=np.array(metadata["palette"], np.uint8).reshape(-1, 3),
+        counters=metadata["counters"],
+        step=step,
+        metrics=metadata["metrics"],
+    )
+
+
+def _scores(path: str | os.PathLike) -> dict[int, float]:
+    """Returns the score of every finished step whose description can be read."""
+    scores = {}
+    for step in _steps(path):
+        with contextlib.suppress(CheckpointError):
+            scores[step] = _score(read_info(path, step).metrics)
+    return scores
+
+
+def _score(metrics: Mapping[str, Any] | None) -> float:
+    """Returns the mean IoU by which the best step is chosen; -inf if unknown or not finite."""
+    value = float((metrics or {}).get("mean_iou", math.nan))
+    return value if math.isfinite(value) else -math.inf
+
+
+def _best(scores: Mapping[int, float]) -> int | None:
+    """Returns the step with the highest score, the later of equals; None if none has one."""
+    score, step = max(((score, step) for step, score in scores.items()), default=(-math.inf, 0))
+    return step if score > -math.inf else None
+
+
+def _cause(error: BaseException) -> str:
+    """Returns the first cause of an error in one line of at most 300 characters."""
+    while True:
+        inner = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        if isinstance(error, BaseExceptionGroup):
+            inner = error.exceptions[0]
+        if inner is None:
+            break
+        error = inner
+    code = re.search(r"os_error_code='(\d+)'", str(error))  # of tensorstore: a paragraph of paths
+    if code is not None:
+        return os.strerror(int(code[1]))
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, KeyError):
+        text = f"{text} is missing"
+    return text if len(text) <= 300 else f"{text[:297]}..."
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.1f} MB"

@@ -1,0 +1,269 @@
+"""Every field of a recipe, its default, and the twelve rows of the published table.
+
+A recipe file calls `get_config` and changes what it must. Values come from sssegmentation's model
+zoo (DeepLabV3+; VOC, ADE20k and Cityscapes with R-50/R-101 at output stride 8 and 16).
+"""
+
+import difflib
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from deeplab_jax.errors import ConfigError
+
+# Each row: classes, global batch, epochs, crop and resize base (long side, short side).
+_TABLE = {
+    "voc": (21, 16, 60, (512, 512), (2048, 512)),
+    "ade20k": (150, 16, 130, (512, 512), (2048, 512)),
+    "cityscapes": (19, 8, 220, (512, 1024), (2048, 1024)),
+}
+PUBLISHED_MIOU = {  # percent; sssegmentation model zoo
+    ("voc", 50, 8): 77.43,
+    ("voc", 50, 16): 76.92,
+    ("voc", 101, 8): 79.19,
+    ("voc", 101, 16): 78.31,
+    ("ade20k", 50, 8): 44.51,
+    ("ade20k", 50, 16): 43.21,
+    ("ade20k", 101, 8): 45.72,
+    ("ade20k", 101, 16): 45.22,
+    ("cityscapes", 50, 8): 80.38,
+    ("cityscapes", 50, 16): 79.73,
+    ("cityscapes", 101, 8): 81.09,
+    ("cityscapes", 101, 16): 80.20,
+}
+DATASETS = (*_TABLE, "folder")
+IGNORE_INDEX = 255
+
+# Keys that may differ between a run and its continuation: they cannot change a result.
+_FREE_ON_RESUME = ("data.root", "data.num_workers", "log.every_steps")
+
+
+def get_config(dataset: str, depth: int = 50, output_stride: int = 16) -> ConfigDict:
+    """Returns the recipe of one table row, or a template for a folder of one's own.
+
+    Args:
+      dataset: "voc", "ade20k" or "cityscapes" for a row of the table; "folder" for
+        `images/{train,val}` beside `labels/{train,val}`, where the recipe sets the rest.
+      depth: 18, 50 or 101 layers of ResNet; the table uses 50 and 101.
+      output_stride: 8 or 16, the input size over the size of the last feature map.
+
+    Returns:
+      A locked `ConfigDict`; misspelt fields raise.
+
+    Raises:
+      ConfigError: an argument is not one of the above.
+    """
+    if dataset not in DATASETS:
+        raise ConfigError("dataset", f"{dataset!r} is unknown", f"use one of {', '.join(DATASETS)}")
+    is_row = dataset in _TABLE
+    classes, batch, epochs, crop, base = _TABLE.get(dataset, (2, 16, 60, (512, 512), (2048, 512)))
+    is_small = depth < 50  # mmsegmentation's widths for ResNet-18
+
+    c = ConfigDict()
+    c.name = f"{dataset}_r{depth}_os{output_stride}"  # names the default work directory
+    c.seed = 0  # initial weights, order of samples, augmentation, dropout
+
+    c.model = ConfigDict()
+    c.model.depth = depth  # 18, 50 or 101
+    c.model.output_stride = output_stride  # 8 or 16
+    c.model.num_classes = classes
+    # Dilations of the three separable ASPP branches; the fourth is a 1x1 convolution.
+    c.model.atrous_rates = (12, 24, 36) if output_stride == 8 else (6, 12, 18)
+    c.model.width = 64  # channels of the first stage; later stages double it
+    c.model.head_channels = 128 if is_small else 512  # ASPP and decoder
+    c.model.low_level_channels = 12 if is_small else 48  # the decoder's shortcut
+    c.model.aux_channels = 64 if is_small else 512  # auxiliary head
+    c.model.dropout_rate = 0.1  # whole channels, before each classifier; [0, 1)
+    c.model.dtype = "float32"  # of the computation: float32, bfloat16 or float64
+    c.model.freeze_batch_norm = False  # train with the running statistics
+
+    c.data = ConfigDict()
+    c.data.dataset = dataset
+    c.data.root = "data"  # holds the official layouts, or is the folder itself
+    c.data.train_split = "trainaug" if dataset == "voc" else "train"
+    c.data.val_split = "val"
+    c.data.class_names = ()  # folder only; empty: classes.json, else class_0, class_1, ...
+    c.data.resize_base = base  # (long side, short side) that scale 1 fits an image into, pixels
+    c.data.scale_range = (0.5, 2.0)  # random scale of the resize base in training
+    c.data.crop_size = crop  # (height, width) of a training sample, pixels
+    c.data.num_workers = 8 if is_row else 0  # processes that read; 0: threads of this process
+
+    c.train = ConfigDict()
+    c.train.batch_size = batch  # over all devices and hosts
+    # The loss averages this many groups of rows, each over its own valid pixels, as the
+    # reference's processes do; it also sets the epoch's length. The table's runs used 8.
+    c.train.reference_processes = 8 if is_row else 1
+    c.train.epochs = epochs
+    c.train.steps = 0  # 0: by epochs
+    c.train.lr = 0.01
+    c.train.min_lr = 1e-4  # where the schedule ends
+    c.train.poly_power = 0.9
+    c.train.momentum = 0.9
+    c.train.weight_decay = 5e-4  # on every parameter
+    c.train.aux_weight = 0.4  # of the auxiliary head's loss
+
+    c.eval = ConfigDict()
+    c.eval.every_epochs = 10  # and after the last step
+    # (long side, short side) that test images are fitted into; empty: their own size.
+    c.eval.resize_base = base if is_row else ()
+
+    c.checkpoint = ConfigDict()
+    c.checkpoint.every_steps = 0  # 0: once an epoch; the last step is always saved
+
+    c.log = ConfigDict()
+    c.log.every_steps = 10
+
+    c.init = ConfigDict()
+    # Backbone checkpoint (ImageNet weights), or "none" to start from random weights. A table row
+    # needs one or the other to be said.
+    c.init.backbone = "" if is_row else "none"
+    return c.lock()
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks what types cannot: ranges, lengths and what fits with what.
+
+    Raises:
+      ConfigError: naming the first field that cannot be used, what is accepted, and the fix.
+    """
+    model, data, train = config.model, config.data, config.train
+    _require("model.depth", model.depth, model.depth in (18, 50, 101), "18, 50 or 101")
+    _require("model.output_stride", model.output_stride, model.output_stride in (8, 16), "8 or 16")
+    dtypes = ("float32", "bfloat16", "float64")
+    _require("model.dtype", model.dtype, model.dtype in dtypes, " or ".join(dtypes))
+    _require("model.num_classes", model.num_classes, 2 <= model.num_classes <= 255, "2 to 255")
+    _require(
+        "model.dropout_rate", model.dropout_rate, 0 <= model.dropout_rate < 1, "0 <= rate < 1"
+    )
+    _require("data.dataset", data.dataset, data.dataset in DATASETS, ", ".join(DATASETS))
+    _require_ints("model.atrous_rates", model.atrous_rates, 3)
+    _require_ints("data.crop_size", data.crop_size, 2)
+    _require_ints("data.resize_base", data.resize_base, 2)
+    if config.eval.resize_base:
+        _require_ints("eval.resize_base", config.eval.resize_base, 2)
+    low, high = data.scale_range if len(data.scale_range) == 2 else (0, 0)
+    _require("data.scale_range", data.scale_range, 0 < low <= high, "(low, high), 0 < low <= high")
+    names = data.class_names
+    is_named = not names or len(names) == model.num_classes
+    _require("data.class_names", len(names), is_named, f"{model.num_classes} names or none")
+    for key in ("model.width", "model.head_channels", "model.low_level_channels",
+                "model.aux_channels", "train.epochs", "eval.every_epochs", "log.every_steps",
+                "train.reference_processes"):  # fmt: skip
+        value = _get(config, key)
+        _require(key, value, value >= 1, "1 or more")
+    _require("model.width", model.width, model.width % 2 == 0, "an even number")
+    for key in ("train.steps", "checkpoint.every_steps", "data.num_workers", "train.min_lr",
+                "train.weight_decay", "train.aux_weight", "seed"):  # fmt: skip
+        value = _get(config, key)
+        _require(key, value, value >= 0, "0 or more")
+    _require("train.lr", train.lr, train.lr > 0, "a positive rate")
+    _require("train.momentum", train.momentum, 0 <= train.momentum < 1, "0 <= momentum < 1")
+    _require_batch(train.batch_size, train.reference_processes)
+
+
+def _require(key: str, value: Any, is_good: bool, accepted: str) -> None:
+    if not is_good:
+        raise ConfigError(f"config.{key}", f"must be {accepted}, got {value}", "change it")
+
+
+def _require_ints(key: str, value: Any, count: int) -> None:
+    is_good = len(value) == count and all(isinstance(v, int) and v > 0 for v in value)
+    _require(key, tuple(value), is_good, f"{count} positive integers")
+
+
+def _require_batch(batch: int, processes: int) -> None:
+    if batch < 2:
+        raise ConfigError(
+            "config.train.batch_size",
+            f"must be at least 2, got {batch} (the image-pool norm would see one value)",
+            "use 2 or more, with a smaller config.data.crop_size if memory is short",
+        )
+    if batch % processes:
+        nearest = max(processes, round(batch / processes) * processes)
+        raise ConfigError(
+            "config.train.batch_size",
+            f"{batch} does not divide into config.train.reference_processes={processes} groups",
+            f"use {nearest}, or set config.train.reference_processes=1",
+        )
+
+
+def steps_per_epoch(config: ConfigDict, num_samples: int) -> int:
+    """Returns floor(ceil(N / P) / (B / P)), P the reference's processes (spec section 5)."""
+    processes = config.train.reference_processes
+    per_process = config.train.batch_size // processes
+    return -(-num_samples // processes) // per_process
+
+
+def total_steps(config: ConfigDict, num_samples: int) -> int:
+    """Returns the number of optimiser steps of the whole run: T of the schedule."""
+    return config.train.steps or config.train.epochs * steps_per_epoch(config, num_samples)
+
+
+def flatten(config: ConfigDict) -> dict[str, Any]:
+    """Returns {"model.depth": 50, ...}, in the order of definition."""
+    return dict(_leaves(config.to_dict(), ""))
+
+
+def _leaves(tree: dict, prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _get(config: ConfigDict, key: str) -> Any:
+    for part in key.split("."):
+        config = config[part]
+    return config
+
+
+def to_json(config: ConfigDict) -> str:
+    """Returns the configuration as indented JSON; tuples become lists."""
+    return json.dumps(config.to_dict(), indent=2)
+
+
+def from_dict(tree: dict) -> ConfigDict:
+    """Rebuilds a configuration from its JSON form.
+
+    A field the JSON lacks keeps its default, so that older checkpoints stay readable.
+
+    Raises:
+      ConfigError: the JSON has a field that this version does not know.
+    """
+    config = get_config("folder")
+    known = flatten(config)
+    with config.ignore_type():
+        for key, value in _leaves(tree, ""):
+            if key not in known:
+                raise unknown_key(key, known)
+            *path, leaf = key.split(".")
+            node = _get(config, ".".join(path)) if path else config
+            node[leaf] = tuple(value) if isinstance(value, list) else value
+    return config.lock()
+
+
+def difference(old: ConfigDict, new: ConfigDict) -> list[str]:
+    """Returns "key: old -> new" for every field that would change what a run computes."""
+    before, after = flatten(old), flatten(new)
+    return [
+        f"{key}: {before.get(key)} -> {after.get(key)}"
+        for key in after
+        if key not in _FREE_ON_RESUME and before.get(key) != after.get(key)
+    ]
+
+
+def unknown_key(key: str, known: Iterable[str]) -> ConfigError:
+    """Returns the error for a field that does not exist, with the closest that does."""
+    known = list(known)
+    leaf = {name.rsplit(".", 1)[-1]: name for name in known}
+    close = difflib.get_close_matches(key, known, 1, 0.6)
+    close = close or [leaf[k] for k in difflib.get_close_matches(key.rsplit(".", 1)[-1], leaf, 1)]
+    sections = sorted({name.rsplit(".", 1)[0] for name in known if name.startswith(f"{key}.")})
+    if sections:
+        fix = f"name one of its fields, such as {next(k for k in known if k.startswith(key + '.'))}"
+        return ConfigError(f"config.{key}", "is a group of fields, not a value", fix)
+    fix = f"did you mean config.{close[0]}?" if close else "see deeplab_jax/config.py for all fields"
+    return ConfigError(f"config.{key}", "there is no such field", fix)

@@ -1,0 +1,20 @@
+"""From files to batches, in NumPy and OpenCV: nothing here imports JAX, and grain only on use."""
+
+from deeplab_jax.data.datasets import Dataset, open_dataset
+from deeplab_jax.data.pipeline import (
+    EvalExample,
+    SampleOrder,
+    TrainBatch,
+    eval_examples,
+    train_batches,
+)
+
+__all__ = [
+    "Dataset",
+    "EvalExample",
+    "SampleOrder",
+    "TrainBatch",
+    "eval_examples",
+    "open_dataset",
+    "train_batches",
+]

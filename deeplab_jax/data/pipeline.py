@@ -1,0 +1,208 @@
+"""Batches for training and examples for evaluation.
+
+Which samples with which augmentation make up a step is a function of (seed, step) alone
+(`SampleOrder`): workers, processes and devices only share out the work. So resuming means starting
+at a step, and nothing here knows how many hosts there are: each asks for the rows it needs.
+"""
+
+import functools
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from deeplab_jax.data import transforms
+from deeplab_jax.data.datasets import Dataset
+
+_MAX_THREADS = 8
+_WORKER_BUFFER = 2  # batches that each worker process keeps ready
+
+
+class TrainBatch(NamedTuple):
+    """Rows of one training step; the device normalises, and fills outside the box with 0.
+
+    Attributes:
+      index: int64 (b,), positions in the data set; ids are `dataset.ids[index]`.
+      image: uint8 (b, h, w, 3), RGB.
+      label: uint8 (b, h, w), classes and 255 = ignored.
+      box: int32 (b, 4), (top, left, bottom, right) of the pixels that are not padding.
+    """
+
+    index: np.ndarray  # type: ignore[assignment]  # over tuple.index
+    image: np.ndarray
+    label: np.ndarray
+    box: np.ndarray
+
+
+class EvalExample(NamedTuple):
+    """One whole image for evaluation.
+
+    Attributes:
+      index: position in the data set.
+      image: uint8 (h, w, 3) RGB, resized for the network.
+      label: uint8 (H, W) at the mask's own size.
+    """
+
+    index: int  # type: ignore[assignment]  # over tuple.index
+    image: np.ndarray
+    label: np.ndarray
+
+
+@dataclass(frozen=True)
+class SampleOrder:
+    """Says which sample, augmented how, is row r of step s.
+
+    Every epoch is a fresh permutation, read cyclically where steps_per_epoch * batch_size exceeds
+    the data set (Cityscapes: 2976 of 2975) and cut where it falls short.
+    """
+
+    num_samples: int
+    seed: int
+    batch_size: int
+    steps_per_epoch: int
+
+    def locate(self, step: int, row: int) -> tuple[int, np.random.Generator]:
+        """Returns the position in the data set, and the generator of the augmentation."""
+        epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
+        position = step_in_epoch * self.batch_size + row
+        permutation = _permutation(self.seed, epoch, self.num_samples)
+        # 1 + position: seeds are padded with zeros, so [seed, epoch, 0] is the permutation's own.
+        rng = np.random.default_rng([self.seed, epoch, 1 + position])
+        return int(permutation[position % self.num_samples]), rng
+
+
+@functools.lru_cache(maxsize=2)  # threads read ahead into the next epoch
+def _permutation(seed: int, epoch: int, num_samples: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(num_samples)
+
+
+def train_batches(
+    dataset: Dataset,
+    *,
+    seed: int,
+    batch_size: int,
+    steps_per_epoch: int,
+    start: int,
+    stop: int,
+    rows: Sequence[int],
+    crop_size: tuple[int, int],
+    resize_base: tuple[int, int],
+    scale_range: tuple[float, float],
+    num_workers: int,
+) -> Iterator[TrainBatch]:
+    """Yields the given rows of the batches of steps start, ..., stop - 1, in order.
+
+    Args:
+      dataset: what to read.
+      seed: of order and augmentation.
+      batch_size: global, over all hosts.
+      steps_per_epoch: after so many steps a new permutation begins.
+      start: first step; resuming needs nothing else.
+      stop: one past the last step.
+      rows: which of the batch_size rows to read, in this order.
+      crop_size: (height, width) of every sample.
+      resize_base: (long side, short side) that scale 1 fits an image into.
+      scale_range: smallest and largest scale.
+      num_workers: processes that read; 0 reads in threads of this one. Never changes a batch.
+
+    Raises:
+      DataError: a sample cannot be used.
+    """
+    import grain  # 3 s: not before there is something to read
+
+    load = _BatchLoader(
+        dataset,
+        SampleOrder(len(dataset), seed, batch_size, steps_per_epoch),
+        tuple(rows),
+        {"crop_size": crop_size, "resize_base": resize_base, "scale_range": scale_range},
+    )
+    num_threads = 0 if num_workers else _num_threads()
+    read_options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_threads)
+    batches = grain.MapDataset.range(start, stop).map(load).to_iter_dataset(read_options)
+    if num_workers:
+        _mark_flags_parsed()
+        options = grain.MultiprocessingOptions(num_workers, _WORKER_BUFFER)
+        batches = batches.mp_prefetch(options, worker_init_fn=_init_worker)
+    else:
+        cv2.setNumThreads(0)
+    iterator = iter(batches)
+    try:
+        yield from iterator
+    finally:
+        iterator.close()
+
+
+@dataclass(frozen=True)
+class _BatchLoader:
+    """Reads the rows of a step; picklable, so that workers can have it."""
+
+    dataset: Dataset
+    order: SampleOrder
+    rows: tuple[int, ...]
+    options: dict
+
+    def __call__(self, step: int) -> TrainBatch:
+        samples = [self._sample(int(step), row) for row in self.rows]
+        return TrainBatch(*(np.stack(field) for field in zip(*samples, strict=True)))
+
+    def _sample(self, step: int, row: int) -> tuple:
+        index, rng = self.order.locate(step, row)
+        image, label = self.dataset.read(index)
+        return np.int64(index), *transforms.train_transform(image, label, rng, **self.options)
+
+
+def _num_threads() -> int:
+    return min(_MAX_THREADS, os.cpu_count() or 1)
+
+
+def _init_worker(worker: int, num_workers: int) -> None:
+    cv2.setNumThreads(0)  # the processes are the parallelism
+
+
+def _mark_flags_parsed() -> None:
+    """Lets grain's worker processes read absl flags outside `absl.app.run`."""
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+
+
+def eval_examples(
+    dataset: Dataset, indices: Iterable[int], resize_base: tuple[int, ...]
+) -> Iterator[EvalExample]:
+    """Yields the images at `indices`, in order, read ahead by a few threads.
+
+    Args:
+      dataset: what to read.
+      indices: positions in the data set.
+      resize_base: (long side, short side) to fit images into; empty keeps their own size.
+
+    Raises:
+      DataError: a sample cannot be used.
+    """
+    cv2.setNumThreads(0)
+    num_threads = _num_threads()
+    waiting: deque = deque()
+    pool = ThreadPoolExecutor(num_threads)
+    try:
+        for index in indices:
+            waiting.append(pool.submit(_eval_example, dataset, int(index), resize_base))
+            if len(waiting) > num_threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _eval_example(dataset: Dataset, index: int, resize_base: tuple[int, ...]) -> EvalExample:
+    image, label = dataset.read(index)
+    if resize_base:
+        size = transforms.fit_size(label.shape[0], label.shape[1], (resize_base[0], resize_base[1]))
+        image = transforms.resize_image(image, size)
+    return EvalExample(index, image, label)

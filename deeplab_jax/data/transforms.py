@@ -1,0 +1,199 @@
+"""What happens to a sample between its files and the batch: pure functions of NumPy arrays.
+
+Order of steps and of random draws is sssegmentation's (resize, crop, flip, photometric, pad), so
+that its legacy generator behind our `rng` reproduces its batches bit for bit. Only `rng.random()`,
+`rng.integers(low, high)` and `rng.uniform(low, high)` are used. Images are uint8 (H, W, 3) RGB,
+labels uint8 (H, W) with 255 = ignored, sizes (height, width). Normalising happens on the device.
+"""
+
+import cv2
+import numpy as np
+
+from deeplab_jax.config import IGNORE_INDEX
+
+# ImageNet statistics, RGB, in grey levels.
+MEAN = np.array((123.675, 116.28, 103.53), np.float32)
+STD = np.array((58.395, 57.12, 57.375), np.float32)
+
+_CROP_TRIES = 10
+_MAX_CLASS_SHARE = 0.75  # of the valid pixels of a crop
+_BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = 32, (0.5, 1.5), (0.5, 1.5), 18
+
+
+def fit_size(height: int, width: int, base: tuple[int, int]) -> tuple[int, int]:
+    """Returns the size (height, width) of an image scaled to fit into `base`, aspect ratio kept.
+
+    Args:
+      height: of the image, pixels.
+      width: of the image, pixels.
+      base: long and short side, in either order; they hold for both orientations.
+    """
+    scale = min(max(base) / max(height, width), min(base) / min(height, width))
+    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+
+
+def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Returns the image at `size`: bilinear, half-pixel centres, no antialiasing on shrinking."""
+    return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+
+
+def resize_label(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Returns the label at `size`: pixel i takes source pixel floor(i * (1 / (out / in)))."""
+    return cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST)
+
+
+def random_scale(
+    image: np.ndarray,
+    label: np.ndarray,
+    rng: np.random.Generator,
+    base: tuple[int, int],
+    scale_range: tuple[float, float],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns both resized to fit `base` times a uniform draw from `scale_range`."""
+    low, high = scale_range
+    scale = rng.random() * (high - low) + low
+    size = fit_size(label.shape[0], label.shape[1], (int(base[0] * scale), int(base[1] * scale)))
+    return resize_image(image, size), resize_label(label, size)
+
+
+def random_crop(
+    image: np.ndarray, label: np.ndarray, rng: np.random.Generator, crop_size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns a window of at most `crop_size` in which no class dominates, if ten tries find one.
+
+    A try is taken when it holds two classes or more and none covers 0.75 of its valid pixels. Else
+    the tenth is taken; if that has no valid pixel, image and label stay uncropped.
+    """
+    height, width = label.shape
+    h, w = min(crop_size[0], height), min(crop_size[1], width)
+    for _ in range(_CROP_TRIES):
+        top, left = rng.integers(0, height - h + 1), rng.integers(0, width - w + 1)
+        window = np.s_[top : top + h, left : left + w]
+        counts = _class_counts(label[window])
+        valid = counts.sum()
+        if np.count_nonzero(counts) > 1 and counts.max() / valid < _MAX_CLASS_SHARE:
+            break
+    if not valid:
+        return image, label
+    return image[window], label[window]
+
+
+def _class_counts(label: np.ndarray) -> np.ndarray:
+    """Returns the pixels of each class, int64 (255,); faster than bincount, and needs no copy."""
+    counts = cv2.calcHist([label], [0], None, [256], [0, 256]).ravel()
+    return counts[:IGNORE_INDEX].astype(np.int64)
+
+
+def random_flip(
+    image: np.ndarray, label: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns both mirrored left-right, or neither, with equal chance."""
+    if rng.random() > 0.5:
+        return image, label
+    return cv2.flip(image, 1), cv2.flip(label, 1)
+
+
+def photometric_distortion(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Returns the image with brightness, contrast, saturation and hue each changed by a coin.
+
+    A further coin decides whether contrast comes second or last.
+    """
+    if rng.integers(0, 2):
+        image = adjust_brightness(image, rng.uniform(-_BRIGHTNESS, _BRIGHTNESS))
+    is_contrast_early = rng.integers(0, 2)
+    if is_contrast_early and rng.integers(0, 2):
+        image = adjust_contrast(image, rng.uniform(*_CONTRAST))
+    if rng.integers(0, 2):
+        image = adjust_saturation(image, rng.uniform(*_SATURATION))
+    if rng.integers(0, 2):
+        image = adjust_hue(image, int(rng.integers(-_HUE, _HUE)))
+    if not is_contrast_early and rng.integers(0, 2):
+        image = adjust_contrast(image, rng.uniform(*_CONTRAST))
+    return image
+
+
+def adjust_brightness(image: np.ndarray, delta: float) -> np.ndarray:
+    """Returns image + delta, clipped to 0..255 and cut to whole numbers."""
+    return cv2.LUT(image, _linear_table(1.0, delta))
+
+
+def adjust_contrast(image: np.ndarray, factor: float) -> np.ndarray:
+    """Returns image * factor, clipped to 0..255 and cut to whole numbers."""
+    return cv2.LUT(image, _linear_table(factor, 0.0))
+
+
+def adjust_saturation(image: np.ndarray, factor: float) -> np.ndarray:
+    """Returns the image with its HSV saturation multiplied, clipped and cut."""
+    return _map_hsv(image, 1, _linear_table(factor, 0.0))
+
+
+def adjust_hue(image: np.ndarray, shift: int) -> np.ndarray:
+    """Returns the image with its hue (0..179) turned by -shift.
+
+    Minus, because the reference hands BGR arrays to an RGB conversion.
+    """
+    return _map_hsv(image, 0, ((np.arange(256) + shift) % 180).astype(np.uint8))
+
+
+def _linear_table(factor: float, delta: float) -> np.ndarray:
+    levels = np.arange(256, dtype=np.float32) * factor + delta
+    return np.clip(levels, 0, 255).astype(np.uint8)
+
+
+def _map_hsv(image: np.ndarray, channel: int, table: np.ndarray) -> np.ndarray:
+    """Sends one channel of the image in OpenCV's 8 bit HSV through `table`."""
+    tables = np.repeat(np.arange(256, dtype=np.uint8), 3).reshape(1, 256, 3)
+    tables[0, :, channel] = table
+    # Our RGB named BGR is what the reference's BGR named RGB is: the same bits come out.
+    hsv = cv2.cvtColor(image, cv2.COLOR_BGR2HSV)
+    return cv2.cvtColor(cv2.LUT(hsv, tables), cv2.COLOR_HSV2BGR)
+
+
+def place(
+    image: np.ndarray, label: np.ndarray, crop_size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Centres image and label in `crop_size`, padding what is smaller and cutting what is larger.
+
+    The reference swaps height and width of the target when the image's orientation opposes it.
+    Batches have one shape here, so we never swap; a crop fits either way, only its padding moves.
+
+    Returns:
+      The image, uint8 (h, w, 3) with 0 around it; the label, uint8 (h, w) with 255 around it; and
+      the box of the image in it, int32 (top, left, bottom, right), the last two exclusive.
+    """
+    (top, bottom, rows), (left, right, columns) = map(_centre, label.shape, crop_size)
+    out_image = np.zeros((*crop_size, 3), np.uint8)
+    out_label = np.full(crop_size, IGNORE_INDEX, np.uint8)
+    out_image[top:bottom, left:right] = image[rows, columns]
+    out_label[top:bottom, left:right] = label[rows, columns]
+    return out_image, out_label, np.array((top, left, bottom, right), np.int32)
+
+
+def _centre(size: int, target: int) -> tuple[int, int, slice]:
+    """Returns where an axis starts and ends in the target, and which part of it is used."""
+    start = (target - size) // 2  # negative: the axis is cut
+    first = max(0, -start)
+    used = min(size, target)
+    return max(0, start), max(0, start) + used, slice(first, first + used)
+
+
+def train_transform(
+    image: np.ndarray,
+    label: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    crop_size: tuple[int, int],
+    resize_base: tuple[int, int],
+    scale_range: tuple[float, float],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns one augmented training sample: image, label and box, as `place` does."""
+    image, label = random_scale(image, label, rng, resize_base, scale_range)
+    image, label = random_crop(image, label, rng, crop_size)
+    image, label = random_flip(image, label, rng)
+    image = photometric_distortion(image, rng)
+    return place(image, label, crop_size)
+
+
+def normalize(image: np.ndarray) -> np.ndarray:
+    """Returns (image - MEAN) / STD, float32 (H, W, 3): what a network sees of a uint8 image."""
+    return (image.astype(np.float32) - MEAN) * (1 / STD)

@@ -1,0 +1,72 @@
+"""What can go wrong for a user: one exception family, an exit code each, one line of text each.
+
+Every command renders these as `error: <where>: <what> - <fix>` (see `cli.run`).
+"""
+
+
+class DeepLabError(Exception):
+    """A mistake or a state of the world that the user can mend.
+
+    Attributes:
+      where: the file, flag or configuration key at fault.
+      what: what is wrong there, with its value, and what is accepted.
+      fix: what to do about it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, where: str, what: str, fix: str):
+        super().__init__(where, what, fix)  # all three, so that it survives pickling from a worker
+        self.where, self.what, self.fix = str(where), what, fix
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what} - {self.fix}"
+
+
+class ConfigError(DeepLabError, ValueError):
+    """A flag, verb or configuration value that cannot be used."""
+
+    exit_code = 2
+
+
+class DataError(DeepLabError, ValueError):
+    """An image, label, list or folder that cannot be used."""
+
+    exit_code = 3
+
+
+class CheckpointError(DeepLabError, ValueError):
+    """A checkpoint or weights file that cannot be used."""
+
+    exit_code = 4
+
+
+class ResourceError(DeepLabError, RuntimeError):
+    """Memory, disk space, a permission or a worker process is missing."""
+
+    exit_code = 5
+
+
+class NumericError(DeepLabError, ArithmeticError):
+    """Training produced a value that is not finite."""
+
+    exit_code = 6
+
+
+class Interrupted(DeepLabError):  # noqa: N818 - not an error: the state was saved
+    """Training was asked to stop, saved its state and left.
+
+    Attributes:
+      exit_code: 130 after Ctrl-C, 143 after SIGTERM.
+    """
+
+    def __init__(self, where: str, what: str, fix: str, exit_code: int):
+        super().__init__(where, what, fix)
+        self.exit_code = exit_code
+
+
+def shorten(names, limit: int = 10) -> str:
+    """Returns up to `limit` names in sorted order, then how many more there are."""
+    names = sorted(str(name) for name in names)
+    rest = len(names) - limit
+    return ", ".join(names[:limit]) + (f", ... ({rest} more)" if rest > 0 else "")

@@ -1,0 +1,210 @@
+"""Convolution with its norm and activation, and what surrounds it.
+
+Padding is symmetric and explicit: "SAME" shifts a strided convolution by one pixel against
+PyTorch. Initial values are PyTorch's defaults. Kernels are HWIO, pictures NHWC.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from deeplab_jax.models import ops
+
+BN_EPSILON = 1e-5
+BN_MOMENTUM = 0.1  # share of the new value, PyTorch's convention
+
+
+class Numerics(NamedTuple):
+    """How to compute, chosen once when the model is built.
+
+    Attributes:
+      dtype: of activations: float32, bfloat16 or float64.
+      platform: "cpu", "gpu" or "tpu", for operations with more than one form.
+      freeze_batch_norm: normalise with the running statistics in training too.
+    """
+
+    dtype: jnp.dtype = jnp.float32
+    platform: str = "cpu"
+    freeze_batch_norm: bool = False
+
+    @property
+    def wide_dtype(self) -> jnp.dtype:
+        """Of parameters, statistics and logits: float32, or float64 where `dtype` is."""
+        return jnp.promote_types(self.dtype, jnp.float32)
+
+
+def uniform_fan_in(key: jax.Array, shape: tuple[int, ...], dtype) -> jax.Array:
+    """Draws from U(-b, b), b = 1 / sqrt(fan in): PyTorch's default for convolutions."""
+    return nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")(key, shape, dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=())
+def _normalize(x, scale, bias, centre):
+    return _normalize_forward(x, scale, bias, centre)[0]
+
+
+def _normalize_forward(x, scale, bias, centre):
+    axes = (0, 1, 2)
+    wide = x.astype(scale.dtype)
+    # One pass: sums around a value near the mean do not cancel, as plain E[x^2] - E[x]^2 does.
+    shifted = wide - centre
+    first = jnp.mean(shifted, axes)
+    second = jnp.mean(jnp.square(shifted), axes)
+    mean = centre + first
+    var = jnp.maximum(second - jnp.square(first), 0)
+    rstd = lax.rsqrt(var + BN_EPSILON)
+    y = ((wide - mean) * (rstd * scale) + bias).astype(x.dtype)
+    return (y, mean, var), (x, scale, mean, rstd)
+
+
+def _normalize_backward(residuals, cotangents):
+    x, scale, mean, rstd = residuals
+    g = cotangents[0].astype(scale.dtype)  # mean and var feed running statistics only
+    axes = (0, 1, 2)
+    normal = (x.astype(scale.dtype) - mean) * rstd
+    g_mean = jnp.mean(g, axes)
+    g_normal_mean = jnp.mean(g * normal, axes)
+    dx = scale * rstd * (g - g_mean - normal * g_normal_mean)
+    count = x.size // x.shape[-1]
+    return dx.astype(x.dtype), g_normal_mean * count, g_mean * count, jnp.zeros_like(mean)
+
+
+_normalize.defvjp(_normalize_forward, _normalize_backward)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation with PyTorch's statistics: the running variance is the unbiased one.
+
+    Under `jit` the batch is the global one, so this is synchronised batch norm on any number of
+    devices. The gradient through the statistics is hand-written: one reduction each way.
+    """
+
+    numerics: Numerics
+
+    @nn.compact
+    def __call__(self, x: jax.Array, is_train: bool) -> jax.Array:
+        """Returns `x` (B, H, W, C) normalised per channel, scaled and shifted."""
+        dtype, shape = self.numerics.wide_dtype, (x.shape[-1],)
+        scale = self.param("scale", nn.initializers.ones, shape, dtype)
+        bias = self.param("bias", nn.initializers.zeros, shape, dtype)
+        mean = self.variable("batch_stats", "mean", jnp.zeros, shape, dtype)
+        var = self.variable("batch_stats", "var", jnp.ones, shape, dtype)
+        if not is_train or self.numerics.freeze_batch_norm:
+            factor = lax.rsqrt(var.value + BN_EPSILON) * scale
+            return ((x.astype(dtype) - mean.value) * factor + bias).astype(x.dtype)
+        y, batch_mean, batch_var = _normalize(x, scale, bias, lax.stop_gradient(mean.value))
+        if not self.is_initializing():
+            count = x.size // x.shape[-1]
+            unbiased = batch_var * (count / (count - 1))
+            for running, batch in ((mean, batch_mean), (var, unbiased)):
+                new = (1 - BN_MOMENTUM) * running.value + BN_MOMENTUM * batch
+                running.value = lax.stop_gradient(new)
+        return y
+
+
+class Conv(nn.Module):
+    """Convolution without bias: 1x1, 3x3, or depthwise 3x3."""
+
+    features: int
+    kernel_size: int
+    numerics: Numerics
+    stride: int = 1
+    dilation: int = 1
+    is_depthwise: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns (B, ceil(H / stride), ceil(W / stride), features)."""
+        inputs = 1 if self.is_depthwise else x.shape[-1]
+        shape = (self.kernel_size, self.kernel_size, inputs, self.features)
+        kernel = self.param("kernel", uniform_fan_in, shape, self.numerics.wide_dtype)
+        kernel = kernel.astype(self.numerics.dtype)
+        if self.is_depthwise:
+            return ops.depthwise_conv3x3(x, kernel, self.dilation, self.numerics.platform)
+        if self.kernel_size == 1:
+            return ops.conv1x1(x, kernel, self.stride)
+        padding = (self.kernel_size // 2) * self.dilation
+        return lax.conv_general_dilated(
+            x,
+            kernel,
+            window_strides=(self.stride, self.stride),
+            padding=[(padding, padding)] * 2,
+            rhs_dilation=(self.dilation, self.dilation),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+
+
+class ConvBNReLU(nn.Module):
+    """Convolution, batch norm and, unless `use_relu` is off, ReLU."""
+
+    features: int
+    numerics: Numerics
+    kernel_size: int = 1
+    stride: int = 1
+    dilation: int = 1
+    is_depthwise: bool = False
+    use_relu: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array, is_train: bool) -> jax.Array:
+        """Returns (B, ceil(H / stride), ceil(W / stride), features)."""
+        x = Conv(
+            self.features,
+            self.kernel_size,
+            self.numerics,
+            self.stride,
+            self.dilation,
+            self.is_depthwise,
+            name="conv",
+        )(x)
+        x = BatchNorm(self.numerics, name="norm")(x, is_train)
+        return nn.relu(x) if self.use_relu else x
+
+
+class SeparableConvBNReLU(nn.Module):
+    """Depthwise 3x3, then 1x1; norm and ReLU follow both."""
+
+    features: int
+    numerics: Numerics
+    dilation: int = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array, is_train: bool) -> jax.Array:
+        """Returns (B, H, W, features)."""
+        x = ConvBNReLU(
+            x.shape[-1],
+            self.numerics,
+            kernel_size=3,
+            dilation=self.dilation,
+            is_depthwise=True,
+            name="depthwise",
+        )(x, is_train)
+        return ConvBNReLU(self.features, self.numerics, name="pointwise")(x, is_train)
+
+
+class Classifier(nn.Module):
+    """Drops whole channels, then maps features to logits by a 1x1 convolution with bias."""
+
+    num_classes: int
+    dropout_rate: float
+    numerics: Numerics
+
+    @nn.compact
+    def __call__(self, x: jax.Array, use_dropout: bool) -> jax.Array:
+        """Returns logits (B, H, W, num_classes), float32 or wider."""
+        x = nn.Dropout(self.dropout_rate, broadcast_dims=(1, 2))(x, not use_dropout)
+        dtype = self.numerics.wide_dtype
+        shape = (1, 1, x.shape[-1], self.num_classes)
+        kernel = self.param("kernel", uniform_fan_in, shape, dtype)
+        # PyTorch draws the bias from the same interval as the kernel.
+        bias = self.param("bias", lambda key: uniform_fan_in(key, shape, dtype)[0, 0, 0])
+        return ops.conv1x1(x, kernel.astype(self.numerics.dtype), dtype=dtype) + bias
+
+
+def add_and_relu(x: jax.Array, identity: jax.Array) -> jax.Array:
+    """Returns relu(x + identity): the end of a residual block."""
+    return nn.relu(x + identity)

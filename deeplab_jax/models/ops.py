@@ -1,0 +1,199 @@
+"""Operations whose plain lax form is slow, written in the form that is fast.
+
+Each is proven equal to the plain form, gradients included, in `tests/models/test_ops.py`. Reading
+another row or column goes through `shift` alone, so that a partitioner that splits the image
+height moves only the rows at the seams.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+
+def shift(x: jax.Array, rows: int = 0, columns: int = 0) -> jax.Array:
+    """Moves a picture by whole pixels; what comes in from outside is zero.
+
+    Args:
+      x: (B, H, W, C).
+      rows: how far down; negative moves up.
+      columns: how far right; negative moves left.
+
+    Returns:
+      Same shape; element (b, i, j, c) is x[b, i - rows, j - columns, c].
+    """
+    # One same-size pad: padding first and slicing afterwards makes shards of unequal height.
+    edges = [(0, 0, 0), (rows, -rows, 0), (columns, -columns, 0), (0, 0, 0)]
+    return lax.pad(x, jnp.zeros((), x.dtype), edges)
+
+
+def conv1x1(x: jax.Array, kernel: jax.Array, stride: int = 1, dtype=None) -> jax.Array:
+    """Convolves 1x1 as a matrix product over channels.
+
+    Args:
+      x: (B, H, W, I).
+      kernel: (1, 1, I, O).
+      stride: keeps every `stride`-th row and column.
+      dtype: of the result; that of `x` by default.
+
+    Returns:
+      (B, ceil(H / stride), ceil(W / stride), O).
+    """
+    x = x[:, ::stride, ::stride] if stride > 1 else x
+    return lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())), preferred_element_type=dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def depthwise_conv3x3(x: jax.Array, kernel: jax.Array, dilation: int, platform: str) -> jax.Array:
+    """Convolves each channel with its own 3x3 kernel, stride 1, zero padding = dilation.
+
+    Args:
+      x: (B, H, W, C).
+      kernel: (3, 3, 1, C).
+      dilation: distance between taps, in pixels.
+      platform: "cpu", "gpu" or "tpu"; picks the form of the kernel's gradient.
+
+    Returns:
+      (B, H, W, C).
+    """
+    height, width = x.shape[1:3]
+    padded = jnp.pad(x, ((0, 0), (0, 0), (dilation, dilation), (0, 0)))
+    total = jnp.zeros_like(x)
+    for i in range(3):
+        down = (1 - i) * dilation
+        if abs(down) >= height:
+            continue  # this row of taps sees only padding
+        # Columns first, then one shift of their sum: a third of the shifts.
+        row = sum(
+            padded[:, :, j * dilation : j * dilation + width] * kernel[i, j, 0]
+            for j in range(3)
+            if abs(j - 1) * dilation < width
+        )
+        total = total + (shift(row, rows=down) if down else row)
+    return total
+
+
+def _depthwise_forward(x, kernel, dilation, platform):
+    return depthwise_conv3x3(x, kernel, dilation, platform), (x, kernel)
+
+
+def _depthwise_backward(dilation, platform, residuals, g):
+    x, kernel = residuals
+    dx = depthwise_conv3x3(g, kernel[::-1, ::-1], dilation, platform)
+    gradient = _depthwise_kernel_by_rows if platform == "cpu" else _depthwise_kernel_by_taps
+    return dx, gradient(x, g, dilation).astype(kernel.dtype)
+
+
+depthwise_conv3x3.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+def _depthwise_kernel_by_taps(x, g, dilation):
+    """Nine reductions, which accelerators fuse."""
+    height, width = x.shape[1:3]
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    padded = jnp.pad(x, ((0, 0), (0, 0), (dilation, dilation), (0, 0)))
+    taps = []
+    for i in range(3):
+        down = (1 - i) * dilation
+        row = shift(padded, rows=down) if abs(down) < height else jnp.zeros_like(padded)
+        for j in range(3):
+            tap = row[:, :, j * dilation : j * dilation + width]
+            taps.append(jnp.sum((tap * g).astype(dtype), axis=(0, 1, 2)))
+    return jnp.stack(taps).reshape(3, 3, 1, -1)
+
+
+def _depthwise_kernel_by_rows(x, g, dilation):
+    """One pass over the rows, which stays in a processor's cache."""
+    batch, height, width, channels = x.shape
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    d = dilation
+    padded = jnp.pad(x, ((0, 0), (d, d), (d, d), (0, 0)))
+    padded = padded.reshape(batch * (height + 2 * d), width + 2 * d, channels)
+    rows = g.reshape(batch * height, width, channels)
+
+    def add_row(total, k):
+        top = k // height * (height + 2 * d) + k % height
+        g_row = lax.dynamic_index_in_dim(rows, k, keepdims=False)
+        taps = []
+        for i in range(3):
+            x_row = lax.dynamic_index_in_dim(padded, top + i * d, keepdims=False)
+            taps += [(x_row[j * d : j * d + width] * g_row).sum(0) for j in range(3)]
+        return total + jnp.stack(taps).astype(dtype), None
+
+    total, _ = lax.scan(add_row, jnp.zeros((9, channels), dtype), jnp.arange(batch * height))
+    return total.reshape(3, 3, 1, channels)
+
+
+def resize_bilinear(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Resizes with half-pixel centres, clamped edges and no antialiasing.
+
+    This is PyTorch's `interpolate(mode="bilinear", align_corners=False)`, also when it shrinks.
+
+    Args:
+      x: (B, H, W, C), floating point.
+      size: (height, width) of the result, in pixels.
+
+    Returns:
+      (B, *size, C) in the dtype of `x`.
+    """
+    for axis in (2, 1):  # columns first: the row pass then writes whole rows
+        length = x.shape[axis]
+        if size[axis - 1] == length:
+            continue
+        factor, remainder = divmod(size[axis - 1], length)
+        if remainder:
+            x = _interpolate(x, size[axis - 1], axis)
+        else:
+            x = _upsample(x, factor, axis)
+    return x
+
+
+def _upsample(x, factor, axis):
+    """Integer factor: each of the `factor` phases mixes an element with one neighbour."""
+    length = x.shape[axis]
+    index = lax.broadcasted_iota(jnp.int32, x.shape, axis)
+    name = "rows" if axis == 1 else "columns"
+    before = jnp.where(index == 0, x, shift(x, **{name: 1}))
+    after = jnp.where(index == length - 1, x, shift(x, **{name: -1}))
+    phases = []
+    for k in range(factor):
+        offset = (k + 0.5) / factor - 0.5
+        neighbour = before if offset < 0 else after
+        phases.append(x * (1 - abs(offset)) + neighbour * abs(offset))
+    shape = (*x.shape[:axis], length * factor, *x.shape[axis + 1 :])
+    return jnp.stack(phases, axis + 1).reshape(shape)
+
+
+def _sampling(size, length):
+    """Returns low index, high index and weight of the high one, for each output element."""
+    source = np.maximum((np.arange(size) + 0.5) * (length / size) - 0.5, 0)
+    low = np.minimum(source.astype(np.int32), length - 1)
+    return low, np.minimum(low + 1, length - 1), source - low
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _interpolate(x, size, axis):
+    """Any factor: gathers the two neighbours along one axis and mixes them."""
+    low, high, weight = _sampling(size, x.shape[axis])
+    weight = jnp.asarray(weight.reshape(-1, *[1] * (x.ndim - 1 - axis)), x.dtype)
+    return jnp.take(x, low, axis) * (1 - weight) + jnp.take(x, high, axis) * weight
+
+
+def _interpolate_forward(x, size, axis):
+    return _interpolate(x, size, axis), x.shape[axis]
+
+
+def _interpolate_backward(size, axis, length, g):
+    # The gradient of a gather is a scatter, which is slow everywhere; a product is not.
+    low, high, weight = _sampling(size, length)
+    matrix = np.zeros((length, size))
+    np.add.at(matrix, (low, np.arange(size)), 1 - weight)
+    np.add.at(matrix, (high, np.arange(size)), weight)
+    flat = g.reshape(*g.shape[:axis], size, -1)
+    dx = jnp.matmul(jnp.asarray(matrix, g.dtype), flat)
+    return (dx.reshape(*g.shape[:axis], length, *g.shape[axis + 1 :]),)
+
+
+_interpolate.defvjp(_interpolate_forward, _interpolate_backward)

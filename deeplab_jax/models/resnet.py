@@ -1,0 +1,116 @@
+"""Dilated ResNet with a deep 3x3 stem (ResNet v1c; ssseg spec section 2.1).
+
+A layer that would shrink the map below the output stride dilates instead; its first block uses
+half of the layer's dilation ("contracted dilation").
+"""
+
+import flax.linen as nn
+import jax
+
+from deeplab_jax.models.layers import ConvBNReLU, Numerics, add_and_relu
+
+BLOCKS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+_STRIDES = {8: (1, 2, 1, 1), 16: (1, 2, 2, 1)}
+_DILATIONS = {8: (1, 1, 2, 4), 16: (1, 1, 1, 2)}
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions around an identity (ResNet-18); only the first is dilated."""
+
+    features: int
+    stride: int
+    dilation: int
+    numerics: Numerics
+
+    @nn.compact
+    def __call__(self, x: jax.Array, is_train: bool) -> jax.Array:
+        """Returns (B, ceil(H / stride), ceil(W / stride), features)."""
+        identity = x
+        if self.stride > 1 or x.shape[-1] != self.features:
+            identity = ConvBNReLU(
+                self.features, self.numerics, stride=self.stride, use_relu=False, name="projection"
+            )(x, is_train)
+        x = ConvBNReLU(
+            self.features, self.numerics, 3, self.stride, self.dilation, name="conv1"
+        )(x, is_train)
+        x = ConvBNReLU(self.features, self.numerics, 3, use_relu=False, name="conv2")(x, is_train)
+        return add_and_relu(x, identity)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 (stride and dilation), 1x1 to four times the features, around an identity."""
+
+    features: int
+    stride: int
+    dilation: int
+    numerics: Numerics
+
+    @nn.compact
+    def __call__(self, x: jax.Array, is_train: bool) -> jax.Array:
+        """Returns (B, ceil(H / stride), ceil(W / stride), 4 * features)."""
+        identity = x
+        out = 4 * self.features
+        if self.stride > 1 or x.shape[-1] != out:
+            identity = ConvBNReLU(
+                out, self.numerics, stride=self.stride, use_relu=False, name="projection"
+            )(x, is_train)
+        x = ConvBNReLU(self.features, self.numerics, name="conv1")(x, is_train)
+        x = ConvBNReLU(
+            self.features, self.numerics, 3, self.stride, self.dilation, name="conv2"
+        )(x, is_train)
+        x = ConvBNReLU(out, self.numerics, use_relu=False, name="conv3")(x, is_train)
+        return add_and_relu(x, identity)
+
+
+class Stem(nn.Module):
+    """Three 3x3 convolutions; the first has stride 2."""
+
+    features: int
+    numerics: Numerics
+
+    @nn.compact
+    def __call__(self, x: jax.Array, is_train: bool) -> jax.Array:
+        """Returns (B, ceil(H / 2), ceil(W / 2), features)."""
+        half = self.features // 2
+        x = ConvBNReLU(half, self.numerics, 3, stride=2, name="conv1")(x, is_train)
+        x = ConvBNReLU(half, self.numerics, 3, name="conv2")(x, is_train)
+        return ConvBNReLU(self.features, self.numerics, 3, name="conv3")(x, is_train)
+
+
+class ResNet(nn.Module):
+    """The four layers of a ResNet at output stride 8 or 16.
+
+    Attributes:
+      depth: 18, 50 or 101.
+      output_stride: 8 or 16.
+      numerics: dtype, platform and norm mode.
+      width: channels of the stem and of the first layer's 3x3 convolutions.
+    """
+
+    depth: int
+    output_stride: int
+    numerics: Numerics
+    width: int = 64
+
+    @nn.compact
+    def __call__(self, x: jax.Array, is_train: bool) -> tuple[jax.Array, ...]:
+        """Returns the feature maps of layers 1 to 4, NHWC."""
+        x = Stem(self.width, self.numerics, name="stem")(x, is_train)
+        x = nn.max_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1)])
+        block = BasicBlock if self.depth < 50 else Bottleneck
+        maps = []
+        for layer, blocks in enumerate(BLOCKS[self.depth]):
+            stride = _STRIDES[self.output_stride][layer]
+            dilation = _DILATIONS[self.output_stride][layer]
+            features = self.width * 2**layer
+            for index in range(blocks):
+                is_first = index == 0
+                x = block(
+                    features,
+                    stride if is_first else 1,
+                    max(1, dilation // 2) if is_first else dilation,
+                    self.numerics,
+                    name=f"layer{layer + 1}_{index}",
+                )(x, is_train)
+            maps.append(x)
+        return tuple(maps)

@@ -1,0 +1,38 @@
+"""SGD with momentum, coupled weight decay and the poly schedule (ssseg spec section 5)."""
+
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+
+def poly_schedule(lr: float, min_lr: float, power: float, total_steps: int) -> optax.Schedule:
+    """Returns step -> (lr - min_lr) * (1 - step / total_steps)^power + min_lr.
+
+    The first step (0) uses exactly `lr`; the last (total_steps - 1) stays above `min_lr`.
+    """
+    schedule = optax.polynomial_schedule(lr, min_lr, power, total_steps)
+    # As a float, the step keeps the precision JAX runs in; an int32 would end in float32.
+    return lambda step: schedule(jnp.asarray(step, float))
+
+
+def build_optimizer(
+    train: ConfigDict, total_steps: int
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """Builds the optimiser of the table.
+
+    d = gradient + weight_decay * p on every parameter, norms and biases included;
+    v = momentum * v + d; p = p - lr(step) * v.
+
+    Args:
+      train: `config.train`.
+      total_steps: T of the schedule.
+
+    Returns:
+      The optimiser and its schedule.
+    """
+    schedule = poly_schedule(train.lr, train.min_lr, train.poly_power, total_steps)
+    optimizer = optax.chain(
+        optax.add_decayed_weights(train.weight_decay),
+        optax.sgd(schedule, momentum=train.momentum),
+    )
+    return optimizer, schedule

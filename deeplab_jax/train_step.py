@@ -1,0 +1,111 @@
+"""One optimiser step: prepare a batch, take gradients, update the state."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from deeplab_jax.data.transforms import MEAN, STD
+from deeplab_jax.losses import segmentation_loss
+from deeplab_jax.models import DeepLabV3Plus
+from deeplab_jax.optimizer import build_optimizer
+from deeplab_jax.train_state import State
+
+Metrics = dict[str, jax.Array]
+
+
+def normalize(image: jax.Array) -> jax.Array:
+    """Returns (image - mean) * (1 / std) per channel, float32, of an RGB image 0..255."""
+    mean, scale = jnp.asarray(MEAN, jnp.float32), jnp.asarray(1 / STD, jnp.float32)
+    return (image.astype(jnp.float32) - mean) * scale
+
+
+def prepare(
+    image: jax.Array, label: jax.Array, box: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Turns bytes into what `update` takes.
+
+    Args:
+      image: uint8 (B, H, W, 3) RGB.
+      label: uint8 (B, H, W); 255 is ignored.
+      box: int32 (B, 4): top, left, bottom, right of the picture; outside is padding.
+
+    Returns:
+      float32 images, normalised, padding 0 (the mean colour, which no byte is); int32 labels.
+    """
+    top, left, bottom, right = (box[:, k, None] for k in range(4))
+    row, column = jnp.arange(image.shape[1])[None], jnp.arange(image.shape[2])[None]
+    inside = ((row >= top) & (row < bottom))[:, :, None] & ((column >= left) & (column < right))[:, None]
+    return jnp.where(inside[..., None], normalize(image), 0), label.astype(jnp.int32)
+
+
+def gradients(
+    loss_fn: Callable, params: Any, *args: Any
+) -> tuple[Any, tuple[Any, dict[str, jax.Array]]]:
+    """Returns (gradient, (batch_stats, losses)) of `loss_fn(params, *args)`."""
+    (_, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, *args)
+    return grads, aux
+
+
+def make_update(
+    model: DeepLabV3Plus, config: ConfigDict, total_steps: int, *, use_dropout: bool = True
+) -> Callable[[State, jax.Array, jax.Array], tuple[State, Metrics]]:
+    """Builds the pure function that does one step.
+
+    Args:
+      model: the network.
+      config: the run's; `seed` and `train` are read.
+      total_steps: T of the schedule.
+      use_dropout: off for comparing with another implementation.
+
+    Returns:
+      update(state, images float32 (B, H, W, 3), labels int32 (B, H, W)) -> (state, metrics), where
+      metrics are scalars: "loss", "loss_main", "loss_aux" (weighted), "lr", "grad_norm" and the
+      boolean "is_finite".
+    """
+    optimizer, schedule = build_optimizer(config.train, total_steps)
+    train = config.train
+
+    def loss_fn(params, batch_stats, images, labels, key):
+        output, updated = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            images,
+            is_train=True,
+            use_dropout=use_dropout,
+            rngs={"dropout": key},
+            mutable=["batch_stats"],
+        )
+        losses = segmentation_loss(
+            output.logits,
+            output.aux_logits,
+            labels,
+            num_groups=train.reference_processes,
+            aux_weight=train.aux_weight,
+        )
+        return losses["loss"], (updated["batch_stats"], losses)
+
+    def update(state: State, images: jax.Array, labels: jax.Array) -> tuple[State, Metrics]:
+        key = jax.random.fold_in(jax.random.key(config.seed), state["step"])
+        grads, (batch_stats, losses) = gradients(
+            loss_fn, state["params"], state["batch_stats"], images, labels, key
+        )
+        updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
+        grad_norm = optax.global_norm(grads)
+        metrics = {
+            **losses,
+            "lr": jnp.asarray(schedule(state["step"])),
+            "grad_norm": grad_norm,
+            "is_finite": jnp.isfinite(losses["loss"]) & jnp.isfinite(grad_norm),
+        }
+        new_state = {
+            "step": state["step"] + 1,
+            "params": optax.apply_updates(state["params"], updates),
+            "batch_stats": batch_stats,
+            "opt_state": opt_state,
+        }
+        return new_state, metrics
+
+    return update

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Lint, types and tests, in the environment of quickstart.sh. Arguments go to pytest:
+# `scripts/test.sh -m slow`, `scripts/test.sh tests/models -x`.
+source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+install "[dev]"
+
+say "Lint"
+ruff check .
+ruff format --check .
+
+say "Types"
+mypy
+
+say "Tests"
+pytest "$@"

@@ -1,0 +1,85 @@
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from deeplab_jax import config
+
+RECIPES = Path(__file__).parents[2] / "configs"
+ROWS = {f"{name}_r{depth}_os{os}": (name, depth, os) for name, depth, os in config.PUBLISHED_MIOU}
+OTHERS = ["camvid_r50_os16", "quickstart"]
+
+# What a column of the table may decide; nothing else may differ between two of its rows.
+BY_DATASET = {
+    "data.dataset",
+    "model.num_classes",
+    "data.train_split",
+    "data.resize_base",
+    "data.crop_size",
+    "train.batch_size",
+    "train.epochs",
+    "eval.resize_base",
+}
+BY_OUTPUT_STRIDE = {"model.output_stride", "model.atrous_rates"}
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, RECIPES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_there_is_a_recipe_for_each_row_and_no_stray_file():
+    assert len(ROWS) == 12
+    assert {path.stem for path in RECIPES.glob("*.py")} == {*ROWS, *OTHERS}
+
+
+@pytest.mark.parametrize("name", [*ROWS, *OTHERS])
+def test_recipe_is_valid_locked_and_named_after_its_file(name):
+    c = load(name).get_config()
+    config.validate(c)
+    assert c.is_locked
+    assert c.name == name
+
+
+@pytest.mark.parametrize("name", [*ROWS, *OTHERS])
+def test_recipe_survives_json(name):
+    c = load(name).get_config()
+    assert config.flatten(config.from_dict(c.to_dict())) == config.flatten(c)
+
+
+@pytest.mark.parametrize(("name", "row"), ROWS.items())
+def test_docstring_tells_the_row_and_its_command(name, row):
+    text, c = load(name).__doc__, load(name).get_config()
+    assert f"ResNet-{row[1]}, output stride {row[2]}" in text
+    assert f"mean IoU {config.PUBLISHED_MIOU[row]:.2f} %" in text
+    assert f"--config configs/{name}.py --config.init.backbone=DIR" in text
+    numbers = [int(n) for n in re.findall(r"\d+", re.search(r"Recipe:([^,]*,){3}[^,]*", text)[0])]
+    expected = [c.model.num_classes, c.train.batch_size, c.train.epochs, *c.data.crop_size]
+    assert numbers == expected
+    assert "Hardware and hours: not measured." in text
+
+
+@pytest.mark.parametrize(("name", "row"), ROWS.items())
+def test_rows_differ_only_in_what_the_table_says(name, row):
+    ours = config.flatten(load(name).get_config())
+    for other, (dataset, depth, output_stride) in ROWS.items():
+        theirs = config.flatten(load(other).get_config())
+        allowed = {"name"}
+        allowed |= BY_DATASET if dataset != row[0] else set()
+        allowed |= {"model.depth"} if depth != row[1] else set()
+        allowed |= BY_OUTPUT_STRIDE if output_stride != row[2] else set()
+        assert {key for key in ours if ours[key] != theirs[key]} <= allowed
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_table_recipe_does_not_choose_random_weights_by_itself(name):
+    assert load(name).get_config().init.backbone == ""
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_tap_of_the_largest_rate_is_trained(name):
+    c = load(name).get_config()
+    assert min(c.data.crop_size) > max(c.model.atrous_rates) * c.model.output_stride

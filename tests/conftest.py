@@ -1,0 +1,162 @@
+"""Strict JAX settings, the golden values of ../shared, and tiny data sets in every layout."""
+
+import importlib.util
+import os
+from pathlib import Path
+
+# Before anything imports jax; commands that tests start inherit them.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
+os.environ.setdefault("NPROC", "64")  # XLA's threads: enough for its collectives on few cores
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    devices = "--xla_force_host_platform_device_count=4"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {devices}".strip()
+
+import cv2
+import numpy as np
+import pytest
+from absl import flags
+
+from deeplab_jax.data.classes import colormap
+from deeplab_jax.data.images import write_png_indices
+
+if not flags.FLAGS.is_parsed():
+    flags.FLAGS.mark_as_parsed()  # grain and absl loggers ask for flags
+
+_SHARED = Path(__file__).resolve().parents[2] / "shared"
+_CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+_BLOCK = 8  # pixels a side; a 65 x 97 image has 117 blocks
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "shared" in item.fixturenames:
+            item.add_marker(pytest.mark.data)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of reference material beside the checkout."""
+    if not _SHARED.is_dir():
+        pytest.skip(f"no reference material at {_SHARED}")
+    return _SHARED
+
+
+@pytest.fixture(scope="session")
+def golden(shared) -> Path:
+    """The folder of golden vectors."""
+    return shared / "reference" / "golden"
+
+
+@pytest.fixture(scope="session")
+def recipe(golden):
+    """The module that draws the golden vectors' weights, images and labels."""
+    spec = importlib.util.spec_from_file_location("golden_recipe", golden / "recipe.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def make_tree(tmp_path_factory):
+    """Returns make_tree(dataset, **options) -> root of a freshly drawn tiny data set.
+
+    Options, for all: num_train=12, num_val=4, seed=0, and "folder" alone num_classes=4. Images
+    are 65 x 97 and 97 x 65 in turn; every split holds every class, and ignored pixels.
+    """
+
+    def make(dataset, **options):
+        root = tmp_path_factory.mktemp(dataset)
+        _TREES[dataset](root, **options)
+        return root
+
+    return make
+
+
+def make_voc_tree(root, num_train=12, num_val=4, seed=0):
+    """Masks are palette PNGs, as the development kit ships them."""
+    top = root / "VOCdevkit" / "VOC2012"
+    for split, prefix, samples in _splits(num_train, num_val, 21, seed, ("trainaug", "val")):
+        ids = [f"{prefix}_{i:06d}" for i in range(len(samples))]
+        for name, (image, label) in zip(ids, samples, strict=True):
+            _write_image(top / "JPEGImages" / f"{name}.jpg", image)
+            path = _parent(top / "SegmentationClass" / f"{name}.png")
+            write_png_indices(path, label, colormap(256))
+        list_file = _parent(top / "ImageSets" / "Segmentation" / f"{split}.txt")
+        list_file.write_text("\n".join(ids) + "\n")
+
+
+def make_ade20k_tree(root, num_train=12, num_val=4, seed=0):
+    """As in the official archive: no lists; 0 means ignored, k the class k - 1."""
+    top = root / "ADE20k" / "ADEChallengeData2016"
+    for split, prefix, samples in _splits(
+        num_train, num_val, 150, seed, ("training", "validation")
+    ):
+        for i, (image, label) in enumerate(samples):
+            name = f"ADE_{prefix}_{i:08d}"
+            _write_image(top / "images" / split / f"{name}.jpg", image)
+            raw = np.where(label == 255, 0, label + 1).astype(np.uint8)
+            _write_image(top / "annotations" / split / f"{name}.png", raw)
+
+
+def make_cityscapes_tree(root, num_train=12, num_val=4, seed=0):
+    """As in the official archives: no lists; two cities; labelIds, among files of other kinds."""
+    ids = np.zeros(256, np.uint8)
+    ids[: len(_CITYSCAPES_IDS)] = _CITYSCAPES_IDS
+    for split, _, samples in _splits(num_train, num_val, 19, seed, ("train", "val")):
+        for i, (image, label) in enumerate(samples):
+            city = ("aachen", "bochum")[i % 2]
+            stem = f"{split}/{city}/{city}_{i:06d}_000019"
+            _write_image(root / "CityScapes" / "leftImg8bit" / f"{stem}_leftImg8bit.png", image)
+            labels = root / "CityScapes" / "gtFine"
+            _write_image(labels / f"{stem}_gtFine_labelIds.png", ids[label])
+            _write_image(labels / f"{stem}_gtFine_color.png", image)
+
+
+def make_folder_tree(root, num_train=12, num_val=4, seed=0, num_classes=4):
+    for split, _, samples in _splits(num_train, num_val, num_classes, seed, ("train", "val")):
+        for i, (image, label) in enumerate(samples):
+            _write_image(root / "images" / split / f"{i:03d}.jpg", image)
+            _write_image(root / "labels" / split / f"{i:03d}.png", label)
+
+
+_TREES = {
+    "voc": make_voc_tree,
+    "ade20k": make_ade20k_tree,
+    "cityscapes": make_cityscapes_tree,
+    "folder": make_folder_tree,
+}
+
+
+def _splits(num_train, num_val, num_classes, seed, names):
+    """Yields (name of the split, "train" or "val", its samples)."""
+    rng = np.random.default_rng(seed)
+    for name, prefix, count in zip(names, ("train", "val"), (num_train, num_val), strict=True):
+        samples = []
+        for i in range(count):
+            height, width = (65, 97) if i % 2 == 0 else (97, 65)
+            samples.append(_draw(rng, height, width, num_classes, i))
+        yield name, prefix, samples
+
+
+def _draw(rng, height, width, num_classes, number):
+    """Returns an RGB picture of noisy blocks in their class's colour, and its classes."""
+    rows, columns = -(-height // _BLOCK), -(-width // _BLOCK)
+    blocks = (np.arange(rows * columns) + number * rows * columns) % num_classes
+    blocks = rng.permutation(blocks).reshape(rows, columns)
+    label = blocks.repeat(_BLOCK, 0).repeat(_BLOCK, 1)[:height, :width].astype(np.uint8)
+    noise = rng.integers(-20, 21, (height, width, 3))
+    image = np.clip(colormap(num_classes + 1)[label + 1] + noise, 0, 255).astype(np.uint8)
+    label[5:12, 20:31] = 255
+    return image, label
+
+
+def _write_image(path, image):
+    array = image[..., ::-1] if image.ndim == 3 else image  # OpenCV writes BGR
+    assert cv2.imwrite(str(_parent(path)), array, [cv2.IMWRITE_JPEG_QUALITY, 95])
+
+
+def _parent(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path

@@ -1,0 +1,47 @@
+"""Golden values of the data pipeline, and the reference's random generator behind our interface."""
+
+import json
+
+import numpy as np
+import pytest
+
+from deeplab_jax import config
+
+
+@pytest.fixture(scope="session")
+def expected(golden):
+    """The numbers of golden/data.json."""
+    return json.loads((golden / "data.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def arrays(golden):
+    """The arrays of golden/data.npz."""
+    with np.load(golden / "data.npz") as file:
+        return dict(file)
+
+
+@pytest.fixture
+def data_config():
+    """Returns data_config(dataset, root, **fields) -> config.data."""
+
+    def make(dataset, root, **fields):
+        data = config.get_config(dataset).data
+        data.root = str(root)
+        data.update(fields)
+        return data
+
+    return make
+
+
+class LegacyRng:
+    """numpy.random's global generator under the names that Generator has for the same draws."""
+
+    def __init__(self, seed):
+        state = np.random.RandomState(seed)
+        self.random, self.integers, self.uniform = state.random_sample, state.randint, state.uniform
+
+
+@pytest.fixture
+def legacy_rng():
+    return LegacyRng
