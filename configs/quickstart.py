@@ -3,7 +3,7 @@
     python scripts/draw_shapes.py data/shapes
     python -m deeplab_jax.train --config configs/quickstart.py
 
-Recipe: 6 classes, batch 8, 300 steps, crop 128x128. `scripts/quickstart.sh` runs it and more.
+Recipe: 6 classes, batch 8, 200 steps, crop 128x128. `scripts/quickstart.sh` runs it and more.
 Hardware and hours: not measured.
 """
 
@@ -24,8 +24,8 @@ def get_config():
     c.data.scale_range = (0.75, 1.5)
     c.data.crop_size = (128, 128)
     c.train.batch_size = 8
-    c.train.steps = 300
+    c.train.steps = 200
     c.train.lr = 0.05
     c.eval.every_epochs = 100  # after the last step only
-    c.checkpoint.every_steps = 150
+    c.checkpoint.every_steps = 100
     return c

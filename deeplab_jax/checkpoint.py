@@ -278,8 +278,7 @@ def restore(
         saved = _saved_leaves(where, abstract)
         problems = _differences(saved, _by_name(abstract), allow_cast)
         if not problems:
-            filled = {name: item for name, item in abstract.items() if jax.tree.leaves(item)}
-            return {**abstract, **(ocp.load_checkpointables(where, filled) if filled else {})}
+            return _load(where, abstract)
     except (MemoryError, PermissionError) as error:
         fix = "free memory, or make the files readable"
         raise ResourceError(str(where), f"cannot be read: {_cause(error)}", fix) from error
@@ -288,6 +287,18 @@ def restore(
         raise CheckpointError(str(where), what, "use another step or a copy") from error
     fix = "use the configuration it was saved with, or another checkpoint"
     raise CheckpointError(str(where), f"does not fit: {', '.join(problems)}", fix)
+
+
+def _load(where: Path, abstract: Mapping[str, Any]) -> dict[str, Any]:
+    items = dict(abstract)  # an item without arrays was not saved
+    for name in [name for name, item in abstract.items() if jax.tree.leaves(item)]:
+        # One at a time: after a failure Orbax would leave its reads of the others unawaited.
+        items |= ocp.load_checkpointables(where, {name: abstract[name]})
+    pairs = zip(jax.tree.leaves(items), jax.tree.leaves(dict(abstract)), strict=True)
+    if any(got.dtype != wanted.dtype for got, wanted in pairs):
+        # `with jax.enable_x64()` holds for one thread, and Orbax reads in others.
+        raise ValueError('float64 needs jax.config.update("jax_enable_x64", True)')
+    return items
 
 
 def _saved_leaves(where: Path, names: Iterable[str]) -> dict[str, Any]:

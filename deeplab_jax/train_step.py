@@ -1,4 +1,4 @@
-"""One optimiser step: prepare a batch, take gradients, update the state."""
+"""One optimiser step: take gradients, update the state."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,38 +8,12 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from deeplab_jax.data.transforms import MEAN, STD
 from deeplab_jax.losses import segmentation_loss
 from deeplab_jax.models import DeepLabV3Plus
 from deeplab_jax.optimizer import build_optimizer
 from deeplab_jax.train_state import State
 
 Metrics = dict[str, jax.Array]
-
-
-def normalize(image: jax.Array) -> jax.Array:
-    """Returns (image - mean) * (1 / std) per channel, float32, of an RGB image 0..255."""
-    mean, scale = jnp.asarray(MEAN, jnp.float32), jnp.asarray(1 / STD, jnp.float32)
-    return (image.astype(jnp.float32) - mean) * scale
-
-
-def prepare(
-    image: jax.Array, label: jax.Array, box: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Turns bytes into what `update` takes.
-
-    Args:
-      image: uint8 (B, H, W, 3) RGB.
-      label: uint8 (B, H, W); 255 is ignored.
-      box: int32 (B, 4): top, left, bottom, right of the picture; outside is padding.
-
-    Returns:
-      float32 images, normalised, padding 0 (the mean colour, which no byte is); int32 labels.
-    """
-    top, left, bottom, right = (box[:, k, None] for k in range(4))
-    row, column = jnp.arange(image.shape[1])[None], jnp.arange(image.shape[2])[None]
-    inside = ((row >= top) & (row < bottom))[:, :, None] & ((column >= left) & (column < right))[:, None]
-    return jnp.where(inside[..., None], normalize(image), 0), label.astype(jnp.int32)
 
 
 def gradients(

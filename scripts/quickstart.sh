@@ -2,7 +2,7 @@
 # Installs, draws a small data set, trains on it, evaluates and predicts: a few minutes on a CPU.
 # Everything it writes is in runs/quickstart, and in .venv unless a virtual environment is active.
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
-install ""
+install_package ""
 
 out=runs/quickstart
 rm -rf "$out"/{data,run,predictions} # a fresh start: the figures below are of this very run
@@ -35,7 +35,7 @@ print(f"Validation mean IoU: {result['mean_iou']:.4f}")
 print(f"Best constant prediction, always {always}: {constant:.4f}")
 PY
 cat <<END
-Overlays: $out/predictions
+Overlays: $out/predictions/*_overlay.jpg
 
 What to type next (after \`source $VIRTUAL_ENV/bin/activate\`):
   your own images   python -m deeplab_jax.train --config configs/quickstart.py \\

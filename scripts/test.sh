@@ -2,7 +2,7 @@
 # Lint, types and tests, in the environment of quickstart.sh. Arguments go to pytest:
 # `scripts/test.sh -m slow`, `scripts/test.sh tests/models -x`.
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
-install "[dev]"
+install_package "[dev]"
 
 say "Lint"
 ruff check .

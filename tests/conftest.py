@@ -154,7 +154,7 @@ def _draw(rng, height, width, num_classes, number):
 
 def _write_image(path, image):
     array = image[..., ::-1] if image.ndim == 3 else image  # OpenCV writes BGR
-    assert cv2.imwrite(str(_parent(path)), array, [cv2.IMWRITE_JPEG_QUALITY, 95])
+    assert cv2.imwrite(str(_parent(path)), array)
 
 
 def _parent(path):

@@ -184,7 +184,7 @@ def test_latest_and_best_are_kept(tmp_path, scores, best, kept):
 
 
 def test_no_metrics_no_best(saved):
-    with pytest.raises(CheckpointError, match="no step was evaluated.*use one of: 0"):
+    with pytest.raises(CheckpointError, match="none is the best - use one of: 0"):
         checkpoint.find_step(saved[0], "best")
 
 
@@ -244,13 +244,26 @@ def test_types_change_only_on_request(tmp_path):
         checkpoint.restore(tmp_path, 0, wanted, allow_cast=True)
 
 
-def test_float32_weights_load_as_float64(tmp_path):
+@pytest.fixture
+def x64():
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)
+
+
+def test_float32_weights_load_as_float64(tmp_path, x64):
     items = {"params": {"w": np.float32([0.1, 1e-30])}}
     checkpoint.save_once(tmp_path, items, RUN)
-    with jax.enable_x64(True):
-        wanted = {"params": {"w": jax.ShapeDtypeStruct((2,), np.float64, sharding=sharding())}}
-        got = checkpoint.restore(tmp_path, 0, wanted, allow_cast=True)["params"]["w"]
-        assert_same(got, items["params"]["w"].astype(np.float64))
+    wanted = {"params": {"w": jax.ShapeDtypeStruct((2,), np.float64, sharding=sharding())}}
+    got = checkpoint.restore(tmp_path, 0, wanted, allow_cast=True)["params"]["w"]
+    assert_same(got, items["params"]["w"].astype(np.float64))
+
+
+def test_float64_is_never_lost_silently(tmp_path):
+    items = {"params": {"w": np.array([0.1])}}  # NumPy's: float64
+    checkpoint.save_once(tmp_path, items, RUN)
+    with jax.enable_x64(True), pytest.raises(CheckpointError, match="jax_enable_x64"):
+        checkpoint.restore(tmp_path, 0, abstract_of(items))  # Orbax's threads do not see the `with`
 
 
 @pytest.mark.parametrize(
@@ -313,13 +326,14 @@ def test_description_of_another_version(saved, change, text):
         checkpoint.read_info(saved[0])
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
 @pytest.mark.parametrize("how", ["missing", "halved", "garbage"])
 def test_damage_is_one_line(saved, how):
     """Whatever file of the step is damaged: an error of ours, or no harm."""
     path, items = saved
-    harmless = 0
-    files = [file for file in sorted((path / "checkpoints").rglob("*")) if file.is_file()]
-    for file in files:
+    errors = []
+    for file in [file for file in (path / "checkpoints").rglob("*") if file.is_file()]:
         content = file.read_bytes()
         if how == "missing":
             file.unlink()
@@ -328,27 +342,26 @@ def test_damage_is_one_line(saved, how):
         try:
             checkpoint.read_info(path)
             assert_same(checkpoint.restore(path, 0, abstract_of(items)), items)
-            harmless += 1
         except CheckpointError as error:
-            assert "\n" not in str(error)
-            assert str(path) in error.where
+            errors.append(str(error))
         file.write_bytes(content)
-    assert harmless < len(files) / 2
+    assert len(errors) >= 8  # the description, the payload, the lists of arrays
+    assert all(str(path) in text and "\n" not in text and len(text) < 600 for text in errors)
 
 
 def test_leftovers_of_a_killed_save_are_ignored_and_removed(saved):
-    path, _ = saved
+    path, items = saved
     leftover = path / "checkpoints" / "9.orbax-checkpoint-tmp"
     (leftover / "params.orbax-checkpoint-tmp").mkdir(parents=True)
     assert checkpoint.latest_step(path) == 0
-    with Saver(path):
-        pass
-    assert steps_on_disk(path) == ["0"]
+    with Saver(path) as saver:
+        saver.save(9, items, RUN)
+    assert steps_on_disk(path) == ["9"]
 
 
 def test_place_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ResourceError, match="cannot save a checkpoint: .*Not a directory"):
+    with pytest.raises(ResourceError, match="Not a directory"):
         Saver(tmp_path / "file")
 
 
@@ -379,11 +392,10 @@ def test_failed_background_save_is_raised_later(tmp_path, small_files, notice, c
     saver.wait()
     small_files()
     saver.save(2, items, RUN)  # returns; the failure comes from a thread
-    with pytest.raises(ResourceError, match="File too large.*MB to write.*MB free"), saver:
-        if notice == "save":
-            saver.save(3, items, RUN)
-        if notice == "wait":
-            saver.wait()
+    notices = {"save": lambda: saver.save(3, items, RUN), "wait": saver.wait, "leave": saver.close}
+    with pytest.raises(ResourceError, match=r"File too large \(at most .* to write, .* free\)"):
+        notices[notice]()
+    saver.close()  # raises once only
     assert checkpoint.latest_step(tmp_path) == 1
     assert_same(checkpoint.restore(tmp_path, 1, abstract_of(items)), items)
     assert not caplog.records  # no traceback of Orbax's

@@ -90,8 +90,8 @@ def open_dataset(data_config: Any, num_classes: int, split: str) -> Dataset:
     name, root = data_config.dataset, Path(data_config.root)
     layout = _layout(name, split)
     class_names, palette = _classes(data_config, num_classes)
-    images = _find(root / layout.images, layout.depth, layout.image_suffixes)
-    labels = _find(root / layout.labels, layout.depth, (layout.label_suffix,))
+    images = _find(root / layout.images, layout.pattern, layout.image_suffixes)
+    labels = _find(root / layout.labels, layout.pattern, (layout.label_suffix,))
     stems = _stems(root, layout, images, labels)
     _check_complete(root, split, stems, images, labels)
     return Dataset(
@@ -128,7 +128,7 @@ class _Layout(NamedTuple):
     labels: str
     list_file: str = ""  # one id a line
     is_list_needed: bool = False  # else every file found is a sample
-    depth: str = "*"  # "*/*": one folder between
+    pattern: str = "*"  # "*/*": one folder between
     image_suffixes: tuple[str, ...] = (".jpg",)
     label_suffix: str = ".png"
     id_suffix: str = ""
@@ -148,7 +148,7 @@ def _layout(name: str, split: str) -> _Layout:
             f"CityScapes/leftImg8bit/{split}",
             f"CityScapes/gtFine/{split}",
             f"CityScapes/{split}.txt",
-            depth="*/*",  # a folder per city
+            pattern="*/*",  # a folder per city
             image_suffixes=("_leftImg8bit.png",),
             label_suffix="_gtFine_labelIds.png",
             id_suffix="_leftImg8bit",
@@ -157,14 +157,14 @@ def _layout(name: str, split: str) -> _Layout:
     return _Layout(f"images/{split}", f"labels/{split}", image_suffixes=suffixes)
 
 
-def _find(folder: Path, depth: str, suffixes: tuple[str, ...]) -> dict[str, str]:
+def _find(folder: Path, pattern: str, suffixes: tuple[str, ...]) -> dict[str, str]:
     """Returns {stem: path} of the files that end in one of the suffixes, in any case."""
     if not folder.is_dir():
         raise DataError(
             str(folder), "is not a folder", "check config.data.root; layouts are in README, Data"
         )
     found: dict[str, str] = {}
-    for path in folder.glob(depth):
+    for path in folder.glob(pattern):
         suffix = next((s for s in suffixes if path.name.lower().endswith(s.lower())), None)
         if suffix is None or path.name.startswith("."):
             continue
@@ -233,6 +233,8 @@ def _read_classes(path: Path) -> tuple[tuple[str, ...], np.ndarray]:
     """Reads a list of names, or of {"name": ..., "color": [r, g, b]} (the colour may be absent)."""
     try:
         entries = json.loads(path.read_text("utf-8"))
+        if not isinstance(entries, list):
+            raise TypeError(f"{type(entries).__name__} at the top")
         entries = [{"name": entry} if isinstance(entry, str) else entry for entry in entries]
         names = tuple(str(entry["name"]) for entry in entries)
         palette = colormap(len(names))

@@ -88,6 +88,21 @@ def write_png_indices(path: str | Path, label: np.ndarray, palette: np.ndarray) 
     image.save(path, "PNG")
 
 
+def write_overlay(
+    path: str | Path, image: np.ndarray, label: np.ndarray, palette: np.ndarray
+) -> None:
+    """Writes the image with its classes' colours half over it, as a JPEG.
+
+    Args:
+      path: the file to write.
+      image: uint8 (H, W, 3), RGB.
+      label: uint8 (H, W), values in [0, C).
+      palette: uint8 (C, 3), RGB.
+    """
+    mixed = (image.astype(np.uint16) + palette[label]) // 2
+    Image.fromarray(mixed.astype(np.uint8)).save(path, "JPEG", quality=92)
+
+
 def _read_bytes(path: str) -> bytes:
     try:
         data = Path(path).read_bytes()

@@ -6,6 +6,7 @@ at a step, and nothing here knows how many hosts there are: each asks for the ro
 """
 
 import functools
+import gc
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -132,9 +133,16 @@ def train_batches(
         cv2.setNumThreads(0)
     iterator = iter(batches)
     try:
-        yield from iterator
+        # Copied: a worker's batch lies in shared memory that ends with grain's own arrays.
+        yield from map(_copy, iterator) if num_workers else iterator
     finally:
         iterator.close()
+        if num_workers:
+            gc.collect()  # the last batch hangs in a cycle of grain's, and warns if left to exit
+
+
+def _copy(batch: TrainBatch) -> TrainBatch:
+    return TrainBatch(*map(np.array, batch))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,42 @@
 """The network: a dilated ResNet under ASPP and a decoder."""
 
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from deeplab_jax.errors import ConfigError
 from deeplab_jax.models.deeplabv3plus import DeepLabV3Plus, Output
 from deeplab_jax.models.layers import Numerics
 
-__all__ = ["DeepLabV3Plus", "Numerics", "Output"]
+__all__ = ["DeepLabV3Plus", "Numerics", "Output", "build_model"]
+
+
+def build_model(model: Any, platform: str | None = None) -> DeepLabV3Plus:
+    """Builds the network that `config.model` describes.
+
+    Args:
+      model: `config.model`.
+      platform: "cpu", "gpu" or "tpu"; JAX's default backend if None.
+
+    Raises:
+      ConfigError: float64 is asked for and JAX does not run in it.
+    """
+    if model.dtype == "float64" and not jax.config.jax_enable_x64:
+        what = "float64 needs JAX in 64-bit mode"
+        raise ConfigError("config.model.dtype", what, "set JAX_ENABLE_X64=1")
+    numerics = Numerics(
+        jnp.dtype(model.dtype), platform or jax.default_backend(), model.freeze_batch_norm
+    )
+    return DeepLabV3Plus(
+        num_classes=model.num_classes,
+        depth=model.depth,
+        output_stride=model.output_stride,
+        atrous_rates=tuple(model.atrous_rates),
+        numerics=numerics,
+        width=model.width,
+        head_channels=model.head_channels,
+        low_level_channels=model.low_level_channels,
+        aux_channels=model.aux_channels,
+        dropout_rate=model.dropout_rate,
+    )

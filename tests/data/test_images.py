@@ -41,7 +41,7 @@ def grey_png(height, width, depth, rows):
         picture(),
         picture()[..., 0],
         picture(channels=4),
-        (picture()[..., 0] * 257).astype(np.uint16),
+        picture()[..., 0].astype(np.uint16) * 257,
     ],
     ids=["rgb", "grey", "alpha", "sixteen-bit"],
 )
@@ -111,7 +111,7 @@ BROKEN = {
     "half-jpeg": (JPEG[: len(JPEG) // 2], "is damaged or cut short"),
     "last-byte-of-jpeg": (JPEG[:-1], "is damaged or cut short"),
     "half-png": (PNG[: len(PNG) // 2], "is damaged or cut short"),
-    "header-only": (PNG[:20], "is"),
+    "header-only": (PNG[:20], "has a damaged header"),
     "bomb": (BOMB, "is too large to decode safely"),
     "large": (LARGE, "is too large to decode safely (9000 x 9000 pixels, limit 80000000)"),
 }

@@ -1,0 +1,142 @@
+"""The one command-line entry: `deeplab VERB ...`, also `python -m deeplab_jax.VERB ...`.
+
+Importing this is cheap. A verb's module defines its arguments; what it runs imports JAX later.
+"""
+
+import argparse
+import difflib
+import errno
+import os
+import shutil
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import NoReturn
+
+from deeplab_jax import __version__
+from deeplab_jax.errors import ConfigError, DeepLabError, ResourceError
+
+VERBS = {
+    "train": "train a recipe, or continue an interrupted run",
+    "evaluate": "measure a checkpoint's mean IoU on a validation set",
+    "predict": "segment images: palette PNG and overlay of each",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Runs `deeplab VERB ...` and exits."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    run(_dispatch, argv)
+
+
+def _dispatch(argv: list[str]) -> None:
+    if not argv or argv[0] in ("-h", "--help"):
+        print("usage: deeplab VERB ...\n\nverbs:")
+        for verb, text in VERBS.items():
+            print(f"  {verb:10} {text}")
+        print("\nOptions of a verb: deeplab VERB --help")
+        return
+    verb = argv[0]
+    if verb == "--version":
+        print(__version__)
+        return
+    if verb not in VERBS:
+        close = difflib.get_close_matches(verb, VERBS, 1)
+        fix = f"did you mean {close[0]}?" if close else f"use one of {', '.join(VERBS)}"
+        raise ConfigError(f"deeplab {verb}", "there is no such verb", fix)
+    import_module(f"deeplab_jax.{verb}").main(argv[1:])
+
+
+def run(command: Callable[[list[str]], None], argv: Sequence[str] | None = None) -> NoReturn:
+    """Runs a verb's main function and exits with its code; users' mistakes become one line."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        command(argv)
+        code = 0
+    except DeepLabError as error:
+        code = _render(error)
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:  # the reader of our output has gone, as in `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except Exception as error:
+        known = _as_resource_error(error)
+        if known is None:
+            raise  # a bug of ours: the traceback is what a report needs
+        code = _render(known)
+    sys.exit(code)
+
+
+def _render(error: DeepLabError) -> int:
+    if os.environ.get("DEEPLAB_DEBUG") == "1":
+        traceback.print_exc()
+    text = " ".join(str(error).split())
+    is_stop = error.exit_code in (130, 143)
+    print(text if is_stop else f"error: {text}", file=sys.stderr)
+    return error.exit_code
+
+
+def _as_resource_error(error: Exception) -> ResourceError | None:
+    """Returns what an out-of-space, permission or out-of-memory exception means to a user."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = str(error.filename or ".")
+        free = shutil.disk_usage(os.path.dirname(where) or ".").free
+        return ResourceError(where, f"the disk is full ({free} bytes free)", "free some space")
+    if isinstance(error, PermissionError):
+        fix = "check its owner and mode, or choose another place"
+        return ResourceError(str(error.filename), "permission denied", fix)
+    if "RESOURCE_EXHAUSTED" in str(error):
+        what = "out of memory (" + str(error).split("RESOURCE_EXHAUSTED:")[-1].split("\n")[0] + ")"
+        fix = "lower config.train.batch_size or config.data.crop_size, or use bfloat16"
+        return ResourceError("device", what, fix)
+    return None
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with our errors, and `--config.x=y` kept apart."""
+
+    def __init__(self, verb: str, examples: str):
+        super().__init__(
+            prog=f"deeplab {verb}",
+            description=VERBS[verb],
+            epilog=f"examples:\n{examples}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def parse(self, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+        """Returns (arguments, the `--config.x=y` among them as written).
+
+        Raises:
+          ConfigError: an argument is unknown, missing or malformed.
+        """
+        argv = _join_overrides(argv)
+        overrides = [a for a in argv if a.startswith("--config.")]
+        args, unknown = self.parse_known_args([a for a in argv if not a.startswith("--config.")])
+        if unknown:
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            close = difflib.get_close_matches(unknown[0].split("=")[0], flags, 1)
+            fix = f"did you mean {close[0]}?" if close else f"see {self.prog} --help"
+            raise ConfigError(unknown[0], "there is no such argument", fix)
+        return args, overrides
+
+    def error(self, message: str) -> NoReturn:
+        """Raises instead of printing the usage and exiting."""
+        raise ConfigError(self.prog, message, f"see {self.prog} --help")
+
+
+def _join_overrides(argv: Sequence[str]) -> list[str]:
+    """Turns "--config.a b" into "--config.a=b"."""
+    joined: list[str] = []
+    is_open = False
+    for argument in argv:
+        if is_open and not argument.startswith("--"):
+            joined[-1] += f"={argument}"
+            is_open = False
+            continue
+        joined.append(argument)
+        is_open = argument.startswith("--config.") and "=" not in argument
+    return joined

@@ -1,0 +1,35 @@
+"""Command: measures a checkpoint on its validation set.
+
+    python -m deeplab_jax.evaluate --checkpoint runs/camvid_r50_os16
+
+The measuring itself is `deeplab_jax.evaluator.evaluate`.
+"""
+
+from deeplab_jax import cli
+
+_EXAMPLES = """\
+  deeplab evaluate --checkpoint runs/camvid_r50_os16
+  deeplab evaluate --checkpoint runs/camvid_r50_os16 --step best
+  deeplab evaluate --checkpoint runs/camvid_r50_os16 --config.eval.resize_base=240,180"""
+
+
+def main(argv: list[str]) -> None:
+    """Parses arguments, evaluates, prints the table and writes `evaluation.json`.
+
+    Raises:
+      DeepLabError: see `deeplab_jax.errors`; `cli.run` prints it.
+    """
+    parser = cli.Parser("evaluate", _EXAMPLES)
+    parser.add_argument("--checkpoint", metavar="DIR", required=True, help="a run's directory")
+    parser.add_argument("--step", default="latest", help="latest, best or a number")
+    parser.add_argument("--json", metavar="FILE", help="default: DIR/evaluation.json")
+    parser.add_argument("--config.x", metavar="VALUE", help="any field of the checkpoint's recipe")
+    args, overrides = parser.parse(argv)
+    from deeplab_jax.api import load
+    from deeplab_jax.evaluator import evaluate_checkpoint
+
+    evaluate_checkpoint(load(args.checkpoint, args.step, overrides), args.json)
+
+
+if __name__ == "__main__":
+    cli.run(main)

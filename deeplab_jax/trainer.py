@@ -1,0 +1,400 @@
+"""The training run: from a configuration to a work directory with checkpoints and a log.
+
+    <workdir>/config.json    the resolved configuration; a continuation must agree with it
+    <workdir>/log.jsonl      see `progress.JsonLog`
+    <workdir>/checkpoints/   the latest and the best step
+"""
+
+import hashlib
+import json
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from deeplab_jax import checkpoint, config as config_lib, sharding
+from deeplab_jax.data import Dataset, open_dataset, train_batches
+from deeplab_jax.errors import ConfigError, DataError, DeepLabError, Interrupted, NumericError
+from deeplab_jax.evaluator import Evaluator
+from deeplab_jax.models import build_model
+from deeplab_jax.optimizer import build_optimizer
+from deeplab_jax.prepare import prepare
+from deeplab_jax.progress import Display, JsonLog, Speed
+from deeplab_jax.train_state import State, eval_variables, init_state
+from deeplab_jax.train_step import make_update
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long to train and what is due when, in optimiser steps."""
+
+    total: int
+    steps_per_epoch: int
+    save_every: int
+    eval_every: int
+
+    def is_eval_due(self, step: int) -> bool:
+        """Tells whether to evaluate after `step` steps."""
+        return step % self.eval_every == 0 or step == self.total
+
+    def is_save_due(self, step: int) -> bool:
+        """Tells whether to save after `step` steps; evaluated ones always, for the best."""
+        return step % self.save_every == 0 or self.is_eval_due(step)
+
+
+def make_plan(config: ConfigDict, num_samples: int) -> Plan:
+    """Returns the plan of a run over `num_samples` training images.
+
+    Raises:
+      DataError: they are fewer than one batch.
+    """
+    per_epoch = config_lib.steps_per_epoch(config, num_samples)
+    if per_epoch < 1:
+        what = f"{num_samples} images do not fill one batch of {config.train.batch_size}"
+        raise DataError(str(config.data.root), what, "lower config.train.batch_size")
+    total = config_lib.total_steps(config, num_samples)
+    save_every = config.checkpoint.every_steps or per_epoch
+    return Plan(total, per_epoch, save_every, config.eval.every_epochs * per_epoch)
+
+
+def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
+    """Trains until the plan is done, continuing what `workdir` already holds.
+
+    Which samples, augmentation and dropout a step sees is a function of (seed, step); so an
+    interrupted run that is continued on the same topology ends bit for bit where an uninterrupted
+    one does.
+
+    Args:
+      config: the run's configuration.
+      workdir: created if missing.
+
+    Returns:
+      {"step": of the plan's end, "params_sha256": of the final parameters}.
+
+    Raises:
+      ConfigError: a value cannot be used, or differs from the run's that is being continued.
+      DataError: a data set or sample cannot be used; the state was saved.
+      NumericError: the loss or a gradient is not finite; nothing was saved since it was.
+      Interrupted: Ctrl-C or SIGTERM; the state was saved.
+      ResourceError: a checkpoint could not be written.
+    """
+    config_lib.validate(config)
+    workdir = Path(workdir)
+    data, model_config = config.data, config.model
+    dataset = open_dataset(data, model_config.num_classes, data.train_split)
+    validation = open_dataset(data, model_config.num_classes, data.val_split)
+    plan = make_plan(config, len(dataset))
+    mesh = sharding.make_mesh(config.train.batch_size)
+    claim_workdir(workdir, config)
+    for warning in warnings(config):
+        print(f"warning: {warning}", flush=True)
+    state = restore_or_init(config, workdir, plan, mesh)
+    start = int(state["step"])
+    if start == plan.total:
+        print(f"already finished: {workdir} holds step {start} of {plan.total}", flush=True)
+        return {"step": start, "params_sha256": tree_hash(state["params"])}
+    print(
+        f"{config.name}: {len(dataset)} training and {len(validation)} validation images, "
+        f"{model_config.num_classes} classes, {plan.total} steps of {config.train.batch_size}, "
+        f"{mesh.size} x {jax.default_backend()}, work directory {workdir}",
+        flush=True,
+    )
+    run = Run(config, workdir, plan, mesh, dataset, validation, start)
+    with _stop_signals() as stop:
+        return run.go(state, stop)
+
+
+class Run:
+    """One process's part of a run, between its start and its exit."""
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        workdir: Path,
+        plan: Plan,
+        mesh: Mesh,
+        dataset: Dataset,
+        validation: Dataset,
+        start: int,
+    ):
+        self.config, self.workdir, self.plan, self.mesh = config, workdir, plan, mesh
+        self.dataset, self.start = dataset, start
+        model = build_model(config.model)
+        self.train_step = make_train_step(config, plan.total, mesh)
+        self.evaluate = Evaluator(model, validation, config.eval.resize_base)
+        self.info = checkpoint.Info(
+            kind="run", config=config, class_names=dataset.class_names, palette=dataset.palette
+        )
+        self.display = Display(plan.total, start, plan.steps_per_epoch)
+        self.speed = Speed(config.train.batch_size)
+        self.pending: deque = deque()  # (step, row ids, metrics) whose values are not yet read
+
+    def go(self, state: State, stop: list[int]) -> dict[str, Any]:
+        """Trains to the end or to the first reason to stop; both leave by `_finish`."""
+        self.log = JsonLog(self.workdir / "log.jsonl", self.start)
+        with self.display.live(), checkpoint.Saver(self.workdir) as self.saver:
+            try:
+                state, reason = self._steps(state, stop)
+                return self._finish(state, reason)
+            finally:
+                self.log.close()
+
+    def _steps(self, state: State, stop: list[int]) -> tuple[State, DeepLabError | None]:
+        """Runs steps; returns the state after the last one and why it was the last."""
+        batches = sharding.to_devices(self._batches(), self.mesh)
+        for step in range(self.start + 1, self.plan.total + 1):
+            began = time.perf_counter()
+            try:
+                batch, on_device = next(batches)
+            except DeepLabError as error:
+                return state, error
+            self.speed.waited(time.perf_counter() - began)
+            state, metrics = self.train_step(state, *on_device[1:])
+            self.pending.append((step, batch.index, metrics))
+            try:
+                self._read_metrics(keep=1)  # one step late: the device is never kept waiting
+                self._save_if_due(step, state)
+            except NumericError as error:
+                return state, error
+            if stop:
+                return state, _interrupted(stop[0], step, self.plan.total)
+        return state, None
+
+    def _batches(self) -> Iterator:
+        data = self.config.data
+        return train_batches(
+            self.dataset,
+            seed=self.config.seed,
+            batch_size=self.config.train.batch_size,
+            steps_per_epoch=self.plan.steps_per_epoch,
+            start=self.start,
+            stop=self.plan.total,
+            rows=sharding.local_rows(self.mesh, self.config.train.batch_size),
+            crop_size=tuple(data.crop_size),
+            resize_base=tuple(data.resize_base),
+            scale_range=tuple(data.scale_range),
+            num_workers=data.num_workers,
+        )
+
+    def _read_metrics(self, keep: int = 0) -> None:
+        """Reads all but the newest `keep` steps' metrics, logs them, and checks them."""
+        while len(self.pending) > keep:
+            step, index, metrics = self.pending.popleft()
+            values = {name: value.item() for name, value in jax.device_get(metrics).items()}
+            if not values.pop("is_finite"):
+                raise self._not_finite(step, index, values)
+            is_last = step == self.plan.total
+            if step % self.config.log.every_steps == 0 or is_last:
+                values |= self.speed.read()
+                self.log.write("train", step, values)
+                self.display.step(step, values, is_last)
+
+    def _not_finite(self, step: int, index: np.ndarray, values: dict[str, float]) -> NumericError:
+        ids = ", ".join(self.dataset.ids[i] for i in index[:8])
+        kept = checkpoint.latest_step(self.workdir)
+        return NumericError(
+            str(self.workdir),
+            f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']}, "
+            f"lr {values['lr']:.3g}, images {ids}",
+            f"lower config.train.lr or look at these images; the last saved step, {kept}, is kept",
+        )
+
+    def _save_if_due(self, step: int, state: State) -> None:
+        if not self.plan.is_save_due(step):
+            return
+        self._read_metrics()  # a state that is not finite is never saved
+        metrics = None
+        if self.plan.is_eval_due(step):
+            result = self.evaluate(eval_variables(state))
+            metrics = {"mean_iou": result.mean_iou}
+            summary = result.summary()
+            scores = {key: summary[key] for key in ("mean_iou", "pixel_accuracy", "iou")}
+            self.log.write("eval", step, scores)
+            self.display.say(f"step {step}: validation mean IoU {100 * result.mean_iou:.2f} %")
+        self._save(step, state, metrics)
+        self.speed.pause()
+
+    def _save(self, step: int, state: State, metrics: dict[str, float] | None = None) -> None:
+        items = {name: item for name, item in state.items() if name != "step"}
+        self.saver.save(step, items, self.info, metrics)
+
+    def _finish(self, state: State, reason: DeepLabError | None) -> dict[str, Any]:
+        """The one exit: saves what is worth saving, waits for the disk, then says why."""
+        if not isinstance(reason, NumericError):
+            self._read_metrics()
+            step = int(state["step"])
+            if step > self.start:
+                self._save(step, state)
+        self.saver.wait()
+        if reason is not None:
+            raise reason
+        end = {"step": self.plan.total, "params_sha256": tree_hash(state["params"])}
+        self.log.write("end", end["step"], {"params_sha256": end["params_sha256"]})
+        self.display.say(f"done: {self.plan.total} steps, parameters {end['params_sha256'][:16]}")
+        return end
+
+
+def make_train_step(
+    config: ConfigDict, total_steps: int, mesh: Mesh
+) -> Callable[..., tuple[State, dict[str, jax.Array]]]:
+    """Returns the jitted step(state, image, label, box) -> (state, metrics) over the mesh.
+
+    The batch is split over devices, everything else is replicated; the state is donated.
+    """
+    update = make_update(build_model(config.model), config, total_steps)
+    whole, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+
+    def train_step(state: State, image: jax.Array, label: jax.Array, box: jax.Array):
+        return update(state, *prepare(image, label, box))
+
+    return jax.jit(
+        train_step,
+        in_shardings=(whole, split, split, split),
+        out_shardings=(whole, whole),
+        donate_argnums=0,
+    )
+
+
+def claim_workdir(workdir: Path, config: ConfigDict) -> None:
+    """Writes the configuration into a new work directory, or compares it with what is there.
+
+    Raises:
+      ConfigError: the directory belongs to a run with another configuration; says where it differs.
+    """
+    path = workdir / "config.json"
+    if path.exists():
+        try:
+            old = config_lib.from_dict(json.loads(path.read_text()))
+        except ValueError as error:
+            what = f"cannot be read: {error}"
+            raise ConfigError(str(path), what, "choose another --workdir") from error
+        changes = config_lib.difference(old, config)
+        if changes:
+            raise ConfigError(
+                str(workdir),
+                f"holds a run with another configuration ({'; '.join(changes)})",
+                "continue it with its own, or choose another --workdir",
+            )
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".tmp")
+    partial.write_text(config_lib.to_json(config) + "\n")
+    os.replace(partial, path)
+
+
+def restore_or_init(config: ConfigDict, workdir: Path, plan: Plan, mesh: Mesh) -> State:
+    """Returns the state of the latest saved step, or that before the first.
+
+    Raises:
+      ConfigError: the recipe needs a backbone and none was named.
+      CheckpointError: a checkpoint does not fit.
+    """
+    model = build_model(config.model)
+    optimizer, _ = build_optimizer(config.train, plan.total)
+    whole = sharding.replicated(mesh)
+
+    def init() -> State:
+        return init_state(model, optimizer, config.seed)
+
+    step = checkpoint.latest_step(workdir)
+    if step is not None:
+        abstract = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
+            jax.eval_shape(init),
+        )
+        del abstract["step"]
+        state = checkpoint.restore(workdir, step, abstract)
+        print(f"continuing at step {step} of {plan.total}", flush=True)
+        return {"step": jax.device_put(np.int32(step), whole), **state}
+    backbone = config.init.backbone
+    if not backbone:
+        raise ConfigError(
+            "config.init.backbone",
+            "this recipe starts from ImageNet weights, and none are named",
+            "give --config.init.backbone=DIR (a backbone checkpoint), or =none for random weights",
+        )
+    state = jax.jit(init, out_shardings=whole)()
+    return state if backbone == "none" else load_backbone(state, backbone)
+
+
+def load_backbone(state: State, path: str) -> State:
+    """Returns `state` with the backbone's weights and statistics from a backbone checkpoint.
+
+    Raises:
+      CheckpointError: `path` is not a backbone checkpoint, or does not fit.
+    """
+    info = checkpoint.read_info(path)
+    if info.kind != "backbone":
+        what = f"is a checkpoint of kind {info.kind}, not backbone"
+        raise checkpoint.CheckpointError(path, what, "give a backbone checkpoint")
+    items = {name: state[name]["backbone"] for name in ("params", "batch_stats")}
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), items
+    )
+    loaded = checkpoint.restore(path, info.step, abstract, allow_cast=True)
+    print(f"backbone: {len(jax.tree.leaves(loaded))} tensors from {path}", flush=True)
+    return state | {name: state[name] | {"backbone": loaded[name]} for name in loaded}
+
+
+def warnings(config: ConfigDict) -> list[str]:
+    """Returns what is legal but probably not meant."""
+    stride = config.model.output_stride
+    height, width = (-(-side // stride) for side in config.data.crop_size)
+    rate = max(config.model.atrous_rates)
+    if min(height, width) > rate:
+        return []
+    crop = "x".join(map(str, config.data.crop_size))
+    return [
+        f"crop {crop} gives a {height}x{width} feature map, not larger than the atrous rate {rate}:"
+        " some taps of that rate never train, and images larger than the crop would use them at"
+        f" random. Use crops above {rate * stride} pixels a side, or config.eval.resize_base no"
+        " larger than the crop."
+    ]
+
+
+def tree_hash(tree: Any) -> str:
+    """Returns the SHA-256 of all leaves' names and bytes."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Yields a list that receives the first SIGINT or SIGTERM; a second one acts at once."""
+    received: list[int] = []
+    previous = {}
+
+    def remember(number: int, frame: Any) -> None:
+        received.append(number)
+        signal.signal(number, previous[number])
+        print("\nstopping after this step; again to quit at once", flush=True)
+
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, remember)
+    except ValueError:  # not the main thread: the caller handles signals
+        pass
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _interrupted(number: int, step: int, total: int) -> Interrupted:
+    name = signal.Signals(number).name
+    what = f"stopped by {name} and saved at step {step} of {total}"
+    return Interrupted("train", what, "repeat the command to go on", 128 + number)
