@@ -176,7 +176,7 @@ class Saver:
         what = f"cannot save a checkpoint: {_cause(error)}"
         if self._bytes and self._path.exists():
             free = shutil.disk_usage(self._path).free
-            what += f" (at most {_megabytes(self._bytes)} to write, {_megabytes(free)} free)"
+            what += f" (at most {self._bytes / 1e6:.1f} MB to write, {free / 1e6:.1f} MB free)"
         fix = "make room or choose another directory; steps saved before are intact"
         return ResourceError(str(self._path), what, fix)
 
@@ -318,8 +318,10 @@ def _differences(saved: dict[str, Any], wanted: dict[str, Any], allow_cast: bool
         old, new = saved[name], wanted[name]
         if tuple(old.shape) != tuple(new.shape):
             shapes.append(f"{name}: {tuple(old.shape)} saved, {tuple(new.shape)} wanted")
-        elif old.dtype != new.dtype and not (allow_cast and _is_floating(old, new)):
-            dtypes.append(f"{name}: {old.dtype} saved, {new.dtype} wanted")
+        elif old.dtype != new.dtype:
+            are_floating = all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in (old, new))
+            if not (allow_cast and are_floating):
+                dtypes.append(f"{name}: {old.dtype} saved, {new.dtype} wanted")
     if not (missing or unexpected or shapes or dtypes):
         return []
     # "0 unexpected" tells a smaller model from another one, so the first two are always there.
@@ -334,10 +336,6 @@ def _differences(saved: dict[str, Any], wanted: dict[str, Any], allow_cast: bool
 def _count(names: Iterable[str], text: str) -> str:
     names = list(names)
     return f"{len(names)} {text}" + (f" ({shorten(names)})" if names else "")
-
-
-def _is_floating(*leaves: Any) -> bool:
-    return all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves)
 
 
 def _by_name(items: Mapping[str, Any]) -> dict[str, Any]:
@@ -433,7 +431,3 @@ def _cause(error: BaseException) -> str:
     if isinstance(error, KeyError):
         text = f"{text} is missing"
     return text if len(text) <= 300 else f"{text[:297]}..."
-
-
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:.1f} MB"

@@ -59,14 +59,19 @@ def run(command: Callable[[list[str]], None], argv: Sequence[str] | None = None)
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         code = 130
-    except BrokenPipeError:  # the reader of our output has gone, as in `... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
         code = 0
+    except SystemExit as end:  # argparse's, after --help
+        code = end.code
     except Exception as error:
         known = _as_resource_error(error)
         if known is None:
             raise  # a bug of ours: the traceback is what a report needs
         code = _render(known)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of our output has gone, as in `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
 
 
@@ -80,14 +85,14 @@ def _render(error: DeepLabError) -> int:
 
 
 def _as_resource_error(error: Exception) -> ResourceError | None:
-    """Returns what an out-of-space, permission or out-of-memory exception means to a user."""
+    """Returns what an exception about a file or out-of-memory means to a user."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = str(error.filename or ".")
         free = shutil.disk_usage(os.path.dirname(where) or ".").free
         return ResourceError(where, f"the disk is full ({free} bytes free)", "free some space")
-    if isinstance(error, PermissionError):
-        fix = "check its owner and mode, or choose another place"
-        return ResourceError(str(error.filename), "permission denied", fix)
+    if isinstance(error, OSError) and error.filename is not None:
+        fix = "check that it exists, its owner and its mode, or choose another place"
+        return ResourceError(str(error.filename), (error.strerror or str(error)).lower(), fix)
     if "RESOURCE_EXHAUSTED" in str(error):
         what = "out of memory (" + str(error).split("RESOURCE_EXHAUSTED:")[-1].split("\n")[0] + ")"
         fix = "lower config.train.batch_size or config.data.crop_size, or use bfloat16"
@@ -114,14 +119,15 @@ class Parser(argparse.ArgumentParser):
           ConfigError: an argument is unknown, missing or malformed.
         """
         argv = _join_overrides(argv)
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        for name in (a.split("=")[0] for a in argv if a.startswith("--")):
+            # Before argparse: a misspelt flag matters more than the one that then is missing.
+            if name not in flags and not name.startswith("--config."):
+                close = difflib.get_close_matches(name, flags, 1)
+                fix = f"did you mean {close[0]}?" if close else f"see {self.prog} --help"
+                raise ConfigError(name, "there is no such argument", fix)
         overrides = [a for a in argv if a.startswith("--config.")]
-        args, unknown = self.parse_known_args([a for a in argv if not a.startswith("--config.")])
-        if unknown:
-            flags = [flag for action in self._actions for flag in action.option_strings]
-            close = difflib.get_close_matches(unknown[0].split("=")[0], flags, 1)
-            fix = f"did you mean {close[0]}?" if close else f"see {self.prog} --help"
-            raise ConfigError(unknown[0], "there is no such argument", fix)
-        return args, overrides
+        return self.parse_args([a for a in argv if not a.startswith("--config.")]), overrides
 
     def error(self, message: str) -> NoReturn:
         """Raises instead of printing the usage and exiting."""

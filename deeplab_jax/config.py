@@ -143,8 +143,10 @@ def validate(config: ConfigDict) -> None:
     _require_ints("data.resize_base", data.resize_base, 2)
     if config.eval.resize_base:
         _require_ints("eval.resize_base", config.eval.resize_base, 2)
-    low, high = data.scale_range if len(data.scale_range) == 2 else (0, 0)
-    _require("data.scale_range", data.scale_range, 0 < low <= high, "(low, high), 0 < low <= high")
+    scale = data.scale_range
+    is_range = len(scale) == 2 and all(isinstance(value, int | float) for value in scale)
+    is_range = is_range and 0 < scale[0] <= scale[1]
+    _require("data.scale_range", scale, is_range, "(low, high), 0 < low <= high")
     names = data.class_names
     is_named = not names or len(names) == model.num_classes
     _require("data.class_names", len(names), is_named, f"{model.num_classes} names or none")
@@ -155,9 +157,10 @@ def validate(config: ConfigDict) -> None:
         _require(key, value, value >= 1, "1 or more")
     _require("model.width", model.width, model.width % 2 == 0, "an even number")
     for key in ("train.steps", "checkpoint.every_steps", "data.num_workers", "train.min_lr",
-                "train.weight_decay", "train.aux_weight", "seed"):  # fmt: skip
+                "train.weight_decay", "train.aux_weight"):  # fmt: skip
         value = _get(config, key)
         _require(key, value, value >= 0, "0 or more")
+    _require("seed", config.seed, 0 <= config.seed < 2**32, "0 to 4294967295")
     _require("train.lr", train.lr, train.lr > 0, "a positive rate")
     _require("train.momentum", train.momentum, 0 <= train.momentum < 1, "0 <= momentum < 1")
     _require_batch(train.batch_size, train.reference_processes)
@@ -169,7 +172,7 @@ def _require(key: str, value: Any, is_good: bool, accepted: str) -> None:
 
 
 def _require_ints(key: str, value: Any, count: int) -> None:
-    is_good = len(value) == count and all(isinstance(v, int) and v > 0 for v in value)
+    is_good = len(value) == count and all(type(v) is int and v > 0 for v in value)
     _require(key, tuple(value), is_good, f"{count} positive integers")
 
 

@@ -39,7 +39,7 @@ def _grouped_cross_entropy(logits, labels, num_groups, ignore_index):
     logits = ops.resize_bilinear(logits, labels.shape[1:])
     is_valid = labels != ignore_index
     # A comparison instead of a gather: its gradient needs no scatter.
-    is_class = labels[..., None] == jnp.arange(logits.shape[-1])
+    is_class = labels[..., None] == jnp.arange(logits.shape[-1]).reshape(1, 1, 1, -1)
     picked = jnp.sum(jnp.where(is_class, logits, 0), -1)
     per_pixel = jnp.where(is_valid, jax.nn.logsumexp(logits, -1) - picked, 0)
     per_row = jnp.sum(per_pixel, (1, 2)).reshape(num_groups, -1)

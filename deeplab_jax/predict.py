@@ -31,6 +31,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--config.x", metavar="VALUE", help="any field of the checkpoint's recipe")
     args, overrides = parser.parse(argv)
     images = find_images(args.images)
+    check_output(images, args.output)
     from deeplab_jax.api import load
 
     model = load(args.checkpoint, args.step, overrides)
@@ -63,6 +64,21 @@ def find_images(paths: list[str]) -> list[Path]:
             what = f"would overwrite the result of {other}"
             raise DataError(str(image), what, "predict them into different directories")
     return images
+
+
+def check_output(images: list[Path], output: str) -> None:
+    """Refuses to write a result over one of the images.
+
+    Raises:
+      DataError: a result would have the path of an image.
+    """
+    inputs = {image.resolve() for image in images}
+    for image in images:
+        for name in (f"{image.stem}.png", f"{image.stem}_overlay.jpg"):
+            path = Path(output) / name
+            if path.resolve() in inputs:
+                what = f"would be overwritten by the result of {image}"
+                raise DataError(str(path), what, "choose another --output")
 
 
 if __name__ == "__main__":

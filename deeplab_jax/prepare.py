@@ -8,7 +8,8 @@ from deeplab_jax.data.transforms import MEAN, STD
 
 def normalize(image: jax.Array) -> jax.Array:
     """Returns (image - mean) * (1 / std) per channel, float32, of RGB values 0..255."""
-    return (image.astype(jnp.float32) - MEAN) * (1 / STD)
+    shape = (1,) * (image.ndim - 1) + (3,)
+    return (image.astype(jnp.float32) - MEAN.reshape(shape)) * (1 / STD).reshape(shape)
 
 
 def prepare(image: jax.Array, label: jax.Array, box: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -23,9 +24,8 @@ def prepare(image: jax.Array, label: jax.Array, box: jax.Array) -> tuple[jax.Arr
       float32 images, normalised, 0 in the padding (the mean colour, which no byte is), and int32
       labels.
     """
-    top, left, bottom, right = (box[:, k, None] for k in range(4))  # (B, 1) each
-    row, column = jnp.arange(image.shape[1])[None], jnp.arange(image.shape[2])[None]
-    is_row_inside = (row >= top) & (row < bottom)
-    is_column_inside = (column >= left) & (column < right)
-    inside = is_row_inside[:, :, None, None] & is_column_inside[:, None, :, None]
+    top, left, bottom, right = (box[:, k].reshape(-1, 1, 1, 1) for k in range(4))
+    row = jnp.arange(image.shape[1]).reshape(1, -1, 1, 1)
+    column = jnp.arange(image.shape[2]).reshape(1, 1, -1, 1)
+    inside = (row >= top) & (row < bottom) & (column >= left) & (column < right)
     return jnp.where(inside, normalize(image), 0), label.astype(jnp.int32)

@@ -8,8 +8,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from deeplab_jax.config import flatten, unknown_key, validate
-from deeplab_jax.errors import ConfigError
+from deeplab_jax.config import flatten, get_config, unknown_key, validate
+from deeplab_jax.errors import ConfigError, shorten
 
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
@@ -41,12 +41,12 @@ def load_recipe(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     except Exception as error:  # whatever somebody's file does
         what = f"fails with {type(error).__name__}: {error}".splitlines()[0]
         raise ConfigError(str(path), what, "a recipe defines get_config(); see configs/") from error
+    fix = "return what deeplab_jax.config.get_config(...) returns"
     if not isinstance(config, ConfigDict):
-        raise ConfigError(
-            str(path),
-            f"get_config() returns {type(config).__name__}",
-            "return what deeplab_jax.config.get_config(...) returns",
-        )
+        raise ConfigError(str(path), f"get_config() returns {type(config).__name__}", fix)
+    missing = flatten(get_config("folder")).keys() - flatten(config).keys()
+    if missing:
+        raise ConfigError(str(path), f"its configuration lacks {shorten(missing)}", fix)
     return apply_overrides(config, overrides)
 
 

@@ -266,13 +266,16 @@ def make_train_step(
 
 
 def claim_workdir(workdir: Path, config: ConfigDict) -> None:
-    """Writes the configuration into a new work directory, or compares it with what is there.
+    """Writes the configuration into a work directory, or compares it with that of its steps.
+
+    Before the first saved step there is nothing to continue, and another configuration may follow:
+    that of a corrected command.
 
     Raises:
       ConfigError: the directory belongs to a run with another configuration; says where it differs.
     """
     path = workdir / "config.json"
-    if path.exists():
+    if path.exists() and checkpoint.latest_step(workdir) is not None:
         try:
             old = config_lib.from_dict(json.loads(path.read_text()))
         except ValueError as error:
@@ -314,7 +317,8 @@ def restore_or_init(config: ConfigDict, workdir: Path, plan: Plan, mesh: Mesh) -
         )
         del abstract["step"]
         state = checkpoint.restore(workdir, step, abstract)
-        print(f"continuing at step {step} of {plan.total}", flush=True)
+        if step < plan.total:
+            print(f"continuing at step {step} of {plan.total}", flush=True)
         return {"step": jax.device_put(np.int32(step), whole), **state}
     backbone = config.init.backbone
     if not backbone:

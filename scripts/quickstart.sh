@@ -38,9 +38,8 @@ cat <<END
 Overlays: $out/predictions/*_overlay.jpg
 
 What to type next (after \`source $VIRTUAL_ENV/bin/activate\`):
-  your own images   python -m deeplab_jax.train --config configs/quickstart.py \\
-                      --config.data.root=DIR --config.model.num_classes=N --workdir runs/mine
-                    DIR holds images/{train,val} and labels/{train,val}; see README.md, Data
+  your own images   copy configs/camvid_r50_os16.py to configs/mine.py, set its folder, classes and
+                    sizes, then: python -m deeplab_jax.train --config configs/mine.py
   a table recipe    python -m deeplab_jax.train --config configs/voc_r50_os16.py \\
                       --config.data.root=DIR --config.init.backbone=DIR
   the tests         bash scripts/test.sh

@@ -246,9 +246,10 @@ def test_types_change_only_on_request(tmp_path):
 
 @pytest.fixture
 def x64():
+    before = jax.config.jax_enable_x64
     jax.config.update("jax_enable_x64", True)
     yield
-    jax.config.update("jax_enable_x64", False)
+    jax.config.update("jax_enable_x64", before)
 
 
 def test_float32_weights_load_as_float64(tmp_path, x64):

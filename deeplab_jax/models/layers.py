@@ -4,7 +4,6 @@ Padding is symmetric and explicit: "SAME" shifts a strided convolution by one pi
 PyTorch. Initial values are PyTorch's defaults. Kernels are HWIO, pictures NHWC.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -42,33 +41,45 @@ def uniform_fan_in(key: jax.Array, shape: tuple[int, ...], dtype) -> jax.Array:
     return nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")(key, shape, dtype)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=())
+_NHW = (0, 1, 2)
+
+
+def _per_channel(values: jax.Array) -> jax.Array:
+    return values.reshape(1, 1, 1, -1)
+
+
+def _affine(x, mean, var, scale, bias):
+    """Normalises, scales and shifts in the dtype of `scale`."""
+    factor = lax.rsqrt(var + BN_EPSILON) * scale
+    y = (x.astype(scale.dtype) - _per_channel(mean)) * _per_channel(factor) + _per_channel(bias)
+    return y.astype(x.dtype)
+
+
+@jax.custom_vjp
 def _normalize(x, scale, bias, centre):
     return _normalize_forward(x, scale, bias, centre)[0]
 
 
 def _normalize_forward(x, scale, bias, centre):
-    axes = (0, 1, 2)
-    wide = x.astype(scale.dtype)
     # One pass: sums around a value near the mean do not cancel, as plain E[x^2] - E[x]^2 does.
-    shifted = wide - centre
-    first = jnp.mean(shifted, axes)
-    second = jnp.mean(jnp.square(shifted), axes)
+    shifted = x.astype(scale.dtype) - _per_channel(centre)
+    first = jnp.mean(shifted, _NHW)
+    second = jnp.mean(jnp.square(shifted), _NHW)
     mean = centre + first
     var = jnp.maximum(second - jnp.square(first), 0)
-    rstd = lax.rsqrt(var + BN_EPSILON)
-    y = ((wide - mean) * (rstd * scale) + bias).astype(x.dtype)
-    return (y, mean, var), (x, scale, mean, rstd)
+    return (_affine(x, mean, var, scale, bias), mean, var), (x, scale, mean, var)
 
 
 def _normalize_backward(residuals, cotangents):
-    x, scale, mean, rstd = residuals
+    x, scale, mean, var = residuals
     g = cotangents[0].astype(scale.dtype)  # mean and var feed running statistics only
-    axes = (0, 1, 2)
-    normal = (x.astype(scale.dtype) - mean) * rstd
-    g_mean = jnp.mean(g, axes)
-    g_normal_mean = jnp.mean(g * normal, axes)
-    dx = scale * rstd * (g - g_mean - normal * g_normal_mean)
+    rstd = lax.rsqrt(var + BN_EPSILON)
+    normal = (x.astype(scale.dtype) - _per_channel(mean)) * _per_channel(rstd)
+    g_mean = jnp.mean(g, _NHW)
+    g_normal_mean = jnp.mean(g * normal, _NHW)
+    dx = _per_channel(scale * rstd) * (
+        g - _per_channel(g_mean) - normal * _per_channel(g_normal_mean)
+    )
     count = x.size // x.shape[-1]
     return dx.astype(x.dtype), g_normal_mean * count, g_mean * count, jnp.zeros_like(mean)
 
@@ -94,8 +105,7 @@ class BatchNorm(nn.Module):
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape, dtype)
         var = self.variable("batch_stats", "var", jnp.ones, shape, dtype)
         if not is_train or self.numerics.freeze_batch_norm:
-            factor = lax.rsqrt(var.value + BN_EPSILON) * scale
-            return ((x.astype(dtype) - mean.value) * factor + bias).astype(x.dtype)
+            return _affine(x, mean.value, var.value, scale, bias)
         y, batch_mean, batch_var = _normalize(x, scale, bias, lax.stop_gradient(mean.value))
         if not self.is_initializing():
             count = x.size // x.shape[-1]
@@ -202,7 +212,7 @@ class Classifier(nn.Module):
         kernel = self.param("kernel", uniform_fan_in, shape, dtype)
         # PyTorch draws the bias from the same interval as the kernel.
         bias = self.param("bias", lambda key: uniform_fan_in(key, shape, dtype)[0, 0, 0])
-        return ops.conv1x1(x, kernel.astype(self.numerics.dtype), dtype=dtype) + bias
+        return ops.conv1x1(x, kernel.astype(self.numerics.dtype), dtype=dtype) + _per_channel(bias)
 
 
 def add_and_relu(x: jax.Array, identity: jax.Array) -> jax.Array:

@@ -67,7 +67,7 @@ def depthwise_conv3x3(x: jax.Array, kernel: jax.Array, dilation: int, platform: 
             continue  # this row of taps sees only padding
         # Columns first, then one shift of their sum: a third of the shifts.
         row = sum(
-            padded[:, :, j * dilation : j * dilation + width] * kernel[i, j, 0]
+            padded[:, :, j * dilation : j * dilation + width] * kernel[i, j].reshape(1, 1, 1, -1)
             for j in range(3)
             if abs(j - 1) * dilation < width
         )
@@ -177,7 +177,8 @@ def _sampling(size, length):
 def _interpolate(x, size, axis):
     """Any factor: gathers the two neighbours along one axis and mixes them."""
     low, high, weight = _sampling(size, x.shape[axis])
-    weight = jnp.asarray(weight.reshape(-1, *[1] * (x.ndim - 1 - axis)), x.dtype)
+    shape = [size if k == axis else 1 for k in range(x.ndim)]
+    weight = jnp.asarray(weight.reshape(shape), x.dtype)
     return jnp.take(x, low, axis) * (1 - weight) + jnp.take(x, high, axis) * weight
 
 

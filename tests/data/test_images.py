@@ -64,7 +64,7 @@ def test_jpeg_pixels_and_orientation_equal_imread(tmp_path, orientation):
 
 def test_label_keeps_indices_of_grey_palette_and_wide_masks(tmp_path):
     label = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    write_png_indices(tmp_path / "palette.png", label, picture(1, 21)[0])
+    write_png_indices(tmp_path / "palette.png", label, picture(1, 3)[0])
     Image.fromarray(label).save(tmp_path / "grey.png")
     Image.fromarray(label.astype(np.uint16)).save(tmp_path / "wide.png")
     assert Image.open(tmp_path / "palette.png").mode == "P"

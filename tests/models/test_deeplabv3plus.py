@@ -1,0 +1,175 @@
+"""Structure of the network, and parity with the PyTorch reference on its golden values."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from convert import keymap
+from deeplab_jax.config import get_config
+from deeplab_jax.models import Numerics, build_model
+from deeplab_jax.train_state import init_variables
+
+_ROWS = [f"r{depth}_d{stride}_c{c}" for depth in (50, 101) for stride in (8, 16) for c in (21, 150, 19)]
+_PARAMETERS = {  # ssseg spec section 1
+    (50, 21): 45_956_602,
+    (50, 150): 46_088_956,
+    (50, 19): 45_954_550,
+    (101, 21): 64_948_730,
+    (101, 150): 65_081_084,
+    (101, 19): 64_946_678,
+}
+_DATASETS = {21: "voc", 150: "ade20k", 19: "cityscapes"}
+# PyTorch's module -> ours, for every stage the golden files probe.
+_PROBES = {
+    "backbone_net.stem": "backbone/stem",
+    **{f"backbone_net.layer{n}.0": f"backbone/layer{n}_0" for n in range(1, 5)},
+    **{f"aspp_net.parallel_branches.{n}": f"aspp/branch{n}" for n in range(4)},
+    "aspp_net.global_branch": "aspp/image_pool",
+    "aspp_net.bottleneck": "aspp/merge",
+    "shortcut": "decoder/low_level",
+    "decoder.0": "decoder/refine0",
+    "decoder.1": "decoder/refine1",
+    "auxiliary_decoder.2": "aux_head",
+}
+
+
+def _parse(name):
+    depth, stride, classes = name.split("_")
+    return int(depth[1:]), int(stride[1:]), int(classes[1:])
+
+
+def _model(name, dtype="float32"):
+    depth, stride, classes = _parse(name)
+    config = get_config(_DATASETS[classes], depth, stride).model
+    config.dtype = dtype
+    return build_model(config, "cpu")
+
+
+@pytest.mark.parametrize("name", _ROWS)
+def test_parameter_counts_are_the_tables(name):
+    variables = jax.eval_shape(lambda: init_variables(_model(name), 0))
+    depth, _, classes = _parse(name)
+    count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    assert count == _PARAMETERS[depth, classes]
+
+
+def test_logits_have_a_quarter_of_the_resolution():
+    config = get_config("folder", depth=18).model
+    model = build_model(config, "cpu")
+    variables = jax.eval_shape(lambda: init_variables(model, 0))
+    images = jax.ShapeDtypeStruct((2, 65, 98, 3), jnp.float32)
+    output = jax.eval_shape(model.apply, variables, images)
+    assert output.logits.shape == (2, 17, 25, 2)
+    assert output.aux_logits.shape == (2, 5, 7, 2)
+
+
+def test_no_axis_name_is_in_the_model():
+    # Statistics are global under jit because the batch is; a collective of our own would be wrong.
+    model = build_model(get_config("folder", depth=18).model, "cpu")
+    variables = jax.eval_shape(lambda: init_variables(model, 0))
+    images = jax.ShapeDtypeStruct((2, 33, 33, 3), jnp.float32)
+    program = jax.jit(
+        lambda v, x: model.apply(v, x, is_train=True, mutable=["batch_stats"])
+    ).lower(variables, images)
+    assert "all_reduce" not in program.as_text()
+
+
+def _golden_variables(golden, recipe, name, dtype):
+    manifest = recipe.load_manifest(golden / f"manifest_{name}.json")
+    weights = recipe.weights(manifest)
+    assert recipe.check(manifest, weights)
+    variables, _ = keymap.to_variables(weights, _parse(name)[0])
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), variables)
+
+
+def _last_block(path, layer):
+    blocks = [key for key in path if key.startswith(f"layer{layer}_")]
+    return max(blocks, key=lambda key: int(key.split("_")[1]))
+
+
+def _check_probes(probes, intermediates, atol, rtol):
+    for key, probe in probes.items():
+        if key == "backbone_net.maxpool":
+            continue  # not a module of ours; layer1.0 depends on it
+        if key in _PROBES:
+            parts = _PROBES[key].split("/")
+        else:  # the end of a layer
+            parts = ["backbone", _last_block(intermediates["backbone"], key[-1])]
+        node = intermediates
+        for part in parts:
+            node = node[part]
+        value = np.asarray(node["__call__"][0]).transpose(0, 3, 1, 2)
+        expected = probe["shape"]
+        if key == "aspp_net.global_branch":  # ours is broadcast later
+            value = np.broadcast_to(value, expected)
+        assert list(value.shape) == expected, key
+        got = value.ravel()[probe["index"]]
+        np.testing.assert_allclose(got, probe["value"], atol=atol, rtol=rtol, err_msg=key)
+
+
+def _check_forward(golden, recipe, name, dtype, atol, rtol, probes_of="65x97"):
+    model = _model(name, dtype)
+    variables = _golden_variables(golden, recipe, name, dtype)
+    arrays = np.load(golden / f"forward_{name}.npz")
+    for case, facts in json.loads((golden / f"forward_{name}.json").read_text()).items():
+        images = recipe.image(facts["image"], facts["input_shape"]).transpose(0, 2, 3, 1)
+        capture = case == probes_of
+        output, extra = jax.jit(
+            lambda v, x, capture=capture: model.apply(
+                v, x, capture_intermediates=capture, mutable=["intermediates"]
+            )
+        )(variables, images)
+        for key, logits in (("logits", output.logits), ("aux", output.aux_logits)):
+            expected = arrays[f"{case}/{key}"].transpose(0, 2, 3, 1)
+            np.testing.assert_allclose(logits, expected, atol=atol, rtol=rtol, err_msg=case)
+            agree = np.argmax(logits, -1) == np.argmax(expected, -1)
+            assert agree.mean() > 0.995, (case, key)
+        if capture:
+            _check_probes(facts["probes"], extra["intermediates"], atol, rtol)
+
+
+@pytest.fixture
+def _highest_precision():
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
+@pytest.mark.usefixtures("_highest_precision")
+@pytest.mark.parametrize("name", _ROWS)
+def test_forward_equals_pytorch_in_float32(golden, recipe, name):
+    _check_forward(golden, recipe, name, "float32", atol=5e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", [row for row in _ROWS if row.startswith("r50")])
+def test_forward_equals_pytorch_in_float64(golden, recipe, name):
+    with jax.enable_x64(True):
+        # Expected values are stored as float32: 1e-6 of values up to 40.
+        _check_forward(golden, recipe, name, "float64", atol=1e-6, rtol=1e-6)
+
+
+def test_bfloat16_stays_close_to_float32():
+    outputs = {}
+    for dtype in ("float32", "bfloat16"):
+        config = get_config("folder", depth=18).model
+        config.dtype = dtype
+        model = build_model(config, "cpu")
+        variables = init_variables(model, 0)
+        images = np.random.default_rng(0).standard_normal((1, 64, 64, 3)).astype(np.float32)
+        outputs[dtype] = np.asarray(jax.jit(model.apply)(variables, images).logits)
+    error = np.abs(outputs["bfloat16"] - outputs["float32"]).max()
+    assert 0 < error < 0.05 * np.abs(outputs["float32"]).max()
+
+
+def test_float64_without_64_bit_mode_is_refused():
+    config = get_config("folder").model
+    config.dtype = "float64"
+    with pytest.raises(ValueError, match="JAX_ENABLE_X64"):
+        build_model(config)
+
+
+def test_numerics_widen_by_dtype():
+    assert Numerics(jnp.dtype("bfloat16")).wide_dtype == jnp.float32
+    assert Numerics(jnp.dtype("float64")).wide_dtype == jnp.float64
