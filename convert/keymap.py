@@ -32,7 +32,9 @@ def units(depth: int) -> Iterator[Unit]:
     """Yields every unit of the network with a backbone of `depth` layers."""
     for index in range(3):
         stem = "backbone_net.stem"
-        yield Unit(f"backbone/stem/conv{index + 1}", f"{stem}.{3 * index}", f"{stem}.{3 * index + 1}")
+        yield Unit(
+            f"backbone/stem/conv{index + 1}", f"{stem}.{3 * index}", f"{stem}.{3 * index + 1}"
+        )
     for layer, blocks in enumerate(BLOCKS[depth], 1):
         for block in range(blocks):
             path, key = f"backbone/layer{layer}_{block}", f"backbone_net.layer{layer}.{block}"

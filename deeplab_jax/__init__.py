@@ -8,6 +8,7 @@ JAX is imported when one of these names is first used, not by this import.
 """
 
 from importlib import import_module
+from typing import Any
 
 __version__ = "0.1.0"
 __all__ = ["DeepLabV3Plus", "__version__", "get_config", "load"]
@@ -19,7 +20,7 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,12 +1,13 @@
 """The Python interface: load a checkpoint, ask it for logits or for a segmentation.
 
-    model = deeplab_jax.load("runs/camvid_r50_os16")
-    result = model("street.jpg")       # .labels (H, W), .confidence (H, W)
-    result.save("out")                 # out/street.png, out/street_overlay.jpg
+model = deeplab_jax.load("runs/camvid_r50_os16")
+result = model("street.jpg")       # .labels (H, W), .confidence (H, W)
+result.save("out")                 # out/street.png, out/street_overlay.jpg
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from deeplab_jax import checkpoint
 from deeplab_jax.data.images import read_image, write_overlay, write_png_indices
 from deeplab_jax.data.transforms import fit_size, resize_image
 from deeplab_jax.errors import CheckpointError
-from deeplab_jax.inference import make_predict
-from deeplab_jax.models import DeepLabV3Plus, build_model
+from deeplab_jax.inference import make_predict, network_logits
+from deeplab_jax.models import build_model
 from deeplab_jax.recipe import apply_overrides
 from deeplab_jax.train_state import init_variables
 
@@ -76,7 +77,7 @@ class Segmenter:
         self.model = build_model(config.model)
         self.variables = variables
         self._predict = make_predict(self.model)
-        self._logits = jax.jit(lambda variables, x: self.model.apply(variables, x).logits)
+        self._logits = jax.jit(partial(network_logits, self.model))
 
     def logits(self, images: np.ndarray | jax.Array) -> jax.Array:
         """Computes class scores at a quarter of the resolution.
@@ -110,14 +111,12 @@ class Segmenter:
             name, image = Path(image).stem, read_image(image)
         size = image.shape[:2]
         base = self.config.eval.resize_base
-        resized = resize_image(image, fit_size(*size, base)) if base else image
+        resized = resize_image(image, fit_size(size[0], size[1], base)) if base else image
         labels, confidence = jax.device_get(self._predict(self.variables, resized, size))
         return Prediction(labels, confidence, image, self.palette, name)
 
 
-def load(
-    path: str | Path, step: int | str = "latest", overrides: Sequence[str] = ()
-) -> Segmenter:
+def load(path: str | Path, step: int | str = "latest", overrides: Sequence[str] = ()) -> Segmenter:
     """Loads a checkpoint for evaluation and prediction.
 
     Args:

@@ -62,7 +62,7 @@ def run(command: Callable[[list[str]], None], argv: Sequence[str] | None = None)
     except BrokenPipeError:
         code = 0
     except SystemExit as end:  # argparse's, after --help
-        code = end.code
+        code = int(end.code or 0)
     except Exception as error:
         known = _as_resource_error(error)
         if known is None:

@@ -134,9 +134,7 @@ def validate(config: ConfigDict) -> None:
     dtypes = ("float32", "bfloat16", "float64")
     _require("model.dtype", model.dtype, model.dtype in dtypes, " or ".join(dtypes))
     _require("model.num_classes", model.num_classes, 2 <= model.num_classes <= 255, "2 to 255")
-    _require(
-        "model.dropout_rate", model.dropout_rate, 0 <= model.dropout_rate < 1, "0 <= rate < 1"
-    )
+    _require("model.dropout_rate", model.dropout_rate, 0 <= model.dropout_rate < 1, "0 <= rate < 1")
     _require("data.dataset", data.dataset, data.dataset in DATASETS, ", ".join(DATASETS))
     _require_ints("model.atrous_rates", model.atrous_rates, 3)
     _require_ints("data.crop_size", data.crop_size, 2)
@@ -268,5 +266,7 @@ def unknown_key(key: str, known: Iterable[str]) -> ConfigError:
     if sections:
         fix = f"name one of its fields, such as {next(k for k in known if k.startswith(key + '.'))}"
         return ConfigError(f"config.{key}", "is a group of fields, not a value", fix)
-    fix = f"did you mean config.{close[0]}?" if close else "see deeplab_jax/config.py for all fields"
+    fix = (
+        f"did you mean config.{close[0]}?" if close else "see deeplab_jax/config.py for all fields"
+    )
     return ConfigError(f"config.{key}", "there is no such field", fix)

@@ -3,6 +3,8 @@
 Every command renders these as `error: <where>: <what> - <fix>` (see `cli.run`).
 """
 
+from collections.abc import Iterable
+
 
 class DeepLabError(Exception):
     """A mistake or a state of the world that the user can mend.
@@ -53,7 +55,7 @@ class NumericError(DeepLabError, ArithmeticError):
     exit_code = 6
 
 
-class Interrupted(DeepLabError):  # noqa: N818 - not an error: the state was saved
+class Interrupted(DeepLabError):
     """Training was asked to stop, saved its state and left.
 
     Attributes:
@@ -65,8 +67,8 @@ class Interrupted(DeepLabError):  # noqa: N818 - not an error: the state was sav
         self.exit_code = exit_code
 
 
-def shorten(names, limit: int = 10) -> str:
+def shorten(names: Iterable[object], limit: int = 10) -> str:
     """Returns up to `limit` names in sorted order, then how many more there are."""
-    names = sorted(str(name) for name in names)
-    rest = len(names) - limit
-    return ", ".join(names[:limit]) + (f", ... ({rest} more)" if rest > 0 else "")
+    texts = sorted(str(name) for name in names)
+    rest = len(texts) - limit
+    return ", ".join(texts[:limit]) + (f", ... ({rest} more)" if rest > 0 else "")

@@ -118,8 +118,8 @@ def evaluate_checkpoint(segmenter: Segmenter, json_path: str | None = None) -> E
     seconds = time.perf_counter() - start
     print_table(result)
     print(
-        f"mean IoU {100 * result.mean_iou:.2f} %  step {segmenter.step}, {result.num_images} images "
-        f"of {dataset.name}/{dataset.split}, {PROTOCOL}, {seconds:.1f} s"
+        f"mean IoU {100 * result.mean_iou:.2f} %  step {segmenter.step}, "
+        f"{result.num_images} images of {dataset.name}/{dataset.split}, {PROTOCOL}, {seconds:.1f} s"
     )
     path = Path(json_path) if json_path else Path(segmenter.path) / "evaluation.json"
     header = {"checkpoint": str(segmenter.path), "step": segmenter.step, "split": dataset.split}

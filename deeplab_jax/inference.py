@@ -4,7 +4,7 @@ Whole image, one scale, no flip. Logits, not probabilities, go by one bilinear i
 straight to the image's original size (ssseg spec section 7, items 1 to 3).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,11 +17,17 @@ from deeplab_jax.prepare import normalize
 PROTOCOL = "whole image, single scale, no flip, logits resized to the original size"
 
 
+def network_logits(model: DeepLabV3Plus, variables: Any, images: jax.Array) -> jax.Array:
+    """Returns logits (B, ceil(H/4), ceil(W/4), C) of normalised images (B, H, W, 3)."""
+    output: Any = model.apply(variables, images)
+    return output.logits
+
+
 def scores(
-    model: DeepLabV3Plus, variables: Any, image: jax.Array, size: tuple[int, int]
+    model: DeepLabV3Plus, variables: Any, image: jax.Array, size: Sequence[int]
 ) -> jax.Array:
-    """Returns logits (*size, C) of one image uint8 (h, w, 3) RGB, resized for the network."""
-    logits = model.apply(variables, normalize(image)[None]).logits
+    """Returns logits (*size, C) of one image uint8 (h, w, 3) RGB, fitted for the network."""
+    logits = network_logits(model, variables, normalize(image)[None])
     return ops.resize_bilinear(logits, size)[0]
 
 
@@ -33,7 +39,9 @@ def make_predict(model: DeepLabV3Plus) -> Callable:
     shapes compiles once.
     """
 
-    def predict(variables: Any, image: jax.Array, size: tuple[int, int]):
+    def predict(
+        variables: Any, image: jax.Array, size: tuple[int, int]
+    ) -> tuple[jax.Array, jax.Array]:
         logits = scores(model, variables, image, size)
         confidence = jnp.exp(logits.max(-1) - jax.nn.logsumexp(logits, -1))
         return jnp.argmax(logits, -1).astype(jnp.uint8), confidence.astype(jnp.float32)

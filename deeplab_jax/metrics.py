@@ -12,8 +12,10 @@ def confusion_matrix(
 
     Args:
       prediction: int, any shape, values in [0, num_classes).
-      label: int, same shape; `ignore_index` is left out. Other values outside
-        [0, num_classes) must not occur: reading a label has refused them.
+      label: int, same shape. Values outside [0, num_classes) but for `ignore_index` must not
+        occur: reading a label has refused them.
+      num_classes: C.
+      ignore_index: label of pixels that do not count.
 
     Returns:
       int32 (num_classes, num_classes); row = truth, column = prediction. Add matrices over images

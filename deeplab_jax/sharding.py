@@ -43,7 +43,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def local_rows(mesh: Mesh, batch_size: int) -> list[int]:
     """Returns the rows of the global batch that this host's devices hold, in order."""
     layout = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
-    rows = {row for (index,) in layout.values() for row in range(batch_size)[index]}
+    rows = {row for index in layout.values() if index for row in range(batch_size)[index[0]]}
     return sorted(rows)
 
 

@@ -22,7 +22,7 @@ State = dict[str, Any]
 def init_variables(model: DeepLabV3Plus, seed: int) -> dict[str, Any]:
     """Returns new {"params", "batch_stats"} drawn from `seed`; call it under `jit`."""
     image = jnp.zeros((1, 32, 32, 3))  # any size: no parameter depends on it
-    return model.init(jax.random.key(seed), image)
+    return dict(model.init(jax.random.key(seed), image))
 
 
 def init_state(model: DeepLabV3Plus, optimizer: optax.GradientTransformation, seed: int) -> State:

@@ -1,8 +1,8 @@
 """The training run: from a configuration to a work directory with checkpoints and a log.
 
-    <workdir>/config.json    the resolved configuration; a continuation must agree with it
-    <workdir>/log.jsonl      see `progress.JsonLog`
-    <workdir>/checkpoints/   the latest and the best step
+<workdir>/config.json    the resolved configuration; a continuation must agree with it
+<workdir>/log.jsonl      see `progress.JsonLog`
+<workdir>/checkpoints/   the latest and the best step
 """
 
 import hashlib
@@ -22,7 +22,8 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from deeplab_jax import checkpoint, config as config_lib, sharding
+from deeplab_jax import checkpoint, sharding
+from deeplab_jax import config as config_lib
 from deeplab_jax.data import Dataset, open_dataset, train_batches
 from deeplab_jax.errors import ConfigError, DataError, DeepLabError, Interrupted, NumericError
 from deeplab_jax.evaluator import Evaluator
@@ -31,7 +32,7 @@ from deeplab_jax.optimizer import build_optimizer
 from deeplab_jax.prepare import prepare
 from deeplab_jax.progress import Display, JsonLog, Speed
 from deeplab_jax.train_state import State, eval_variables, init_state
-from deeplab_jax.train_step import make_update
+from deeplab_jax.train_step import Metrics, make_update
 
 
 @dataclass(frozen=True)
@@ -238,15 +239,15 @@ class Run:
         self.saver.wait()
         if reason is not None:
             raise reason
-        end = {"step": self.plan.total, "params_sha256": tree_hash(state["params"])}
-        self.log.write("end", end["step"], {"params_sha256": end["params_sha256"]})
-        self.display.say(f"done: {self.plan.total} steps, parameters {end['params_sha256'][:16]}")
-        return end
+        digest = tree_hash(state["params"])
+        self.log.write("end", self.plan.total, {"params_sha256": digest})
+        self.display.say(f"done: {self.plan.total} steps, parameters {digest[:16]}")
+        return {"step": self.plan.total, "params_sha256": digest}
 
 
 def make_train_step(
     config: ConfigDict, total_steps: int, mesh: Mesh
-) -> Callable[..., tuple[State, dict[str, jax.Array]]]:
+) -> Callable[..., tuple[State, Metrics]]:
     """Returns the jitted step(state, image, label, box) -> (state, metrics) over the mesh.
 
     The batch is split over devices, everything else is replicated; the state is donated.
@@ -254,7 +255,9 @@ def make_train_step(
     update = make_update(build_model(config.model), config, total_steps)
     whole, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
 
-    def train_step(state: State, image: jax.Array, label: jax.Array, box: jax.Array):
+    def train_step(
+        state: State, image: jax.Array, label: jax.Array, box: jax.Array
+    ) -> tuple[State, Metrics]:
         return update(state, *prepare(image, label, box))
 
     return jax.jit(
@@ -379,7 +382,7 @@ def tree_hash(tree: Any) -> str:
 def _stop_signals() -> Iterator[list[int]]:
     """Yields a list that receives the first SIGINT or SIGTERM; a second one acts at once."""
     received: list[int] = []
-    previous = {}
+    previous: dict[int, Any] = {}
 
     def remember(number: int, frame: Any) -> None:
         received.append(number)
@@ -387,7 +390,7 @@ def _stop_signals() -> Iterator[list[int]]:
         print("\nstopping after this step; again to quit at once", flush=True)
 
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (int(signal.SIGINT), int(signal.SIGTERM)):
             previous[number] = signal.signal(number, remember)
     except ValueError:  # not the main thread: the caller handles signals
         pass

@@ -71,7 +71,7 @@ def test_ignored_pixels_have_no_gradient():
 
 
 def test_logits_are_resized_to_the_labels():
-    logits, labels = _random()
+    _, labels = _random()
     small = jnp.ones((4, 2, 3, 3)) * jnp.array([1.0, 2.0, 3.0]).reshape(1, 1, 1, 3)
     constant = jnp.broadcast_to(small[:, :1, :1], (4, 4, 6, 3))
     losses = segmentation_loss(small, small, jnp.asarray(labels, jnp.int32))

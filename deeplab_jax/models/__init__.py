@@ -22,7 +22,7 @@ def build_model(model: Any, platform: str | None = None) -> DeepLabV3Plus:
     Raises:
       ConfigError: float64 is asked for and JAX does not run in it.
     """
-    if model.dtype == "float64" and not jax.config.jax_enable_x64:
+    if model.dtype == "float64" and jnp.zeros((), float).dtype != jnp.float64:
         what = "float64 needs JAX in 64-bit mode"
         raise ConfigError("config.model.dtype", what, "set JAX_ENABLE_X64=1")
     numerics = Numerics(

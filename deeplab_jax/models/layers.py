@@ -36,7 +36,7 @@ class Numerics(NamedTuple):
         return jnp.promote_types(self.dtype, jnp.float32)
 
 
-def uniform_fan_in(key: jax.Array, shape: tuple[int, ...], dtype) -> jax.Array:
+def uniform_fan_in(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
     """Draws from U(-b, b), b = 1 / sqrt(fan in): PyTorch's default for convolutions."""
     return nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")(key, shape, dtype)
 

@@ -5,7 +5,9 @@ another row or column goes through `shift` alone, so that a partitioner that spl
 height moves only the rows at the seams.
 """
 
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +31,7 @@ def shift(x: jax.Array, rows: int = 0, columns: int = 0) -> jax.Array:
     return lax.pad(x, jnp.zeros((), x.dtype), edges)
 
 
-def conv1x1(x: jax.Array, kernel: jax.Array, stride: int = 1, dtype=None) -> jax.Array:
+def conv1x1(x: jax.Array, kernel: jax.Array, stride: int = 1, dtype: Any = None) -> jax.Array:
     """Convolves 1x1 as a matrix product over channels.
 
     Args:
@@ -66,11 +68,10 @@ def depthwise_conv3x3(x: jax.Array, kernel: jax.Array, dilation: int, platform: 
         if abs(down) >= height:
             continue  # this row of taps sees only padding
         # Columns first, then one shift of their sum: a third of the shifts.
-        row = sum(
-            padded[:, :, j * dilation : j * dilation + width] * kernel[i, j].reshape(1, 1, 1, -1)
-            for j in range(3)
-            if abs(j - 1) * dilation < width
-        )
+        row = x * kernel[i, 1].reshape(1, 1, 1, -1)
+        for j in (0, 2) if dilation < width else ():
+            column = padded[:, :, j * dilation : j * dilation + width]
+            row = row + column * kernel[i, j].reshape(1, 1, 1, -1)
         total = total + (shift(row, rows=down) if down else row)
     return total
 
@@ -126,7 +127,7 @@ def _depthwise_kernel_by_rows(x, g, dilation):
     return total.reshape(3, 3, 1, channels)
 
 
-def resize_bilinear(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+def resize_bilinear(x: jax.Array, size: Sequence[int]) -> jax.Array:
     """Resizes with half-pixel centres, clamped edges and no antialiasing.
 
     This is PyTorch's `interpolate(mode="bilinear", align_corners=False)`, also when it shrinks.
@@ -143,10 +144,7 @@ def resize_bilinear(x: jax.Array, size: tuple[int, int]) -> jax.Array:
         if size[axis - 1] == length:
             continue
         factor, remainder = divmod(size[axis - 1], length)
-        if remainder:
-            x = _interpolate(x, size[axis - 1], axis)
-        else:
-            x = _upsample(x, factor, axis)
+        x = _interpolate(x, size[axis - 1], axis) if remainder else _upsample(x, factor, axis)
     return x
 
 

@@ -30,9 +30,9 @@ class BasicBlock(nn.Module):
             identity = ConvBNReLU(
                 self.features, self.numerics, stride=self.stride, use_relu=False, name="projection"
             )(x, is_train)
-        x = ConvBNReLU(
-            self.features, self.numerics, 3, self.stride, self.dilation, name="conv1"
-        )(x, is_train)
+        x = ConvBNReLU(self.features, self.numerics, 3, self.stride, self.dilation, name="conv1")(
+            x, is_train
+        )
         x = ConvBNReLU(self.features, self.numerics, 3, use_relu=False, name="conv2")(x, is_train)
         return add_and_relu(x, identity)
 
@@ -55,9 +55,9 @@ class Bottleneck(nn.Module):
                 out, self.numerics, stride=self.stride, use_relu=False, name="projection"
             )(x, is_train)
         x = ConvBNReLU(self.features, self.numerics, name="conv1")(x, is_train)
-        x = ConvBNReLU(
-            self.features, self.numerics, 3, self.stride, self.dilation, name="conv2"
-        )(x, is_train)
+        x = ConvBNReLU(self.features, self.numerics, 3, self.stride, self.dilation, name="conv2")(
+            x, is_train
+        )
         x = ConvBNReLU(out, self.numerics, use_relu=False, name="conv3")(x, is_train)
         return add_and_relu(x, identity)
 

@@ -12,7 +12,9 @@ from deeplab_jax.config import get_config
 from deeplab_jax.models import Numerics, build_model
 from deeplab_jax.train_state import init_variables
 
-_ROWS = [f"r{depth}_d{stride}_c{c}" for depth in (50, 101) for stride in (8, 16) for c in (21, 150, 19)]
+_ROWS = [
+    f"r{depth}_d{stride}_c{c}" for depth in (50, 101) for stride in (8, 16) for c in (21, 150, 19)
+]
 _PARAMETERS = {  # ssseg spec section 1
     (50, 21): 45_956_602,
     (50, 150): 46_088_956,
@@ -71,9 +73,9 @@ def test_no_axis_name_is_in_the_model():
     model = build_model(get_config("folder", depth=18).model, "cpu")
     variables = jax.eval_shape(lambda: init_variables(model, 0))
     images = jax.ShapeDtypeStruct((2, 33, 33, 3), jnp.float32)
-    program = jax.jit(
-        lambda v, x: model.apply(v, x, is_train=True, mutable=["batch_stats"])
-    ).lower(variables, images)
+    program = jax.jit(lambda v, x: model.apply(v, x, is_train=True, mutable=["batch_stats"])).lower(
+        variables, images
+    )
     assert "all_reduce" not in program.as_text()
 
 

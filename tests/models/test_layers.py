@@ -102,7 +102,9 @@ def test_bfloat16_keeps_statistics_and_logits_in_float32():
 
 
 def test_initial_values_are_pytorchs():
-    variables = ConvBNReLU(64, Numerics(), 3).init(jax.random.key(0), jnp.ones((1, 8, 8, 32)), False)
+    variables = ConvBNReLU(64, Numerics(), 3).init(
+        jax.random.key(0), jnp.ones((1, 8, 8, 32)), False
+    )
     kernel = np.asarray(variables["params"]["conv"]["kernel"])
     bound = 1 / np.sqrt(32 * 9)
     assert np.abs(kernel).max() <= bound

@@ -104,7 +104,9 @@ def _plain_resize(x, size):
 )
 def test_resize_equals_its_definition(size):
     x = _normal(2, 4, 6, 3)
-    _assert_same_function(lambda x: ops.resize_bilinear(x, size), lambda x: _plain_resize(x, size), x)
+    _assert_same_function(
+        lambda x: ops.resize_bilinear(x, size), lambda x: _plain_resize(x, size), x
+    )
 
 
 def test_resize_equals_pytorch(golden, recipe):

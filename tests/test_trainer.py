@@ -1,0 +1,571 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from deeplab_jax import checkpoint, cli, config, sharding, trainer
+from deeplab_jax.data import SampleOrder, open_dataset
+from deeplab_jax.errors import CheckpointError, ConfigError, DataError
+from deeplab_jax.models import build_model
+from deeplab_jax.optimizer import build_optimizer
+from deeplab_jax.recipe import load_recipe
+from deeplab_jax.train_state import init_state, init_variables
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+TABLE = [f"{name}_r{depth}_os{os}" for name, depth, os in config.PUBLISHED_MIOU]
+ORDINARY = ("voc_r50_os8", "cityscapes_r50_os16")  # the other ten are slow
+
+# Makes a recipe of the table small; what it trains on and how is left alone.
+SMALL = [
+    "--config.model.width=8",
+    "--config.model.head_channels=16",
+    "--config.model.low_level_channels=4",
+    "--config.model.aux_channels=8",
+    "--config.data.crop_size=64,64",
+    "--config.data.resize_base=128,64",
+    "--config.data.num_workers=0",
+    "--config.eval.resize_base=128,64",
+    "--config.train.batch_size=8",
+    "--config.train.steps=2",
+    "--config.log.every_steps=1",
+]
+
+# 4 steps an epoch; saved after 3, 6, 9, 12 and evaluated after 8; so most saves are in mid-epoch.
+TINY = """
+from deeplab_jax import config
+
+
+def get_config():
+    c = config.get_config("folder", depth=18, output_stride=16)
+    c.name = "tiny"
+    c.model.num_classes = 4
+    c.model.atrous_rates = (1, 2, 3)
+    c.model.width, c.model.head_channels = 8, 16
+    c.model.low_level_channels, c.model.aux_channels = 4, 8
+    c.data.crop_size = (64, 64)
+    c.data.resize_base = (97, 65)
+    c.train.batch_size = 4
+    c.train.steps = 14
+    c.eval.every_epochs = 2
+    c.checkpoint.every_steps = 3
+    c.log.every_steps = 1
+    return c
+"""
+TOTAL = 14
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_options(tmp_path_factory):
+    """Compiles quickly, and each program once for all runs; returns it as an environment."""
+    options = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+        "jax_disable_most_optimizations": True,
+    }
+    before = {name: jax.config.values[name] for name in options}
+    _configure(options)
+    yield os.environ | {name.upper(): str(value) for name, value in options.items()}
+    _configure(before)
+
+
+def _configure(options):
+    compilation_cache.reset_cache()  # it remembers the folder, or that there was none
+    for name, value in options.items():
+        jax.config.update(name, value)
+
+
+@pytest.fixture(scope="module")
+def memo():
+    """What the tests of this file share; `make_tree` cannot be asked from a wider scope."""
+    return {}
+
+
+@pytest.fixture
+def tiny(memo, make_tree):
+    """The command that trains the tiny recipe, without its work directory."""
+    if "tiny" not in memo:
+        root = make_tree("folder", num_train=16, num_val=2)
+        (root / "tiny.py").write_text(TINY)
+        memo["tiny"] = ["train", "--config", f"{root}/tiny.py", f"--config.data.root={root}"]
+    return memo["tiny"]
+
+
+@pytest.fixture
+def tiny_config(tiny):
+    return load_recipe(tiny[2], tiny[3:])
+
+
+@pytest.fixture
+def finished(memo, tiny, tmp_path_factory):
+    """The work directory of the uninterrupted run; not to be changed."""
+    if "finished" not in memo:
+        workdir = tmp_path_factory.mktemp("finished")
+        assert call(*tiny, "--workdir", workdir) == 0
+        memo["finished"] = workdir
+    return memo["finished"]
+
+
+def call(*argv):
+    """Runs a command in this process and returns its exit code."""
+    with pytest.raises(SystemExit) as end:
+        cli.main([str(argument) for argument in argv])
+    return end.value.code
+
+
+def log_of(workdir):
+    """Returns the lines of the log without what depends on the clock."""
+    lines = [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
+    clock = ("images_per_second", "data_wait")
+    return [{key: line[key] for key in line if key not in clock} for line in lines]
+
+
+def steps_on_disk(workdir):
+    return sorted(int(entry.name) for entry in (workdir / "checkpoints").iterdir())
+
+
+def on_one_device(tree):
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree)
+
+
+def abstract_items(run_config):
+    """Returns shapes and types of what a step of the run holds."""
+    model = build_model(run_config.model)
+    optimizer, _ = build_optimizer(run_config.train, TOTAL)
+    state = jax.eval_shape(lambda: init_state(model, optimizer, 0))
+    return on_one_device({name: state[name] for name in ("params", "batch_stats", "opt_state")})
+
+
+def is_finite(tree):
+    return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(tree)))
+
+
+def signal_when_logged(monkeypatch, step, *numbers):
+    """Sends this process signals once the log has a training step."""
+    write = trainer.JsonLog.write
+
+    def write_then_signal(log, event, at, values):
+        write(log, event, at, values)
+        if (event, at) == ("train", step):
+            for number in numbers:
+                os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(trainer.JsonLog, "write", write_then_signal)
+
+
+def spy_on_steps(monkeypatch, before=lambda state: state):
+    """Returns a list that will hold each run's jitted step; `before` may change its input."""
+    jitted = []
+    make = trainer.make_train_step
+
+    def make_spied(*args):
+        train_step = make(*args)
+        jitted.append(train_step)
+        return lambda state, *batch: train_step(before(state), *batch)
+
+    monkeypatch.setattr(trainer, "make_train_step", make_spied)
+    return jitted
+
+
+# The recipes
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in ORDINARY else pytest.mark.slow) for n in TABLE]
+)
+def test_table_recipe_trains_and_evaluates(name, make_tree, tmp_path):
+    dataset = name.split("_")[0]
+    root = make_tree(dataset, num_train=9, num_val=2)
+    recipe, workdir = CONFIGS / f"{name}.py", tmp_path / "run"
+    options = [*SMALL, "--config.init.backbone=none", f"--config.data.root={root}"]
+    assert call("train", "--config", recipe, "--workdir", workdir, *options) == 0
+    log = log_of(workdir)
+    assert [(line["event"], line["step"]) for line in log] == [
+        ("train", 1), ("train", 2), ("eval", 2), ("end", 2)
+    ]  # fmt: skip
+    assert all(np.isfinite(list(line.values())[2:]).all() for line in log[:2])
+    assert call("evaluate", "--checkpoint", workdir) == 0
+
+    result = json.loads((workdir / "evaluation.json").read_text())
+    c = load_recipe(recipe, options)
+    validation = open_dataset(c.data, c.model.num_classes, "val")
+    labels = [validation.read(i)[1] for i in range(2)]
+    counts = sum(
+        np.bincount(label[label != 255], minlength=c.model.num_classes) for label in labels
+    )
+    assert np.sum(result["confusion"], 1).tolist() == counts.tolist()
+    assert result["mean_iou"] == log[2]["mean_iou"]
+    assert result["class_names"] == list(validation.class_names)
+
+
+def test_table_recipe_without_backbone_says_what_to_do_and_leaves_the_way_free(
+    make_tree, tmp_path, capsys
+):
+    root = make_tree("voc", num_train=9, num_val=1)
+    workdir = tmp_path / "run"
+    command = ["train", "--config", CONFIGS / "voc_r50_os8.py", "--workdir", workdir, *SMALL]
+    command.append(f"--config.data.root={root}")
+    assert call(*command) == 2
+    error = capsys.readouterr().err
+    assert "config.init.backbone" in error
+    assert "--config.init.backbone=DIR" in error
+    assert "=none" in error
+    # The corrected command is not refused as another configuration: its own error comes next.
+    assert call(*command, "--config.init.backbone=nowhere") == 4
+    assert "nowhere" in capsys.readouterr().err
+
+
+# Going on
+
+
+def test_run_interrupted_in_mid_epoch_ends_bit_for_bit_as_the_uninterrupted(
+    tiny, finished, tmp_path, capsys, monkeypatch
+):
+    command = [*tiny, "--workdir", tmp_path]
+    # A step is logged once the next one runs; so stopping comes one step later.
+    for number, logged, code in ((signal.SIGTERM, 4, 143), (signal.SIGINT, 10, 130)):
+        with monkeypatch.context() as patch:
+            signal_when_logged(patch, logged, number)
+            assert call(*command) == code
+        captured = capsys.readouterr()
+        step = logged + 1
+        assert checkpoint.latest_step(tmp_path) == step
+        assert log_of(tmp_path)[-1]["step"] == step
+        assert captured.err == (
+            f"train: stopped by {number.name} and saved at step {step} of {TOTAL}"
+            " - repeat the command to go on\n"
+        )
+    assert call(*command) == 0
+    assert "continuing at step 11 of 14" in capsys.readouterr().out
+    assert log_of(tmp_path) == log_of(finished)
+    assert log_of(finished)[-1]["params_sha256"]
+
+
+def test_second_ctrl_c_leaves_at_once(tiny, tmp_path, monkeypatch):
+    signal_when_logged(monkeypatch, 4, signal.SIGINT, signal.SIGINT)
+    assert call(*tiny, "--workdir", tmp_path) == 130
+    assert checkpoint.latest_step(tmp_path) == 3
+
+
+def test_signals_are_as_before_after_a_run(finished):
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_finished_run_says_so(tiny, finished, capsys):
+    log, steps = log_of(finished), steps_on_disk(finished)
+    assert call(*tiny, "--workdir", finished) == 0
+    assert "already finished" in capsys.readouterr().out
+    assert (log_of(finished), steps_on_disk(finished)) == (log, steps)
+
+
+def test_run_killed_after_its_last_save_still_tells_its_hash(tiny, finished, tmp_path, capsys):
+    shutil.copytree(finished, tmp_path / "run")
+    log = tmp_path / "run" / "log.jsonl"
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:-1]))
+    assert call(*tiny, "--workdir", tmp_path / "run") == 0
+    assert log_of(tmp_path / "run") == log_of(finished)
+    assert log_of(finished)[-1]["params_sha256"][:16] in capsys.readouterr().out
+
+
+def test_other_configuration_is_refused_with_the_difference(tiny, finished, capsys):
+    log = log_of(finished)
+    changes = ["--config.train.lr=0.02", "--config.data.crop_size=64,128"]
+    assert call(*tiny, "--workdir", finished, *changes) == 2
+    error = capsys.readouterr().err
+    assert "train.lr: 0.01 -> 0.02" in error
+    assert "data.crop_size: (64, 64) -> (64, 128)" in error
+    assert str(finished) in error
+    assert log_of(finished) == log
+
+
+def test_place_workers_and_logging_may_change(tiny, finished, tmp_path):
+    root = Path(tiny[2]).parent
+    shutil.copytree(root, tmp_path / "moved")
+    changes = [
+        f"--config.data.root={tmp_path / 'moved'}",
+        "--config.data.num_workers=1",
+        "--config.log.every_steps=5",
+    ]
+    assert call(*tiny, "--workdir", finished, *changes) == 0
+
+
+def test_unreadable_configuration_of_a_run_is_an_error(tiny_config, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run" / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match="config.json: cannot be read"):
+        trainer.claim_workdir(tmp_path / "run", tiny_config)
+
+
+def kill_while_training(command, workdir, environment, rng, lines):
+    """Starts the command and kills it at a random moment, once `lines` steps were logged."""
+    log = workdir / "log.jsonl"
+    old = log.stat().st_ino if log.exists() else None
+    arguments = [sys.executable, "-m", "deeplab_jax.train", *command[1:]]
+    process = subprocess.Popen(
+        [*arguments, "--workdir", str(workdir)],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 300
+        first = None
+        while True:
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline
+            if log.exists() and log.stat().st_ino != old:
+                count = log.read_text().count('"train"')
+                first = count if first is None else first
+                if count >= first + lines:
+                    break
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 0.1))
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_killed_run_ends_bit_for_bit_as_the_uninterrupted(
+    tiny, finished, tmp_path, compile_options
+):
+    kill_while_training(tiny, tmp_path, compile_options, np.random.default_rng(0), lines=4)
+    assert call(*tiny, "--workdir", tmp_path) == 0
+    assert log_of(tmp_path) == log_of(finished)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_run_killed_three_times_ends_bit_for_bit_as_the_uninterrupted(
+    seed, tiny, finished, tmp_path, compile_options
+):
+    rng = np.random.default_rng(seed)
+    for _ in range(3):
+        kill_while_training(tiny, tmp_path, compile_options, rng, lines=rng.integers(1, 4))
+    assert call(*tiny, "--workdir", tmp_path) == 0
+    assert log_of(tmp_path) == log_of(finished)
+
+
+@pytest.mark.slow
+def test_ctrl_c_with_reading_processes_saves(tiny, tmp_path, compile_options):
+    """A terminal sends Ctrl-C to the processes that read as well."""
+    arguments = [*tiny[1:], "--workdir", str(tmp_path), "--config.data.num_workers=2"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "deeplab_jax.train", *arguments],
+        env=compile_options,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        log = tmp_path / "log.jsonl"
+        while process.poll() is None and not (log.exists() and '"step": 2' in log.read_text()):
+            time.sleep(0.005)
+        os.killpg(process.pid, signal.SIGINT)
+        error = process.communicate(timeout=120)[1]
+    finally:
+        process.kill()
+    assert process.returncode == 130, error
+    assert error.count("\n") == 1
+    assert error.startswith("train: stopped by SIGINT and saved at step ")
+
+
+# The step
+
+
+def test_step_compiles_once_moves_nothing_and_reuses_the_state_memory(tiny, tmp_path, monkeypatch):
+    given = []
+
+    def before(state):
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given))
+        given[:] = [state]
+        return state
+
+    jitted = spy_on_steps(monkeypatch, before)
+    call_step = trainer.Run._steps
+
+    def guarded(*args):
+        with jax.transfer_guard("disallow"):  # of this thread; explicit transfers are allowed
+            return call_step(*args)
+
+    monkeypatch.setattr(trainer.Run, "_steps", guarded)
+    for stop_at in (4, 10):  # a new state, and a restored one
+        with monkeypatch.context() as patch:
+            signal_when_logged(patch, stop_at, signal.SIGTERM)
+            assert call(*tiny, "--workdir", tmp_path) == 143
+        given.clear()
+    assert [train_step._cache_size() for train_step in jitted] == [1, 1]
+
+
+def test_transfer_guard_notices_a_batch_that_is_not_on_the_devices():
+    with jax.transfer_guard("disallow"), pytest.raises(Exception, match="Disallowed"):
+        jax.jit(lambda x: x + 1)(np.ones(3))
+
+
+# What is not finite
+
+
+def ids_of(run_config, step):
+    dataset = open_dataset(run_config.data, run_config.model.num_classes, "train")
+    order = SampleOrder(len(dataset), run_config.seed, 4, 4)
+    return ", ".join(dataset.ids[order.locate(step - 1, row)[0]] for row in range(4))
+
+
+def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_step(
+    tiny, tiny_config, tmp_path, monkeypatch, capsys
+):
+    def poison(state):
+        if int(state["step"]) != 4:
+            return state
+        bad = jax.tree.map(
+            lambda x: jax.device_put(np.full(x.shape, np.nan, x.dtype), x.sharding),
+            state["params"],
+        )
+        return state | {"params": bad}
+
+    spy_on_steps(monkeypatch, poison)
+    assert call(*tiny, "--workdir", tmp_path) == 6
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "step 5: loss nan" in error
+    assert f"images {ids_of(tiny_config, 5)} " in error
+    assert "the last saved step, 3, is kept" in error
+    assert steps_on_disk(tmp_path) == [3]
+    assert is_finite(checkpoint.restore(tmp_path, 3, abstract_items(tiny_config)))
+
+
+def test_far_too_large_rate_stops_the_run_and_saves_nothing_that_is_not_finite(
+    tiny, tiny_config, tmp_path, capsys
+):
+    extreme = ["--config.train.lr=1e30", "--config.checkpoint.every_steps=1"]
+    assert call(*tiny, "--workdir", tmp_path, *extreme) == 6
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    step = int(error.split(": step ")[1].split(":")[0])
+    assert step <= 4
+    assert ids_of(tiny_config, step) in error
+    for kept in steps_on_disk(tmp_path):
+        assert kept < step
+        assert is_finite(checkpoint.restore(tmp_path, kept, abstract_items(tiny_config)))
+
+
+# The backbone
+
+
+@pytest.fixture
+def write_backbone(tiny_config, tmp_path):
+    """Returns write(kind, depth) -> (path, items): random weights of a backbone, saved."""
+
+    def write(kind="backbone", depth=18):
+        with tiny_config.unlocked():
+            tiny_config.model.depth = depth
+        model = build_model(tiny_config.model)
+        shapes = jax.eval_shape(lambda: init_variables(model, 0))
+        rng = np.random.default_rng(0)
+        items = {
+            name: jax.tree.map(
+                lambda x: rng.normal(size=x.shape).astype(np.float32), shapes[name]["backbone"]
+            )
+            for name in ("params", "batch_stats")
+        }
+        path = tmp_path / f"{kind}{depth}"
+        checkpoint.save_once(path, items, checkpoint.Info(kind=kind))
+        return path, items
+
+    return write
+
+
+def load_state(run_config, backbone, workdir):
+    run_config.init.backbone = str(backbone)
+    plan = trainer.make_plan(run_config, 16)
+    return trainer.restore_or_init(run_config, workdir, plan, sharding.make_mesh(4))
+
+
+def test_named_backbone_is_loaded_and_nothing_else_changes(tiny_config, write_backbone, tmp_path):
+    path, items = write_backbone()
+    random = load_state(tiny_config, "none", tmp_path / "run")
+    loaded = load_state(tiny_config, path, tmp_path / "run")
+    for name in ("params", "batch_stats"):
+        jax.tree.map(np.testing.assert_array_equal, loaded[name].pop("backbone"), items[name])
+        del random[name]["backbone"]
+    jax.tree.map(np.testing.assert_array_equal, loaded, random)
+
+
+def test_checkpoint_of_another_kind_is_no_backbone(tiny_config, write_backbone, tmp_path):
+    path, _ = write_backbone(kind="weights")
+    with pytest.raises(CheckpointError, match="of kind weights, not backbone"):
+        load_state(tiny_config, path, tmp_path / "run")
+
+
+def test_backbone_of_another_depth_does_not_fit(tiny_config, write_backbone, tmp_path):
+    path, _ = write_backbone(depth=50)
+    tiny_config.model.depth = 18
+    with pytest.raises(CheckpointError, match=r"does not fit: \d+ parameters missing.*unexpected"):
+        load_state(tiny_config, path, tmp_path / "run")
+
+
+# The plan, and what it warns of
+
+
+def test_plan_says_what_is_due_when(tiny_config):
+    plan = trainer.make_plan(tiny_config, 16)
+    assert [s for s in range(1, TOTAL + 1) if plan.is_eval_due(s)] == [8, 14]
+    assert [s for s in range(1, TOTAL + 1) if plan.is_save_due(s)] == [3, 6, 8, 9, 12, 14]
+
+
+def test_plan_saves_once_an_epoch_by_default(tiny_config):
+    tiny_config.checkpoint.every_steps = 0
+    tiny_config.train.steps = 0
+    tiny_config.train.epochs = 3
+    plan = trainer.make_plan(tiny_config, 18)
+    assert (plan.total, plan.steps_per_epoch, plan.save_every) == (12, 4, 4)
+
+
+def test_too_few_images_for_a_batch_are_refused(tiny_config):
+    with pytest.raises(DataError, match="3 images do not fill one batch of 4"):
+        trainer.make_plan(tiny_config, 3)
+
+
+@pytest.mark.parametrize(
+    ("output_stride", "crop", "size"),
+    [
+        (16, (288, 512), "18x32"),  # as large as the rate is not larger
+        (16, (192, 256), "12x16"),
+        (8, (280, 280), "35x35"),
+    ],
+)
+def test_crop_too_small_for_the_largest_rate_is_warned_of(output_stride, crop, size):
+    c = config.get_config("folder", output_stride=output_stride)
+    c.data.crop_size = crop
+    (warning,) = trainer.warnings(c)
+    assert f"{size} feature map" in warning
+    assert f"rate {18 if output_stride == 16 else 36}:" in warning
+
+
+@pytest.mark.parametrize(
+    ("output_stride", "crop"), [(16, (512, 512)), (16, (289, 289)), (8, (512, 1024))]
+)
+def test_crop_large_enough_is_not_warned_of(output_stride, crop):
+    c = config.get_config("folder", output_stride=output_stride)
+    c.data.crop_size = crop
+    assert trainer.warnings(c) == []
+
+
+def test_hash_depends_on_names_and_on_each_bit():
+    tree = {"a": np.ones(3, np.float32), "b": np.zeros(2, np.float32)}
+    assert trainer.tree_hash(tree) == trainer.tree_hash(jax.tree.map(jax.numpy.asarray, tree))
+    assert trainer.tree_hash({"a": tree["a"], "c": tree["b"]}) != trainer.tree_hash(tree)
+    tree["b"][1] = -0.0
+    assert trainer.tree_hash(tree) != trainer.tree_hash({"a": tree["a"], "b": np.zeros(2, "f4")})
