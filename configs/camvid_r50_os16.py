@@ -23,7 +23,6 @@ from deeplab_jax import config
 def get_config():
     """Returns the template for folders with the classes and sizes of CamVid."""
     c = config.get_config("folder", depth=50, output_stride=16)
-    c.name = "camvid_r50_os16"
     c.data.root = "data/camvid"
     c.data.class_names = ("sky", "building", "pole", "road", "pavement", "tree", "sign_symbol",
                           "fence", "car", "pedestrian", "bicyclist")  # fmt: skip

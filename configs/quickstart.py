@@ -13,7 +13,6 @@ from deeplab_jax import config
 def get_config():
     """Returns the template for folders, made small."""
     c = config.get_config("folder", depth=18, output_stride=16)
-    c.name = "quickstart"
     c.model.num_classes = 6
     c.model.atrous_rates = (2, 4, 6)  # a crop's map is 8x8: larger rates would see only padding
     c.model.width = 32

@@ -123,7 +123,7 @@ class Parser(argparse.ArgumentParser):
         for name in (a.split("=")[0] for a in argv if a.startswith("--")):
             # Before argparse: a misspelt flag matters more than the one that then is missing.
             if name not in flags and not name.startswith("--config."):
-                close = difflib.get_close_matches(name, flags, 1)
+                close = difflib.get_close_matches(name, flags, 1, 0.7)
                 fix = f"did you mean {close[0]}?" if close else f"see {self.prog} --help"
                 raise ConfigError(name, "there is no such argument", fix)
         overrides = [a for a in argv if a.startswith("--config.")]

@@ -37,7 +37,7 @@ DATASETS = (*_TABLE, "folder")
 IGNORE_INDEX = 255
 
 # Keys that may differ between a run and its continuation: they cannot change a result.
-_FREE_ON_RESUME = ("data.root", "data.num_workers", "log.every_steps")
+_FREE_ON_RESUME = ("name", "data.root", "data.num_workers", "log.every_steps")
 
 
 def get_config(dataset: str, depth: int = 50, output_stride: int = 16) -> ConfigDict:
@@ -62,7 +62,7 @@ def get_config(dataset: str, depth: int = 50, output_stride: int = 16) -> Config
     is_small = depth < 50  # mmsegmentation's widths for ResNet-18
 
     c = ConfigDict()
-    c.name = f"{dataset}_r{depth}_os{output_stride}"  # names the default work directory
+    c.name = f"{dataset}_r{depth}_os{output_stride}"  # reading a recipe sets it to the file's
     c.seed = 0  # initial weights, order of samples, augmentation, dropout
 
     c.model = ConfigDict()
@@ -203,7 +203,7 @@ def total_steps(config: ConfigDict, num_samples: int) -> int:
 
 
 def flatten(config: ConfigDict) -> dict[str, Any]:
-    """Returns {"model.depth": 50, ...}, in the order of definition."""
+    """Returns {"model.depth": 50, ...}, sorted by name."""
     return dict(_leaves(config.to_dict(), ""))
 
 

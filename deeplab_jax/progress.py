@@ -20,12 +20,13 @@ class JsonLog:
     """
 
     def __init__(self, path: Path, step: int):
-        """Opens `path` and drops what was logged after `step`, which will be computed again."""
+        """Opens `path` and drops what was logged after `step`, and the end: both come again."""
         kept = []
         if path.exists():
             for line in path.read_text().splitlines():
                 try:
-                    if json.loads(line)["step"] <= step:
+                    entry = json.loads(line)
+                    if entry["step"] <= step and entry["event"] != "end":
                         kept.append(line + "\n")
                 except (ValueError, KeyError, TypeError):
                     break  # the line that a kill cut short

@@ -47,6 +47,7 @@ def load_recipe(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     missing = flatten(get_config("folder")).keys() - flatten(config).keys()
     if missing:
         raise ConfigError(str(path), f"its configuration lacks {shorten(missing)}", fix)
+    config.name = file.stem
     return apply_overrides(config, overrides)
 
 

@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -103,7 +105,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     start = int(state["step"])
     if start == plan.total:
         print(f"already finished: {workdir} holds step {start} of {plan.total}", flush=True)
-        return {"step": start, "params_sha256": tree_hash(state["params"])}
+        return log_end(JsonLog(workdir / "log.jsonl", start), state)  # a kill may have cut it off
     print(
         f"{config.name}: {len(dataset)} training and {len(validation)} validation images, "
         f"{model_config.num_classes} classes, {plan.total} steps of {config.train.batch_size}, "
@@ -202,12 +204,16 @@ class Run:
 
     def _not_finite(self, step: int, index: np.ndarray, values: dict[str, float]) -> NumericError:
         ids = ", ".join(self.dataset.ids[i] for i in index[:8])
+        self.saver.wait()  # a save may be under way
         kept = checkpoint.latest_step(self.workdir)
+        kept = (
+            "nothing was saved before" if kept is None else f"the last saved step, {kept}, is kept"
+        )
         return NumericError(
             str(self.workdir),
-            f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']}, "
-            f"lr {values['lr']:.3g}, images {ids}",
-            f"lower config.train.lr or look at these images; the last saved step, {kept}, is kept",
+            f"step {step} is not finite: loss {values['loss']}, gradient norm "
+            f"{values['grad_norm']}, else the new weights; lr {values['lr']:.3g}, images {ids}",
+            f"lower config.train.lr or look at these images; {kept}",
         )
 
     def _save_if_due(self, step: int, state: State) -> None:
@@ -239,10 +245,8 @@ class Run:
         self.saver.wait()
         if reason is not None:
             raise reason
-        digest = tree_hash(state["params"])
-        self.log.write("end", self.plan.total, {"params_sha256": digest})
-        self.display.say(f"done: {self.plan.total} steps, parameters {digest[:16]}")
-        return {"step": self.plan.total, "params_sha256": digest}
+        self.display.say(f"done: {self.plan.total} steps")
+        return log_end(self.log, state)
 
 
 def make_train_step(
@@ -258,7 +262,10 @@ def make_train_step(
     def train_step(
         state: State, image: jax.Array, label: jax.Array, box: jax.Array
     ) -> tuple[State, Metrics]:
-        return update(state, *prepare(image, label, box))
+        state, metrics = update(state, *prepare(image, label, box))
+        # Squares overflow in the norms' statistics while the loss still looks well.
+        size = optax.global_norm(eval_variables(state))
+        return state, metrics | {"is_finite": metrics["is_finite"] & jnp.isfinite(size)}
 
     return jax.jit(
         train_step,
@@ -367,6 +374,14 @@ def warnings(config: ConfigDict) -> list[str]:
         f" random. Use crops above {rate * stride} pixels a side, or config.eval.resize_base no"
         " larger than the crop."
     ]
+
+
+def log_end(log: JsonLog, state: State) -> dict[str, Any]:
+    """Logs and prints the end of a run, and returns what `train` does."""
+    step, digest = int(state["step"]), tree_hash(state["params"])
+    log.write("end", step, {"params_sha256": digest})
+    print(f"parameters {digest[:16]}", flush=True)
+    return {"step": step, "params_sha256": digest}
 
 
 def tree_hash(tree: Any) -> str:

@@ -116,6 +116,7 @@ def test_later_losses_rates_and_logits_equal_pytorchs(float64_run):
     assert _relative(np.asarray(float64_run.logits), expected) < 1e-6
 
 
+@pytest.mark.slow
 def test_float32_training_stays_within_the_golden_tolerances(golden, recipe):
     with jax.default_matmul_precision("highest"):
         run = _Golden(golden, recipe, "r50_d16_c21", "float32", num_steps=5)

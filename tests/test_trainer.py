@@ -389,7 +389,8 @@ def test_step_compiles_once_moves_nothing_and_reuses_the_state_memory(tiny, tmp_
     given = []
 
     def before(state):
-        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given))
+        alive = [leaf for leaf in jax.tree.leaves(given) if leaf.ndim and not leaf.is_deleted()]
+        assert alive == []
         given[:] = [state]
         return state
 
@@ -423,27 +424,45 @@ def ids_of(run_config, step):
     return ", ".join(dataset.ids[order.locate(step - 1, row)[0]] for row in range(4))
 
 
+def overwrite(monkeypatch, step, item, name, value):
+    """Fills the arrays of that name in an item of the state, before a step."""
+
+    def fill(path, leaf):
+        if path[-1].key != name:
+            return leaf
+        return jax.device_put(np.full(leaf.shape, value, leaf.dtype), leaf.sharding)
+
+    def before(state):
+        if int(state["step"]) != step - 1:
+            return state
+        return state | {item: jax.tree_util.tree_map_with_path(fill, state[item])}
+
+    spy_on_steps(monkeypatch, before)
+
+
 def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_step(
     tiny, tiny_config, tmp_path, monkeypatch, capsys
 ):
-    def poison(state):
-        if int(state["step"]) != 4:
-            return state
-        bad = jax.tree.map(
-            lambda x: jax.device_put(np.full(x.shape, np.nan, x.dtype), x.sharding),
-            state["params"],
-        )
-        return state | {"params": bad}
-
-    spy_on_steps(monkeypatch, poison)
+    overwrite(monkeypatch, 5, "params", "kernel", np.nan)
     assert call(*tiny, "--workdir", tmp_path) == 6
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "step 5: loss nan" in error
+    assert "step 5 is not finite: loss nan" in error
     assert f"images {ids_of(tiny_config, 5)} " in error
     assert "the last saved step, 3, is kept" in error
     assert steps_on_disk(tmp_path) == [3]
     assert is_finite(checkpoint.restore(tmp_path, 3, abstract_items(tiny_config)))
+
+
+def test_statistics_that_are_not_finite_are_not_saved_though_the_loss_is_finite(
+    tiny, tmp_path, monkeypatch, capsys
+):
+    overwrite(monkeypatch, 3, "batch_stats", "var", np.inf)  # training does not read it
+    assert call(*tiny, "--workdir", tmp_path) == 6
+    error = capsys.readouterr().err
+    assert np.isfinite(float(error.split("step 3 is not finite: loss ")[1].split(",")[0]))
+    assert "nothing was saved" in error
+    assert steps_on_disk(tmp_path) == []
 
 
 def test_far_too_large_rate_stops_the_run_and_saves_nothing_that_is_not_finite(
@@ -453,7 +472,7 @@ def test_far_too_large_rate_stops_the_run_and_saves_nothing_that_is_not_finite(
     assert call(*tiny, "--workdir", tmp_path, *extreme) == 6
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    step = int(error.split(": step ")[1].split(":")[0])
+    step = int(error.split(": step ")[1].split(" ")[0])
     assert step <= 4
     assert ids_of(tiny_config, step) in error
     for kept in steps_on_disk(tmp_path):

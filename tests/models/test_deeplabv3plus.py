@@ -92,7 +92,7 @@ def _last_block(path, layer):
     return max(blocks, key=lambda key: int(key.split("_")[1]))
 
 
-def _check_probes(probes, intermediates, atol, rtol):
+def _check_probes(probes, intermediates, tolerance):
     for key, probe in probes.items():
         if key == "backbone_net.maxpool":
             continue  # not a module of ours; layer1.0 depends on it
@@ -109,16 +109,19 @@ def _check_probes(probes, intermediates, atol, rtol):
             value = np.broadcast_to(value, expected)
         assert list(value.shape) == expected, key
         got = value.ravel()[probe["index"]]
-        np.testing.assert_allclose(got, probe["value"], atol=atol, rtol=rtol, err_msg=key)
+        np.testing.assert_allclose(got, probe["value"], **tolerance, err_msg=key)
 
 
-def _check_forward(golden, recipe, name, dtype, atol, rtol, probes_of="65x97"):
+def _check_forward(golden, recipe, name, dtype, tolerance, is_long=False):
+    """Checks the small case, or the long ones in which every dilation reaches past the centre."""
     model = _model(name, dtype)
     variables = _golden_variables(golden, recipe, name, dtype)
     arrays = np.load(golden / f"forward_{name}.npz")
     for case, facts in json.loads((golden / f"forward_{name}.json").read_text()).items():
+        capture = case == "65x97"
+        if capture == is_long:
+            continue
         images = recipe.image(facts["image"], facts["input_shape"]).transpose(0, 2, 3, 1)
-        capture = case == probes_of
         output, extra = jax.jit(
             lambda v, x, capture=capture: model.apply(
                 v, x, capture_intermediates=capture, mutable=["intermediates"]
@@ -126,11 +129,11 @@ def _check_forward(golden, recipe, name, dtype, atol, rtol, probes_of="65x97"):
         )(variables, images)
         for key, logits in (("logits", output.logits), ("aux", output.aux_logits)):
             expected = arrays[f"{case}/{key}"].transpose(0, 2, 3, 1)
-            np.testing.assert_allclose(logits, expected, atol=atol, rtol=rtol, err_msg=case)
+            np.testing.assert_allclose(logits, expected, **tolerance, err_msg=case)
             agree = np.argmax(logits, -1) == np.argmax(expected, -1)
             assert agree.mean() > 0.995, (case, key)
         if capture:
-            _check_probes(facts["probes"], extra["intermediates"], atol, rtol)
+            _check_probes(facts["probes"], extra["intermediates"], tolerance)
 
 
 @pytest.fixture
@@ -139,27 +142,47 @@ def _highest_precision():
         yield
 
 
+_FLOAT32 = {"atol": 5e-4, "rtol": 1e-4}
+_FLOAT64 = {"atol": 1e-6, "rtol": 1e-6}  # expected values are stored as float32
+_LONG = [row for row in _ROWS if row.endswith("c21") or row == "r101_d8_c19"]  # have long cases
+
+
 @pytest.mark.usefixtures("_highest_precision")
 @pytest.mark.parametrize("name", _ROWS)
 def test_forward_equals_pytorch_in_float32(golden, recipe, name):
-    _check_forward(golden, recipe, name, "float32", atol=5e-4, rtol=1e-4)
+    _check_forward(golden, recipe, name, "float32", _FLOAT32)
+
+
+@pytest.mark.usefixtures("_highest_precision")
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * n.startswith("r101")) for n in _LONG]
+)
+def test_forward_of_long_images_equals_pytorch_in_float32(golden, recipe, name):
+    _check_forward(golden, recipe, name, "float32", _FLOAT32, is_long=True)
 
 
 @pytest.mark.parametrize("name", [row for row in _ROWS if row.startswith("r50")])
 def test_forward_equals_pytorch_in_float64(golden, recipe, name):
     with jax.enable_x64(True):
-        # Expected values are stored as float32: 1e-6 of values up to 40.
-        _check_forward(golden, recipe, name, "float64", atol=1e-6, rtol=1e-6)
+        _check_forward(golden, recipe, name, "float64", _FLOAT64)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [row for row in _LONG if row.startswith("r50")])
+def test_forward_of_long_images_equals_pytorch_in_float64(golden, recipe, name):
+    with jax.enable_x64(True):
+        _check_forward(golden, recipe, name, "float64", _FLOAT64, is_long=True)
+
+
+@pytest.mark.slow  # XLA compiles bfloat16 slowly on a CPU
 def test_bfloat16_stays_close_to_float32():
     outputs = {}
     for dtype in ("float32", "bfloat16"):
         config = get_config("folder", depth=18).model
-        config.dtype = dtype
+        config.width, config.head_channels, config.dtype = 8, 16, dtype
         model = build_model(config, "cpu")
         variables = init_variables(model, 0)
-        images = np.random.default_rng(0).standard_normal((1, 64, 64, 3)).astype(np.float32)
+        images = np.random.default_rng(0).standard_normal((1, 33, 33, 3)).astype(np.float32)
         outputs[dtype] = np.asarray(jax.jit(model.apply)(variables, images).logits)
     error = np.abs(outputs["bfloat16"] - outputs["float32"]).max()
     assert 0 < error < 0.05 * np.abs(outputs["float32"]).max()

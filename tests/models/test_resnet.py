@@ -34,9 +34,10 @@ def _dilations(depth, output_stride):
     variables = jax.eval_shape(lambda: net.init(jax.random.key(0), x, False))
     jaxpr = jax.make_jaxpr(lambda v: net.apply(v, x, False))(variables)
     wanted = {"layer3": [], "layer4": []}
-    for eqn in jaxpr.jaxpr.eqns:
-        layer = str(eqn.source_info.name_stack).split("_")[0]
-        if eqn.primitive.name == "conv_general_dilated" and layer in wanted:
+    convolutions = [e for e in jaxpr.jaxpr.eqns if e.primitive.name == "conv_general_dilated"]
+    for eqn in convolutions:
+        layer = str(eqn.source_info.name_stack).split("/")[1].split("_")[0]
+        if layer in wanted:
             wanted[layer].append(eqn.params["rhs_dilation"][0])
     return wanted
 

@@ -1,0 +1,215 @@
+import errno
+import os
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+
+from deeplab_jax import __version__, cli
+from deeplab_jax.errors import DataError, Interrupted
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+RECIPE = str(CONFIGS / "quickstart.py")
+
+
+@pytest.fixture
+def call(capsys):
+    """Returns call(*argv) -> (exit code, standard output, standard error)."""
+
+    def call(*argv, command=cli.main):
+        with pytest.raises(SystemExit) as end:
+            command([str(argument) for argument in argv])
+        return end.value.code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def run(call):
+    """Returns run(error): what `cli.run` makes of a command that raises it."""
+
+    def run(error):
+        def command(argv):
+            raise error
+
+        return call(command=lambda argv: cli.run(command, argv))
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("argv", "advice"),
+    [
+        (["train", "--config", RECIPE, "--config.optim.lrr=1"], "did you mean config.train.lr?"),
+        (["train", "--config", RECIPE, "--config.train.lrr", "1"], "did you mean config.train.lr?"),
+        (["train", "--config", RECIPE, "--config.train.lr=abc"], "'abc' is not a float"),
+        (["train", "--config", RECIPE, "--config.train.lr"], "write --config.train.lr=VALUE"),
+        (["train", "--config", RECIPE, "--config.model=3"], "is a group of fields, not a value"),
+        (["train", "--config", RECIPE, "--config.model.depth=34"], "must be 18, 50 or 101, got 34"),
+        (["train", "--config", RECIPE, "--workdri=x"], "did you mean --workdir?"),
+        (["train", "--workdri=x"], "did you mean --workdir?"),
+        (["train", "--config", RECIPE, "--steps=3"], "see deeplab train --help"),
+        (["train", "--config", RECIPE, "more"], "unrecognized arguments: more"),
+        (["train", "--conf", RECIPE], "did you mean --config?"),
+        (["train"], "arguments are required: --config"),
+        (["train", "--config"], "expected one argument"),
+        (["train", "--config", str(CONFIGS / "voc.py")], "such as "),
+        (["train", "--config", "nowhere/voc.py"], "there is no such recipe file"),
+        (["train", "--config", str(CONFIGS)], "there is no such recipe file"),
+        (["evaluate"], "arguments are required: --checkpoint"),
+        (["evaluate", "--checkpiont", "x"], "did you mean --checkpoint?"),
+        (["predict", "--checkpoint", "x", "--output", "y"], "arguments are required: IMAGE"),
+        (["trian", "--config", RECIPE], "did you mean train?"),
+        (["frobnicate"], "use one of train, evaluate, predict"),
+    ],
+)
+def test_wrong_command_line_is_told_in_one_line_with_advice(call, argv, advice):
+    code, out, err = call(*argv)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("error: ")
+    assert advice in err
+
+
+def test_recipe_that_raises_is_told_in_one_line(call, tmp_path):
+    recipe = tmp_path / "mine.py"
+    recipe.write_text("raise RuntimeError('first line\\nsecond line')")
+    code, out, err = call("train", "--config", recipe)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {recipe}: fails with RuntimeError: first line - ")
+    assert err.count("\n") == 1
+
+
+def test_missing_data_is_an_error_of_the_data(call, tmp_path):
+    code, out, err = call("train", "--config", RECIPE, f"--config.data.root={tmp_path}")
+    assert (code, out, err.count("\n")) == (3, "", 1)
+    assert f"{tmp_path}/images/train: is not a folder" in err
+
+
+def test_work_directory_that_is_a_file_is_told_in_one_line(call, make_tree, tmp_path):
+    (tmp_path / "run").write_text("")
+    root = make_tree("folder", num_val=1)
+    changes = [f"--config.data.root={root}", "--config.model.num_classes=4"]
+    code, out, err = call("train", "--config", RECIPE, "--workdir", tmp_path / "run", *changes)
+    assert (code, out, err.count("\n")) == (5, "", 1)
+    assert err.startswith(f"error: {tmp_path}/run: ")
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])
+def test_help_lists_the_verbs(call, argv):
+    code, out, err = call(*argv)
+    assert (code, err) == (0, "")
+    assert all(verb in out for verb in cli.VERBS)
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_help_of_a_verb_shows_an_example(call, verb):
+    code, out, err = call(verb, "--help")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"usage: deeplab {verb} ")
+    assert f"  deeplab {verb} --" in out
+
+
+def test_help_needs_no_jax():
+    code = """
+import runpy, sys
+def run(*argv):
+    sys.argv = ["deeplab", *argv[1:]]
+    try:
+        runpy.run_module(argv[0], run_name="__main__") if argv[0] else cli.main()
+    except SystemExit as end:
+        assert end.code == 0, argv
+from deeplab_jax import cli
+run("", "--help")
+for verb in cli.VERBS:
+    run("deeplab_jax." + verb, "--help")
+    run("", verb, "--help")
+assert not {"jax", "flax", "orbax", "grain", "numpy", "ml_collections"} & set(sys.modules)
+"""
+    got = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert got.stderr == ""
+    assert got.stdout.count("usage: deeplab") == 1 + 2 * len(cli.VERBS)
+
+
+def test_console_script_is_the_same_entry():
+    (script,) = entry_points(group="console_scripts", name="deeplab")
+    assert script.load() is cli.main
+
+
+def test_console_script_reads_the_command_line(call, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["deeplab", "--version"])
+    assert call(command=lambda argv: cli.main()) == (0, f"{__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (DataError("a.png", "is bad", "mend it"), 3, "error: a.png: is bad - mend it\n"),
+        (DataError("a.png", "is\n  bad", "mend it"), 3, "error: a.png: is bad - mend it\n"),
+        (Interrupted("train", "stopped", "repeat", 143), 143, "train: stopped - repeat\n"),
+        (KeyboardInterrupt(), 130, "\ninterrupted\n"),
+        (PermissionError(errno.EACCES, "Permission denied", "/x/y"), 5, "/x/y: permission denied"),
+        (OSError(errno.EROFS, "Read-only file system", "/x/y"), 5, "/x/y: read-only file system"),
+        (FileExistsError(errno.EEXIST, "File exists", "/x/y"), 5, "error: /x/y: file exists - "),
+        (OSError(errno.ENOSPC, "No space left on device", "/y"), 5, "/y: the disk is full ("),
+        (
+            RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 5 bytes.\n[tf32[9]]"),
+            5,
+            "error: device: out of memory ( Out of memory allocating 5 bytes.) - "
+            "lower config.train.batch_size or config.data.crop_size, or use bfloat16\n",
+        ),
+    ],
+)
+def test_every_error_of_a_user_has_its_code_and_one_line(run, error, code, text):
+    got, out, err = run(error)
+    assert (got, out) == (code, "")
+    assert text in err
+    assert "Traceback" not in err
+    assert err.strip().count("\n") == 0
+
+
+def test_bug_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        cli.run(lambda argv: 1 / 0, [])
+
+
+def test_debugging_shows_the_traceback_of_an_error(call, monkeypatch):
+    monkeypatch.setenv("DEEPLAB_DEBUG", "1")
+    code, _, err = call("train", "--config", "nowhere.py")
+    assert code == 2
+    assert err.startswith("Traceback (most recent call last):")
+    assert err.splitlines()[-1].startswith("error: nowhere.py: ")
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["train", "--help"]])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_reader_that_leaves_is_no_error(argv, unbuffered):
+    reading, writing = os.pipe()
+    os.close(reading)
+    got = subprocess.run(
+        [sys.executable, "-c", "from deeplab_jax import cli; cli.main()", *argv],
+        env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(writing)
+    assert (got.returncode, got.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("argv", "overrides"),
+    [
+        (["--config.a.b", "3"], ["--config.a.b=3"]),
+        (["--config.a.b=", "IMAGE"], ["--config.a.b="]),
+        (["--config.a.b", "--config.c=1"], ["--config.a.b", "--config.c=1"]),
+        (["--config.a.b", "-1"], ["--config.a.b=-1"]),
+    ],
+)
+def test_override_may_stand_apart_from_its_value(argv, overrides):
+    parser = cli.Parser("predict", "")
+    parser.add_argument("images", nargs="*")
+    args, got = parser.parse(argv)
+    assert got == overrides
+    assert args.images == (["IMAGE"] if "IMAGE" in argv else [])

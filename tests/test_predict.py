@@ -1,0 +1,304 @@
+import json
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import deeplab_jax
+from deeplab_jax import checkpoint, cli, config, predict
+from deeplab_jax.data import open_dataset
+from deeplab_jax.errors import CheckpointError, DataError
+from deeplab_jax.models import build_model
+from deeplab_jax.prepare import normalize
+from deeplab_jax.train_state import init_variables
+
+CLASSES = 4
+
+
+def random_variables(run_config, seed):
+    """Returns variables whose predictions vary over an image."""
+    shapes = jax.eval_shape(lambda: init_variables(build_model(run_config.model), 0))
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        values = rng.normal(size=leaf.shape).astype(np.float32)
+        if path[-1].key == "var" or path[-1].key == "scale":
+            return 0.5 + np.abs(values)
+        return values if leaf.ndim < 4 else values / np.sqrt(np.prod(leaf.shape[:-1]))
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+@pytest.fixture(scope="module")
+def memo():
+    """What the tests of this file share; `make_tree` cannot be asked from a wider scope."""
+    return {}
+
+
+@pytest.fixture
+def run(memo, make_tree, tmp_path_factory):
+    """A work directory with steps 3 (the best) and 7 of a tiny network, and its data."""
+    if "run" not in memo:
+        root = make_tree("folder", num_train=1, num_val=3, num_classes=CLASSES)
+        c = config.get_config("folder", depth=18, output_stride=16)
+        c.model.num_classes = CLASSES
+        c.model.atrous_rates = (1, 2, 3)
+        c.model.width, c.model.head_channels = 8, 16
+        c.model.low_level_channels, c.model.aux_channels = 4, 8
+        c.data.root = str(root)
+        c.eval.resize_base = (80, 64)  # not the images' size
+        validation = open_dataset(c.data, CLASSES, "val")
+        info = checkpoint.Info(
+            kind="run",
+            config=c,
+            class_names=validation.class_names,
+            palette=validation.palette,
+        )
+        path = tmp_path_factory.mktemp("run")
+        with checkpoint.Saver(path) as saver:
+            for step, score in ((3, 0.9), (7, 0.1)):
+                saver.save(step, random_variables(c, step), info, {"mean_iou": score})
+        memo["run"] = SimpleNamespace(path=path, root=root, validation=validation)
+        memo["run"].images = sorted((root / "images" / "val").iterdir())
+    return memo["run"]
+
+
+@pytest.fixture
+def model(memo, run):
+    """The latest step, loaded."""
+    if "model" not in memo:
+        memo["model"] = deeplab_jax.load(run.path)
+    return memo["model"]
+
+
+@pytest.fixture
+def call(capsys):
+    """Returns call(*argv) -> (exit code, standard output, standard error)."""
+
+    def call(*argv):
+        with pytest.raises(SystemExit) as end:
+            cli.main([str(argument) for argument in argv])
+        return end.value.code, *capsys.readouterr()
+
+    return call
+
+
+def confusion_of(prediction, label):
+    """Counts with NumPy; row = truth, column = prediction."""
+    counts = np.zeros((CLASSES, CLASSES), np.int64)
+    np.add.at(counts, (label[label != 255], prediction[label != 255]), 1)
+    return counts
+
+
+# predict
+
+
+def test_predict_writes_indices_with_a_palette_and_an_overlay_at_the_images_own_size(
+    run, model, call, tmp_path
+):
+    code, out, err = call(
+        "predict", "--checkpoint", run.path, *run.images[:2], "--output", tmp_path / "out"
+    )
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert [line.split(" -> ")[0] for line in lines] == [
+        f"[1/2] {run.images[0]}",
+        f"[2/2] {run.images[1]}",
+    ]
+    for image in run.images[:2]:
+        prediction = model(image)
+        size = Image.open(image).size
+        mask = Image.open(tmp_path / "out" / f"{image.stem}.png")
+        assert (mask.mode, mask.size) == ("P", size)
+        np.testing.assert_array_equal(np.asarray(mask), prediction.labels)
+        assert len(np.unique(prediction.labels)) > 1  # else any constant would do
+        palette = np.array(mask.getpalette()).reshape(-1, 3)[:CLASSES]
+        np.testing.assert_array_equal(palette, run.validation.palette)
+        overlay = Image.open(tmp_path / "out" / f"{image.stem}_overlay.jpg")
+        assert (overlay.format, overlay.size) == ("JPEG", size)
+        mixed = (np.asarray(Image.open(image), int) + palette[prediction.labels]) / 2
+        assert np.abs(np.asarray(overlay, int) - mixed).mean() < 20  # JPEG is not exact
+
+
+def test_predict_takes_a_folder(run, call, tmp_path):
+    folder = run.root / "images" / "val"
+    code, *_ = call("predict", "--checkpoint", run.path, folder, "--output", tmp_path)
+    assert code == 0
+    names = [f"{image.stem}{end}" for image in run.images for end in (".png", "_overlay.jpg")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+
+
+def test_step_can_be_chosen(run, model, tmp_path, call):
+    image = run.images[0]
+    for step, number in (("best", 3), ("3", 3), ("latest", 7)):
+        argv = ["--checkpoint", run.path, "--step", step, image, "--output", tmp_path / step]
+        assert call("predict", *argv)[0] == 0
+        assert deeplab_jax.load(run.path, step).step == number
+    masks = {step: np.asarray(Image.open(tmp_path / step / f"{image.stem}.png"))
+             for step in ("best", "3", "latest")}  # fmt: skip
+    np.testing.assert_array_equal(masks["best"], masks["3"])
+    np.testing.assert_array_equal(masks["latest"], model(image).labels)
+    assert (masks["best"] != masks["latest"]).any()
+
+
+def test_step_that_is_not_there_is_told_with_those_that_are(run, call, tmp_path):
+    argv = ["--checkpoint", run.path, "--step", "5", run.images[0], "--output", tmp_path]
+    code, _, err = call("predict", *argv)
+    assert code == 4
+    assert "there is no step 5 - use one of: 3, 7, latest, best" in err
+
+
+def test_missing_image_is_told_before_anything_is_loaded(call, tmp_path):
+    argv = ["--checkpoint", "nowhere", tmp_path / "a.jpg", "--output", tmp_path / "out"]
+    code, out, err = call("predict", *argv)
+    assert (code, out, err.count("\n")) == (3, "", 1)
+    assert f"{tmp_path}/a.jpg: there is no such file" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_damaged_image_is_an_error_of_the_data(run, call, tmp_path):
+    (tmp_path / "page.jpg").write_text("<html>")
+    argv = ["--checkpoint", run.path, tmp_path / "page.jpg", "--output", tmp_path / "out"]
+    code, _, err = call("predict", *argv)
+    assert (code, err.count("\n")) == (3, 1)
+    assert "page.jpg: is not an image" in err
+
+
+def touch(folder, *names):
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        (folder / name).touch()
+
+
+def test_images_of_a_folder_are_sorted_and_other_files_left_out(tmp_path):
+    touch(tmp_path / "a", "2.jpg", "1.PNG", "notes.txt", "3.webp")
+    touch(tmp_path / "b", "0.jpeg")
+    found = predict.find_images([str(tmp_path / "b"), str(tmp_path / "a")])
+    assert [path.name for path in found] == ["0.jpeg", "1.PNG", "2.jpg", "3.webp"]
+
+
+def test_images_whose_results_would_have_one_name_are_refused(tmp_path):
+    touch(tmp_path / "a", "1.jpg")
+    touch(tmp_path / "b", "1.png")
+    with pytest.raises(DataError, match="b/1.png: would overwrite the result of .*a/1.jpg"):
+        predict.find_images([str(tmp_path / "a"), str(tmp_path / "b")])
+
+
+def test_folder_without_images_is_refused(tmp_path):
+    touch(tmp_path / "a", "notes.txt")
+    with pytest.raises(DataError, match="no images here"):
+        predict.find_images([str(tmp_path / "a")])
+
+
+def test_result_is_not_written_over_an_image(call, tmp_path):
+    touch(tmp_path / "photos", "1.png")
+    argv = ["--checkpoint", "nowhere", tmp_path / "photos", "--output", tmp_path / "photos"]
+    code, _, err = call("predict", *argv)
+    assert code == 3
+    assert "photos/1.png: would be overwritten by the result" in err
+
+
+def test_result_may_lie_beside_the_image(tmp_path):
+    touch(tmp_path, "1.jpg")
+    predict.check_output([tmp_path / "1.jpg"], str(tmp_path))
+
+
+# evaluate
+
+
+def test_evaluate_counts_what_predict_says(run, model, call, tmp_path):
+    argv = ["--checkpoint", run.path, "--json", tmp_path / "numbers.json"]
+    code, out, err = call("evaluate", *argv)
+    assert (code, err) == (0, "")
+    counts = sum(
+        confusion_of(model(image).labels, run.validation.read(index)[1])
+        for index, image in enumerate(run.images)
+    )
+    got = json.loads((tmp_path / "numbers.json").read_text())
+    assert got["confusion"] == counts.tolist()
+    assert (np.array(counts).sum(0) > 0).sum() > 1  # not one class everywhere
+
+    union = counts.sum(0) + counts.sum(1) - counts.diagonal()
+    iou = counts.diagonal() / union
+    np.testing.assert_allclose(got["iou"], iou)
+    np.testing.assert_allclose(got["mean_iou"], iou.mean())
+    np.testing.assert_allclose(got["pixel_accuracy"], counts.trace() / counts.sum())
+    truth = counts.sum(1)
+    np.testing.assert_allclose(
+        got["best_constant_mean_iou"], truth.max() / truth.sum() / CLASSES
+    )
+    assert (got["num_images"], got["step"], got["split"]) == (3, 7, "val")
+    for name, value in zip(run.validation.class_names, iou, strict=True):
+        (line,) = [line for line in out.splitlines() if f" {name} " in line]
+        assert f" {100 * value:.2f} " in line
+    assert f"mean IoU {100 * iou.mean():.2f} %" in out
+
+
+def test_evaluate_obeys_step_and_overrides(run, call):
+    argv = ["--checkpoint", run.path, "--step", "best", "--config.eval.resize_base="]
+    assert call("evaluate", *argv)[0] == 0
+    got = json.loads((run.path / "evaluation.json").read_text())
+    at_own_size = deeplab_jax.load(run.path, 3, ["--config.eval.resize_base="])
+    assert at_own_size.config.eval.resize_base == ()
+    counts = sum(
+        confusion_of(at_own_size(image).labels, run.validation.read(index)[1])
+        for index, image in enumerate(run.images)
+    )
+    assert got["step"] == 3
+    assert got["confusion"] == counts.tolist()
+
+
+def test_numbers_that_cannot_be_written_are_told_in_one_line(run, call, tmp_path):
+    argv = ["--checkpoint", run.path, "--json", tmp_path / "nowhere" / "numbers.json"]
+    code, _, err = call("evaluate", *argv)
+    assert (code, err.count("\n")) == (5, 1)
+    assert err.startswith(f"error: {tmp_path}/nowhere/numbers.json: ")
+
+
+def test_override_of_the_network_does_not_fit(run, call):
+    code, _, err = call("evaluate", "--checkpoint", run.path, "--config.model.width=16")
+    assert (code, err.count("\n")) == (4, 1)
+    assert "does not fit" in err
+
+
+# load
+
+
+def test_logits_have_a_quarter_of_the_size_and_decide_the_labels(run, model):
+    image, _ = run.validation.read(0)  # 65 x 97
+    logits = model.logits(normalize(image)[None])
+    assert (logits.shape, logits.dtype) == ((1, 17, 25, CLASSES), np.float32)
+    again = deeplab_jax.load(run.path, 7, ["--config.eval.resize_base="])(image)
+    resized = jax.image.resize(logits[0], (65, 97, CLASSES), "linear", antialias=False)
+    agree = np.argmax(resized, -1) == again.labels
+    assert agree.mean() > 0.9  # corners are aligned otherwise there
+    confidence = again.confidence
+    assert (confidence.shape, confidence.dtype) == ((65, 97), np.float32)
+    assert ((confidence >= 1 / CLASSES - 1e-6) & (confidence <= 1)).all()
+
+
+def test_array_gives_what_its_file_gives(run, model, tmp_path):
+    image, _ = run.validation.read(0)
+    Image.fromarray(image).save(tmp_path / "street.png")
+    of_array, of_file = model(image), model(tmp_path / "street.png")
+    np.testing.assert_array_equal(of_array.labels, of_file.labels)
+    np.testing.assert_array_equal(of_array.confidence, of_file.confidence)
+    assert (of_array.name, of_file.name) == ("image", "street")
+    assert [path.name for path in of_file.save(tmp_path)] == ["street.png", "street_overlay.jpg"]
+
+
+@pytest.mark.parametrize(
+    "image", [np.zeros((8, 8, 3), np.float32), np.zeros((8, 8), np.uint8), np.zeros((8, 8, 4), "u1")]
+)
+def test_other_arrays_are_refused(model, image):
+    with pytest.raises(ValueError, match="`image` must be uint8 .H, W, 3. RGB, got"):
+        model(image)
+
+
+def test_backbone_is_no_segmentation_network(tmp_path):
+    info = checkpoint.Info(kind="backbone")
+    checkpoint.save_once(tmp_path, {"params": {"w": np.ones(2)}}, info)
+    with pytest.raises(CheckpointError, match="train with --config.init.backbone="):
+        deeplab_jax.load(tmp_path)
