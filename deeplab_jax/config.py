@@ -46,7 +46,7 @@ def get_config(dataset: str, depth: int = 50, output_stride: int = 16) -> Config
     Args:
       dataset: "voc", "ade20k" or "cityscapes" for a row of the table; "folder" for
         `images/{train,val}` beside `labels/{train,val}`, where the recipe sets the rest.
-      depth: 18, 50 or 101 layers of ResNet; the table uses 50 and 101.
+      depth: 18, 34, 50 or 101 layers of ResNet; the table uses 50 and 101.
       output_stride: 8 or 16, the input size over the size of the last feature map.
 
     Returns:
@@ -59,18 +59,20 @@ def get_config(dataset: str, depth: int = 50, output_stride: int = 16) -> Config
         raise ConfigError("dataset", f"{dataset!r} is unknown", f"use one of {', '.join(DATASETS)}")
     is_row = dataset in _TABLE
     classes, batch, epochs, crop, base = _TABLE.get(dataset, (2, 16, 60, (512, 512), (2048, 512)))
-    is_small = depth < 50  # mmsegmentation's widths for ResNet-18
+    is_small = depth < 50  # mmsegmentation's widths for basic blocks
 
     c = ConfigDict()
     c.name = f"{dataset}_r{depth}_os{output_stride}"  # reading a recipe sets it to the file's
     c.seed = 0  # initial weights, order of samples, augmentation, dropout
 
     c.model = ConfigDict()
-    c.model.depth = depth  # 18, 50 or 101
+    c.model.depth = depth  # 18, 34, 50 or 101
     c.model.output_stride = output_stride  # 8 or 16
     c.model.num_classes = classes
     # Dilations of the three separable ASPP branches; the fourth is a 1x1 convolution.
     c.model.atrous_rates = (12, 24, 36) if output_stride == 8 else (6, 12, 18)
+    c.model.stem = "deep"  # three 3x3 convolutions, or "7x7"
+    c.model.multi_grid = ()  # dilations of the last layer's blocks in place of its own
     c.model.width = 64  # channels of the first stage; later stages double it
     c.model.head_channels = 128 if is_small else 512  # ASPP and decoder
     c.model.low_level_channels = 12 if is_small else 48  # the decoder's shortcut
@@ -129,8 +131,11 @@ def validate(config: ConfigDict) -> None:
       ConfigError: naming the first field that cannot be used, what is accepted, and the fix.
     """
     model, data, train = config.model, config.data, config.train
-    _require("model.depth", model.depth, model.depth in (18, 50, 101), "18, 50 or 101")
+    _require("model.depth", model.depth, model.depth in (18, 34, 50, 101), "18, 34, 50 or 101")
     _require("model.output_stride", model.output_stride, model.output_stride in (8, 16), "8 or 16")
+    _require("model.stem", model.stem, model.stem in ("deep", "7x7"), "deep or 7x7")
+    if model.multi_grid:
+        _require_ints("model.multi_grid", model.multi_grid, 3 if model.depth > 18 else 2)
     dtypes = ("float32", "bfloat16", "float64")
     _require("model.dtype", model.dtype, model.dtype in dtypes, " or ".join(dtypes))
     _require("model.num_classes", model.num_classes, 2 <= model.num_classes <= 255, "2 to 255")

@@ -70,11 +70,13 @@ class DeepLabV3Plus(nn.Module):
 
     Attributes:
       num_classes: C.
-      depth: layers of the backbone: 18, 50 or 101.
+      depth: layers of the backbone: 18, 34, 50 or 101.
       output_stride: 8 or 16.
       atrous_rates: dilations of ASPP's three separable branches.
       numerics: dtype, platform and norm mode.
       width: channels of the backbone's first layer.
+      stem: "deep" or "7x7".
+      multi_grid: dilations of the last layer's blocks in place of its own; () for none.
       head_channels: of ASPP and decoder.
       low_level_channels: of the decoder's shortcut.
       aux_channels: of the auxiliary head.
@@ -87,6 +89,8 @@ class DeepLabV3Plus(nn.Module):
     atrous_rates: tuple[int, ...] = (6, 12, 18)
     numerics: Numerics = Numerics()
     width: int = 64
+    stem: str = "deep"
+    multi_grid: tuple[int, ...] = ()
     head_channels: int = 512
     low_level_channels: int = 48
     aux_channels: int = 512
@@ -109,7 +113,15 @@ class DeepLabV3Plus(nn.Module):
         """
         numerics = self.numerics
         x = images.astype(numerics.dtype)
-        backbone = ResNet(self.depth, self.output_stride, numerics, self.width, name="backbone")
+        backbone = ResNet(
+            self.depth,
+            self.output_stride,
+            numerics,
+            self.width,
+            self.stem,
+            self.multi_grid,
+            name="backbone",
+        )
         low_level, _, middle, top = backbone(x, is_train)
         x = ASPP(self.head_channels, self.atrous_rates, numerics, name="aspp")(top, is_train)
         decoder = Decoder(self.head_channels, self.low_level_channels, numerics, name="decoder")

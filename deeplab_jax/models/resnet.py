@@ -1,4 +1,4 @@
-"""Dilated ResNet with a deep 3x3 stem (ResNet v1c; ssseg spec section 2.1).
+"""Dilated ResNet with a deep 3x3 stem (ResNet v1c; ssseg spec section 2.1), or the 7x7 one.
 
 A layer that would shrink the map below the output stride dilates instead; its first block uses
 half of the layer's dilation ("contracted dilation").
@@ -9,13 +9,13 @@ import jax
 
 from deeplab_jax.models.layers import ConvBNReLU, Numerics, add_and_relu
 
-BLOCKS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 _STRIDES = {8: (1, 2, 1, 1), 16: (1, 2, 2, 1)}
 _DILATIONS = {8: (1, 1, 2, 4), 16: (1, 1, 1, 2)}
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions around an identity (ResNet-18); only the first is dilated."""
+    """Two 3x3 convolutions around an identity (ResNet-18 and 34); only the first is dilated."""
 
     features: int
     stride: int
@@ -63,14 +63,17 @@ class Bottleneck(nn.Module):
 
 
 class Stem(nn.Module):
-    """Three 3x3 convolutions; the first has stride 2."""
+    """Three 3x3 convolutions ("deep"), or one of 7x7 ("7x7"); the first has stride 2."""
 
     features: int
+    kind: str
     numerics: Numerics
 
     @nn.compact
     def __call__(self, x: jax.Array, is_train: bool) -> jax.Array:
         """Returns (B, ceil(H / 2), ceil(W / 2), features)."""
+        if self.kind == "7x7":
+            return ConvBNReLU(self.features, self.numerics, 7, stride=2, name="conv1")(x, is_train)
         half = self.features // 2
         x = ConvBNReLU(half, self.numerics, 3, stride=2, name="conv1")(x, is_train)
         x = ConvBNReLU(half, self.numerics, 3, name="conv2")(x, is_train)
@@ -81,36 +84,46 @@ class ResNet(nn.Module):
     """The four layers of a ResNet at output stride 8 or 16.
 
     Attributes:
-      depth: 18, 50 or 101.
+      depth: 18, 34, 50 or 101.
       output_stride: 8 or 16.
       numerics: dtype, platform and norm mode.
       width: channels of the stem and of the first layer's 3x3 convolutions.
+      stem: "deep" (three 3x3 convolutions) or "7x7".
+      multi_grid: dilations of the last layer's blocks in place of its own; () for none.
     """
 
     depth: int
     output_stride: int
     numerics: Numerics
     width: int = 64
+    stem: str = "deep"
+    multi_grid: tuple[int, ...] = ()
 
     @nn.compact
     def __call__(self, x: jax.Array, is_train: bool) -> tuple[jax.Array, ...]:
         """Returns the feature maps of layers 1 to 4, NHWC."""
-        x = Stem(self.width, self.numerics, name="stem")(x, is_train)
+        x = Stem(self.width, self.stem, self.numerics, name="stem")(x, is_train)
         x = nn.max_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1)])
         block = BasicBlock if self.depth < 50 else Bottleneck
         maps = []
-        for layer, blocks in enumerate(BLOCKS[self.depth]):
+        for layer, dilations in enumerate(self.dilations()):
             stride = _STRIDES[self.output_stride][layer]
-            dilation = _DILATIONS[self.output_stride][layer]
-            features = self.width * 2**layer
-            for index in range(blocks):
-                is_first = index == 0
+            for index, dilation in enumerate(dilations):
                 x = block(
-                    features,
-                    stride if is_first else 1,
-                    max(1, dilation // 2) if is_first else dilation,
+                    self.width * 2**layer,
+                    stride if index == 0 else 1,
+                    dilation,
                     self.numerics,
                     name=f"layer{layer + 1}_{index}",
                 )(x, is_train)
             maps.append(x)
         return tuple(maps)
+
+    def dilations(self) -> list[tuple[int, ...]]:
+        """Returns the dilation of every block of layers 1 to 4."""
+        table = []
+        for blocks, own in zip(BLOCKS[self.depth], _DILATIONS[self.output_stride], strict=True):
+            table.append((max(1, own // 2),) + (own,) * (blocks - 1))
+        if self.multi_grid:
+            table[-1] = self.multi_grid
+        return table
