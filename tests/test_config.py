@@ -62,7 +62,7 @@ def test_templates_are_valid(dataset, depth, output_stride):
 @pytest.mark.parametrize(
     ("field", "bad", "accepted"),
     [
-        ("model__depth", 34, "18, 50 or 101"),
+        ("model__depth", 35, "18, 34, 50 or 101"),
         ("model__output_stride", 12, "8 or 16"),
         ("model__dtype", "float16", "float32 or bfloat16 or float64"),
         ("model__num_classes", 1, "2 to 255"),
