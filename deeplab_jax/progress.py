@@ -58,6 +58,9 @@ class Speed:
     def waited(self, seconds: float) -> None:
         """Adds time that passed before a batch was there."""
         self._waited += seconds
+
+    def finished_step(self) -> None:
+        """Counts a step that is done."""
         self._steps += 1
 
     def pause(self) -> None:

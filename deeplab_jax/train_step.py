@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from deeplab_jax.losses import segmentation_loss
 from deeplab_jax.models import DeepLabV3Plus
 from deeplab_jax.optimizer import build_optimizer
-from deeplab_jax.train_state import State
+from deeplab_jax.train_state import State, eval_variables
 
 Metrics = dict[str, jax.Array]
 
@@ -38,7 +38,7 @@ def make_update(
     Returns:
       update(state, images float32 (B, H, W, 3), labels int32 (B, H, W)) -> (state, metrics), where
       metrics are scalars: "loss", "loss_main", "loss_aux" (weighted), "lr", "grad_norm" and the
-      boolean "is_finite".
+      boolean "is_finite": of all of these, the new weights and the new statistics.
     """
     optimizer, schedule = build_optimizer(config.train, total_steps)
     train = config.train
@@ -68,17 +68,19 @@ def make_update(
         )
         updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
         grad_norm = optax.global_norm(grads)
-        metrics = {
-            **losses,
-            "lr": jnp.asarray(schedule(state["step"])),
-            "grad_norm": grad_norm,
-            "is_finite": jnp.isfinite(losses["loss"]) & jnp.isfinite(grad_norm),
-        }
         new_state = {
             "step": state["step"] + 1,
             "params": optax.apply_updates(state["params"], updates),
             "batch_stats": batch_stats,
             "opt_state": opt_state,
+        }
+        # The new weights and statistics too: squares overflow while the loss still looks well.
+        size = losses["loss"] + grad_norm + optax.global_norm(eval_variables(new_state))
+        metrics = {
+            **losses,
+            "lr": jnp.asarray(schedule(state["step"])),
+            "grad_norm": grad_norm,
+            "is_finite": jnp.isfinite(size),
         }
         return new_state, metrics
 

@@ -47,7 +47,10 @@ def run(call):
         (["train", "--config", RECIPE, "--config.train.lr=abc"], "'abc' is not a float"),
         (["train", "--config", RECIPE, "--config.train.lr"], "write --config.train.lr=VALUE"),
         (["train", "--config", RECIPE, "--config.model=3"], "is a group of fields, not a value"),
-        (["train", "--config", RECIPE, "--config.model.depth=34"], "must be 18, 50 or 101, got 34"),
+        (
+            ["train", "--config", RECIPE, "--config.model.depth=35"],
+            "must be 18, 34, 50 or 101, got 35",
+        ),
         (["train", "--config", RECIPE, "--workdri=x"], "did you mean --workdir?"),
         (["train", "--workdri=x"], "did you mean --workdir?"),
         (["train", "--config", RECIPE, "--steps=3"], "see deeplab train --help"),

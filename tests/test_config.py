@@ -108,7 +108,7 @@ def test_batch_that_does_not_divide_into_the_processes_names_the_nearest(batch, 
 
 
 def test_batch_of_one_is_refused():
-    with pytest.raises(ConfigError, match="at least 2, got 1 .the image-pool norm"):
+    with pytest.raises(ConfigError, match=r"at least 2, got 1 .the image-pool norm"):
         config.validate(changed(train__batch_size=1))
 
 

@@ -80,19 +80,22 @@ def test_speed_counts_images_and_the_share_of_waiting(clock):
     speed = Speed(batch_size=8)
     for _ in range(3):
         speed.waited(0.5)
+        speed.finished_step()
     clock.now += 6
     assert speed.read() == {"images_per_second": 4.0, "data_wait": 0.25}
     clock.now += 2
-    speed.waited(0)
+    speed.finished_step()
     assert speed.read() == {"images_per_second": 4.0, "data_wait": 0.0}
 
 
 def test_speed_leaves_out_what_came_before_a_pause(clock):
     speed = Speed(batch_size=8)
     speed.waited(1)
+    speed.finished_step()
     clock.now += 100
     speed.pause()
     speed.waited(1)
+    speed.finished_step()
     clock.now += 2
     assert speed.read() == {"images_per_second": 4.0, "data_wait": 0.5}
 

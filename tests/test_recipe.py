@@ -95,7 +95,8 @@ def test_override_that_cannot_be_used_is_refused(text, message):
             "its configuration lacks checkpoint.every_steps, data.class_names",
         ),
         (
-            "def get_config():\n    c = config.get_config('voc')\n    c.train.lrr = 1\n    return c",
+            "def get_config():\n    c = config.get_config('voc')\n    c.train.lrr = 1\n    "
+            "return c",
             'Key "lrr" does not exist',
         ),
         (

@@ -303,7 +303,7 @@ def test_place_workers_and_logging_may_change(tiny, finished, tmp_path):
 def test_unreadable_configuration_of_a_run_is_an_error(tiny_config, finished, tmp_path):
     shutil.copytree(finished, tmp_path / "run")
     (tmp_path / "run" / "config.json").write_text("{")
-    with pytest.raises(ConfigError, match="config.json: cannot be read"):
+    with pytest.raises(ConfigError, match=r"config.json: cannot be read"):
         trainer.claim_workdir(tmp_path / "run", tiny_config)
 
 
