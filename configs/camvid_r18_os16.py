@@ -4,6 +4,7 @@
 
 DIR as in camvid_r50_os16.py. Recipe: 11 classes, batch 4, 8 epochs (728 steps), crop 304x400,
 validation images at their own size (480x360).
+Measured on two shared CPU cores (2026-11-24): about 35 minutes, mean IoU 39.55 %.
 """
 
 from deeplab_jax import config
