@@ -4,6 +4,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
 import deeplab_jax
@@ -17,20 +18,35 @@ from deeplab_jax.train_state import init_variables
 CLASSES = 4
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compile_once(tmp_path_factory):
+    """Compiles each program once for all commands of this file."""
+    options = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: jax.config.values[name] for name in options}
+    for values in (options, before):
+        compilation_cache.reset_cache()  # it remembers the folder, or that there was none
+        for name, value in values.items():
+            jax.config.update(name, value)
+        if values is options:
+            yield
+
+
 def random_variables(run_config, seed):
-    """Returns variables whose predictions vary over an image."""
+    """Returns variables that predict several classes within an image."""
     shapes = jax.eval_shape(lambda: init_variables(build_model(run_config.model), 0))
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):
-        values = rng.normal(size=leaf.shape).astype(np.float32)
-        if path[-1].key == "var" or path[-1].key == "scale":
-            return 0.5 + np.abs(values)
-        if leaf.ndim < 4:
-            return 0.1 * values
-        if leaf.shape[2] > 1:  # inputs are positive: their mean would let one class win everywhere
-            values -= values.mean(2, keepdims=True)
-        return values / np.sqrt(np.prod(leaf.shape[:-1]))
+        if leaf.ndim < 4:  # of norms, and biases
+            return np.full(leaf.shape, path[-1].key in ("var", "scale"), np.float32)
+        kernel = rng.normal(size=leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1]) / 2)
+        if path[1].key == "classifier":  # or the class that likes its mean input has all pixels
+            kernel -= kernel.mean(2, keepdims=True)
+        return kernel.astype(np.float32)
 
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
