@@ -1,12 +1,11 @@
 """The training run: from a configuration to a work directory with checkpoints and a log.
 
-<workdir>/config.json    the resolved configuration; a continuation must agree with it
+<workdir>/config.json    the resolved configuration, for people
 <workdir>/log.jsonl      see `progress.JsonLog`
 <workdir>/checkpoints/   the latest and the best step
 """
 
 import hashlib
-import json
 import os
 import signal
 import time
@@ -96,7 +95,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     validation = open_dataset(data, model_config.num_classes, data.val_split)
     plan = make_plan(config, len(dataset))
     mesh = sharding.make_mesh(config.train.batch_size)
-    claim_workdir(workdir, config)
+    check_continuation(workdir, config)
     for warning in warnings(config):
         print(f"warning: {warning}", flush=True)
     state = restore_or_init(config, workdir, plan, mesh)
@@ -104,6 +103,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     if start == plan.total:
         print(f"already finished: {workdir} holds step {start} of {plan.total}", flush=True)
         return log_end(JsonLog(workdir / "log.jsonl", start), state)  # a kill may have cut it off
+    write_config(workdir, config)  # not before: a start that failed leaves nothing behind
     print(
         f"{config.name}: {len(dataset)} training and {len(validation)} validation images, "
         f"{model_config.num_classes} classes, {plan.total} steps of {config.train.batch_size}, "
@@ -269,34 +269,34 @@ def make_train_step(
     )
 
 
-def claim_workdir(workdir: Path, config: ConfigDict) -> None:
-    """Writes the configuration into a work directory, or compares it with that of its steps.
-
-    Before the first saved step there is nothing to continue, and another configuration may follow:
-    that of a corrected command.
+def check_continuation(workdir: Path, config: ConfigDict) -> None:
+    """Refuses to continue what another configuration began; a run without a saved step is new.
 
     Raises:
-      ConfigError: the directory belongs to a run with another configuration; says where it differs.
+      ConfigError: `workdir` holds a run with another configuration (says where it differs), or
+        something that is not a run.
     """
-    path = workdir / "config.json"
-    if path.exists() and checkpoint.latest_step(workdir) is not None:
-        try:
-            old = config_lib.from_dict(json.loads(path.read_text()))
-        except ValueError as error:
-            what = f"cannot be read: {error}"
-            raise ConfigError(str(path), what, "choose another --workdir") from error
-        changes = config_lib.difference(old, config)
-        if changes:
-            raise ConfigError(
-                str(workdir),
-                f"holds a run with another configuration ({'; '.join(changes)})",
-                "continue it with its own, or choose another --workdir",
-            )
+    if checkpoint.latest_step(workdir) is None:
         return
+    info = checkpoint.read_info(workdir)
+    if info.kind != "run" or info.config is None:
+        what = f"holds a checkpoint of kind {info.kind}, not a run"
+        raise ConfigError(str(workdir), what, "choose another --workdir")
+    changes = config_lib.difference(info.config, config)
+    if changes:
+        raise ConfigError(
+            str(workdir),
+            f"holds a run with another configuration ({'; '.join(changes)})",
+            "continue it with its own, or choose another --workdir",
+        )
+
+
+def write_config(workdir: Path, config: ConfigDict) -> None:
+    """Writes `config.json`, for people; what counts is in the checkpoints."""
     workdir.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".tmp")
+    partial = workdir / "config.tmp"
     partial.write_text(config_lib.to_json(config) + "\n")
-    os.replace(partial, path)
+    os.replace(partial, workdir / "config.json")
 
 
 def restore_or_init(config: ConfigDict, workdir: Path, plan: Plan, mesh: Mesh) -> State:

@@ -327,11 +327,19 @@ def test_place_workers_and_logging_may_change(tiny, finished, tmp_path):
     assert call(*tiny, "--workdir", finished, *changes) == 0
 
 
-def test_unreadable_configuration_of_a_run_is_an_error(tiny_config, finished, tmp_path):
-    shutil.copytree(finished, tmp_path / "run")
-    (tmp_path / "run" / "config.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"config.json: cannot be read"):
-        trainer.claim_workdir(tmp_path / "run", tiny_config)
+def test_a_start_that_failed_leaves_nothing_to_disagree_with(tmp_path, make_tree):
+    root = make_tree("voc")
+    command = ["train", "--config", CONFIGS / "voc_r50_os16.py", "--workdir", tmp_path / "run"]
+    command += [f"--config.data.root={root}", *SMALL]
+    assert call(*command) == 2  # it names no backbone
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_are_not_continued_as_a_run(tiny_config, tmp_path):
+    variables = init_variables(build_model(tiny_config.model), 0)
+    checkpoint.save_once(tmp_path, variables, checkpoint.Info(kind="weights", config=tiny_config))
+    with pytest.raises(ConfigError, match="of kind weights, not a run"):
+        trainer.check_continuation(tmp_path, tiny_config)
 
 
 def kill_while_training(command, workdir, environment, rng, lines):
