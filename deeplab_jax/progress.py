@@ -81,8 +81,8 @@ class Speed:
 class Display:
     """One live line on a terminal, else a plain line now and then."""
 
-    def __init__(self, total: int, done: int, steps_per_epoch: int):
-        self._total, self._first, self._per_epoch = total, done, steps_per_epoch
+    def __init__(self, total: int, done: int):
+        self._total, self._first = total, done
         self._start = time.perf_counter()
         self._printed = -_PLAIN_SECONDS
         self._loss: float | None = None
@@ -96,7 +96,7 @@ class Display:
             return
         from rich.progress import BarColumn, Progress, TextColumn
 
-        columns = (BarColumn(bar_width=20), TextColumn("{task.description}"))
+        columns = (BarColumn(bar_width=8), TextColumn("{task.description}"))
         with Progress(*columns) as bar:
             self._task = bar.add_task("compiling", total=self._total, completed=self._first)
             self._bar = bar
@@ -123,10 +123,9 @@ class Display:
         elapsed = time.perf_counter() - self._start
         left = elapsed / max(step - self._first, 1) * (self._total - step)
         text = (
-            f"step {step}/{self._total}  epoch {(step - 1) // self._per_epoch + 1}"
-            f"  loss {self._loss:.4f}  lr {values['lr']:.2e}"
-            f"  {values['images_per_second']:.1f} images/s"
-            f"  data wait {100 * values['data_wait']:.0f} %  left {_duration(left)}"
+            f"step {step}/{self._total}  loss {self._loss:.3f}  lr {values['lr']:.1e}"
+            f"  left {_duration(left)}  {values['images_per_second']:.1f} images/s"
+            f"  data wait {100 * values['data_wait']:.0f} %"
         )
         if self._bar is not None:
             self._bar.update(self._task, completed=step, description=text)

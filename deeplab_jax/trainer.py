@@ -136,7 +136,7 @@ class Run:
         self.info = checkpoint.Info(
             kind="run", config=config, class_names=dataset.class_names, palette=dataset.palette
         )
-        self.display = Display(plan.total, start, plan.steps_per_epoch)
+        self.display = Display(plan.total, start)
         self.speed = Speed(config.train.batch_size)
         self.pending: deque = deque()  # (step, row ids, metrics) whose values are not yet read
 
