@@ -1,5 +1,6 @@
 """Devices as one named mesh, and batches laid out over it."""
 
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 
@@ -12,8 +13,15 @@ from deeplab_jax.errors import ConfigError
 DATA_AXIS = "data"
 
 
-def make_mesh(batch_size: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(
+    batch_size: int, devices: Sequence[jax.Device] | None = None, num_groups: int = 1
+) -> Mesh:
     """Returns a mesh over all devices (or those given) whose axis splits the batch.
+
+    Args:
+      batch_size: over all devices.
+      devices: all by default.
+      num_groups: what else the batch must divide into, for the advice when it does not.
 
     Raises:
       ConfigError: `batch_size` does not divide over the devices.
@@ -21,7 +29,8 @@ def make_mesh(batch_size: int, devices: Sequence[jax.Device] | None = None) -> M
     devices = jax.devices() if devices is None else devices
     count = len(devices)
     if batch_size % count:
-        nearest = max(count, round(batch_size / count) * count)
+        unit = math.lcm(count, num_groups)
+        nearest = max(unit, round(batch_size / unit) * unit)
         raise ConfigError(
             "config.train.batch_size",
             f"{batch_size} does not divide over {count} devices",

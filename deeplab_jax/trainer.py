@@ -24,7 +24,14 @@ from ml_collections import ConfigDict
 from deeplab_jax import checkpoint, sharding
 from deeplab_jax import config as config_lib
 from deeplab_jax.data import Dataset, open_dataset, train_batches
-from deeplab_jax.errors import ConfigError, DataError, DeepLabError, Interrupted, NumericError
+from deeplab_jax.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DeepLabError,
+    Interrupted,
+    NumericError,
+)
 from deeplab_jax.evaluator import Evaluator
 from deeplab_jax.models import build_model
 from deeplab_jax.optimizer import build_optimizer
@@ -94,8 +101,12 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     dataset = open_dataset(data, model_config.num_classes, data.train_split)
     validation = open_dataset(data, model_config.num_classes, data.val_split)
     plan = make_plan(config, len(dataset))
-    mesh = sharding.make_mesh(config.train.batch_size)
-    check_continuation(workdir, config)
+    mesh = sharding.make_mesh(config.train.batch_size, num_groups=config.train.reference_processes)
+    if checkpoint.latest_step(workdir) is None:
+        check_backbone(config)
+    else:
+        check_continuation(workdir, config)
+    write_config(workdir, config)  # an unusable place shows before anything compiles
     for warning in warnings(config):
         print(f"warning: {warning}", flush=True)
     state = restore_or_init(config, workdir, plan, mesh)
@@ -103,7 +114,6 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     if start == plan.total:
         print(f"already finished: {workdir} holds step {start} of {plan.total}", flush=True)
         return log_end(JsonLog(workdir / "log.jsonl", start), state)  # a kill may have cut it off
-    write_config(workdir, config)  # not before: a start that failed leaves nothing behind
     print(
         f"{config.name}: {len(dataset)} training and {len(validation)} validation images, "
         f"{model_config.num_classes} classes, {plan.total} steps of {config.train.batch_size}, "
@@ -270,14 +280,12 @@ def make_train_step(
 
 
 def check_continuation(workdir: Path, config: ConfigDict) -> None:
-    """Refuses to continue what another configuration began; a run without a saved step is new.
+    """Refuses to continue what another configuration began.
 
     Raises:
       ConfigError: `workdir` holds a run with another configuration (says where it differs), or
         something that is not a run.
     """
-    if checkpoint.latest_step(workdir) is None:
-        return
     info = checkpoint.read_info(workdir)
     if info.kind != "run" or info.config is None:
         what = f"holds a checkpoint of kind {info.kind}, not a run"
@@ -303,7 +311,6 @@ def restore_or_init(config: ConfigDict, workdir: Path, plan: Plan, mesh: Mesh) -
     """Returns the state of the latest saved step, or that before the first.
 
     Raises:
-      ConfigError: the recipe needs a backbone and none was named.
       CheckpointError: a checkpoint does not fit.
     """
     model = build_model(config.model)
@@ -324,6 +331,20 @@ def restore_or_init(config: ConfigDict, workdir: Path, plan: Plan, mesh: Mesh) -
         if step < plan.total:
             print(f"continuing at step {step} of {plan.total}", flush=True)
         return {"step": jax.device_put(np.int32(step), whole), **state}
+    # Hundreds of small draws: optimising them takes a processor longer than running them.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    state = jax.jit(init, out_shardings=whole, compiler_options=options)()
+    backbone = config.init.backbone
+    return state if backbone == "none" else load_backbone(state, backbone)
+
+
+def check_backbone(config: ConfigDict) -> None:
+    """Refuses a recipe that needs a backbone and has none.
+
+    Raises:
+      ConfigError: none is named.
+      CheckpointError: what is named is not a backbone checkpoint.
+    """
     backbone = config.init.backbone
     if not backbone:
         raise ConfigError(
@@ -331,25 +352,23 @@ def restore_or_init(config: ConfigDict, workdir: Path, plan: Plan, mesh: Mesh) -
             "this recipe starts from ImageNet weights, and none are named",
             "give --config.init.backbone=DIR (a backbone checkpoint), or =none for random weights",
         )
-    state = jax.jit(init, out_shardings=whole)()
-    return state if backbone == "none" else load_backbone(state, backbone)
+    kind = "backbone" if backbone == "none" else checkpoint.read_info(backbone).kind
+    if kind != "backbone":
+        what = f"is a checkpoint of kind {kind}, not backbone"
+        raise CheckpointError(backbone, what, "give a backbone checkpoint")
 
 
 def load_backbone(state: State, path: str) -> State:
     """Returns `state` with the backbone's weights and statistics from a backbone checkpoint.
 
     Raises:
-      CheckpointError: `path` is not a backbone checkpoint, or does not fit.
+      CheckpointError: it does not fit.
     """
-    info = checkpoint.read_info(path)
-    if info.kind != "backbone":
-        what = f"is a checkpoint of kind {info.kind}, not backbone"
-        raise checkpoint.CheckpointError(path, what, "give a backbone checkpoint")
     items = {name: state[name]["backbone"] for name in ("params", "batch_stats")}
     abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), items
     )
-    loaded = checkpoint.restore(path, info.step, abstract, allow_cast=True)
+    loaded = checkpoint.restore(path, "latest", abstract, allow_cast=True)
     print(f"backbone: {len(jax.tree.leaves(loaded))} tensors from {path}", flush=True)
     return state | {name: state[name] | {"backbone": loaded[name]} for name in loaded}
 
@@ -396,7 +415,7 @@ def _stop_signals() -> Iterator[list[int]]:
     def remember(number: int, frame: Any) -> None:
         received.append(number)
         signal.signal(number, previous[number])
-        print("\nstopping after this step; again to quit at once", flush=True)
+        os.write(2, b"\nstopping after this step; again to quit at once\n")  # print may be at work
 
     try:
         for number in (int(signal.SIGINT), int(signal.SIGTERM)):

@@ -12,4 +12,4 @@ say "Types"
 mypy
 
 say "Tests"
-pytest "$@"
+pytest -n 2 --dist loadfile "$@" # a file to a process: its tests share runs

@@ -66,6 +66,8 @@ def run(call):
         (["predict", "--checkpoint", "x", "--output", "y"], "arguments are required: IMAGE"),
         (["trian", "--config", RECIPE], "did you mean train?"),
         (["frobnicate"], "use one of train, evaluate, predict"),
+        (["convert", "form-pytorch"], "did you mean convert from-pytorch?"),
+        (["convert", "to-pytorch", "--checkpoint", "x"], "arguments are required: --output"),
     ],
 )
 def test_wrong_command_line_is_told_in_one_line_with_advice(call, argv, advice):
@@ -99,7 +101,7 @@ def test_work_directory_that_is_a_file_is_told_in_one_line(call, make_tree, tmp_
     assert err.startswith(f"error: {tmp_path}/run: ")
 
 
-@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])
+@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"], ["convert"], ["convert", "--help"]])
 def test_help_lists_the_verbs(call, argv):
     code, out, err = call(*argv)
     assert (code, err) == (0, "")
@@ -108,7 +110,7 @@ def test_help_lists_the_verbs(call, argv):
 
 @pytest.mark.parametrize("verb", cli.VERBS)
 def test_help_of_a_verb_shows_an_example(call, verb):
-    code, out, err = call(verb, "--help")
+    code, out, err = call(*verb.split(), "--help")
     assert (code, err) == (0, "")
     assert out.startswith(f"usage: deeplab {verb} ")
     assert f"  deeplab {verb} --" in out
@@ -126,8 +128,8 @@ def run(*argv):
 from deeplab_jax import cli
 run("", "--help")
 for verb in cli.VERBS:
-    run("deeplab_jax." + verb, "--help")
-    run("", verb, "--help")
+    run(cli.module_of(verb), "--help")
+    run("", *verb.split(), "--help")
 assert not {"jax", "flax", "orbax", "grain", "numpy", "ml_collections"} & set(sys.modules)
 """
     got = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -109,6 +109,11 @@ def test_mesh_has_one_axis_over_the_devices_given_or_all():
     assert mesh_of(2).shape == {"data": 2}
 
 
+def test_advised_batch_also_divides_into_the_losses_groups():
+    with pytest.raises(ConfigError, match="use 24, or fewer devices"):
+        sharding.make_mesh(20, devices=jax.devices()[:3], num_groups=8)
+
+
 @pytest.mark.parametrize(
     ("batch", "count", "nearest"), [(6, 4, 8), (5, 4, 4), (3, 4, 4), (1, 2, 2), (9, 4, 8)]
 )

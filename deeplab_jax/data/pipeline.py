@@ -8,6 +8,7 @@ at a step, and nothing here knows how many hosts there are: each asks for the ro
 import functools
 import gc
 import os
+import signal
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -170,6 +171,7 @@ def _num_threads() -> int:
 
 def _init_worker(worker: int, num_workers: int) -> None:
     cv2.setNumThreads(0)  # the processes are the parallelism
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
 
 
 def _mark_flags_parsed() -> None:
