@@ -406,8 +406,9 @@ def test_ctrl_c_with_reading_processes_saves(tiny, tmp_path, compile_options):
     finally:
         process.kill()
     assert process.returncode == 130, error
-    assert error.count("\n") == 1
-    assert error.startswith("train: stopped by SIGINT and saved at step ")
+    first, last = error.strip().splitlines()
+    assert first == "stopping after this step; again to quit at once"
+    assert last.startswith("train: stopped by SIGINT and saved at step ")
 
 
 # The step
