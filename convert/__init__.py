@@ -1,1 +1,5 @@
-"""Names and layouts of other projects' checkpoints against ours, in both directions."""
+"""Exchanges weights with PyTorch, without PyTorch.
+
+`convert.from_pytorch` turns a .pth or .safetensors file of sssegmentation, mmsegmentation or an
+ImageNet classifier into a checkpoint directory; `convert.to_pytorch` writes one back.
+"""

@@ -1,17 +1,21 @@
-"""The one table of names and layouts: sssegmentation's checkpoints against our variables.
+"""The one table of names and layouts: other projects' checkpoints against our variables.
 
 Both directions read it, so what goes in comes out. Convolutions are OIHW there and HWIO here
-(also depthwise: (C, 1, 3, 3) is (3, 3, 1, C)); everything else is equal. Order is the order of
-registration in PyTorch, which is also the order of its optimiser's state (ssseg spec section 3.2).
+(also depthwise: (C, 1, 3, 3) is (3, 3, 1, C)), and mmsegmentation joins ASPP's branches in another
+order; everything else is equal. Order is the order of registration in PyTorch, which is also the
+order of its optimiser's state (ssseg spec section 3.2).
 """
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from deeplab_jax.errors import CheckpointError, shorten
 from deeplab_jax.models.resnet import BLOCKS
+
+_MERGE = "aspp/merge/conv/kernel"  # takes ASPP's five branches, each as wide as its output
+COUNTER = "num_batches_tracked"  # what only PyTorch's norms have
 
 
 class Unit(NamedTuple):
@@ -28,46 +32,113 @@ class Unit(NamedTuple):
     norm: str
 
 
-def units(depth: int) -> Iterator[Unit]:
-    """Yields every unit of the network with a backbone of `depth` layers."""
-    for index in range(3):
-        stem = "backbone_net.stem"
-        yield Unit(
-            f"backbone/stem/conv{index + 1}", f"{stem}.{3 * index}", f"{stem}.{3 * index + 1}"
-        )
-    for layer, blocks in enumerate(BLOCKS[depth], 1):
-        for block in range(blocks):
-            path, key = f"backbone/layer{layer}_{block}", f"backbone_net.layer{layer}.{block}"
-            # A basic block projects only where stride or width changes: not in layer 1.
-            if block == 0 and (depth >= 50 or layer > 1):
-                yield Unit(f"{path}/projection", f"{key}.downsample.0", f"{key}.downsample.1")
-            for index in range(1, 4 if depth >= 50 else 3):
-                yield Unit(f"{path}/conv{index}", f"{key}.conv{index}", f"{key}.bn{index}")
-    branches = "aspp_net.parallel_branches"
+class Dialect(NamedTuple):
+    """How a project names and orders the tensors of a network or of a backbone alone.
+
+    Attributes:
+      prefix: of the backbone's keys.
+      stem: "deep" or "7x7".
+      is_projection_first: whether a block's `downsample` comes before its `conv1`.
+      is_pool_first: whether the image pool is the first of ASPP's joined branches, not the last.
+      heads: the units after the backbone, in order; () for a backbone alone.
+      drops: keys that may be there and are dropped.
+    """
+
+    prefix: str
+    stem: str
+    is_projection_first: bool
+    is_pool_first: bool = False
+    heads: tuple[Unit, ...] = ()
+    drops: tuple[str, ...] = ()
+
+
+def _separable(path: str, conv: str, norm: str) -> tuple[Unit, ...]:
+    """Returns the two units of a separable convolution; {} stands for the part's name."""
+    parts = ("depthwise", "pointwise")
+    return tuple(Unit(f"{path}/{part}", conv.format(part), norm.format(part)) for part in parts)
+
+
+def _sssegmentation_heads() -> Iterator[Unit]:
+    branches, parts = "aspp_net.parallel_branches", ("{}_conv", "{}_bn")
     yield Unit("aspp/branch0", f"{branches}.0.0", f"{branches}.0.1")
     for index in range(1, 4):
-        yield from _separable(f"aspp/branch{index}", f"{branches}.{index}")
+        names = (f"{branches}.{index}.{part}" for part in parts)
+        yield from _separable(f"aspp/branch{index}", *names)
     yield Unit("aspp/image_pool", "aspp_net.global_branch.1", "aspp_net.global_branch.2")
     yield Unit("aspp/merge", "aspp_net.bottleneck.0", "aspp_net.bottleneck.1")
     yield Unit("decoder/low_level", "shortcut.0", "shortcut.1")
     for index in range(2):
-        yield from _separable(f"decoder/refine{index}", f"decoder.{index}")
+        names = (f"decoder.{index}.{part}" for part in parts)
+        yield from _separable(f"decoder/refine{index}", *names)
     yield Unit("classifier", "decoder.3", "")
     yield Unit("aux_head", "auxiliary_decoder.0", "auxiliary_decoder.1")
     yield Unit("aux_classifier", "auxiliary_decoder.4", "")
 
 
-def _separable(path: str, key: str) -> Iterator[Unit]:
-    for part in ("depthwise", "pointwise"):
-        yield Unit(f"{path}/{part}", f"{key}.{part}_conv", f"{key}.{part}_bn")
+def _mmsegmentation_heads() -> Iterator[Unit]:
+    def unit(path: str, key: str) -> Unit:
+        return Unit(path, f"{key}.conv", f"{key}.bn")
+
+    parts = ("{}_conv.conv", "{}_conv.bn")
+    yield Unit("classifier", "decode_head.conv_seg", "")
+    yield unit("aspp/image_pool", "decode_head.image_pool.1")
+    yield unit("aspp/branch0", "decode_head.aspp_modules.0")
+    for index in range(1, 4):
+        names = (f"decode_head.aspp_modules.{index}.{part}" for part in parts)
+        yield from _separable(f"aspp/branch{index}", *names)
+    yield unit("aspp/merge", "decode_head.bottleneck")
+    yield unit("decoder/low_level", "decode_head.c1_bottleneck")
+    for index in range(2):
+        names = (f"decode_head.sep_bottleneck.{index}.{part}" for part in parts)
+        yield from _separable(f"decoder/refine{index}", *names)
+    yield Unit("aux_classifier", "auxiliary_head.conv_seg", "")
+    yield unit("aux_head", "auxiliary_head.convs.0")
 
 
-def leaves(depth: int) -> Iterator[tuple[str, str, str]]:
+_IMAGENET = ("fc.weight", "fc.bias")  # its thousand classes
+DIALECTS = {
+    "sssegmentation": Dialect("backbone_net.", "deep", True, heads=tuple(_sssegmentation_heads())),
+    "mmsegmentation": Dialect("backbone.", "deep", False, True, tuple(_mmsegmentation_heads())),
+    "v1c": Dialect("", "deep", False, drops=_IMAGENET),
+    "torchvision": Dialect("", "7x7", False, drops=_IMAGENET),
+}
+
+
+def units(depth: int, dialect: str = "sssegmentation") -> Iterator[Unit]:
+    """Yields every unit of the network, or backbone, with `depth` layers of ResNet."""
+    names = DIALECTS[dialect]
+    root = "backbone/" if names.heads else ""
+    if names.stem == "deep":
+        for index in range(3):
+            stem = f"{names.prefix}stem"
+            yield Unit(
+                f"{root}stem/conv{index + 1}", f"{stem}.{3 * index}", f"{stem}.{3 * index + 1}"
+            )
+    else:
+        yield Unit(f"{root}stem/conv1", f"{names.prefix}conv1", f"{names.prefix}bn1")
+    for layer, blocks in enumerate(BLOCKS[depth], 1):
+        for block in range(blocks):
+            path, key = f"{root}layer{layer}_{block}", f"{names.prefix}layer{layer}.{block}"
+            parts = [
+                Unit(f"{path}/conv{index}", f"{key}.conv{index}", f"{key}.bn{index}")
+                for index in range(1, 4 if depth >= 50 else 3)
+            ]
+            # A basic block projects only where stride or width changes: not in layer 1.
+            if block == 0 and (depth >= 50 or layer > 1):
+                projection = Unit(
+                    f"{path}/projection", f"{key}.downsample.0", f"{key}.downsample.1"
+                )
+                parts.insert(0 if names.is_projection_first else len(parts), projection)
+            yield from parts
+    yield from names.heads
+
+
+def leaves(depth: int, dialect: str = "sssegmentation") -> Iterator[tuple[str, str, str]]:
     """Yields (collection, our path, PyTorch's key) of every tensor.
 
     The collection is "params", "batch_stats" or "counters" (the norms' `num_batches_tracked`).
     """
-    for path, conv, norm in units(depth):
+    for path, conv, norm in units(depth, dialect):
         if not norm:
             yield "params", f"{path}/kernel", f"{conv}.weight"
             yield "params", f"{path}/bias", f"{conv}.bias"
@@ -77,34 +148,37 @@ def leaves(depth: int) -> Iterator[tuple[str, str, str]]:
         yield "params", f"{path}/norm/bias", f"{norm}.bias"
         yield "batch_stats", f"{path}/norm/mean", f"{norm}.running_mean"
         yield "batch_stats", f"{path}/norm/var", f"{norm}.running_var"
-        yield "counters", f"{path}/norm", f"{norm}.num_batches_tracked"
+        yield "counters", f"{path}/norm", f"{norm}.{COUNTER}"
 
 
 def to_variables(
-    tensors: Mapping[str, np.ndarray], depth: int
+    tensors: Mapping[str, np.ndarray], depth: int, dialect: str = "sssegmentation"
 ) -> tuple[dict[str, dict], dict[str, int]]:
     """Converts a PyTorch state dict.
 
     Args:
       tensors: key -> array, convolutions OIHW.
       depth: layers of the backbone.
+      dialect: one of `DIALECTS`.
 
     Returns:
-      ({"params": tree, "batch_stats": tree} with kernels HWIO and dtypes kept, counters of the
-      norms by our path).
+      ({"params": tree, "batch_stats": tree} with kernels HWIO and dtypes kept, of the backbone
+      alone where the dialect is one's; counters of the norms by our path). No counter at all, as
+      in files from before 2018, gives no counters.
 
     Raises:
-      CheckpointError: a key is missing or not known; none is ignored.
+      CheckpointError: a key is missing or not known; only the dialect's drops are ignored.
     """
-    table = list(leaves(depth))
+    has_counters = any(key.endswith(f".{COUNTER}") for key in tensors)
+    table = [leaf for leaf in leaves(depth, dialect) if has_counters or leaf[0] != "counters"]
     missing = [key for _, _, key in table if key not in tensors]
-    unexpected = set(tensors) - {key for _, _, key in table}
+    unexpected = set(tensors) - {key for _, _, key in table} - set(DIALECTS[dialect].drops)
     if missing or unexpected:
         raise CheckpointError(
             "state dict",
             f"{len(missing)} tensors missing ({shorten(missing)}), "
             f"{len(unexpected)} unexpected ({shorten(unexpected)})",
-            f"give a DeepLabV3+ of sssegmentation with ResNet-{depth}",
+            f"give {describe(dialect, depth)}",
         )
     variables: dict[str, dict] = {"params": {}, "batch_stats": {}}
     counters = {}
@@ -117,31 +191,87 @@ def to_variables(
         *parents, leaf = path.split("/")
         for parent in parents:
             node = node.setdefault(parent, {})
-        node[leaf] = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value
+        value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value
+        if path == _MERGE and DIALECTS[dialect].is_pool_first:
+            value = np.roll(value, -value.shape[3], axis=2)
+        node[leaf] = value
     return variables, counters
 
 
 def to_tensors(
-    variables: Mapping[str, Mapping], counters: Mapping[str, int], depth: int
+    variables: Mapping[str, Mapping],
+    counters: Mapping[str, int],
+    depth: int,
+    dialect: str = "sssegmentation",
 ) -> dict[str, np.ndarray]:
     """Converts our variables to a PyTorch state dict, in PyTorch's order.
 
     Args:
-      variables: {"params": tree, "batch_stats": tree}.
+      variables: {"params": tree, "batch_stats": tree}, of the backbone alone where the dialect is
+        one's.
       counters: of the norms by our path; a norm that is not there gets 0.
       depth: layers of the backbone.
+      dialect: one of `DIALECTS`.
 
     Returns:
-      Key -> array; convolutions OIHW, counters int64 scalars.
+      Key -> array; convolutions OIHW and, like all else, views where possible; counters int64
+      scalars.
+
+    Raises:
+      CheckpointError: a variable is missing or has no name in the dialect.
     """
+    known = _flatten(variables)
+    wanted = {f"{collection}/{path}" for collection, path, _ in leaves(depth, dialect)
+              if collection != "counters"}  # fmt: skip
+    if wanted != set(known):
+        raise CheckpointError(
+            "variables",
+            f"{len(wanted - set(known))} missing ({shorten(wanted - set(known))}), "
+            f"{len(set(known) - wanted)} unexpected ({shorten(set(known) - wanted)})",
+            f"give those of {describe(dialect, depth)}",
+        )
     tensors = {}
-    for collection, path, key in leaves(depth):
+    for collection, path, key in leaves(depth, dialect):
         if collection == "counters":
             tensors[key] = np.asarray(counters.get(path, 0), np.int64)
             continue
-        value = variables[collection]
-        for part in path.split("/"):
-            value = value[part]
-        array = np.asarray(value)
-        tensors[key] = array.transpose(3, 2, 0, 1).copy() if array.ndim == 4 else array
+        array = np.asarray(known[f"{collection}/{path}"])
+        if path == _MERGE and DIALECTS[dialect].is_pool_first:
+            array = np.roll(array, array.shape[3], axis=2)
+        tensors[key] = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array
     return tensors
+
+
+def to_shapes(
+    abstract: Mapping[str, Mapping], depth: int, dialect: str = "sssegmentation"
+) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of every tensor of the state dict that `abstract` becomes.
+
+    Args:
+      abstract: {"params": tree, "batch_stats": tree} of anything with a shape.
+      depth: layers of the backbone.
+      dialect: one of `DIALECTS`.
+    """
+    known = _flatten(abstract)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for collection, path, key in leaves(depth, dialect):
+        shape = () if collection == "counters" else tuple(known[f"{collection}/{path}"].shape)
+        shapes[key] = (shape[3], shape[2], *shape[:2]) if len(shape) == 4 else shape
+    return shapes
+
+
+def describe(dialect: str, depth: int) -> str:
+    """Returns words for what a dialect holds, such as "sssegmentation's DeepLabV3+ ..."."""
+    if DIALECTS[dialect].heads:
+        return f"{dialect}'s DeepLabV3+ with ResNet-{depth}"
+    return f"{dialect}'s ResNet-{depth}"
+
+
+def _flatten(tree: Mapping[str, Any], root: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{root}{key}/")
+        else:
+            flat[f"{root}{key}"] = value
+    return flat

@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -274,19 +274,50 @@ def restore(
       ResourceError: memory or a permission is missing.
     """
     where = _step_path(path, find_step(path, step))
-    try:
-        saved = _saved_leaves(where, abstract)
+    with _reading(where):
+        saved = _by_name(_saved_items(where, abstract))
         problems = _differences(saved, _by_name(abstract), allow_cast)
         if not problems:
             return _load(where, abstract)
+    fix = "use the configuration it was saved with, or another checkpoint"
+    raise CheckpointError(str(where), f"does not fit: {', '.join(problems)}", fix)
+
+
+def read_arrays(
+    path: str | os.PathLike, step: int | str, names: Iterable[str]
+) -> dict[str, dict[str, Any]]:
+    """Returns items of a step as trees of NumPy arrays, with the shapes and types they have there.
+
+    No device is used.
+
+    Args:
+      path: the checkpoint directory.
+      step: as for `find_step`.
+      names: of the items.
+
+    Raises:
+      CheckpointError: an item is not there, or damaged.
+      ResourceError: memory or a permission is missing.
+    """
+    where = _step_path(path, find_step(path, step))
+    with _reading(where):
+        items = _saved_items(where, names)
+        if missing := set(names) - set(items):
+            raise ValueError(f"{shorten(missing)} is missing")
+        return _load(where, jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), items))
+
+
+@contextlib.contextmanager
+def _reading(where: Path) -> Iterator[None]:
+    """Turns what Orbax raises about a step into our errors."""
+    try:
+        yield
     except (MemoryError, PermissionError) as error:
         fix = "free memory, or make the files readable"
         raise ResourceError(str(where), f"cannot be read: {_cause(error)}", fix) from error
     except Exception as error:
         what = f"cannot be restored: {_cause(error)}"
         raise CheckpointError(str(where), what, "use another step or a copy") from error
-    fix = "use the configuration it was saved with, or another checkpoint"
-    raise CheckpointError(str(where), f"does not fit: {', '.join(problems)}", fix)
 
 
 def _load(where: Path, abstract: Mapping[str, Any]) -> dict[str, Any]:
@@ -301,13 +332,13 @@ def _load(where: Path, abstract: Mapping[str, Any]) -> dict[str, Any]:
     return items
 
 
-def _saved_leaves(where: Path, names: Iterable[str]) -> dict[str, Any]:
+def _saved_items(where: Path, names: Iterable[str]) -> dict[str, Any]:
     """Returns shape and dtype of every array of the named items, as the checkpoint has them."""
     items = {name: ocp.metadata(where, name).metadata for name in names if (where / name).is_dir()}
     for name, item in items.items():
         if not jax.tree.leaves(item):  # Orbax's answer when it cannot read the list of arrays
             raise ValueError(f"the list of arrays of {name} is damaged")
-    return _by_name(items)
+    return items
 
 
 def _differences(saved: dict[str, Any], wanted: dict[str, Any], allow_cast: bool) -> list[str]:

@@ -21,6 +21,8 @@ VERBS = {
     "train": "train a recipe, or continue an interrupted run",
     "evaluate": "measure a checkpoint's mean IoU on a validation set",
     "predict": "segment images: palette PNG and overlay of each",
+    "convert from-pytorch": "turn a file of PyTorch weights into a checkpoint",
+    "convert to-pytorch": "write a checkpoint's weights as a file for PyTorch",
 }
 
 
@@ -31,13 +33,14 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 
 def _dispatch(argv: list[str]) -> None:
-    if not argv or argv[0] in ("-h", "--help"):
+    is_group = bool(argv) and any(verb.startswith(f"{argv[0]} ") for verb in VERBS)
+    verb, rest = " ".join(argv[: 1 + is_group]), argv[1 + is_group :]
+    if argv[is_group : is_group + 1] in ([], ["-h"], ["--help"]):
         print("usage: deeplab VERB ...\n\nverbs:")
-        for verb, text in VERBS.items():
-            print(f"  {verb:10} {text}")
+        for name, text in VERBS.items():
+            print(f"  {name:21} {text}")
         print("\nOptions of a verb: deeplab VERB --help")
         return
-    verb = argv[0]
     if verb == "--version":
         print(__version__)
         return
@@ -45,7 +48,13 @@ def _dispatch(argv: list[str]) -> None:
         close = difflib.get_close_matches(verb, VERBS, 1)
         fix = f"did you mean {close[0]}?" if close else f"use one of {', '.join(VERBS)}"
         raise ConfigError(f"deeplab {verb}", "there is no such verb", fix)
-    import_module(f"deeplab_jax.{verb}").main(argv[1:])
+    import_module(module_of(verb)).main(rest)
+
+
+def module_of(verb: str) -> str:
+    """Returns the name of the module whose `main` runs a verb."""
+    package, _, name = verb.rpartition(" ")
+    return f"{package or 'deeplab_jax'}.{name.replace('-', '_')}"
 
 
 def run(command: Callable[[list[str]], None], argv: Sequence[str] | None = None) -> NoReturn:

@@ -1,0 +1,231 @@
+"""Tells what a state dict is: its dialect by the keys alone, its structure by the shapes.
+
+And, where it does not fit what is wanted, in which tensors. Output stride, atrous rates and
+multi-grid leave no trace in weights.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from convert.keymap import BLOCKS, COUNTER, DIALECTS, describe, leaves
+from convert.rebuild import shown
+from deeplab_jax.errors import CheckpointError
+
+MAX_LINES = 10  # of a table of differences
+
+_ACCEPTED = f"give a state dict of {', '.join(DIALECTS)}"
+
+
+class MisfitError(CheckpointError):
+    """A state dict that does not fit, in detail.
+
+    Attributes:
+      table: lines that show where; a command prints them before the error.
+    """
+
+    def __init__(self, where: str, what: str, fix: str, table: str = ""):
+        super().__init__(where, what, fix)
+        self.table = table
+
+
+class Structure(NamedTuple):
+    """What keys and shapes say about a network.
+
+    Attributes:
+      dialect: one of `DIALECTS`.
+      depth: 18, 34, 50 or 101; the nearest where the blocks are those of no known depth.
+      model: fields of `config.model` and their values; not those whose tensors are missing.
+    """
+
+    dialect: str
+    depth: int
+    model: dict[str, int | str]
+
+    @property
+    def is_backbone(self) -> bool:
+        """Whether there is no segmentation head."""
+        return not DIALECTS[self.dialect].heads
+
+
+def detect(keys: Collection[str], where: str) -> str:
+    """Returns the dialect that uses these keys.
+
+    Args:
+      keys: of a state dict.
+      where: the file, for the error.
+
+    Raises:
+      MisfitError: it is none of ours, with the closest.
+      CheckpointError: it is segmentation_models.pytorch's.
+    """
+
+    def has(*prefixes: str) -> bool:
+        return all(any(key.startswith(prefix) for key in keys) for prefix in prefixes)
+
+    if has("backbone_net.stem."):
+        return "sssegmentation"
+    if has("backbone.stem.", "decode_head."):
+        return "mmsegmentation"
+    if has("stem.0.weight", "layer1."):
+        return "v1c"
+    if has("conv1.weight", "layer1."):
+        return "torchvision"
+    if has("encoder.conv1.weight", "segmentation_head."):
+        what = (
+            "is a network of segmentation_models.pytorch: its head and norms are others than ours"
+        )
+        raise CheckpointError(where, what, _ACCEPTED)
+    dialect, depth, common, count = _closest(keys)
+    what = f"its {len(keys)} tensors have the names of no known layout; closest known layout: "
+    what += f"{describe(dialect, depth)} ({common} of {count} names alike)"
+    known = [key for _, _, key in leaves(depth, dialect)]
+    missing = [(key, "") for key in known if key not in keys]
+    unexpected = [(shown(key), "") for key in keys if key not in set(known)]
+    raise MisfitError(where, what, _ACCEPTED, Misfit(missing, unexpected, []).table())
+
+
+def infer(shapes: Mapping[str, tuple[int, ...]], dialect: str) -> Structure:
+    """Returns the structure that a dialect's tensors have.
+
+    Args:
+      shapes: of the tensors, by key.
+      dialect: what `detect` returned.
+    """
+    names = DIALECTS[dialect]
+    layer3 = f"{names.prefix}layer3."
+    parts = [key.removeprefix(layer3).split(".") for key in shapes if key.startswith(layer3)]
+    depth = nearest_depth(
+        len({block for block, *_ in parts}), any(rest[:1] == ["conv3"] for _, *rest in parts)
+    )
+    keys = {path: key for _, path, key in leaves(depth, dialect)}
+    root = "backbone/" if names.heads else ""
+    last = 3 if names.stem == "deep" else 1
+    fields = {
+        "width": f"{root}stem/conv{last}",
+        "head_channels": "aspp/merge",
+        "low_level_channels": "decoder/low_level",
+        "aux_channels": "aux_head",
+        "num_classes": "classifier",
+    }
+    model: dict[str, int | str] = {"depth": depth, "stem": names.stem}
+    for field, path in fields.items():
+        for leaf in ("conv/kernel", "kernel", "norm/scale", "bias"):  # any may be missing
+            shape = shapes.get(keys.get(f"{path}/{leaf}", ""), ())
+            if shape:
+                model[field] = shape[0]
+                break
+    return Structure(dialect, depth, model)
+
+
+def nearest_depth(blocks: int, is_bottleneck: bool) -> int:
+    """Returns the depth with that kind of block whose layer 3 has about so many."""
+    depths = [depth for depth in BLOCKS if (depth >= 50) == is_bottleneck]
+    return min(depths, key=lambda depth: abs(BLOCKS[depth][2] - blocks))
+
+
+class Misfit(NamedTuple):
+    """How a state dict differs from the wanted one; empty lists where it does not.
+
+    Attributes:
+      missing: rows (key, wanted).
+      unexpected: rows (key, shape).
+      changed: rows (key, "shape, not wanted").
+    """
+
+    missing: list[tuple[str, str]]
+    unexpected: list[tuple[str, str]]
+    changed: list[tuple[str, str]]
+
+    def counts(self) -> str:
+        """Returns "2 missing, 0 unexpected, 1 of another shape or type"."""
+        return (
+            f"{len(self.missing)} missing, {len(self.unexpected)} unexpected, "
+            f"{len(self.changed)} of another shape or type"
+        )
+
+    def table(self) -> str:
+        """Returns up to ten lines, some of each kind, and the counts if there are more."""
+        rows = [
+            [(kind.replace("changed", "differs"), *row) for row in getattr(self, kind)]
+            for kind in self._fields
+        ]
+        quotas = [0] * len(rows)
+        while sum(quotas) < min(MAX_LINES, sum(map(len, rows))):
+            open_kinds = [i for i, kind in enumerate(rows) if quotas[i] < len(kind)]
+            quotas[min(open_kinds, key=quotas.__getitem__)] += 1
+        chosen = [row for kind, quota in zip(rows, quotas, strict=True) for row in kind[:quota]]
+        width = max(len(key) for _, key, _ in chosen)
+        lines = [f"  {kind:10}  {key:{width}}  {text}".rstrip() for kind, key, text in chosen]
+        if sum(map(len, rows)) > len(chosen):
+            lines.append(f"  ... in all {self.counts()}")
+        return "\n".join(lines)
+
+
+def compare(
+    tensors: Mapping[str, np.ndarray], wanted: Mapping[str, tuple[int, ...]], dialect: str
+) -> Misfit:
+    """Returns how the tensors differ from the wanted shapes.
+
+    Args:
+      tensors: key -> array; counters may be missing altogether, and the dialect's drops be there.
+      wanted: key -> shape, of every tensor.
+      dialect: whose drops are accepted.
+    """
+    if not any(_is_counter(key) for key in tensors):
+        wanted = {key: shape for key, shape in wanted.items() if not _is_counter(key)}
+    drops = DIALECTS[dialect].drops
+    missing = [(key, f"{shape} wanted") for key, shape in wanted.items() if key not in tensors]
+    unexpected = [
+        (shown(key), f"{value.shape} {value.dtype}")
+        for key, value in tensors.items()
+        if key not in wanted and key not in drops
+    ]
+    return Misfit(missing, unexpected, list(_changed(tensors, wanted)))
+
+
+def _changed(
+    tensors: Mapping[str, np.ndarray], wanted: Mapping[str, tuple[int, ...]]
+) -> Iterator[tuple[str, str]]:
+    for key, shape in wanted.items():
+        if key not in tensors:
+            continue
+        value = tensors[key]
+        if value.shape != shape:
+            yield key, f"{value.shape}, {shape} wanted"
+        elif _is_counter(key) and value.dtype != np.int64:
+            yield key, f"{value.dtype}, int64 wanted"
+        elif not _is_counter(key) and not is_floating(value.dtype):
+            yield key, f"{value.dtype}, a floating type wanted"
+
+
+def is_floating(dtype: np.dtype) -> bool:
+    """Tells whether a type is a floating one, bfloat16 among them."""
+    return dtype.kind == "f" or dtype.name == "bfloat16"
+
+
+def _is_counter(key: str) -> bool:
+    return key.endswith(f".{COUNTER}")
+
+
+def _closest(keys: Collection[str]) -> tuple[str, int, int, int]:
+    """Returns the dialect and depth with the most names in common, how many, and of how many.
+
+    Names count as alike where their last two parts are, as in "layer3.0.conv1.weight": a prefix
+    of one's own must not hide a layout.
+    """
+    found = _tails(keys)
+    best: tuple[float, str, int, int, int] = (-1.0, "", 0, 0, 0)
+    for dialect in DIALECTS:
+        for depth in BLOCKS:
+            known = _tails(key for _, _, key in leaves(depth, dialect))
+            common, count = (found & known).total(), known.total()
+            score = common / (found | known).total()
+            best = max(best, (score, dialect, depth, common, count), key=lambda row: row[0])
+    return best[1:]
+
+
+def _tails(keys: Collection[str] | Iterator[str]) -> Counter[str]:
+    return Counter(".".join(key.split(".")[-2:]) for key in keys)

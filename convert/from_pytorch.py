@@ -1,0 +1,215 @@
+"""Command: turns a file of PyTorch weights into a checkpoint, without PyTorch.
+
+    python -m convert.from_pytorch --checkpoint X.pth --config configs/ROW.py --output DIR
+
+Networks of sssegmentation and mmsegmentation become a checkpoint of kind "weights", ImageNet
+classifiers (v1c, torchvision) one of kind "backbone". The table of names is `convert.keymap`.
+"""
+
+import argparse
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deeplab_jax import cli
+from deeplab_jax.errors import CheckpointError, ConfigError, ResourceError
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+    from convert.source import Source
+
+_EXAMPLES = """\
+  deeplab convert from-pytorch --checkpoint resnet50_v1c-2cccc1ad.pth --output weights/r50_v1c
+  deeplab convert from-pytorch --checkpoint deeplabv3plus_resnet50os16_voc.pth \\
+      --config configs/voc_r50_os16.py --output weights/voc_r50_os16
+  deeplab convert from-pytorch --checkpoint mine.pth --output-stride 16 --output weights/mine"""
+
+
+def main(argv: list[str]) -> None:
+    """Parses arguments, converts, and prints what became of the file.
+
+    Raises:
+      DeepLabError: see `deeplab_jax.errors`; `cli.run` prints it.
+    """
+    parser = cli.Parser("convert from-pytorch", _EXAMPLES)
+    parser.add_argument("--checkpoint", metavar="FILE", required=True, help=".pth or .safetensors")
+    parser.add_argument("--output", metavar="DIR", required=True, help="the checkpoint to write")
+    parser.add_argument("--config", metavar="FILE", help="recipe of the weights, see configs/")
+    parser.add_argument(
+        "--output-stride",
+        type=int,
+        choices=(8, 16),
+        help="needed without --config: weights do not show it",
+    )
+    parser.add_argument(
+        "--atrous-rates",
+        metavar="R,R,R",
+        type=_integers,
+        help="default: 12,24,36 at output stride 8, 6,12,18 at 16",
+    )
+    parser.add_argument(
+        "--multi-grid", metavar="D,D,D", type=_integers, help="dilations of layer 4, as 1,2,4"
+    )
+    parser.add_argument("--config.x", metavar="VALUE", help="any field of the recipe")
+    args, overrides = parser.parse(argv)
+    if os.path.lexists(args.output):
+        fix = "choose another --output, or remove this one"
+        raise CheckpointError(args.output, "exists already", fix)
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # leave the accelerator to whoever trains on it
+    from convert.dialects import MisfitError
+
+    try:
+        _convert(args, overrides)
+    except MisfitError as error:
+        print(error.table, flush=True)
+        raise
+
+
+def _convert(args: argparse.Namespace, overrides: list[str]) -> None:
+    from convert.keymap import describe
+    from convert.source import read_source
+    from deeplab_jax.checkpoint import Info
+    from deeplab_jax.recipe import load_recipe
+
+    config = load_recipe(args.config, overrides) if args.config else None
+    if config is not None:
+        _refuse_flags(args)
+    source = read_source(args.checkpoint)
+    if config is None:
+        config = infer_config(source, args, overrides)
+    elif source.structure.is_backbone:
+        name = describe(source.structure.dialect, source.structure.depth)
+        what = f"is an ImageNet classifier ({name}), and {args.config} wants a DeepLabV3+"
+        fix = "convert it without --config, and train with --config.init.backbone=DIR"
+        raise CheckpointError(args.checkpoint, what, fix)
+    variables, counters = source.to_variables(config.model, args.config or "")
+    if source.structure.is_backbone:
+        info = Info(kind="backbone", counters=counters)
+    else:
+        names, palette = classes(config, source)
+        info = Info(
+            kind="weights", config=config, class_names=names, palette=palette, counters=counters
+        )
+    save(args.output, variables, info)
+    print("\n".join(summary(source, config, info)))
+    print(f"written: {args.output}")
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list such as 1,2,4") from None
+
+
+def _refuse_flags(args: argparse.Namespace) -> None:
+    for field in ("output_stride", "atrous_rates", "multi_grid"):
+        if getattr(args, field) is not None:
+            what = f"is given beside --config, which says config.model.{field}"
+            fix = f"leave it out, or use --config.model.{field}"
+            raise ConfigError(f"--{field.replace('_', '-')}", what, fix)
+
+
+def infer_config(source: "Source", args: argparse.Namespace, overrides: list[str]) -> "ConfigDict":
+    """Returns a configuration for weights without a recipe: structure from the shapes.
+
+    Args:
+      source: the weights.
+      args: `output_stride`, `atrous_rates` and `multi_grid`, or None each.
+      overrides: "--config.eval.resize_base=2048,512" and the like.
+
+    Raises:
+      ConfigError: the output stride is missing, or a value cannot be used.
+      CheckpointError: the structure is one that we do not build.
+    """
+    from deeplab_jax.config import get_config
+    from deeplab_jax.recipe import apply_overrides
+
+    if args.output_stride is None and not source.structure.is_backbone:
+        what = "is missing: the weights do not show it, and there is no --config that says it"
+        fix = "give 8 or 16, as in training (d8, os8 and the like in the file's name)"
+        raise ConfigError("--output-stride", what, fix)
+    config = get_config("folder", source.structure.depth, args.output_stride or 16)
+    config.name = Path(source.path).stem
+    config.model.update(source.structure.model)
+    config.data.class_names = source.class_names
+    try:
+        apply_overrides(config, [])
+    except ConfigError as error:
+        what = f"has a structure that is not known here: {error.where} {error.what}"
+        raise CheckpointError(source.path, what, "give another network's weights") from error
+    flags = [
+        f"--config.model.{field}={','.join(map(str, getattr(args, field)))}"
+        for field in ("atrous_rates", "multi_grid")
+        if getattr(args, field) is not None
+    ]
+    return apply_overrides(config, flags + overrides)
+
+
+def classes(config: "ConfigDict", source: "Source") -> tuple[tuple[str, ...], Any]:
+    """Returns names and colours: the data set's, else the recipe's, else the file's, else numbers.
+
+    Args:
+      config: says which data set, and how many classes.
+      source: may record its own.
+    """
+    from deeplab_jax.data.classes import CLASS_NAMES, PALETTES, colormap
+
+    dataset, count = config.data.dataset, config.model.num_classes
+    if len(CLASS_NAMES.get(dataset, ())) == count:
+        return CLASS_NAMES[dataset], PALETTES[dataset]
+    numbered = tuple(f"class_{index}" for index in range(count))
+    names = tuple(config.data.class_names) or source.class_names or numbered
+    return names, source.palette if len(source.palette) == count else colormap(count)
+
+
+def save(output: str, variables: dict[str, Any], info: Any) -> None:
+    """Writes a checkpoint that appears at `output` only once it is complete.
+
+    Args:
+      output: a directory that does not exist.
+      variables: {"params": tree, "batch_stats": tree}.
+      info: its `checkpoint.Info`.
+
+    Raises:
+      ResourceError: it cannot be written.
+    """
+    from deeplab_jax import checkpoint
+
+    target = Path(output).absolute()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
+        partial = Path(folder) / target.name
+        try:
+            checkpoint.save_once(partial, variables, info)
+        except ResourceError as error:
+            raise ResourceError(output, error.what, "make room or choose another place") from error
+        partial.rename(target)
+
+
+def summary(source: "Source", config: "ConfigDict", info: Any) -> list[str]:
+    """Returns lines that tell what was converted, and what was not."""
+    from convert.keymap import describe
+
+    structure, model = source.structure, config.model
+    dropped = source.dropped()
+    lines = [f"{source.path}: {describe(structure.dialect, structure.depth)}"]
+    if not structure.is_backbone:
+        more = "; ..." if model.num_classes > 3 else ""
+        lines[0] += f", {model.num_classes} classes ({'; '.join(info.class_names[:3])}{more})"
+        rates = ",".join(map(str, model.atrous_rates))
+        grid = f", multi-grid {','.join(map(str, model.multi_grid))}" if model.multi_grid else ""
+        lines.append(f"taken as: output stride {model.output_stride}, atrous rates {rates}{grid}")
+    lines.append(
+        f"{len(source.tensors) - len(dropped)} tensors converted, {len(dropped)} dropped"
+        + (f" ({', '.join(dropped)}: its ImageNet classes)" if dropped else "")
+    )
+    if source.ignored:
+        lines.append(f"not read: {', '.join(source.ignored)}")
+    return lines
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,207 @@
+"""Reads and writes PyTorch's checkpoint files without PyTorch, and safetensors files.
+
+Nothing in a file is executed (`unpickler`), every zip member's CRC is checked and every size too
+(`containers`); whatever is wrong with a file ends as one CheckpointError that names it.
+"""
+
+import io
+import json
+import os
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import ml_dtypes
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from convert.containers import LimitedFile, is_safetensors, read_checkpoint
+from convert.pickler import pickle_state
+from convert.rebuild import DAMAGED, Malformed, check_bools, shown
+from deeplab_jax.errors import CheckpointError, ResourceError
+
+MAX_HEADER = 8 << 20  # bytes of a safetensors header: 100 000 tensors
+
+_ALIGNMENT = 64  # of storages in a zip, as PyTorch's own
+_SAFETENSORS_DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+
+
+def read_weights(path: str | os.PathLike) -> Any:
+    """Returns what a .pth or .safetensors file holds; its content decides which it is.
+
+    Raises:
+      CheckpointError: as for `read_pth` and `read_safetensors`.
+    """
+    with _opened(path) as (file, _):
+        head = file.read(9)
+    return read_safetensors(path) if is_safetensors(head) else read_pth(path)
+
+
+def read_pth(path: str | os.PathLike) -> Any:
+    """Returns what `torch.save` wrote to a file, in the zip format or the one before 2020.
+
+    Returns:
+      dict (also for OrderedDict), list, tuple, set, str, int, float, bool, None or bytes; a tensor
+      or parameter is a read-only NumPy view of its storage, bfloat16 as `ml_dtypes.bfloat16`.
+
+    Raises:
+      CheckpointError: the file is missing, damaged, of another kind, claims more than it holds, or
+        its pickle asks for anything beyond tensors and plain containers.
+    """
+    with _opened(path) as (file, size):
+        return read_checkpoint(file, size)
+
+
+def read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Returns a safetensors file's arrays in the order of its header.
+
+    Raises:
+      CheckpointError: the file is missing or damaged, or its header lies.
+    """
+    with _opened(path) as (file, size):
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= min(size - 8, MAX_HEADER):
+            raise Malformed(f"claims a header of {length} bytes in a file of {size}")
+        # The library takes the last of two equal keys, and allows headers of 100 MB.
+        header = json.loads(file.read(length), object_pairs_hook=_unique)
+        header.pop("__metadata__", None)
+        for key, entry in header.items():
+            if entry["dtype"] not in _SAFETENSORS_DTYPES:
+                what = f"tensor {shown(key)} has the type {shown(entry['dtype'])}"
+                raise Malformed(what, f"convert it to one of {', '.join(_SAFETENSORS_DTYPES)}")
+        file.seek(0)
+        tensors = {}
+        for key, entry in safetensors.deserialize(file.read()):
+            dtype = _SAFETENSORS_DTYPES[entry["dtype"]]
+            check_bools(dtype, entry["data"])
+            tensors[key] = np.frombuffer(entry["data"], dtype).reshape(entry["shape"])
+        return {key: tensors[key] for key in header}
+
+
+def write_pth(path: str | os.PathLike, obj: Any) -> None:
+    """Writes a file that `torch.load(weights_only=True)` reads, in the zip format.
+
+    It appears at the path only once it is complete, is the same bytes for the same object, and
+    takes no second copy of the arrays.
+
+    Args:
+      path: where to; its folder must exist.
+      obj: dict, list, tuple, str, bytes, int, float, bool, None; and NumPy arrays and scalars,
+        which become contiguous tensors.
+
+    Raises:
+      CheckpointError: it holds anything else.
+      ResourceError: the file cannot be written.
+    """
+    try:
+        data, arrays = pickle_state(obj)
+    except Malformed as error:
+        raise CheckpointError(str(path), error.what, error.fix) from error
+    with _replacing(path) as partial, zipfile.ZipFile(partial, "w") as archive:
+        _write_member(archive, "data.pkl", data)
+        _write_member(archive, "byteorder", b"little")
+        for index, array in enumerate(arrays):
+            _write_member(archive, f"data/{index}", _bytes(array))
+        _write_member(archive, "version", b"3\n")
+        checksum = sum(info.CRC for info in archive.infolist())
+        _write_member(archive, ".data/serialization_id", b"%040d" % checksum)
+
+
+def write_safetensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes arrays as a safetensors file, which appears only once it is complete.
+
+    The format sorts them by the size of their type, then by name.
+
+    Raises:
+      CheckpointError: an array's type has no name there.
+      ResourceError: the file cannot be written.
+    """
+    for key, array in tensors.items():
+        if array.dtype.newbyteorder("=") not in _SAFETENSORS_DTYPES.values():
+            what = f"tensor {shown(key)} has the type {array.dtype}, which is not saved"
+            raise CheckpointError(str(path), what, "convert it to float32")
+    with _replacing(path) as partial:
+        arrays = {key: _contiguous(array) for key, array in tensors.items()}
+        safetensors.numpy.save_file(arrays, partial.name)
+
+
+@contextmanager
+def _opened(path: str | os.PathLike) -> Iterator[tuple[LimitedFile, int]]:
+    """Yields the open file and its size; every failure inside becomes a CheckpointError."""
+    where = os.fspath(path)
+    if not os.path.isfile(where):
+        what = "is no file" if os.path.exists(where) else "does not exist"
+        raise CheckpointError(where, what, "check the path")
+    try:
+        with LimitedFile(io.FileIO(where)) as file:
+            yield file, os.fstat(file.fileno()).st_size
+    except Malformed as error:
+        raise CheckpointError(where, error.what, error.fix) from error
+    except MemoryError as error:
+        raise CheckpointError(where, "needs more memory than there is", DAMAGED) from error
+    except PermissionError as error:
+        raise CheckpointError(where, "may not be read", "change its permissions") from error
+    except Exception as error:  # whatever a file's bytes provoke is the file's fault
+        what = f"is damaged or cut short ({type(error).__name__}: {shown(str(error))})"
+        raise CheckpointError(where, what, DAMAGED) from error
+
+
+@contextmanager
+def _replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """Yields a file beside the path, which takes the path's place if all goes well."""
+    target = Path(path)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, target)
+    except (OSError, safetensors.SafetensorError) as error:
+        cause = getattr(error, "strerror", None) or str(error)
+        fix = "free some space or choose another folder"
+        raise ResourceError(str(target), f"cannot be written: {cause.lower()}", fix) from error
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def _write_member(archive: zipfile.ZipFile, name: str, data: bytes | memoryview) -> None:
+    info = zipfile.ZipInfo(f"archive/{name}")  # dated 1980, so equal objects give equal bytes
+    start = archive.start_dir + 30 + len(info.filename) + 4
+    padding = -start % _ALIGNMENT
+    info.extra = b"FB" + padding.to_bytes(2, "little") + b"Z" * padding
+    archive.writestr(info, data)  # type: ignore[arg-type]  # any buffer will do
+    info.extra = b""  # not once more in the list of members
+
+
+def _bytes(array: np.ndarray) -> memoryview:
+    """Returns the array's elements in C order, without a copy where they lie so."""
+    return _contiguous(array).reshape(-1).view(np.uint8).data
+
+
+def _contiguous(array: np.ndarray) -> np.ndarray:
+    """Returns the array in C order and little endian; itself if it is so already."""
+    return np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns a JSON object; refuses one that names a key twice."""
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+        raise Malformed("names a key twice in its header")
+    return entries

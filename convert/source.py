@@ -1,0 +1,163 @@
+"""Weights of a PyTorch file: unwrapped, recognised and made our variables."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from convert.dialects import MisfitError, Structure, compare, detect, infer, is_floating
+from convert.keymap import DIALECTS, describe, to_shapes, to_variables
+from convert.pth import read_weights
+from convert.rebuild import shown
+from deeplab_jax.errors import CheckpointError, shorten
+from deeplab_jax.models import build_model
+from deeplab_jax.train_state import init_variables
+
+_LEVELS = ("model", "state_dict")  # where files keep the state dict, if not at the top
+_MODULE = "module."  # what PyTorch's wrappers for several devices put before every key
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A state dict and what is known about it.
+
+    Attributes:
+      path: the file.
+      tensors: key -> array, as in the file; without `module.`.
+      structure: what the keys and shapes say.
+      ignored: what else the file holds at its top, such as "optimizer".
+      class_names: as the file records them; empty where it does not.
+      palette: uint8 (C, 3) RGB, or (0, 3).
+    """
+
+    path: str
+    tensors: dict[str, np.ndarray]
+    structure: Structure
+    ignored: tuple[str, ...]
+    class_names: tuple[str, ...]
+    palette: np.ndarray
+
+    def dropped(self) -> list[str]:
+        """Returns the keys that are left out on purpose."""
+        return [key for key in DIALECTS[self.structure.dialect].drops if key in self.tensors]
+
+    def to_variables(self, model: Any, recipe: str = "") -> tuple[dict[str, Any], dict[str, int]]:
+        """Converts all tensors.
+
+        Args:
+          model: `config.model` of the network that they must fill. A backbone fills its own part.
+          recipe: where `model` comes from, if not from the tensors.
+
+        Returns:
+          ({"params": tree, "batch_stats": tree} of NumPy arrays, views where possible, counters of
+          the norms by path).
+
+        Raises:
+          MisfitError: a tensor is missing, left over, or of another shape or type.
+          CheckpointError: a value is not finite.
+        """
+        dialect = self.structure.dialect
+        self._check_stem(model, recipe)
+        abstract = abstract_variables(model)
+        if self.structure.is_backbone:
+            abstract = {name: tree["backbone"] for name, tree in abstract.items()}
+        misfit = compare(self.tensors, to_shapes(abstract, model.depth, dialect), dialect)
+        if any(misfit):
+            closest = f"closest known layout: {describe(dialect, self.structure.depth)}"
+            what = f"does not fit{' ' + recipe if recipe else ''} ({closest}): {misfit.counts()}"
+            raise MisfitError(self.path, what, self._advice(model, recipe), misfit.table())
+        bad = [
+            shown(key)
+            for key, value in self.tensors.items()
+            if is_floating(value.dtype) and not np.isfinite(value).all()
+        ]
+        if bad:
+            what = f"{len(bad)} tensors hold values that are not finite ({shorten(bad)})"
+            raise CheckpointError(self.path, what, "use weights from before training went wrong")
+        return to_variables(self.tensors, model.depth, dialect)
+
+    def _check_stem(self, model: Any, recipe: str) -> None:
+        stem = self.structure.model["stem"]
+        if model.stem != stem:
+            what = f"has the {stem} stem, and {recipe} wants config.model.stem={model.stem}"
+            raise CheckpointError(self.path, what, f"give --config.model.stem={stem}")
+
+    def _advice(self, model: Any, recipe: str) -> str:
+        if not recipe:
+            return "give the whole state dict of such a network"
+        flags = [
+            f"--config.model.{field}={value}"
+            for field, value in self.structure.model.items()
+            if model[field] != value
+        ]
+        return f"give the recipe of these weights{', or ' + ' '.join(flags) if flags else ''}"
+
+
+def read_source(path: str) -> Source:
+    """Reads a .pth or .safetensors file.
+
+    Raises:
+      CheckpointError: it cannot be read, holds no state dict, or one of an unknown network.
+    """
+    tensors, meta, ignored = _unwrap(read_weights(path), path)
+    structure = infer(
+        {key: value.shape for key, value in tensors.items()}, detect(tensors.keys(), path)
+    )
+    names, palette = _classes(meta, structure.model.get("num_classes", 0))
+    ignored = tuple(name for name in ignored if not (names and name == "meta"))
+    return Source(path, tensors, structure, ignored, names, palette)
+
+
+def abstract_variables(model: Any) -> dict[str, Any]:
+    """Returns shapes and types of the variables of the network that `config.model` describes."""
+    model = model.copy_and_resolve_references()
+    model.dtype = "float32"  # float64 would need another mode of JAX, for the same shapes
+    return jax.eval_shape(lambda: init_variables(build_model(model, "cpu"), 0))
+
+
+def _unwrap(obj: Any, path: str) -> tuple[dict[str, np.ndarray], dict, tuple[str, ...]]:
+    """Returns the state dict, the file's `meta`, and the names of all else at its top."""
+    meta: dict = {}
+    ignored: list[str] = []
+    fix = f"save the state dict alone, or under one of: {', '.join(_LEVELS)}"
+    while isinstance(obj, dict):
+        level = next((name for name in _LEVELS if isinstance(obj.get(name), dict)), None)
+        if level is None:
+            break
+        ignored += [shown(name) for name in obj if name != level]
+        meta = obj["meta"] if isinstance(obj.get("meta"), dict) else meta
+        obj = obj[level]
+    if not isinstance(obj, dict) or not obj:
+        kind = "nothing" if isinstance(obj, dict) else f"a {type(obj).__name__}"
+        raise CheckpointError(path, f"holds {kind}, not a state dict", fix)
+    strange = [
+        shown(key)
+        for key, value in obj.items()
+        if type(key) is not str or not isinstance(value, np.ndarray)
+    ]
+    if strange:
+        what = f"holds no state dict: {len(strange)} of {len(obj)} entries are no named tensors"
+        raise CheckpointError(path, f"{what} ({shorten(strange)})", fix)
+    if all(key.startswith(_MODULE) for key in obj):
+        obj = {key.removeprefix(_MODULE): value for key, value in obj.items()}
+    return obj, meta, tuple(ignored)
+
+
+def _classes(meta: Mapping, count: Any) -> tuple[tuple[str, ...], np.ndarray]:
+    """Returns names and colours as mmsegmentation records them; empty where they are unusable."""
+    recorded = meta.get("dataset_meta")
+    recorded = recorded if isinstance(recorded, dict) else {}
+    names = recorded.get("classes", meta.get("CLASSES"))
+    colors = recorded.get("palette", meta.get("PALETTE"))
+    no_colors = np.zeros((0, 3), np.uint8)
+    if not isinstance(names, list | tuple) or len(names) != count:
+        return (), no_colors
+    if not all(isinstance(name, str) and name.isprintable() for name in names):
+        return (), no_colors
+    try:
+        palette = np.array(colors, np.uint8).reshape(count, 3)
+    except (ValueError, TypeError, OverflowError):
+        palette = no_colors
+    return tuple(names), palette
