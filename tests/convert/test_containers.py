@@ -230,7 +230,7 @@ def damaged_zips(path):
     yield "damaged", good[: len(good) // 2]
     yield "damaged", good[:4]
     yield "damaged", good[:50] + b"xyz" + good[50:]
-    yield "list its members", edited(len(good) - 10, b"\xff\xff\xff\x7f")
+    yield "damaged", edited(len(good) - 10, b"\xff\xff\xff\x7f")
     yield "no checkpoint", made.write_zip(path, obj, **{"data.pkl": None}).read_bytes()
     yield "no checkpoint", made.write_zip(path, obj, **{"../x/data.pkl": b"N."}).read_bytes()
     yield "TorchScript", made.write_zip(path, obj, **{"constants.pkl": b"N."}).read_bytes()
@@ -249,11 +249,12 @@ def test_zips_that_no_writer_makes_are_refused(tmp_path):
         assert what in made.refusal(path), what
 
 
-def test_a_pickle_of_more_than_the_limit_is_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(containers, "MAX_PICKLE", 10)
-    assert "more than 10 bytes" in made.refusal(
-        made.write_zip(tmp_path / "x.pth", made.op("a long text"))
-    )
+@pytest.mark.parametrize("limit", ["MAX_PICKLE", "MAX_DIRECTORY"])
+def test_nothing_beyond_the_limits_is_read(tmp_path, monkeypatch, limit):
+    path = made.write_zip(tmp_path / "x.pth", "a long text")
+    assert read_pth(path) == "a long text"
+    monkeypatch.setattr(containers, limit, 10)
+    assert "more than 10 bytes" in made.refusal(path)
 
 
 @pytest.mark.parametrize(
