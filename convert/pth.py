@@ -167,8 +167,10 @@ def _replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
     partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         with partial.open("wb") as file:
+            mode = os.fstat(file.fileno()).st_mode
             yield file
-            file.flush()
+        with partial.open("rb") as file:  # by name: safetensors puts a private file in its place
+            os.chmod(partial, mode & 0o777)
             os.fsync(file.fileno())
         os.replace(partial, target)
     except (OSError, safetensors.SafetensorError) as error:

@@ -121,18 +121,22 @@ def huge(folder):
     header = b'{"a":{"dtype":"F32","shape":[200000,200000],"data_offsets":[0,160000000000]}}'
     (folder / "a.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(16))
     (folder / "b.safetensors").write_bytes(struct.pack("<Q", 2**62) + header)
-    deep = b"[" * (7 << 20)
-    (folder / "c.safetensors").write_bytes(struct.pack("<Q", len(deep) + 1) + b"{" + deep)
+    for name, part in (("deep", b"["), ("wide", b"[],")):
+        header = b'{"a":[' + part * ((7 << 20) // len(part)) + b"[]]}"
+        path = folder / f"{name}.safetensors"
+        path.write_bytes(struct.pack("<Q", len(header)) + header)
 
 
 def test_huge_claims_are_refused_at_once_without_allocating(tmp_path):
     huge(tmp_path)
     code = f"""
-        import resource, time
+        import re, time
         from pathlib import Path
         from convert.pth import read_weights
         from deeplab_jax.errors import CheckpointError
-        usage = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+        def usage():  # not ru_maxrss, which begins with what the parent had
+            text = Path("/proc/self/status").read_text()
+            return int(re.search("VmHWM: *\\t? *([0-9]+)", text)[1]) >> 10
         for path in sorted(Path({str(tmp_path)!r}).iterdir()):
             before, start = usage(), time.perf_counter()
             try:
@@ -146,7 +150,7 @@ def test_huge_claims_are_refused_at_once_without_allocating(tmp_path):
     for line in lines:
         name, megabytes, seconds, total = line.split("|")
         assert float(seconds) < 2, name
-        assert int(megabytes) < 100, name
+        assert int(megabytes) < (250 if "safetensors" in name else 20), line
         assert int(total) < 500, name
 
 

@@ -142,6 +142,13 @@ def test_round_trip_is_bit_equal_and_deterministic(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"a.pth", "b.pth"}
 
 
+@pytest.mark.parametrize("write", [write_pth, write_safetensors])
+def test_a_new_file_has_the_permissions_of_any_other(tmp_path, write):
+    (tmp_path / "any").touch()
+    write(tmp_path / "a", {"a": np.zeros(3)})
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "any").stat().st_mode
+
+
 def test_any_memory_layout_is_written(tmp_path):
     base = np.arange(24, dtype=np.float32).reshape(4, 6)
     obj = {
