@@ -24,7 +24,7 @@ from deeplab_jax.errors import CheckpointError
 from deeplab_jax.inference import make_predict, network_logits
 from deeplab_jax.models import build_model
 from deeplab_jax.recipe import apply_overrides
-from deeplab_jax.train_state import init_variables
+from deeplab_jax.train_state import EVAL_ITEMS, init_variables
 
 
 @dataclass(frozen=True)
@@ -140,5 +140,7 @@ def load(path: str | Path, step: int | str = "latest", overrides: Sequence[str] 
     abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), abstract
     )
-    variables = checkpoint.restore(path, info.step, abstract, allow_cast=True)
+    items = {item: abstract[variable] for variable, item in EVAL_ITEMS.items()}
+    restored = checkpoint.restore(path, info.step, items, allow_cast=True)
+    variables = {variable: restored[item] for variable, item in EVAL_ITEMS.items()}
     return Segmenter(Path(path), info, config, variables)

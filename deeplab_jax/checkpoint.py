@@ -62,6 +62,7 @@ class Info:
       counters: PyTorch's `num_batches_tracked` by path of the norm; empty where unknown.
       step: optimiser steps done; `Saver.save` sets it.
       metrics: of an evaluation at this step, such as {"mean_iou": 0.5}, a fraction; or None.
+      data: fingerprint of the training samples of a run; "" where there are none.
     """
 
     kind: str
@@ -71,6 +72,7 @@ class Info:
     counters: dict[str, int] = dataclasses.field(default_factory=dict)
     step: int = 0
     metrics: dict[str, Any] | None = None
+    data: str = ""
 
 
 class Saver:
@@ -422,6 +424,7 @@ def _from_json(metadata: dict[str, Any], step: int) -> Info:
         counters=metadata["counters"],
         step=step,
         metrics=metadata["metrics"],
+        data=metadata.get("data", ""),
     )
 
 

@@ -102,6 +102,9 @@ def _as_resource_error(error: Exception) -> ResourceError | None:
     if isinstance(error, OSError) and error.filename is not None:
         fix = "check that it exists, its owner and its mode, or choose another place"
         return ResourceError(str(error.filename), (error.strerror or str(error)).lower(), fix)
+    if isinstance(error, MemoryError):
+        fix = "lower config.train.batch_size or config.data.crop_size"
+        return ResourceError("memory", f"is exhausted ({error})", fix)
     if "RESOURCE_EXHAUSTED" in str(error):
         what = "out of memory (" + str(error).split("RESOURCE_EXHAUSTED:")[-1].split("\n")[0] + ")"
         fix = "lower config.train.batch_size or config.data.crop_size, or use bfloat16"

@@ -3,7 +3,7 @@
 import json
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ def _or_none(value: float) -> float | None:
 
 
 class Evaluator:
-    """Evaluates weights on one data set; keep it, and each image shape compiles once."""
+    """Evaluates weights on one data set; keep it, and each shape compiles once for each device."""
 
     def __init__(self, model: DeepLabV3Plus, dataset: Dataset, resize_base: tuple[int, ...]):
         """Opens nothing yet.
@@ -72,12 +72,21 @@ class Evaluator:
         self._dataset = dataset
         self._resize_base = tuple(resize_base)
 
-    def __call__(self, variables: Any, indices: Iterable[int] | None = None) -> EvalResult:
+    def __call__(
+        self,
+        variables: Any,
+        indices: Iterable[int] | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> EvalResult | None:
         """Evaluates `variables` on this host's devices, image by image in turn.
 
         Args:
           variables: {"params", "batch_stats"}; arrays of any layout this host holds whole.
           indices: which images; all by default.
+          should_stop: asked before each image.
+
+        Returns:
+          The counts, or None if `should_stop` said so.
 
         Raises:
           DataError: an image or label cannot be used.
@@ -89,6 +98,8 @@ class Evaluator:
         indices = range(len(self._dataset)) if indices is None else indices
         num_images = 0
         for example in eval_examples(self._dataset, indices, self._resize_base):
+            if should_stop():
+                return None
             turn = num_images % len(devices)
             pair = jax.device_put((example.image, example.label), devices[turn])
             pending.append(self._count(local[turn], *pair))
@@ -115,6 +126,7 @@ def evaluate_checkpoint(segmenter: Segmenter, json_path: str | None = None) -> E
     start = time.perf_counter()
     evaluator = Evaluator(segmenter.model, dataset, config.eval.resize_base)
     result = evaluator(segmenter.variables)
+    assert result is not None  # nothing asks it to stop
     seconds = time.perf_counter() - start
     print_table(result)
     print(

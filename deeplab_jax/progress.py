@@ -23,13 +23,13 @@ class JsonLog:
         """Opens `path` and drops what was logged after `step`, and the end: both come again."""
         kept = []
         if path.exists():
-            for line in path.read_text().splitlines():
+            for line in path.read_text(errors="replace").splitlines():
                 try:
                     entry = json.loads(line)
                     if entry["step"] <= step and entry["event"] != "end":
                         kept.append(line + "\n")
                 except (ValueError, KeyError, TypeError):
-                    break  # the line that a kill cut short
+                    continue  # such as a line that a kill cut short
         partial = path.with_suffix(".tmp")
         partial.write_text("".join(kept))
         os.replace(partial, path)

@@ -39,6 +39,15 @@ def make_mesh(
     return jax.make_mesh((count,), (DATA_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
 
+def platform(mesh: Mesh) -> str:
+    """Returns "gpu", "tpu" or "cpu"; "cpu_mesh" where processors stand in for several devices.
+
+    What is fast on one processor may gather whole arrays on several.
+    """
+    name = mesh.devices.flat[0].platform
+    return "cpu_mesh" if name == "cpu" and mesh.size > 1 else name
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Returns the layout of what every device holds whole: state and metrics."""
     return NamedSharding(mesh, PartitionSpec())

@@ -40,6 +40,9 @@ def start_state(variables: dict[str, Any], optimizer: optax.GradientTransformati
     }
 
 
+EVAL_ITEMS = {"params": "params", "batch_stats": "batch_stats"}  # variable -> item of the state
+
+
 def eval_variables(state: State) -> dict[str, Any]:
-    """Returns the variables that are evaluated and exported."""
-    return {"params": state["params"], "batch_stats": state["batch_stats"]}
+    """Returns the variables that are evaluated and exported: those of `EVAL_ITEMS`."""
+    return {variable: state[item] for variable, item in EVAL_ITEMS.items()}

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from deeplab_jax.losses import segmentation_loss
 from deeplab_jax.models import DeepLabV3Plus
 from deeplab_jax.optimizer import build_optimizer
-from deeplab_jax.train_state import State, eval_variables
+from deeplab_jax.train_state import State
 
 Metrics = dict[str, jax.Array]
 
@@ -75,7 +75,7 @@ def make_update(
             "opt_state": opt_state,
         }
         # The new weights and statistics too: squares overflow while the loss still looks well.
-        size = losses["loss"] + grad_norm + optax.global_norm(eval_variables(new_state))
+        size = losses["loss"] + grad_norm + optax.global_norm((new_state["params"], batch_stats))
         metrics = {
             **losses,
             "lr": jnp.asarray(schedule(state["step"])),

@@ -28,9 +28,9 @@ from deeplab_jax.errors import (
     CheckpointError,
     ConfigError,
     DataError,
-    DeepLabError,
     Interrupted,
     NumericError,
+    ResourceError,
 )
 from deeplab_jax.evaluator import Evaluator
 from deeplab_jax.models import build_model
@@ -105,13 +105,14 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     if checkpoint.latest_step(workdir) is None:
         check_backbone(config)
     else:
-        check_continuation(workdir, config)
+        check_continuation(workdir, config, dataset)
     write_config(workdir, config)  # an unusable place shows before anything compiles
     for warning in warnings(config):
         print(f"warning: {warning}", flush=True)
     state = restore_or_init(config, workdir, plan, mesh)
     start = int(state["step"])
-    if start == plan.total:
+    is_owed = is_evaluation_owed(workdir, plan, start)
+    if start >= plan.total and not is_owed:
         print(f"already finished: {workdir} holds step {start} of {plan.total}", flush=True)
         return log_end(JsonLog(workdir / "log.jsonl", start), state)  # a kill may have cut it off
     print(
@@ -120,7 +121,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         f"{mesh.size} x {jax.default_backend()}, work directory {workdir}",
         flush=True,
     )
-    run = Run(config, workdir, plan, mesh, dataset, validation, start)
+    run = Run(config, workdir, plan, mesh, dataset, validation, start, is_owed)
     with _stop_signals() as stop:
         return run.go(state, stop)
 
@@ -137,14 +138,20 @@ class Run:
         dataset: Dataset,
         validation: Dataset,
         start: int,
+        is_evaluation_owed: bool,
     ):
         self.config, self.workdir, self.plan, self.mesh = config, workdir, plan, mesh
         self.dataset, self.start = dataset, start
+        self.is_evaluation_owed = is_evaluation_owed  # the run stopped in it
         model = build_model(config.model)
         self.train_step = make_train_step(config, plan.total, mesh)
         self.evaluate = Evaluator(model, validation, config.eval.resize_base)
         self.info = checkpoint.Info(
-            kind="run", config=config, class_names=dataset.class_names, palette=dataset.palette
+            kind="run",
+            config=config,
+            class_names=dataset.class_names,
+            palette=dataset.palette,
+            data=fingerprint(dataset),
         )
         self.display = Display(plan.total, start)
         self.speed = Speed(config.train.batch_size)
@@ -155,27 +162,29 @@ class Run:
         self.log = JsonLog(self.workdir / "log.jsonl", self.start)
         with self.display.live(), checkpoint.Saver(self.workdir) as self.saver:
             try:
+                if self.is_evaluation_owed:
+                    self._evaluate(self.start, state, stop)
                 state, reason = self._steps(state, stop)
                 return self._finish(state, reason)
             finally:
                 self.log.close()
 
-    def _steps(self, state: State, stop: list[int]) -> tuple[State, DeepLabError | None]:
+    def _steps(self, state: State, stop: list[int]) -> tuple[State, Exception | None]:
         """Runs steps; returns the state after the last one and why it was the last."""
         batches = sharding.to_devices(self._batches(), self.mesh)
         for step in range(self.start + 1, self.plan.total + 1):
             began = time.perf_counter()
             try:
                 batch, on_device = next(batches)
-            except DeepLabError as error:
+            except Exception as error:  # ours or not: the state is whole
                 return state, error
             self.speed.waited(time.perf_counter() - began)
             state, metrics = self.train_step(state, *on_device[1:])
             self.pending.append((step, batch.index, metrics))
             try:
                 self._read_metrics(keep=1)  # one step late: the device is never kept waiting
-                self._save_if_due(step, state)
-            except NumericError as error:
+                self._save_if_due(step, state, stop)
+            except Exception as error:
                 return state, error
             if stop:
                 return state, _interrupted(stop[0], step, self.plan.total)
@@ -223,28 +232,32 @@ class Run:
             f"lower config.train.lr or look at these images; {kept}",
         )
 
-    def _save_if_due(self, step: int, state: State) -> None:
+    def _save_if_due(self, step: int, state: State, stop: list[int]) -> None:
         if not self.plan.is_save_due(step):
             return
         self._read_metrics()  # a state that is not finite is never saved
-        metrics = None
-        if self.plan.is_eval_due(step):
-            result = self.evaluate(eval_variables(state))
-            metrics = {"mean_iou": result.mean_iou}
-            summary = result.summary()
-            scores = {key: summary[key] for key in ("mean_iou", "pixel_accuracy", "iou")}
-            self.log.write("eval", step, scores)
-            self.display.say(f"step {step}: validation mean IoU {100 * result.mean_iou:.2f} %")
+        metrics = self._evaluate(step, state, stop) if self.plan.is_eval_due(step) else None
         self._save(step, state, metrics)
         self.speed.pause()
+
+    def _evaluate(self, step: int, state: State, stop: list[int]) -> dict[str, float] | None:
+        """Evaluates and logs; None when asked to stop, in which case the continuation does it."""
+        result = self.evaluate(eval_variables(state), should_stop=lambda: bool(stop))
+        if result is None:
+            return None
+        summary = result.summary()
+        scores = {key: summary[key] for key in ("mean_iou", "pixel_accuracy", "iou")}
+        self.log.write("eval", step, scores)
+        self.display.say(f"step {step}: validation mean IoU {100 * result.mean_iou:.2f} %")
+        return {"mean_iou": result.mean_iou}
 
     def _save(self, step: int, state: State, metrics: dict[str, float] | None = None) -> None:
         items = {name: item for name, item in state.items() if name != "step"}
         self.saver.save(step, items, self.info, metrics)
 
-    def _finish(self, state: State, reason: DeepLabError | None) -> dict[str, Any]:
+    def _finish(self, state: State, reason: Exception | None) -> dict[str, Any]:
         """The one exit: saves what is worth saving, waits for the disk, then says why."""
-        if not isinstance(reason, NumericError):
+        if not isinstance(reason, NumericError | ResourceError):
             self._read_metrics()
             step = int(state["step"])
             if step > self.start:
@@ -263,7 +276,8 @@ def make_train_step(
 
     The batch is split over devices, everything else is replicated; the state is donated.
     """
-    update = make_update(build_model(config.model), config, total_steps)
+    model = build_model(config.model, sharding.platform(mesh))
+    update = make_update(model, config, total_steps)
     whole, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
 
     def train_step(
@@ -279,8 +293,8 @@ def make_train_step(
     )
 
 
-def check_continuation(workdir: Path, config: ConfigDict) -> None:
-    """Refuses to continue what another configuration began.
+def check_continuation(workdir: Path, config: ConfigDict, dataset: Dataset) -> None:
+    """Refuses to continue what another configuration or other data began.
 
     Raises:
       ConfigError: `workdir` holds a run with another configuration (says where it differs), or
@@ -297,6 +311,22 @@ def check_continuation(workdir: Path, config: ConfigDict) -> None:
             f"holds a run with another configuration ({'; '.join(changes)})",
             "continue it with its own, or choose another --workdir",
         )
+
+    if info.data != fingerprint(dataset):
+        what = f"trained on {info.data}, and {config.data.root} now has {fingerprint(dataset)}"
+        raise ConfigError(str(workdir), what, "restore the data, or choose another --workdir")
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """Returns a text that changes when samples are added, removed or renamed."""
+    digest = hashlib.sha256("\n".join(dataset.ids).encode()).hexdigest()
+    return f"{len(dataset)} images ({digest[:12]})"
+
+
+def is_evaluation_owed(workdir: Path, plan: Plan, start: int) -> bool:
+    """Tells whether the run stopped in, or failed in, the evaluation of its latest step."""
+    is_due = start > 0 and plan.is_eval_due(start)
+    return is_due and checkpoint.read_info(workdir).metrics is None
 
 
 def write_config(workdir: Path, config: ConfigDict) -> None:

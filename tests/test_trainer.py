@@ -332,7 +332,7 @@ def test_weights_are_not_continued_as_a_run(tiny_config, tmp_path):
     variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     checkpoint.save_once(tmp_path, variables, checkpoint.Info(kind="weights", config=tiny_config))
     with pytest.raises(ConfigError, match="of kind weights, not a run"):
-        trainer.check_continuation(tmp_path, tiny_config)
+        trainer.check_continuation(tmp_path, tiny_config, None)
 
 
 def kill_while_training(command, workdir, environment, rng, lines):
@@ -409,6 +409,33 @@ def test_ctrl_c_with_reading_processes_saves(tiny, tmp_path, compile_options):
     first, last = error.strip().splitlines()
     assert first == "stopping after this step; again to quit at once"
     assert last.startswith("train: stopped by SIGINT and saved at step ")
+
+
+def test_added_images_are_not_continued_over(tiny, finished, tmp_path, capsys):
+    root = Path(tiny[2]).parent
+    shutil.copytree(root, tmp_path / "more")
+    for folder, suffix in (("images", "jpg"), ("labels", "png")):
+        first = next((tmp_path / "more" / folder / "train").iterdir())
+        shutil.copy(first, first.with_name(f"added.{suffix}"))
+    changes = [f"--config.data.root={tmp_path / 'more'}"]
+    assert call(*tiny, "--workdir", finished, *changes) == 2
+    assert "trained on 16 images" in capsys.readouterr().err
+
+
+def test_failed_evaluation_saves_the_state_and_is_made_up_for(
+    tiny, finished, tmp_path, monkeypatch
+):
+    original = trainer.Evaluator.__call__
+
+    def fail(*args, **options):
+        raise DataError("mask", "is damaged", "replace it")
+
+    monkeypatch.setattr(trainer.Evaluator, "__call__", fail)
+    assert call(*tiny, "--workdir", tmp_path) == 3
+    assert checkpoint.latest_step(tmp_path) == 8  # where the first evaluation is due
+    monkeypatch.setattr(trainer.Evaluator, "__call__", original)
+    assert call(*tiny, "--workdir", tmp_path) == 0
+    assert log_of(tmp_path) == log_of(finished)
 
 
 # The step

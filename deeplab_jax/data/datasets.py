@@ -161,7 +161,7 @@ def _find(folder: Path, pattern: str, suffixes: tuple[str, ...]) -> dict[str, st
     """Returns {stem: path} of the files that end in one of the suffixes, in any case."""
     if not folder.is_dir():
         raise DataError(
-            str(folder), "is not a folder", "check config.data.root; layouts are in README, Data"
+            str(folder), "is not a folder", "check config.data.root; README shows the layouts"
         )
     found: dict[str, str] = {}
     for path in folder.glob(pattern):
@@ -217,6 +217,9 @@ def _classes(data_config: Any, num_classes: int) -> tuple[tuple[str, ...], np.nd
         source, names, palette = name, CLASS_NAMES[name], PALETTES[name]
     elif json_path.is_file():
         source, (names, palette) = str(json_path), _read_classes(json_path)
+        if data_config.class_names and tuple(data_config.class_names) != names:
+            what = f"its names differ from those of {json_path}"
+            raise ConfigError("config.data.class_names", what, "keep one of the two")
     else:
         source, palette = "config.data.class_names", colormap(num_classes)
         names = tuple(data_config.class_names) or tuple(f"class_{i}" for i in range(num_classes))

@@ -9,6 +9,8 @@ import functools
 import gc
 import os
 import signal
+import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +22,7 @@ import numpy as np
 
 from deeplab_jax.data import transforms
 from deeplab_jax.data.datasets import Dataset
+from deeplab_jax.errors import ResourceError
 
 _MAX_THREADS = 8
 _WORKER_BUFFER = 2  # batches that each worker process keeps ready
@@ -114,6 +117,7 @@ def train_batches(
 
     Raises:
       DataError: a sample cannot be used.
+      ResourceError: a reading process died.
     """
     import grain  # 3 s: not before there is something to read
 
@@ -136,6 +140,10 @@ def train_batches(
     try:
         # Copied: a worker's batch lies in shared memory that ends with grain's own arrays.
         yield from map(_copy, iterator) if num_workers else iterator
+    except RuntimeError as error:  # grain's, for a reading process that died
+        what = f"died while reading ({str(error).splitlines()[0]})"
+        fix = "free memory, or lower config.data.num_workers"
+        raise ResourceError("a reading process", what, fix) from error
     finally:
         iterator.close()
         if num_workers:
@@ -171,7 +179,16 @@ def _num_threads() -> int:
 
 def _init_worker(worker: int, num_workers: int) -> None:
     cv2.setNumThreads(0)  # the processes are the parallelism
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # sent to the whole group, and the parent's to handle
+    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _leave_with(parent: int) -> None:
+    """Ends this process when the one that started it was killed."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _mark_flags_parsed() -> None:

@@ -22,13 +22,19 @@ class Numerics(NamedTuple):
 
     Attributes:
       dtype: of activations: float32, bfloat16 or float64.
-      platform: "cpu", "gpu" or "tpu", for operations with more than one form.
+      platform: "cpu", "cpu_mesh", "gpu" or "tpu", for operations with more than one form.
       freeze_batch_norm: normalise with the running statistics in training too.
     """
 
     dtype: jnp.dtype = jnp.float32
     platform: str = "cpu"
     freeze_batch_norm: bool = False
+
+    @property
+    def precision(self) -> lax.Precision:
+        """Of products: float32 means float32, not TF32 or bfloat16 as accelerators would choose."""
+        is_low = self.dtype == jnp.bfloat16
+        return lax.Precision.DEFAULT if is_low else lax.Precision.HIGHEST
 
     @property
     def wide_dtype(self) -> jnp.dtype:
@@ -136,7 +142,7 @@ class Conv(nn.Module):
         if self.is_depthwise:
             return ops.depthwise_conv3x3(x, kernel, self.dilation, self.numerics.platform)
         if self.kernel_size == 1:
-            return ops.conv1x1(x, kernel, self.stride)
+            return ops.conv1x1(x, kernel, self.stride, self.numerics.precision)
         padding = (self.kernel_size // 2) * self.dilation
         return lax.conv_general_dilated(
             x,
@@ -145,6 +151,7 @@ class Conv(nn.Module):
             padding=[(padding, padding)] * 2,
             rhs_dilation=(self.dilation, self.dilation),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            precision=self.numerics.precision,
         )
 
 
@@ -212,7 +219,10 @@ class Classifier(nn.Module):
         kernel = self.param("kernel", uniform_fan_in, shape, dtype)
         # PyTorch draws the bias from the same interval as the kernel.
         bias = self.param("bias", lambda key: uniform_fan_in(key, shape, dtype)[0, 0, 0])
-        return ops.conv1x1(x, kernel.astype(self.numerics.dtype), dtype=dtype) + _per_channel(bias)
+        kernel = kernel.astype(self.numerics.dtype)
+        return ops.conv1x1(
+            x, kernel, precision=self.numerics.precision, dtype=dtype
+        ) + _per_channel(bias)
 
 
 def add_and_relu(x: jax.Array, identity: jax.Array) -> jax.Array:

@@ -31,20 +31,28 @@ def shift(x: jax.Array, rows: int = 0, columns: int = 0) -> jax.Array:
     return lax.pad(x, jnp.zeros((), x.dtype), edges)
 
 
-def conv1x1(x: jax.Array, kernel: jax.Array, stride: int = 1, dtype: Any = None) -> jax.Array:
+def conv1x1(
+    x: jax.Array,
+    kernel: jax.Array,
+    stride: int = 1,
+    precision: lax.Precision = lax.Precision.HIGHEST,
+    dtype: Any = None,
+) -> jax.Array:
     """Convolves 1x1 as a matrix product over channels.
 
     Args:
       x: (B, H, W, I).
       kernel: (1, 1, I, O).
       stride: keeps every `stride`-th row and column.
+      precision: of the products.
       dtype: of the result; that of `x` by default.
 
     Returns:
       (B, ceil(H / stride), ceil(W / stride), O).
     """
     x = x[:, ::stride, ::stride] if stride > 1 else x
-    return lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())), preferred_element_type=dtype)
+    axes = (((3,), (0,)), ((), ()))
+    return lax.dot_general(x, kernel[0, 0], axes, precision, preferred_element_type=dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -55,7 +63,7 @@ def depthwise_conv3x3(x: jax.Array, kernel: jax.Array, dilation: int, platform: 
       x: (B, H, W, C).
       kernel: (3, 3, 1, C).
       dilation: distance between taps, in pixels.
-      platform: "cpu", "gpu" or "tpu"; picks the form of the kernel's gradient.
+      platform: as in `Numerics`; picks the form of the kernel's gradient.
 
     Returns:
       (B, H, W, C).
@@ -106,7 +114,7 @@ def _depthwise_kernel_by_taps(x, g, dilation):
 
 
 def _depthwise_kernel_by_rows(x, g, dilation):
-    """One pass over the rows, which stays in a processor's cache."""
+    """One pass over the rows, which stays in a processor's cache; gathers all on a mesh."""
     batch, height, width, channels = x.shape
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     d = dilation
@@ -191,7 +199,7 @@ def _interpolate_backward(size, axis, length, g):
     np.add.at(matrix, (low, np.arange(size)), 1 - weight)
     np.add.at(matrix, (high, np.arange(size)), weight)
     flat = g.reshape(*g.shape[:axis], size, -1)
-    dx = jnp.matmul(jnp.asarray(matrix, g.dtype), flat)
+    dx = jnp.matmul(jnp.asarray(matrix, g.dtype), flat, precision=lax.Precision.HIGHEST)
     return (dx.reshape(*g.shape[:axis], length, *g.shape[axis + 1 :]),)
 
 

@@ -226,6 +226,8 @@ def test_folder_takes_names_from_json_then_config_then_numbers(make_tree, data_c
 
     entries = ["sky", {"name": "road", "color": [1, 2, 3]}, "tree", {"name": "car"}]
     (root / "classes.json").write_text(json.dumps(entries))
+    assert "its names differ from those of" in open_error(data, 4, "val", ConfigError)
+    data = data_config("folder", root)
     dataset = open_dataset(data, 4, "val")
     assert dataset.class_names == ("sky", "road", "tree", "car")
     assert dataset.palette.tolist() == [[0, 0, 0], [1, 2, 3], [0, 128, 0], [128, 128, 0]]
