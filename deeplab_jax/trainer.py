@@ -162,8 +162,6 @@ class Run:
         self.log = JsonLog(self.workdir / "log.jsonl", self.start)
         with self.display.live(), checkpoint.Saver(self.workdir) as self.saver:
             try:
-                if self.is_evaluation_owed:
-                    self._evaluate(self.start, state, stop)
                 state, reason = self._steps(state, stop)
                 return self._finish(state, reason)
             finally:
@@ -171,6 +169,13 @@ class Run:
 
     def _steps(self, state: State, stop: list[int]) -> tuple[State, Exception | None]:
         """Runs steps; returns the state after the last one and why it was the last."""
+        if self.is_evaluation_owed:
+            try:
+                self._evaluate(self.start, state, stop)
+            except Exception as error:
+                return state, error
+            if stop:
+                return state, _interrupted(stop[0], self.start, self.plan.total)
         batches = sharding.to_devices(self._batches(), self.mesh)
         for step in range(self.start + 1, self.plan.total + 1):
             began = time.perf_counter()
@@ -311,7 +316,6 @@ def check_continuation(workdir: Path, config: ConfigDict, dataset: Dataset) -> N
             f"holds a run with another configuration ({'; '.join(changes)})",
             "continue it with its own, or choose another --workdir",
         )
-
     if info.data != fingerprint(dataset):
         what = f"trained on {info.data}, and {config.data.root} now has {fingerprint(dataset)}"
         raise ConfigError(str(workdir), what, "restore the data, or choose another --workdir")
