@@ -438,6 +438,24 @@ def test_failed_evaluation_saves_the_state_and_is_made_up_for(
     assert log_of(tmp_path) == log_of(finished)
 
 
+def test_stop_during_evaluation_leaves_it_owed_until_it_is_done(
+    tiny, finished, tmp_path, monkeypatch
+):
+    original = trainer.Evaluator.__call__
+
+    def stop(*args, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(*args, **options)
+
+    monkeypatch.setattr(trainer.Evaluator, "__call__", stop)
+    for _ in range(2):  # in the evaluation that is due, then in the one that is made up for
+        assert call(*tiny, "--workdir", tmp_path) == 143
+        assert checkpoint.latest_step(tmp_path) == 8
+    monkeypatch.setattr(trainer.Evaluator, "__call__", original)
+    assert call(*tiny, "--workdir", tmp_path) == 0
+    assert log_of(tmp_path) == log_of(finished)
+
+
 # The step
 
 
