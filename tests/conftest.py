@@ -1,7 +1,8 @@
-"""Strict JAX settings, the golden values of ../shared, and tiny data sets in every layout."""
+"""Strict JAX settings, golden values, and tiny data sets in every layout."""
 
-import importlib.util
+import importlib
 import os
+import sys
 from pathlib import Path
 
 # Before anything imports jax; commands that tests start inherit them.
@@ -23,6 +24,8 @@ from deeplab_jax.data.images import write_png_indices
 if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()  # grain and absl loggers ask for flags
 
+_GOLDEN = Path(__file__).parent / "golden"
+sys.path.insert(0, str(_GOLDEN))  # its modules import each other
 _SHARED = Path(__file__).resolve().parents[2] / "shared"
 _CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 _BLOCK = 8  # pixels a side; a 65 x 97 image has 117 blocks
@@ -33,6 +36,8 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "shared" in item.fixturenames:
             item.add_marker(pytest.mark.data)
+        if "torch_reference" in item.fixturenames:
+            item.add_marker(pytest.mark.torch)
 
 
 @pytest.fixture(scope="session")
@@ -44,18 +49,21 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
-def golden(shared) -> Path:
-    """The folder of golden vectors."""
-    return shared / "reference" / "golden"
+def golden() -> Path:
+    """The folder of golden values, see its README.md."""
+    return _GOLDEN
 
 
 @pytest.fixture(scope="session")
-def recipe(golden):
-    """The module that draws the golden vectors' weights, images and labels."""
-    spec = importlib.util.spec_from_file_location("golden_recipe", golden / "recipe.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def recipe():
+    """The module that draws the golden values' weights, images and labels."""
+    return importlib.import_module("recipe")
+
+
+@pytest.fixture(scope="session")
+def measure():
+    """The module that computes our values beside the golden ones."""
+    return importlib.import_module("measure")
 
 
 @pytest.fixture
