@@ -59,10 +59,12 @@ class Info:
       config: the resolved configuration; None where there was none (a backbone).
       class_names: one per class; empty for a backbone.
       palette: uint8 (C, 3), RGB.
-      counters: PyTorch's `num_batches_tracked` by path of the norm; empty where unknown.
+      counters: PyTorch's `num_batches_tracked` by path of the norm; empty where unknown. A run's
+        are from before its first step, and grow by one a step.
       step: optimiser steps done; `Saver.save` sets it.
       metrics: of an evaluation at this step, such as {"mean_iou": 0.5}, a fraction; or None.
-      data: fingerprint of the training samples of a run; "" where there are none.
+      data: fingerprint of the training samples of a run; "" where there are none, or the run
+        comes from elsewhere.
     """
 
     kind: str
@@ -184,7 +186,7 @@ class Saver:
 
 
 def save_once(path: str | os.PathLike, items: Mapping[str, Any], info: Info) -> None:
-    """Writes one finished checkpoint, as step 0 of a directory that holds none yet.
+    """Writes one finished checkpoint, as step `info.step` of a directory that holds none yet.
 
     Raises:
       CheckpointError: the directory holds a checkpoint.
@@ -195,7 +197,7 @@ def save_once(path: str | os.PathLike, items: Mapping[str, Any], info: Info) -> 
         what = f"already holds a checkpoint (step {latest})"
         raise CheckpointError(str(path), what, "choose another directory, or remove this one")
     with Saver(path) as saver:
-        saver.save(0, items, info, info.metrics)
+        saver.save(info.step, items, info, info.metrics)
 
 
 def latest_step(path: str | os.PathLike) -> int | None:
@@ -224,7 +226,7 @@ def find_step(path: str | os.PathLike, step: int | str = "latest") -> int:
         if best is None:
             raise CheckpointError(str(path), "no step was evaluated, so none is the best", present)
         return best
-    if not str(step).isdigit() or int(step) not in steps:
+    if str(step) not in map(str, steps):
         raise CheckpointError(str(path), f"there is no step {step}", f"{present}, latest, best")
     return int(step)
 
@@ -275,14 +277,33 @@ def restore(
       CheckpointError: the checkpoint does not fit, with every difference counted, or is damaged.
       ResourceError: memory or a permission is missing.
     """
+    step = find_step(path, step)
+    where = _step_path(path, step)
+    if problems := misfits(path, step, abstract, allow_cast):
+        fix = "use the configuration it was saved with, or another checkpoint"
+        raise CheckpointError(str(where), f"does not fit: {', '.join(problems)}", fix)
+    with _reading(where):
+        return _load(where, abstract)
+
+
+def misfits(
+    path: str | os.PathLike,
+    step: int | str,
+    abstract: Mapping[str, Any],
+    allow_cast: bool = False,
+) -> list[str]:
+    """Returns why `restore` would refuse, a phrase for each kind of difference; reads no array.
+
+    Args as for `restore`; no sharding is needed.
+
+    Raises:
+      CheckpointError: the checkpoint is damaged.
+      ResourceError: a permission is missing.
+    """
     where = _step_path(path, find_step(path, step))
     with _reading(where):
         saved = _by_name(_saved_items(where, abstract))
-        problems = _differences(saved, _by_name(abstract), allow_cast)
-        if not problems:
-            return _load(where, abstract)
-    fix = "use the configuration it was saved with, or another checkpoint"
-    raise CheckpointError(str(where), f"does not fit: {', '.join(problems)}", fix)
+        return _differences(saved, _by_name(abstract), allow_cast)
 
 
 def read_arrays(

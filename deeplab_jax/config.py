@@ -6,6 +6,7 @@ zoo (DeepLabV3+; VOC, ADE20k and Cityscapes with R-50/R-101 at output stride 8 a
 
 import difflib
 import json
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -119,8 +120,12 @@ def get_config(dataset: str, depth: int = 50, output_stride: int = 16) -> Config
 
     c.init = ConfigDict()
     # Backbone checkpoint (ImageNet weights), or "none" to start from random weights. A table row
-    # needs one or the other to be said.
+    # needs one or the other to be said, or a checkpoint.
     c.init.backbone = "" if is_row else "none"
+    # Fine-tuning: work directory of a run, or converted weights, whose network this run starts
+    # from, at step 0; its latest step, which is what `evaluate` and `predict` take; empty: none.
+    c.init.checkpoint = ""
+    c.init.head = "load"  # the checkpoint's classifiers; "skip": new ones, as for other classes
     return c.lock()
 
 
@@ -138,7 +143,8 @@ def validate(config: ConfigDict) -> None:
         _require_ints("model.multi_grid", model.multi_grid, 3 if model.depth > 18 else 2)
     dtypes = ("float32", "bfloat16", "float64")
     _require("model.dtype", model.dtype, model.dtype in dtypes, " or ".join(dtypes))
-    _require("model.num_classes", model.num_classes, 2 <= model.num_classes <= 255, "2 to 255")
+    fix = "count the classes, without the ignored one"
+    _require("model.num_classes", model.num_classes, 2 <= model.num_classes <= 255, "2 to 255", fix)
     _require("model.dropout_rate", model.dropout_rate, 0 <= model.dropout_rate < 1, "0 <= rate < 1")
     _require("data.dataset", data.dataset, data.dataset in DATASETS, ", ".join(DATASETS))
     _require_ints("model.atrous_rates", model.atrous_rates, 3)
@@ -148,30 +154,45 @@ def validate(config: ConfigDict) -> None:
         _require_ints("eval.resize_base", config.eval.resize_base, 2)
     scale = data.scale_range
     is_range = len(scale) == 2 and all(isinstance(value, int | float) for value in scale)
-    is_range = is_range and 0 < scale[0] <= scale[1]
+    is_range = is_range and 0 < scale[0] <= scale[1] < math.inf
     _require("data.scale_range", scale, is_range, "(low, high), 0 < low <= high")
     names = data.class_names
     is_named = not names or len(names) == model.num_classes
-    _require("data.class_names", len(names), is_named, f"{model.num_classes} names or none")
+    fix = "name each class once, or correct config.model.num_classes"
+    _require("data.class_names", len(names), is_named, f"{model.num_classes} names or none", fix)
     for key in ("model.width", "model.head_channels", "model.low_level_channels",
                 "model.aux_channels", "train.epochs", "eval.every_epochs", "log.every_steps",
                 "train.reference_processes"):  # fmt: skip
         value = _get(config, key)
         _require(key, value, value >= 1, "1 or more")
     _require("model.width", model.width, model.width % 2 == 0, "an even number")
-    for key in ("train.steps", "checkpoint.every_steps", "data.num_workers", "train.min_lr",
-                "train.weight_decay", "train.aux_weight"):  # fmt: skip
+    for key in ("train.steps", "checkpoint.every_steps", "data.num_workers", "train.weight_decay",
+                "train.aux_weight"):  # fmt: skip
         value = _get(config, key)
-        _require(key, value, value >= 0, "0 or more")
+        _require(key, value, 0 <= value < math.inf, "0 or more")
     _require("seed", config.seed, 0 <= config.seed < 2**32, "0 to 4294967295")
-    _require("train.lr", train.lr, train.lr > 0, "a positive rate")
+    _require("train.lr", train.lr, 0 < train.lr < math.inf, "a positive rate")
+    accepted = f"0 to config.train.lr ({train.lr})"
+    fix = "lower it, or raise config.train.lr"
+    _require("train.min_lr", train.min_lr, 0 <= train.min_lr <= train.lr, accepted, fix)
+    power = train.poly_power
+    _require("train.poly_power", power, 0 < power < math.inf, "a positive number")
     _require("train.momentum", train.momentum, 0 <= train.momentum < 1, "0 <= momentum < 1")
     _require_batch(train.batch_size, train.reference_processes)
+    init = config.init
+    _require("init.head", init.head, init.head in ("load", "skip"), "load or skip")
+    if init.checkpoint and init.backbone not in ("", "none"):
+        what = f"{init.backbone} is named beside config.init.checkpoint={init.checkpoint}"
+        raise ConfigError("config.init.backbone", what, "name one: a checkpoint has its backbone")
 
 
-def _require(key: str, value: Any, is_good: bool, accepted: str) -> None:
-    if not is_good:
-        raise ConfigError(f"config.{key}", f"must be {accepted}, got {value}", "change it")
+def _require(key: str, value: Any, is_good: bool, accepted: str, fix: str = "") -> None:
+    if is_good:
+        return
+    example = _get(get_config("folder"), key)
+    text = ",".join(map(str, example)) if isinstance(example, tuple) else example
+    fix = fix or f"use a value such as the default: --config.{key}={text}"
+    raise ConfigError(f"config.{key}", f"must be {accepted}, got {value}", fix)
 
 
 def _require_ints(key: str, value: Any, count: int) -> None:

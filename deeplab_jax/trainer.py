@@ -25,7 +25,6 @@ from deeplab_jax import checkpoint, sharding
 from deeplab_jax import config as config_lib
 from deeplab_jax.data import Dataset, open_dataset, train_batches
 from deeplab_jax.errors import (
-    CheckpointError,
     ConfigError,
     DataError,
     Interrupted,
@@ -37,6 +36,7 @@ from deeplab_jax.models import build_model
 from deeplab_jax.optimizer import build_optimizer
 from deeplab_jax.prepare import prepare
 from deeplab_jax.progress import Display, JsonLog, Speed
+from deeplab_jax.start import check_start, load_start
 from deeplab_jax.train_state import State, eval_variables, init_state
 from deeplab_jax.train_step import Metrics, make_update
 
@@ -102,12 +102,13 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     validation = open_dataset(data, model_config.num_classes, data.val_split)
     plan = make_plan(config, len(dataset))
     mesh = sharding.make_mesh(config.train.batch_size, num_groups=config.train.reference_processes)
+    notes = warnings(config)
     if checkpoint.latest_step(workdir) is None:
-        check_backbone(config)
+        notes += check_start(config, dataset.class_names)
     else:
         check_continuation(workdir, config, dataset)
     write_config(workdir, config)  # an unusable place shows before anything compiles
-    for warning in warnings(config):
+    for warning in notes:
         print(f"warning: {warning}", flush=True)
     state = restore_or_init(config, workdir, plan, mesh)
     start = int(state["step"])
@@ -368,43 +369,7 @@ def restore_or_init(config: ConfigDict, workdir: Path, plan: Plan, mesh: Mesh) -
     # Hundreds of small draws: optimising them takes a processor longer than running them.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     state = jax.jit(init, out_shardings=whole, compiler_options=options)()
-    backbone = config.init.backbone
-    return state if backbone == "none" else load_backbone(state, backbone)
-
-
-def check_backbone(config: ConfigDict) -> None:
-    """Refuses a recipe that needs a backbone and has none.
-
-    Raises:
-      ConfigError: none is named.
-      CheckpointError: what is named is not a backbone checkpoint.
-    """
-    backbone = config.init.backbone
-    if not backbone:
-        raise ConfigError(
-            "config.init.backbone",
-            "this recipe starts from ImageNet weights, and none are named",
-            "give --config.init.backbone=DIR (a backbone checkpoint), or =none for random weights",
-        )
-    kind = "backbone" if backbone == "none" else checkpoint.read_info(backbone).kind
-    if kind != "backbone":
-        what = f"is a checkpoint of kind {kind}, not backbone"
-        raise CheckpointError(backbone, what, "give a backbone checkpoint")
-
-
-def load_backbone(state: State, path: str) -> State:
-    """Returns `state` with the backbone's weights and statistics from a backbone checkpoint.
-
-    Raises:
-      CheckpointError: it does not fit.
-    """
-    items = {name: state[name]["backbone"] for name in ("params", "batch_stats")}
-    abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), items
-    )
-    loaded = checkpoint.restore(path, "latest", abstract, allow_cast=True)
-    print(f"backbone: {len(jax.tree.leaves(loaded))} tensors from {path}", flush=True)
-    return state | {name: state[name] | {"backbone": loaded[name]} for name in loaded}
+    return load_start(state, config)
 
 
 def warnings(config: ConfigDict) -> list[str]:

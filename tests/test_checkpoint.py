@@ -291,7 +291,7 @@ def test_a_folder_inside_names_the_right_one(saved, inside):
         checkpoint.read_info(saved[0] / inside)
 
 
-@pytest.mark.parametrize("step", [3, "3", "newest", -1])
+@pytest.mark.parametrize("step", [3, "3", "newest", -1, "-1", "²", ""])
 def test_missing_step_lists_those_present(saved, step):
     with pytest.raises(CheckpointError, match=f"there is no step {step} - use one of: 0, latest"):
         checkpoint.find_step(saved[0], step)

@@ -80,16 +80,28 @@ def test_templates_are_valid(dataset, depth, output_stride):
         ("data__scale_range", (0, 1), "0 < low <= high"),
         ("data__scale_range", (0.5, float("nan")), "0 < low <= high"),
         ("data__scale_range", ("a", "b"), "0 < low <= high"),
+        ("data__scale_range", (0.5, float("inf")), "0 < low <= high"),
         ("data__class_names", ("a", "b", "c"), "2 names or none"),
         ("train__epochs", 0, "1 or more"),
         ("train__steps", -1, "0 or more"),
         ("train__lr", 0.0, "a positive rate"),
         ("train__lr", float("nan"), "a positive rate"),
+        ("train__lr", float("inf"), "a positive rate"),
+        ("train__min_lr", 0.011, "0 to config.train.lr (0.01)"),
+        ("train__min_lr", -1e-9, "0 to config.train.lr (0.01)"),
+        ("train__min_lr", float("nan"), "0 to config.train.lr (0.01)"),
+        ("train__poly_power", 0.0, "a positive number"),
+        ("train__poly_power", float("inf"), "a positive number"),
+        ("train__poly_power", float("nan"), "a positive number"),
         ("train__momentum", 1.0, "0 <= momentum < 1"),
+        ("train__momentum", float("nan"), "0 <= momentum < 1"),
         ("train__weight_decay", float("nan"), "0 or more"),
+        ("train__weight_decay", float("inf"), "0 or more"),
+        ("train__aux_weight", float("inf"), "0 or more"),
         ("data__num_workers", -1, "0 or more"),
         ("seed", -1, "0 to 4294967295"),
         ("seed", 2**32, "0 to 4294967295"),
+        ("init__head", "new", "load or skip"),
     ],
 )
 def test_value_that_cannot_be_used_is_named_with_what_is_accepted(field, bad, accepted):
@@ -97,6 +109,30 @@ def test_value_that_cannot_be_used_is_named_with_what_is_accepted(field, bad, ac
         config.validate(changed(**{field: bad}))
     assert error.value.where == "config." + field.replace("__", ".")
     assert accepted in error.value.what
+
+
+@pytest.mark.parametrize(
+    ("field", "bad", "fix"),
+    [
+        ("model__output_stride", 12, "such as the default: --config.model.output_stride=16"),
+        ("data__crop_size", (512,), "such as the default: --config.data.crop_size=512,512"),
+        ("model__num_classes", 256, "count the classes, without the ignored one"),
+        ("data__class_names", ("a",), "or correct config.model.num_classes"),
+        ("train__lr", 1e-5, "lower it, or raise config.train.lr"),  # below the lowest rate
+    ],
+)
+def test_value_that_cannot_be_used_gets_advice(field, bad, fix):
+    with pytest.raises(ConfigError) as error:
+        config.validate(changed(**{field: bad}))
+    assert fix in error.value.fix
+
+
+def test_backbone_beside_a_checkpoint_is_refused():
+    both = {"init__checkpoint": "runs/a", "init__backbone": "weights/b"}
+    with pytest.raises(ConfigError, match=r"weights/b is named beside .*checkpoint=runs/a"):
+        config.validate(changed(**both))
+    for backbone in ("", "none"):
+        config.validate(changed(**both | {"init__backbone": backbone}))
 
 
 @pytest.mark.parametrize(

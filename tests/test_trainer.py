@@ -15,7 +15,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from deeplab_jax import checkpoint, cli, config, sharding, trainer
 from deeplab_jax.data import SampleOrder, open_dataset
-from deeplab_jax.errors import CheckpointError, ConfigError, DataError
+from deeplab_jax.errors import ConfigError, DataError
 from deeplab_jax.models import build_model
 from deeplab_jax.optimizer import build_optimizer
 from deeplab_jax.recipe import load_recipe
@@ -542,62 +542,6 @@ def test_far_too_large_rate_stops_the_run_and_saves_nothing_that_is_not_finite(
     for kept in steps_on_disk(tmp_path):
         assert kept < step
         assert is_finite(checkpoint.restore(tmp_path, kept, abstract_items(tiny_config)))
-
-
-# The backbone
-
-
-@pytest.fixture
-def write_backbone(tiny_config, tmp_path):
-    """Returns write(kind, depth) -> (path, items): random weights of a backbone, saved."""
-
-    def write(kind="backbone", depth=18):
-        with tiny_config.unlocked():
-            tiny_config.model.depth = depth
-        model = build_model(tiny_config.model)
-        shapes = jax.eval_shape(lambda: init_variables(model, 0))
-        rng = np.random.default_rng(0)
-        items = {
-            name: jax.tree.map(
-                lambda x: rng.normal(size=x.shape).astype(np.float32), shapes[name]["backbone"]
-            )
-            for name in ("params", "batch_stats")
-        }
-        path = tmp_path / f"{kind}{depth}"
-        checkpoint.save_once(path, items, checkpoint.Info(kind=kind))
-        return path, items
-
-    return write
-
-
-def load_state(run_config, backbone, workdir):
-    run_config.init.backbone = str(backbone)
-    plan = trainer.make_plan(run_config, 16)
-    return trainer.restore_or_init(run_config, workdir, plan, sharding.make_mesh(4))
-
-
-def test_named_backbone_is_loaded_and_nothing_else_changes(tiny_config, write_backbone, tmp_path):
-    path, items = write_backbone()
-    random = load_state(tiny_config, "none", tmp_path / "run")
-    loaded = load_state(tiny_config, path, tmp_path / "run")
-    for name in ("params", "batch_stats"):
-        jax.tree.map(np.testing.assert_array_equal, loaded[name].pop("backbone"), items[name])
-        del random[name]["backbone"]
-    jax.tree.map(np.testing.assert_array_equal, loaded, random)
-
-
-def test_checkpoint_of_another_kind_is_no_backbone(tiny_config, write_backbone):
-    path, _ = write_backbone(kind="weights")
-    tiny_config.init.backbone = str(path)
-    with pytest.raises(CheckpointError, match="of kind weights, not backbone"):
-        trainer.check_backbone(tiny_config)
-
-
-def test_backbone_of_another_depth_does_not_fit(tiny_config, write_backbone, tmp_path):
-    path, _ = write_backbone(depth=50)
-    tiny_config.model.depth = 18
-    with pytest.raises(CheckpointError, match=r"does not fit: \d+ parameters missing.*unexpected"):
-        load_state(tiny_config, path, tmp_path / "run")
 
 
 # The plan, and what it warns of

@@ -13,7 +13,7 @@ from deeplab_jax import checkpoint, sharding
 from deeplab_jax.data.classes import CLASS_NAMES, PALETTES, colormap
 from deeplab_jax.models import Numerics, build_model
 from deeplab_jax.models.resnet import ResNet
-from deeplab_jax.trainer import load_backbone
+from deeplab_jax.start import load_backbone
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 _RECIPE = """
