@@ -1,8 +1,6 @@
-"""State dicts of every dialect: of width-reduced networks, and the golden ones of ../shared."""
+"""State dicts of width-reduced networks in every dialect."""
 
 import functools
-import importlib.util
-import sys
 
 import jax
 import numpy as np
@@ -75,19 +73,3 @@ def make_tensors(make_variables):
         return tensors | {key: np.asarray(i) for i, key in enumerate(counters)}
 
     return make
-
-
-@pytest.fixture
-def golden_weights(golden, recipe, monkeypatch):
-    """Returns golden_weights(name) -> the state dict of golden/[dialects/]manifest_<name>.json."""
-    monkeypatch.setitem(sys.modules, "recipe", recipe)
-    path = golden / "dialects" / "dialect_recipe.py"
-    spec = importlib.util.spec_from_file_location("golden_dialect_recipe", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-
-    def weights(name):
-        folder = golden if name.startswith("r") else golden / "dialects"
-        return module.weights(folder / f"manifest_{name}.json")  # checks every array's crc32
-
-    return weights

@@ -1,4 +1,3 @@
-import json
 import os
 from pathlib import Path
 
@@ -221,13 +220,13 @@ def test_backbone_with_the_other_stem_is_refused_by_a_run(convert, make_tensors,
 
 
 @pytest.mark.parametrize("name", ["v1c_resnet50", "torchvision_resnet18", "torchvision_resnet50"])
-def test_golden_stages_of_an_imagenet_network(convert, golden, recipe, golden_weights, name):
-    code, _, err, out = convert(golden_weights(name))
+def test_golden_stages_of_an_imagenet_network(convert, measure, recipe, name):
+    code, _, err, out = convert(recipe.draw_weights(name))
     assert (code, err) == (0, "")
-    facts = json.loads((golden / "dialects" / f"forward_{name}.json").read_text())["64x96"]
+    facts = measure.facts("forward.json")[name]["64x96"]
     depth, stem = int(name[-2:]), "7x7" if "torchvision" in name else "deep"
     net = ResNet(depth, 16, Numerics(), stem=stem)
-    images = recipe.image(facts["image"], facts["input_shape"]).transpose(0, 2, 3, 1)
+    images = measure.draw_images(facts["image"], facts["shape"])
     variables = checkpoint.read_arrays(out, "latest", ["params", "batch_stats"])
     with jax.default_matmul_precision("highest"):
         _, extra = jax.jit(
@@ -245,9 +244,9 @@ def test_golden_stages_of_an_imagenet_network(convert, golden, recipe, golden_we
         value = value[:, :, ::2, ::2] if key.startswith("layer4") else value
         assert list(value.shape) == probe["shape"], key
         expected = np.maximum(probe["value"], 0)  # "bn1" is probed before its ReLU
-        noise = facts["float32_reference_error"][key]
+        noise = facts["pytorch_float32_error"][key]
         atol = max(5e-4, 5 * noise)
-        got = value.ravel()[probe["index"]]
+        got = recipe.sample(value, len(expected))
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=atol, err_msg=key)
         count += 1
     assert count == (9 if depth == 50 else 7)
@@ -260,19 +259,17 @@ def _calls(intermediates):
 # --- Golden networks
 
 
-def _assert_golden(out, golden, recipe, name):
-    arrays = np.load(golden / f"forward_{name}.npz")
+def _assert_golden(out, measure, name):
     model = deeplab_jax.load(out)
-    for case, facts in json.loads((golden / f"forward_{name}.json").read_text()).items():
-        images = recipe.image(facts["image"], facts["input_shape"]).transpose(0, 2, 3, 1)
-        with jax.default_matmul_precision("highest"):
-            logits, aux = jax.jit(model.model.apply)(model.variables, images)
-        for key, got in (("logits", logits), ("aux", aux)):
-            expected = arrays[f"{case}/{key}"].transpose(0, 2, 3, 1)
-            # The R-18's logits have a spread of 117: PyTorch's own error there is above 5e-4.
-            atol = max(5e-4, 5 * facts["float32_reference_error"][key])
-            np.testing.assert_allclose(got, expected, rtol=1e-4, atol=atol, err_msg=f"{case} {key}")
-            assert (np.argmax(got, -1) == np.argmax(expected, -1)).mean() > 0.995
+    for is_long in (False, True):
+        for case, pairs in measure.forward(name, model.model, model.variables, is_long):
+            noise = measure.facts("forward.json")[name][case]["pytorch_float32_error"]
+            for key in ("logits", "aux"):
+                got, expected = pairs[key]
+                # The R-18's logits have a spread of 117: PyTorch's own error is above 5e-4.
+                atol = max(5e-4, 5 * noise[key])
+                np.testing.assert_allclose(got, expected, rtol=1e-4, atol=atol, err_msg=case)
+                assert (np.argmax(got, -1) == np.argmax(expected, -1)).mean() > 0.995
 
 
 @pytest.mark.parametrize(
@@ -288,18 +285,20 @@ def _assert_golden(out, golden, recipe, name):
         ),
     ],
 )
-def test_golden_logits_of_mmsegmentation(convert, golden, recipe, golden_weights, name, flags):
-    code, _, err, out = convert({"meta": {}, "state_dict": golden_weights(name)}, *flags)
+def test_golden_logits_of_mmsegmentation(convert, measure, recipe, name, flags):
+    code, _, err, out = convert({"meta": {}, "state_dict": recipe.draw_weights(name)}, *flags)
     assert (code, err) == (0, "")
-    _assert_golden(out, golden / "dialects", recipe, name)
+    _assert_golden(out, measure, name)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "row"), [("r101_d16_c21", "voc_r101_os16")])
-def test_golden_logits_of_a_table_row(convert, golden, recipe, golden_weights, name, row):
-    code, _, err, out = convert({"model": golden_weights(name)}, "--config", CONFIGS / f"{row}.py")
+def test_golden_logits_of_a_table_row(convert, measure, recipe, name, row):
+    code, _, err, out = convert(
+        {"model": recipe.draw_weights(name)}, "--config", CONFIGS / f"{row}.py"
+    )
     assert (code, err) == (0, "")
-    _assert_golden(out, golden, recipe, name)
+    _assert_golden(out, measure, name)
 
 
 # --- Errors

@@ -55,8 +55,8 @@ def test_round_trip_is_bit_equal_and_fills_every_variable(
 
 
 @pytest.mark.parametrize("name", _MANIFESTS)
-def test_round_trip_of_the_golden_weights_keeps_keys_order_and_bytes(golden_weights, name):
-    weights, depth, dialect = golden_weights(name), _depth(name), _MANIFESTS[name]
+def test_round_trip_of_the_golden_weights_keeps_keys_order_and_bytes(recipe, name):
+    weights, depth, dialect = recipe.draw_weights(name), _depth(name), _MANIFESTS[name]
     variables, counters = keymap.to_variables(weights, depth, dialect)
     back = keymap.to_tensors(variables, counters, depth, dialect)
     _assert_equal(back, _without_drops(weights))

@@ -115,8 +115,8 @@ def test_python_pickles_of_every_protocol(tmp_path):
         made.assert_equal(loaded, obj)
 
 
-def test_the_envelope_of_mmengine(golden):
-    loaded = read_weights(golden / "dialects" / "mmengine_envelope.pth")
+def test_the_envelope_of_mmengine(shared):
+    loaded = read_weights(shared / "reference" / "golden" / "dialects" / "mmengine_envelope.pth")
     assert loaded["meta"]["dataset_meta"]["classes"] == ("a", "b")
     shapes = {key: (value.dtype.name, value.shape) for key, value in loaded["state_dict"].items()}
     assert shapes == {

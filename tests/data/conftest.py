@@ -34,14 +34,6 @@ def data_config():
     return make
 
 
-class LegacyRng:
-    """numpy.random's global generator under the names that Generator has for the same draws."""
-
-    def __init__(self, seed):
-        state = np.random.RandomState(seed)
-        self.random, self.integers, self.uniform = state.random_sample, state.randint, state.uniform
-
-
 @pytest.fixture
-def legacy_rng():
-    return LegacyRng
+def legacy_rng(measure):
+    return measure.LegacyRng

@@ -1,13 +1,10 @@
 """Structure of the network, and parity with the PyTorch reference on its golden values."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from convert import keymap
 from deeplab_jax.config import get_config
 from deeplab_jax.models import Numerics, build_model
 from deeplab_jax.train_state import init_variables
@@ -23,19 +20,6 @@ _PARAMETERS = {  # ssseg spec section 1
     (101, 150): 65_081_084,
     (101, 19): 64_946_678,
 }
-_DATASETS = {21: "voc", 150: "ade20k", 19: "cityscapes"}
-# PyTorch's module -> ours, for every stage the golden files probe.
-_PROBES = {
-    "backbone_net.stem": "backbone/stem",
-    **{f"backbone_net.layer{n}.0": f"backbone/layer{n}_0" for n in range(1, 5)},
-    **{f"aspp_net.parallel_branches.{n}": f"aspp/branch{n}" for n in range(4)},
-    "aspp_net.global_branch": "aspp/image_pool",
-    "aspp_net.bottleneck": "aspp/merge",
-    "shortcut": "decoder/low_level",
-    "decoder.0": "decoder/refine0",
-    "decoder.1": "decoder/refine1",
-    "auxiliary_decoder.2": "aux_head",
-}
 
 
 def _parse(name):
@@ -43,17 +27,13 @@ def _parse(name):
     return int(depth[1:]), int(stride[1:]), int(classes[1:])
 
 
-def _model(name, dtype="float32"):
-    depth, stride, classes = _parse(name)
-    config = get_config(_DATASETS[classes], depth, stride).model
-    config.dtype = dtype
-    return build_model(config, "cpu")
-
-
 @pytest.mark.parametrize("name", _ROWS)
 def test_parameter_counts_are_the_tables(name):
-    variables = jax.eval_shape(lambda: init_variables(_model(name), 0))
-    depth, _, classes = _parse(name)
+    depth, stride, classes = _parse(name)
+    config = get_config("voc", depth, stride).model
+    config.num_classes = classes
+    model = build_model(config, "cpu")
+    variables = jax.eval_shape(lambda: init_variables(model, 0))
     count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     assert count == _PARAMETERS[depth, classes]
 
@@ -79,61 +59,14 @@ def test_no_axis_name_is_in_the_model():
     assert "all_reduce" not in program.as_text()
 
 
-def _golden_variables(golden, recipe, name, dtype):
-    manifest = recipe.load_manifest(golden / f"manifest_{name}.json")
-    weights = recipe.weights(manifest)
-    assert recipe.check(manifest, weights)
-    variables, _ = keymap.to_variables(weights, _parse(name)[0])
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), variables)
-
-
-def _last_block(path, layer):
-    blocks = [key for key in path if key.startswith(f"layer{layer}_")]
-    return max(blocks, key=lambda key: int(key.split("_")[1]))
-
-
-def _check_probes(probes, intermediates, tolerance):
-    for key, probe in probes.items():
-        if key == "backbone_net.maxpool":
-            continue  # not a module of ours; layer1.0 depends on it
-        if key in _PROBES:
-            parts = _PROBES[key].split("/")
-        else:  # the end of a layer
-            parts = ["backbone", _last_block(intermediates["backbone"], key[-1])]
-        node = intermediates
-        for part in parts:
-            node = node[part]
-        value = np.asarray(node["__call__"][0]).transpose(0, 3, 1, 2)
-        expected = probe["shape"]
-        if key == "aspp_net.global_branch":  # ours is broadcast later
-            value = np.broadcast_to(value, expected)
-        assert list(value.shape) == expected, key
-        got = value.ravel()[probe["index"]]
-        np.testing.assert_allclose(got, probe["value"], **tolerance, err_msg=key)
-
-
-def _check_forward(golden, recipe, name, dtype, tolerance, is_long=False):
-    """Checks the small case, or the long ones in which every dilation reaches past the centre."""
-    model = _model(name, dtype)
-    variables = _golden_variables(golden, recipe, name, dtype)
-    arrays = np.load(golden / f"forward_{name}.npz")
-    for case, facts in json.loads((golden / f"forward_{name}.json").read_text()).items():
-        capture = case == "65x97"
-        if capture == is_long:
-            continue
-        images = recipe.image(facts["image"], facts["input_shape"]).transpose(0, 2, 3, 1)
-        output, extra = jax.jit(
-            lambda v, x, capture=capture: model.apply(
-                v, x, capture_intermediates=capture, mutable=["intermediates"]
-            )
-        )(variables, images)
-        for key, logits in (("logits", output.logits), ("aux", output.aux_logits)):
-            expected = arrays[f"{case}/{key}"].transpose(0, 2, 3, 1)
-            np.testing.assert_allclose(logits, expected, **tolerance, err_msg=case)
-            agree = np.argmax(logits, -1) == np.argmax(expected, -1)
-            assert agree.mean() > 0.995, (case, key)
-        if capture:
-            _check_probes(facts["probes"], extra["intermediates"], tolerance)
+def _check_forward(measure, name, dtype, tolerance, is_long=False):
+    """Checks the small image and its inner stages, or the long ones that reach every dilation."""
+    for case, pairs in measure.forward(name, *measure.network(name, dtype), is_long):
+        for key, (got, expected) in pairs.items():
+            np.testing.assert_allclose(got, expected, **tolerance, err_msg=f"{case} {key}")
+            if key in ("logits", "aux"):
+                agree = np.argmax(got, -1) == np.argmax(expected, -1)
+                assert agree.mean() > 0.995, (case, key)
 
 
 @pytest.fixture
@@ -149,29 +82,29 @@ _LONG = [row for row in _ROWS if row.endswith("c21") or row == "r101_d8_c19"]  #
 
 @pytest.mark.usefixtures("_highest_precision")
 @pytest.mark.parametrize("name", _ROWS)
-def test_forward_equals_pytorch_in_float32(golden, recipe, name):
-    _check_forward(golden, recipe, name, "float32", _FLOAT32)
+def test_forward_equals_pytorch_in_float32(measure, name):
+    _check_forward(measure, name, "float32", _FLOAT32)
 
 
 @pytest.mark.usefixtures("_highest_precision")
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[pytest.mark.slow] * n.startswith("r101")) for n in _LONG]
 )
-def test_forward_of_long_images_equals_pytorch_in_float32(golden, recipe, name):
-    _check_forward(golden, recipe, name, "float32", _FLOAT32, is_long=True)
+def test_forward_of_long_images_equals_pytorch_in_float32(measure, name):
+    _check_forward(measure, name, "float32", _FLOAT32, is_long=True)
 
 
 @pytest.mark.parametrize("name", [row for row in _ROWS if row.startswith("r50")])
-def test_forward_equals_pytorch_in_float64(golden, recipe, name):
+def test_forward_equals_pytorch_in_float64(measure, name):
     with jax.enable_x64(True):
-        _check_forward(golden, recipe, name, "float64", _FLOAT64)
+        _check_forward(measure, name, "float64", _FLOAT64)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [row for row in _LONG if row.startswith("r50")])
-def test_forward_of_long_images_equals_pytorch_in_float64(golden, recipe, name):
+def test_forward_of_long_images_equals_pytorch_in_float64(measure, name):
     with jax.enable_x64(True):
-        _check_forward(golden, recipe, name, "float64", _FLOAT64, is_long=True)
+        _check_forward(measure, name, "float64", _FLOAT64, is_long=True)
 
 
 @pytest.mark.slow  # XLA compiles bfloat16 slowly on a CPU
