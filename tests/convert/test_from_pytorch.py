@@ -277,12 +277,8 @@ def _assert_golden(out, measure, name):
     [
         ("mmseg_r18_d8_c19", ["--output-stride=8"]),
         ("mmseg_r50_d8_c21", ["--output-stride=8"]),
-        pytest.param("mmseg_r101_d8_c150", ["--output-stride=8"], marks=pytest.mark.slow),
-        pytest.param(
-            "mmseg_r101_d16mg124_c19",
-            ["--output-stride=16", "--multi-grid=1,2,4"],
-            marks=pytest.mark.slow,
-        ),
+        ("mmseg_r101_d8_c150", ["--output-stride=8"]),
+        ("mmseg_r101_d16mg124_c19", ["--output-stride=16", "--multi-grid=1,2,4"]),
     ],
 )
 def test_golden_logits_of_mmsegmentation(convert, measure, recipe, name, flags):
