@@ -3,10 +3,12 @@
     python -m convert.from_pytorch --checkpoint X.pth --config configs/ROW.py --output DIR
 
 Networks of sssegmentation and mmsegmentation become a checkpoint of kind "weights", ImageNet
-classifiers (v1c, torchvision) one of kind "backbone". The table of names is `convert.keymap`.
+classifiers (v1c, torchvision) one of kind "backbone"; a network with its optimiser's state becomes
+a "run". The table of names is `convert.keymap`.
 """
 
 import argparse
+import dataclasses
 import os
 import tempfile
 from pathlib import Path
@@ -24,7 +26,9 @@ _EXAMPLES = """\
   deeplab convert from-pytorch --checkpoint resnet50_v1c-2cccc1ad.pth --output weights/r50_v1c
   deeplab convert from-pytorch --checkpoint deeplabv3plus_resnet50os16_voc.pth \\
       --config configs/voc_r50_os16.py --output weights/voc_r50_os16
-  deeplab convert from-pytorch --checkpoint mine.pth --output-stride 16 --output weights/mine"""
+  deeplab convert from-pytorch --checkpoint mine.pth --output-stride 16 --output weights/mine
+  deeplab convert from-pytorch --checkpoint checkpoints-epoch-30.pth --optimizer \\
+      --config configs/voc_r50_os16.py --output runs/voc_r50_os16   # `train` continues it"""
 
 
 def main(argv: list[str]) -> None:
@@ -52,8 +56,20 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--multi-grid", metavar="D,D,D", type=_integers, help="dilations of layer 4, as 1,2,4"
     )
+    parser.add_argument(
+        "--optimizer",
+        action="store_true",
+        help="also momentum and iteration: a run that `train --workdir DIR` continues",
+    )
+    parser.add_argument(
+        "--iteration",
+        metavar="N",
+        type=int,
+        help="steps done; needed with --optimizer where the file does not say it",
+    )
     parser.add_argument("--config.x", metavar="VALUE", help="any field of the recipe")
     args, overrides = parser.parse(argv)
+    check_progress_flags(args)
     if os.path.lexists(args.output):
         fix = "choose another --output, or remove this one"
         raise CheckpointError(args.output, "exists already", fix)
@@ -68,7 +84,7 @@ def main(argv: list[str]) -> None:
 
 
 def _convert(args: argparse.Namespace, overrides: list[str]) -> None:
-    from convert.keymap import describe
+    from convert.momentum import read_progress, run_items
     from convert.source import read_source
     from deeplab_jax.checkpoint import Info
     from deeplab_jax.recipe import load_recipe
@@ -76,15 +92,12 @@ def _convert(args: argparse.Namespace, overrides: list[str]) -> None:
     config = load_recipe(args.config, overrides) if args.config else None
     if config is not None:
         _refuse_flags(args)
-    source = read_source(args.checkpoint)
+    source = read_source(args.checkpoint, args.optimizer)
     if config is None:
         config = infer_config(source, args, overrides)
-    elif source.structure.is_backbone:
-        name = describe(source.structure.dialect, source.structure.depth)
-        what = f"is an ImageNet classifier ({name}), and {args.config} wants a DeepLabV3+"
-        fix = "convert it without --config, and train with --config.init.backbone=DIR"
-        raise CheckpointError(args.checkpoint, what, fix)
-    variables, counters = source.to_variables(config.model, args.config or "")
+    else:
+        source.require_network(args.config)
+    items, counters = source.to_variables(config.model, args.config or "")
     if source.structure.is_backbone:
         info = Info(kind="backbone", counters=counters)
     else:
@@ -92,8 +105,14 @@ def _convert(args: argparse.Namespace, overrides: list[str]) -> None:
         info = Info(
             kind="weights", config=config, class_names=names, palette=palette, counters=counters
         )
-    save(args.output, variables, info)
+    if args.optimizer:
+        progress = read_progress(source, config, args.iteration)
+        items, info = run_items(items, progress, config), to_run(info, progress.iteration)
+    save(args.output, items, info)
     print("\n".join(summary(source, config, info)))
+    if args.optimizer:
+        step = f"continues with `deeplab train --config {args.config} --workdir {args.output}`"
+        print(f"momentum converted; step {info.step}: {step}")
     print(f"written: {args.output}")
 
 
@@ -102,6 +121,28 @@ def _integers(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list such as 1,2,4") from None
+
+
+def to_run(info: Any, iteration: int) -> Any:
+    """Returns the description of a run at `iteration` that has the weights that `info` describes.
+
+    A run's counters are those from before its first step: every step adds one.
+    """
+    counters = {norm: count - iteration for norm, count in info.counters.items()}
+    return dataclasses.replace(info, kind="run", step=iteration, counters=counters)
+
+
+def check_progress_flags(args: argparse.Namespace) -> None:
+    """Refuses `--iteration` without `--optimizer`, and `--optimizer` without a recipe.
+
+    Raises:
+      ConfigError: so it is.
+    """
+    if args.optimizer and not args.config:
+        what = "needs --config: the recipe that the run follows"
+        raise ConfigError("--optimizer", what, "give --config configs/ROW.py")
+    if args.iteration is not None and not args.optimizer:
+        raise ConfigError("--iteration", "is given without --optimizer", "give both or none")
 
 
 def _refuse_flags(args: argparse.Namespace) -> None:
@@ -165,12 +206,12 @@ def classes(config: "ConfigDict", source: "Source") -> tuple[tuple[str, ...], An
     return names, source.palette if len(source.palette) == count else colormap(count)
 
 
-def save(output: str, variables: dict[str, Any], info: Any) -> None:
+def save(output: str, items: dict[str, Any], info: Any) -> None:
     """Writes a checkpoint that appears at `output` only once it is complete.
 
     Args:
       output: a directory that does not exist.
-      variables: {"params": tree, "batch_stats": tree}.
+      items: {"params": tree, "batch_stats": tree}, and a run's "opt_state".
       info: its `checkpoint.Info`.
 
     Raises:
@@ -183,7 +224,7 @@ def save(output: str, variables: dict[str, Any], info: Any) -> None:
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
         partial = Path(folder) / target.name
         try:
-            checkpoint.save_once(partial, variables, info)
+            checkpoint.save_once(partial, items, info)
         except ResourceError as error:
             raise ResourceError(output, error.what, "make room or choose another place") from error
         partial.rename(target)

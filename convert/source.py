@@ -30,6 +30,8 @@ class Source:
       ignored: what else the file holds at its top, such as "optimizer".
       class_names: as the file records them; empty where it does not.
       palette: uint8 (C, 3) RGB, or (0, 3).
+      optimizer: state of the optimiser, as in the file and not checked, if it was asked for.
+      iteration: steps done, as in the file and not checked, likewise; None where it is not said.
     """
 
     path: str
@@ -38,10 +40,24 @@ class Source:
     ignored: tuple[str, ...]
     class_names: tuple[str, ...]
     palette: np.ndarray
+    optimizer: Any = None
+    iteration: Any = None
 
     def dropped(self) -> list[str]:
         """Returns the keys that are left out on purpose."""
         return [key for key in DIALECTS[self.structure.dialect].drops if key in self.tensors]
+
+    def require_network(self, recipe: str) -> None:
+        """Refuses a backbone alone.
+
+        Raises:
+          CheckpointError: it is one.
+        """
+        if self.structure.is_backbone:
+            name = describe(self.structure.dialect, self.structure.depth)
+            what = f"is an ImageNet classifier ({name}), and {recipe} wants a DeepLabV3+"
+            fix = "convert it without --config, and train with --config.init.backbone=DIR"
+            raise CheckpointError(self.path, what, fix)
 
     def to_variables(self, model: Any, recipe: str = "") -> tuple[dict[str, Any], dict[str, int]]:
         """Converts all tensors.
@@ -95,19 +111,30 @@ class Source:
         return f"give the recipe of these weights{', or ' + ' '.join(flags) if flags else ''}"
 
 
-def read_source(path: str) -> Source:
+def read_source(path: str, with_optimizer: bool = False) -> Source:
     """Reads a .pth or .safetensors file.
+
+    Args:
+      path: the file.
+      with_optimizer: keep the optimiser's state, which is as large as the weights.
 
     Raises:
       CheckpointError: it cannot be read, holds no state dict, or one of an unknown network.
     """
-    tensors, meta, ignored = _unwrap(read_weights(path), path)
+    tensors, beside = _unwrap(read_weights(path), path)
+    meta = beside["meta"] if isinstance(beside.get("meta"), dict) else {}
     structure = infer(
         {key: value.shape for key, value in tensors.items()}, detect(tensors.keys(), path)
     )
     names, palette = _classes(meta, structure.model.get("num_classes", 0))
-    ignored = tuple(name for name in ignored if not (names and name == "meta"))
-    return Source(path, tensors, structure, ignored, names, palette)
+    used = {"meta"} if names else set()
+    progress = {}
+    if with_optimizer:
+        used |= {"optimizer", "cur_iter"}
+        iteration = beside.get("cur_iter", meta.get("iter"))
+        progress = {"optimizer": beside.get("optimizer"), "iteration": iteration}
+    ignored = tuple(shown(name) for name in beside if name not in used)
+    return Source(path, tensors, structure, ignored, names, palette, **progress)
 
 
 def abstract_variables(model: Any) -> dict[str, Any]:
@@ -117,17 +144,15 @@ def abstract_variables(model: Any) -> dict[str, Any]:
     return jax.eval_shape(lambda: init_variables(build_model(model, "cpu"), 0))
 
 
-def _unwrap(obj: Any, path: str) -> tuple[dict[str, np.ndarray], dict, tuple[str, ...]]:
-    """Returns the state dict, the file's `meta`, and the names of all else at its top."""
-    meta: dict = {}
-    ignored: list[str] = []
+def _unwrap(obj: Any, path: str) -> tuple[dict[str, np.ndarray], dict]:
+    """Returns the state dict, and what else is in the file around it, by name."""
+    beside: dict = {}
     fix = f"save the state dict alone, or under one of: {', '.join(_LEVELS)}"
     while isinstance(obj, dict):
         level = next((name for name in _LEVELS if isinstance(obj.get(name), dict)), None)
         if level is None:
             break
-        ignored += [shown(name) for name in obj if name != level]
-        meta = obj["meta"] if isinstance(obj.get("meta"), dict) else meta
+        beside |= {name: value for name, value in obj.items() if name != level}
         obj = obj[level]
     if not isinstance(obj, dict) or not obj:
         kind = "nothing" if isinstance(obj, dict) else f"a {type(obj).__name__}"
@@ -142,7 +167,7 @@ def _unwrap(obj: Any, path: str) -> tuple[dict[str, np.ndarray], dict, tuple[str
         raise CheckpointError(path, f"{what} ({shorten(strange)})", fix)
     if all(key.startswith(_MODULE) for key in obj):
         obj = {key.removeprefix(_MODULE): value for key, value in obj.items()}
-    return obj, meta, tuple(ignored)
+    return obj, beside
 
 
 def _classes(meta: Mapping, count: Any) -> tuple[tuple[str, ...], np.ndarray]:

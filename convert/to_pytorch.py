@@ -8,6 +8,7 @@ back with equal tensors, what it dropped aside.
 
 import difflib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,29 +38,46 @@ def main(argv: list[str]) -> None:
         metavar="NAME",
         help="sssegmentation (default) or mmsegmentation; of a backbone v1c or torchvision",
     )
+    parser.add_argument(
+        "--optimizer",
+        action="store_true",
+        help="also momentum and iteration of a run, for torch.optim.SGD",
+    )
     args, overrides = parser.parse(argv)
     if overrides:
         raise ConfigError(overrides[0], "there is no such argument", f"see {parser.prog} --help")
-    check_output(args.output)
+    check_output(args.output, args.optimizer)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # leave the accelerator to whoever trains on it
     from convert.keymap import describe
-    from convert.pth import write_pth, write_safetensors
+    from convert.momentum import to_optimizer
     from deeplab_jax import checkpoint
 
     check_dialect(args.dialect)
     info = checkpoint.read_info(args.checkpoint, args.step)
-    variables = checkpoint.read_arrays(args.checkpoint, info.step, ("params", "batch_stats"))
+    names = ["params", "batch_stats"]
+    if args.optimizer:
+        if info.kind != "run":
+            what = f"is of kind {info.kind}, which has no optimiser's state"
+            raise CheckpointError(args.checkpoint, what, "leave out --optimizer, or give a run")
+        names.append("opt_state")
+    items = checkpoint.read_arrays(args.checkpoint, info.step, names)
+    variables = {name: items[name] for name in names[:2]}
     tensors, dialect, depth = to_state_dict(args.checkpoint, variables, info, args.dialect)
-    if Path(args.output).suffix == ".safetensors":
-        write_safetensors(args.output, tensors)
-    else:
-        write_pth(args.output, envelope(tensors, info, dialect))
+    optimizer = None
+    if args.optimizer:
+        total = _total_steps(info)
+        optimizer = to_optimizer(items, info.config, info.step, total, dialect)
+    write(args.output, tensors, info, dialect, optimizer)
     print(f"{args.checkpoint}, step {info.step}: {describe(dialect, depth)}")
+    if optimizer is not None:
+        lr = optimizer["param_groups"][0]["lr"]
+        note = "" if total is not None else " of the first step: the schedule's end is not known"
+        print(f"momentum converted; iteration {info.step}, lr {lr:.6g}{note}")
     print(f"written: {args.output} ({len(tensors)} tensors)")
 
 
-def check_output(path: str) -> None:
-    """Refuses a path that exists or whose suffix names no format.
+def check_output(path: str, with_optimizer: bool = False) -> None:
+    """Refuses a path that exists or whose suffix names no format that can hold what is asked for.
 
     Raises:
       CheckpointError: it exists.
@@ -70,6 +88,9 @@ def check_output(path: str) -> None:
     if Path(path).suffix not in _SUFFIXES:
         what = f"has the suffix {Path(path).suffix!r}, which names no format"
         raise ConfigError(path, what, f"end it with one of {', '.join(_SUFFIXES)}")
+    if with_optimizer and Path(path).suffix == ".safetensors":
+        what = "is to be a safetensors file, which holds tensors alone, and --optimizer is given"
+        raise ConfigError(path, what, "end it with .pth, or leave out --optimizer")
 
 
 def check_dialect(name: str | None) -> None:
@@ -129,16 +150,57 @@ def to_state_dict(
     return to_tensors(variables, counters, depth, chosen), chosen, depth
 
 
-def envelope(tensors: dict[str, Any], info: Any, dialect: str) -> dict[str, Any]:
+def write(
+    path: str, tensors: dict[str, Any], info: Any, dialect: str, optimizer: dict | None = None
+) -> None:
+    """Writes a state dict in the format that the path's suffix names.
+
+    Raises:
+      ResourceError: it cannot be written.
+    """
+    from convert.pth import write_pth, write_safetensors
+
+    if Path(path).suffix == ".safetensors":
+        write_safetensors(path, tensors)
+    else:
+        write_pth(path, envelope(tensors, info, dialect, optimizer))
+
+
+def envelope(
+    tensors: dict[str, Any], info: Any, dialect: str, optimizer: dict | None = None
+) -> dict[str, Any]:
     """Returns what the dialect's own programs save: the state dict and what is around it."""
+    state = {} if optimizer is None else {"optimizer": optimizer}
     if dialect == "sssegmentation":
-        return {"cur_epoch": 0, "cur_iter": info.step, "model": tensors}
+        return {"cur_epoch": _epochs(info), "cur_iter": info.step, **state, "model": tensors}
     if dialect == "mmsegmentation":
         names, palette = list(info.class_names), info.palette.tolist()
-        meta = {"iter": info.step, "CLASSES": names, "PALETTE": palette}
+        meta = {"epoch": _epochs(info), "iter": info.step, "CLASSES": names, "PALETTE": palette}
         meta["dataset_meta"] = {"classes": names, "palette": palette}
-        return {"meta": meta, "state_dict": tensors}
+        return {"meta": meta, "state_dict": tensors, **state}
     return tensors
+
+
+def _num_samples(info: Any) -> int | None:
+    """Returns how many images a run trains on; None where it is not known."""
+    match = re.match(r"(\d+) images ", info.data)  # see trainer.fingerprint
+    return int(match[1]) if match else None
+
+
+def _total_steps(info: Any) -> int | None:
+    """Returns T of a run's schedule; None where it is not known."""
+    from deeplab_jax.config import total_steps
+
+    count = _num_samples(info)
+    return info.config.train.steps or (total_steps(info.config, count) if count else None)
+
+
+def _epochs(info: Any) -> int:
+    """Returns the finished epochs of a run; 0 where they are not known."""
+    from deeplab_jax.config import steps_per_epoch
+
+    count = _num_samples(info)
+    return info.step // steps_per_epoch(info.config, count) if count else 0
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ VERBS = {
     "predict": "segment images: palette PNG and overlay of each",
     "convert from-pytorch": "turn a file of PyTorch weights into a checkpoint",
     "convert to-pytorch": "write a checkpoint's weights as a file for PyTorch",
+    "convert replay": "train on given batches, step by step as PyTorch would, to compare",
 }
 
 

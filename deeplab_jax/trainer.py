@@ -147,11 +147,13 @@ class Run:
         model = build_model(config.model)
         self.train_step = make_train_step(config, plan.total, mesh)
         self.evaluate = Evaluator(model, validation, config.eval.resize_base)
+        is_begun = checkpoint.latest_step(workdir) is not None
         self.info = checkpoint.Info(
             kind="run",
             config=config,
             class_names=dataset.class_names,
             palette=dataset.palette,
+            counters=checkpoint.read_info(workdir).counters if is_begun else {},
             data=fingerprint(dataset),
         )
         self.display = Display(plan.total, start)
@@ -317,7 +319,9 @@ def check_continuation(workdir: Path, config: ConfigDict, dataset: Dataset) -> N
             f"holds a run with another configuration ({'; '.join(changes)})",
             "continue it with its own, or choose another --workdir",
         )
-    if info.data != fingerprint(dataset):
+    if not info.data:
+        print(f"{workdir}: on which data it was trained is not known, so that is not compared")
+    elif info.data != fingerprint(dataset):
         what = f"trained on {info.data}, and {config.data.root} now has {fingerprint(dataset)}"
         raise ConfigError(str(workdir), what, "restore the data, or choose another --workdir")
 

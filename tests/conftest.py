@@ -1,6 +1,6 @@
 """Strict JAX settings, golden values, and tiny data sets in every layout."""
 
-import importlib
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -64,6 +64,17 @@ def recipe():
 def measure():
     """The module that computes our values beside the golden ones."""
     return importlib.import_module("measure")
+
+
+@pytest.fixture(scope="session")
+def torch_reference():
+    """The module with the reference's network and training in PyTorch."""
+    pytest.importorskip("torch")
+    path = Path(__file__).with_name("torch_reference.py")
+    spec = importlib.util.spec_from_file_location("torch_reference", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture

@@ -1,0 +1,229 @@
+"""Command: trains on given batches from PyTorch's weights, to compare step by step.
+
+    python -m convert.replay --checkpoint X.pth --config F --batches B.npz --steps N --total-steps T
+
+The update is `train`'s own, without dropout. Standard output is one JSON line a step.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from convert.from_pytorch import check_progress_flags, classes, to_run
+from convert.to_pytorch import check_dialect, check_output, to_state_dict, write
+from deeplab_jax import cli
+from deeplab_jax.errors import ConfigError, DataError, NumericError
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+_EXAMPLES = """\
+  deeplab convert replay --checkpoint start.pth --config configs/voc_r50_os16.py \\
+      --batches batches.npz --steps 5 --total-steps 100 --dtype float64 --output end.pth
+  deeplab convert replay --checkpoint epoch_30.pth --optimizer --config configs/voc_r50_os16.py \\
+      --batches batches.npz --steps 5 --total-steps 39660
+
+batches: `np.savez(..., images=..., labels=...)`, images float32 (S, B, H, W, 3) normalised, labels
+int (S, B, H, W) with 255 ignored; step s takes batch s mod S"""
+_FIELDS = ("lr", "loss_main", "loss_aux", "loss", "grad_norm")
+
+
+def main(argv: list[str]) -> None:
+    """Parses arguments, trains, prints a line a step, and writes the weights.
+
+    Raises:
+      DeepLabError: see `deeplab_jax.errors`; `cli.run` prints it.
+    """
+    parser = cli.Parser("convert replay", _EXAMPLES)
+    parser.add_argument("--checkpoint", metavar="FILE", required=True, help=".pth or .safetensors")
+    parser.add_argument("--config", metavar="FILE", required=True, help="recipe, see configs/")
+    parser.add_argument("--batches", metavar="FILE", required=True, help=".npz, see below")
+    parser.add_argument("--steps", metavar="N", type=int, required=True, help="how many to do")
+    parser.add_argument(
+        "--total-steps", metavar="T", type=int, required=True, help="where the schedule ends"
+    )
+    parser.add_argument("--output", metavar="FILE", help="write the weights: .pth or .safetensors")
+    parser.add_argument("--dialect", metavar="NAME", help="of --output; default: the checkpoint's")
+    parser.add_argument(
+        "--dtype",
+        default="float32",
+        choices=("float32", "float64", "bfloat16"),
+        help="of the computation",
+    )
+    parser.add_argument(
+        "--optimizer",
+        action="store_true",
+        help="start from the checkpoint's momentum and iteration, and write them to --output",
+    )
+    parser.add_argument(
+        "--iteration",
+        metavar="N",
+        type=int,
+        help="steps done; needed with --optimizer where the file does not say it",
+    )
+    parser.add_argument("--config.x", metavar="VALUE", help="any field of the recipe")
+    args, overrides = parser.parse(argv)
+    check_progress_flags(args)
+    check_dialect(args.dialect)
+    if args.output is not None:
+        check_output(args.output, args.optimizer)
+    if args.steps < 1:
+        raise ConfigError("--steps", f"must be 1 or more, got {args.steps}", "change it")
+    _check_total(args, 0)
+    images, labels = read_batches(args.batches)
+    config = _read_config(args, overrides, images.shape[1])
+    check_labels(args.batches, labels, config.model.num_classes)
+    import jax
+
+    from convert.dialects import MisfitError
+
+    try:
+        with jax.enable_x64(config.model.dtype == "float64"):
+            _replay(args, config, images, labels.astype(np.int32))
+    except MisfitError as error:
+        print(error.table, file=sys.stderr, flush=True)
+        raise
+
+
+def read_batches(path: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the images, float32 (S, B, H, W, 3), and labels, integers (S, B, H, W), of a file.
+
+    Raises:
+      DataError: it holds something else.
+    """
+    wanted = "save it with np.savez(..., images=..., labels=...)"
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            images, labels = archive["images"], archive["labels"]
+    except FileNotFoundError as error:
+        raise DataError(path, "does not exist", "check the path") from error
+    except KeyError as error:
+        raise DataError(path, "lacks the array `images` or `labels`", wanted) from error
+    except Exception as error:  # whatever a file's bytes provoke is the file's fault
+        text = " ".join(str(error).split())[:200]
+        raise DataError(path, f"cannot be read ({type(error).__name__}: {text})", wanted) from error
+    if images.dtype != np.float32 or images.ndim != 5 or images.shape[-1] != 3:
+        what = f"`images` is {images.dtype} {images.shape}, float32 (S, B, H, W, 3) wanted"
+        raise DataError(path, what, "convert it")
+    if labels.dtype.kind not in "iu" or labels.shape != images.shape[:-1]:
+        what = f"`labels` is {labels.dtype} {labels.shape}, integers {images.shape[:-1]} wanted"
+        raise DataError(path, what, "convert it: one label for each pixel of `images`")
+    if 0 in images.shape:
+        raise DataError(path, f"`images` is empty, {images.shape}", "give at least one batch")
+    if images.shape[1] < 2:
+        what = "has batches of one image, and the image-pool norm would see one value"
+        raise DataError(path, what, "give two images or more a batch")
+    if not np.isfinite(images).all():
+        raise DataError(path, "`images` holds values that are not finite", "mend them")
+    return images, labels
+
+
+def check_labels(path: str, labels: np.ndarray, num_classes: int) -> None:
+    """Refuses labels that are neither a class nor ignored.
+
+    Raises:
+      DataError: there are some.
+    """
+    from deeplab_jax.config import IGNORE_INDEX
+
+    bad = ((labels < 0) | (labels >= num_classes)) & (labels != IGNORE_INDEX)
+    if bad.any():
+        value, step = labels[bad][0], np.argwhere(bad)[0][0]
+        what = f"`labels` holds {value} in batch {step}, with {num_classes} classes"
+        raise DataError(path, what, f"use 0 to {num_classes - 1}, and {IGNORE_INDEX} for ignored")
+
+
+def _check_total(args: argparse.Namespace, start: int) -> None:
+    end = start + args.steps
+    if end > args.total_steps:
+        what = f"is {args.total_steps}, and these steps end at {end}"
+        raise ConfigError("--total-steps", what, "give the schedule's length, or fewer --steps")
+
+
+def _read_config(args: argparse.Namespace, overrides: list[str], batch_size: int) -> "ConfigDict":
+    """Returns the recipe for this batch size, one process and the flags' type; overrides win."""
+    from deeplab_jax.recipe import load_recipe
+
+    own = {
+        "train.batch_size": batch_size,
+        "train.reference_processes": 1,
+        "model.dtype": args.dtype,
+    }
+    return load_recipe(args.config, [f"--config.{k}={v}" for k, v in own.items()] + overrides)
+
+
+def _replay(
+    args: argparse.Namespace, config: "ConfigDict", images: np.ndarray, labels: np.ndarray
+) -> None:
+    from convert.momentum import Progress, read_progress, run_items, to_optimizer
+    from convert.source import read_source
+    from deeplab_jax.checkpoint import Info
+
+    source = read_source(args.checkpoint, args.optimizer)
+    source.require_network(args.config)
+    variables, counters = source.to_variables(config.model, args.config)
+    progress = Progress()
+    if args.optimizer:
+        progress = read_progress(source, config, args.iteration)
+        _check_total(args, progress.iteration)
+    names, palette = classes(config, source)
+    info = Info(
+        kind="weights", config=config, class_names=names, palette=palette, counters=counters
+    )
+    info = to_run(info, progress.iteration)
+    dialect = args.dialect or source.structure.dialect
+    to_state_dict(args.checkpoint, variables, info, dialect)  # refuses before it takes time
+    state = {"step": np.int32(info.step), **run_items(variables, progress, config)}
+    state = _train(state, images, labels, config, args.steps, args.total_steps)
+    if args.output is None:
+        return
+    info = dataclasses.replace(info, step=info.step + args.steps)
+    variables = {name: state[name] for name in variables}
+    tensors, *_ = to_state_dict(args.checkpoint, variables, info, dialect)
+    optimizer = None
+    if args.optimizer:
+        optimizer = to_optimizer(state, config, info.step, args.total_steps, dialect)
+    write(args.output, tensors, info, dialect, optimizer)
+    print(f"written: {args.output} ({len(tensors)} tensors)", file=sys.stderr)
+
+
+def _train(
+    state: dict[str, Any],
+    images: np.ndarray,
+    labels: np.ndarray,
+    config: "ConfigDict",
+    steps: int,
+    total_steps: int,
+) -> dict[str, Any]:
+    """Does the steps, prints their lines, and returns the state after them as NumPy arrays.
+
+    Raises:
+      NumericError: a step is not finite.
+    """
+    import jax
+
+    from deeplab_jax.models import build_model
+    from deeplab_jax.train_step import make_update
+
+    update = make_update(build_model(config.model), config, total_steps, use_dropout=False)
+    jitted = jax.jit(update, donate_argnums=0)
+    start = int(state["step"])
+    state = jax.device_put(state)
+    for step in range(start, start + steps):
+        batch = step % len(images)
+        state, metrics = jitted(state, images[batch], labels[batch])
+        values = {name: value.item() for name, value in jax.device_get(metrics).items()}
+        if not values["is_finite"]:
+            what = f"is not finite: loss {values['loss']}, gradient norm {values['grad_norm']}"
+            what += f", else the new weights; batch {batch}, lr {values['lr']:.3g}"
+            raise NumericError(f"step {step}", what, "look at the weights and this batch")
+        print(json.dumps({"step": step, **{name: values[name] for name in _FIELDS}}), flush=True)
+    return jax.device_get(state)
+
+
+if __name__ == "__main__":
+    cli.run(main)
