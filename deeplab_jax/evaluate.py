@@ -5,7 +5,11 @@
 The measuring itself is `deeplab_jax.evaluator.evaluate`.
 """
 
+import os
+from pathlib import Path
+
 from deeplab_jax import cli
+from deeplab_jax.errors import ResourceError
 
 _EXAMPLES = """\
   deeplab evaluate --checkpoint runs/camvid_r50_os16
@@ -25,10 +29,26 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--json", metavar="FILE", help="default: DIR/evaluation.json")
     parser.add_argument("--config.x", metavar="VALUE", help="any field of the checkpoint's recipe")
     args, overrides = parser.parse(argv)
+    if args.json:
+        check_writable(Path(args.json))
     from deeplab_jax.api import load
     from deeplab_jax.evaluator import evaluate_checkpoint
 
     evaluate_checkpoint(load(args.checkpoint, args.step, overrides), args.json)
+
+
+def check_writable(path: Path) -> None:
+    """Refuses a place where the numbers could not be written, before the work that makes them.
+
+    Raises:
+      ResourceError: the folder is missing, or one of both is not writable.
+    """
+    fix = "choose another --json, or create its folder"
+    if path.is_dir() or not path.parent.is_dir():
+        what = "is a folder" if path.is_dir() else f"there is no folder {path.parent}"
+        raise ResourceError(str(path), what, fix)
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ResourceError(str(path), "is not writable", "choose another --json, or its mode")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ NAME_overlay.jpg (the palette over the image).
 from pathlib import Path
 
 from deeplab_jax import cli
-from deeplab_jax.errors import DataError
+from deeplab_jax.errors import DataError, ResourceError
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 _EXAMPLES = """\
@@ -49,7 +49,7 @@ def find_images(paths: list[str]) -> list[Path]:
     images: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            images += sorted(p for p in path.iterdir() if p.suffix.lower() in _SUFFIXES)
+            images += sorted(p for p in path.iterdir() if _is_image(p))
         elif path.exists():
             images.append(path)
         else:
@@ -66,12 +66,20 @@ def find_images(paths: list[str]) -> list[Path]:
     return images
 
 
+def _is_image(path: Path) -> bool:
+    # Hidden ones, such as "._x.jpg" of macOS, are no pictures.
+    return path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")
+
+
 def check_output(images: list[Path], output: str) -> None:
-    """Refuses to write a result over one of the images.
+    """Refuses to write results over one of the images, or into a file.
 
     Raises:
       DataError: a result would have the path of an image.
+      ResourceError: `output` is a file.
     """
+    if Path(output).exists() and not Path(output).is_dir():
+        raise ResourceError(output, "is a file, not a folder", "choose another --output")
     inputs = {image.resolve() for image in images}
     for image in images:
         for name in (f"{image.stem}.png", f"{image.stem}_overlay.jpg"):

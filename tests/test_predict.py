@@ -193,7 +193,7 @@ def touch(folder, *names):
 
 
 def test_images_of_a_folder_are_sorted_and_other_files_left_out(tmp_path):
-    touch(tmp_path / "a", "2.jpg", "1.PNG", "notes.txt", "3.webp")
+    touch(tmp_path / "a", "2.jpg", "1.PNG", "notes.txt", "3.webp", "._2.jpg", ".DS_Store.jpg")
     touch(tmp_path / "b", "0.jpeg")
     found = predict.find_images([str(tmp_path / "b"), str(tmp_path / "a")])
     assert [path.name for path in found] == ["0.jpeg", "1.PNG", "2.jpg", "3.webp"]
@@ -218,6 +218,14 @@ def test_result_is_not_written_over_an_image(call, tmp_path):
     code, _, err = call("predict", *argv)
     assert code == 3
     assert "photos/1.png: would be overwritten by the result" in err
+
+
+def test_output_that_is_a_file_is_told_before_anything_is_loaded(call, tmp_path):
+    touch(tmp_path, "1.jpg", "out")
+    argv = ["--checkpoint", "nowhere", tmp_path / "1.jpg", "--output", tmp_path / "out"]
+    code, _, err = call("predict", *argv)
+    assert (code, err.count("\n")) == (5, 1)
+    assert f"{tmp_path}/out: is a file, not a folder" in err
 
 
 def test_result_may_lie_beside_the_image(tmp_path):
@@ -268,11 +276,12 @@ def test_evaluate_obeys_step_and_overrides(run, call):
     assert got["confusion"] == counts.tolist()
 
 
-def test_numbers_that_cannot_be_written_are_told_in_one_line(run, call, tmp_path):
-    argv = ["--checkpoint", run.path, "--json", tmp_path / "nowhere" / "numbers.json"]
-    code, _, err = call("evaluate", *argv)
-    assert (code, err.count("\n")) == (5, 1)
-    assert err.startswith(f"error: {tmp_path}/nowhere/numbers.json: ")
+@pytest.mark.parametrize("place", ["nowhere/numbers.json", ""])
+def test_numbers_that_cannot_be_written_are_told_before_anything_is_loaded(call, tmp_path, place):
+    argv = ["--checkpoint", "nowhere", "--json", tmp_path / place]
+    code, out, err = call("evaluate", *argv)
+    assert (code, out, err.count("\n")) == (5, "", 1)
+    assert err.startswith(f"error: {tmp_path / place}: ")
 
 
 def test_override_of_the_network_does_not_fit(run, call):

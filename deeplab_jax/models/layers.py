@@ -104,7 +104,11 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, is_train: bool) -> jax.Array:
-        """Returns `x` (B, H, W, C) normalised per channel, scaled and shifted."""
+        """Returns `x` (B, H, W, C) normalised per channel, scaled and shifted.
+
+        Raises:
+          ValueError: training sees one value per channel, which has no variance.
+        """
         dtype, shape = self.numerics.wide_dtype, (x.shape[-1],)
         scale = self.param("scale", nn.initializers.ones, shape, dtype)
         bias = self.param("bias", nn.initializers.zeros, shape, dtype)
@@ -115,6 +119,12 @@ class BatchNorm(nn.Module):
         y, batch_mean, batch_var = _normalize(x, scale, bias, lax.stop_gradient(mean.value))
         if not self.is_initializing():
             count = x.size // x.shape[-1]
+            if count == 1:
+                name = "/".join(self.path)
+                raise ValueError(
+                    f"Batch norm {name} needs more than one value per channel in training, got"
+                    f" shape {x.shape}; use a larger batch."
+                )
             unbiased = batch_var * (count / (count - 1))
             for running, batch in ((mean, batch_mean), (var, unbiased)):
                 new = (1 - BN_MOMENTUM) * running.value + BN_MOMENTUM * batch

@@ -53,6 +53,15 @@ def test_frozen_batch_norm_ignores_the_batch():
         np.testing.assert_array_equal(updated["batch_stats"]["var"], 4.0)
 
 
+def test_one_value_per_channel_is_told_with_its_place():
+    x = jnp.ones((1, 1, 1, 2))
+    module = ConvBNReLU(3, Numerics())
+    variables = module.init(jax.random.key(0), x, False)
+    with pytest.raises(ValueError, match=r"norm needs more than one .* got shape \(1, 1, 1, 3\)"):
+        _apply(module, variables, x, True)
+    _apply(module, variables, x, False)
+
+
 def test_batch_norm_gradient_equals_autodiff():
     def plain(x, scale, bias):
         mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
