@@ -15,7 +15,8 @@ from importlib import import_module
 from typing import NoReturn
 
 from deeplab_jax import __version__
-from deeplab_jax.errors import ConfigError, DeepLabError, ResourceError
+from deeplab_jax.errors import ConfigError, DeepLabError, Interrupted, ResourceError
+from deeplab_jax.progress import discard
 
 VERBS = {
     "train": "train a recipe, or continue an interrupted run",
@@ -67,10 +68,10 @@ def run(command: Callable[[list[str]], None], argv: Sequence[str] | None = None)
     except DeepLabError as error:
         code = _render(error)
     except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
+        _tell("\ninterrupted")
         code = 130
-    except BrokenPipeError:
-        code = 0
+    except BrokenPipeError:  # the reader of our output has gone, as in `... | head`
+        code = 141  # as of a command that SIGPIPE ends
     except SystemExit as end:  # argparse's, after --help
         code = int(end.code or 0)
     except Exception as error:
@@ -80,8 +81,8 @@ def run(command: Callable[[list[str]], None], argv: Sequence[str] | None = None)
         code = _render(known)
     try:
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader of our output has gone, as in `... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # after all was done
+        discard(sys.stdout)
     sys.exit(code)
 
 
@@ -89,9 +90,15 @@ def _render(error: DeepLabError) -> int:
     if os.environ.get("DEEPLAB_DEBUG") == "1":
         traceback.print_exc()
     text = " ".join(str(error).split())
-    is_stop = error.exit_code in (130, 143)
-    print(text if is_stop else f"error: {text}", file=sys.stderr)
+    _tell(text if isinstance(error, Interrupted) else f"error: {text}")
     return error.exit_code
+
+
+def _tell(text: str) -> None:
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except BrokenPipeError:  # after Ctrl-C in `... 2>&1 | tee log`, which ends both
+        discard(sys.stderr)
 
 
 def _as_resource_error(error: Exception) -> ResourceError | None:

@@ -59,7 +59,7 @@ class Interrupted(DeepLabError):
     """Training was asked to stop, saved its state and left.
 
     Attributes:
-      exit_code: 130 after Ctrl-C, 143 after SIGTERM.
+      exit_code: 130 after Ctrl-C, 143 after SIGTERM, 141 when the reader of the output has gone.
     """
 
     def __init__(self, where: str, what: str, fix: str, exit_code: int):

@@ -4,10 +4,10 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 _PLAIN_SECONDS = 10.0  # between lines where the output is not a terminal
 _SMOOTHING = 0.9  # of the loss that people see
@@ -81,8 +81,16 @@ class Speed:
 class Display:
     """One live line on a terminal, else a plain line now and then."""
 
-    def __init__(self, total: int, done: int):
+    def __init__(self, total: int, done: int, on_gone: Callable[[], None] = lambda: None):
+        """Shows nothing yet.
+
+        Args:
+          total: optimiser steps of the run.
+          done: of which are done.
+          on_gone: called when the reader of the output has gone, as in `... | head`.
+        """
         self._total, self._first = total, done
+        self._on_gone = on_gone
         self._start = time.perf_counter()
         self._printed = -_PLAIN_SECONDS
         self._loss: float | None = None
@@ -108,7 +116,7 @@ class Display:
         if self._bar is not None:
             self._bar.console.print(text, highlight=False, markup=False)
         else:
-            print(text, flush=True)
+            self._print(text)
 
     def step(self, step: int, values: dict[str, float], is_last: bool) -> None:
         """Shows a finished step.
@@ -131,7 +139,19 @@ class Display:
             self._bar.update(self._task, completed=step, description=text)
         elif is_last or elapsed - self._printed >= _PLAIN_SECONDS:
             self._printed = elapsed
+            self._print(text)
+
+    def _print(self, text: str) -> None:
+        try:
             print(text, flush=True)
+        except BrokenPipeError:
+            discard(sys.stdout)
+            self._on_gone()
+
+
+def discard(stream: TextIO) -> None:
+    """Sends a standard stream nowhere from here on, since its reader has gone."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _duration(seconds: float) -> str:

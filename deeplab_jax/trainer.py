@@ -5,14 +5,17 @@
 <workdir>/checkpoints/   the latest and the best step
 """
 
+import fcntl
 import hashlib
 import os
+import platform
 import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +95,8 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
       ConfigError: a value cannot be used, or differs from the run's that is being continued.
       DataError: a data set or sample cannot be used; the state was saved.
       NumericError: the loss or a gradient is not finite; nothing was saved since it was.
-      Interrupted: Ctrl-C or SIGTERM; the state was saved.
-      ResourceError: a checkpoint could not be written.
+      Interrupted: Ctrl-C, SIGTERM, or the reader of the output has gone; the state was saved.
+      ResourceError: a checkpoint could not be written, or another process trains in `workdir`.
     """
     config_lib.validate(config)
     workdir = Path(workdir)
@@ -107,24 +110,26 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         notes += check_start(config, dataset.class_names)
     else:
         check_continuation(workdir, config, dataset)
-    write_config(workdir, config)  # an unusable place shows before anything compiles
-    for warning in notes:
-        print(f"warning: {warning}", flush=True)
-    state = restore_or_init(config, workdir, plan, mesh)
-    start = int(state["step"])
-    is_owed = is_evaluation_owed(workdir, plan, start)
-    if start >= plan.total and not is_owed:
-        print(f"already finished: {workdir} holds step {start} of {plan.total}", flush=True)
-        return log_end(JsonLog(workdir / "log.jsonl", start), state)  # a kill may have cut it off
-    print(
-        f"{config.name}: {len(dataset)} training and {len(validation)} validation images, "
-        f"{model_config.num_classes} classes, {plan.total} steps of {config.train.batch_size}, "
-        f"{mesh.size} x {jax.default_backend()}, work directory {workdir}",
-        flush=True,
-    )
-    run = Run(config, workdir, plan, mesh, dataset, validation, start, is_owed)
-    with _stop_signals() as stop:
-        return run.go(state, stop)
+    with _lock(workdir):
+        write_config(workdir, config)  # an unusable place shows before anything compiles
+        for warning in notes:
+            print(f"warning: {warning}", flush=True)
+        state = restore_or_init(config, workdir, plan, mesh)
+        start = int(state["step"])
+        is_owed = is_evaluation_owed(workdir, plan, start)
+        if start >= plan.total and not is_owed:
+            print(f"already finished: {workdir} holds step {start} of {plan.total}", flush=True)
+            # A kill may have cut the end of the log off.
+            return log_end(JsonLog(workdir / "log.jsonl", start), state)
+        print(
+            f"{config.name}: {len(dataset)} training and {len(validation)} validation images, "
+            f"{model_config.num_classes} classes, {plan.total} steps of {config.train.batch_size}, "
+            f"{mesh.size} x {jax.default_backend()}, work directory {workdir}",
+            flush=True,
+        )
+        run = Run(config, workdir, plan, mesh, dataset, validation, start, is_owed)
+        with _stop_signals() as stop:
+            return run.go(state, stop)
 
 
 class Run:
@@ -156,13 +161,15 @@ class Run:
             counters=checkpoint.read_info(workdir).counters if is_begun else {},
             data=fingerprint(dataset),
         )
-        self.display = Display(plan.total, start)
         self.speed = Speed(config.train.batch_size)
         self.pending: deque = deque()  # (step, row ids, metrics) whose values are not yet read
 
     def go(self, state: State, stop: list[int]) -> dict[str, Any]:
         """Trains to the end or to the first reason to stop; both leave by `_finish`."""
         self.log = JsonLog(self.workdir / "log.jsonl", self.start)
+        # A reader that leaves, as in `... | head`, stops the run as a signal does.
+        on_gone = partial(stop.append, int(signal.SIGPIPE))
+        self.display = Display(self.plan.total, self.start, on_gone)
         with self.display.live(), checkpoint.Saver(self.workdir) as self.saver:
             try:
                 state, reason = self._steps(state, stop)
@@ -340,7 +347,6 @@ def is_evaluation_owed(workdir: Path, plan: Plan, start: int) -> bool:
 
 def write_config(workdir: Path, config: ConfigDict) -> None:
     """Writes `config.json`, for people; what counts is in the checkpoints."""
-    workdir.mkdir(parents=True, exist_ok=True)
     partial = workdir / "config.tmp"
     partial.write_text(config_lib.to_json(config) + "\n")
     os.replace(partial, workdir / "config.json")
@@ -410,6 +416,33 @@ def tree_hash(tree: Any) -> str:
 
 
 @contextmanager
+def _lock(workdir: Path) -> Iterator[None]:
+    """Keeps other processes from training in `workdir` meanwhile; creates it.
+
+    The system releases the lock when the process ends, however it does. Where the file system has
+    no locks there is no protection. Of several hosts the first holds it for all.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    if jax.process_index() != 0:
+        yield
+        return
+    with (workdir / ".lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            what = f"another process trains here ({file.read()})"
+            fix = "wait for it, or choose another --workdir"
+            raise ResourceError(str(workdir), what, fix) from None
+        except OSError:
+            pass
+        file.truncate(0)
+        file.write(f"pid {os.getpid()} on {platform.node()}")
+        file.flush()
+        yield
+
+
+@contextmanager
 def _stop_signals() -> Iterator[list[int]]:
     """Yields a list that receives the first SIGINT or SIGTERM; a second one acts at once."""
     received: list[int] = []
@@ -418,7 +451,9 @@ def _stop_signals() -> Iterator[list[int]]:
     def remember(number: int, frame: Any) -> None:
         received.append(number)
         signal.signal(number, previous[number])
-        os.write(2, b"\nstopping after this step; again to quit at once\n")  # print may be at work
+        with suppress(BrokenPipeError):
+            text = b"\nstopping after this step; again to quit at once\n"
+            os.write(2, text)  # print may be at work
 
     try:
         for number in (int(signal.SIGINT), int(signal.SIGTERM)):

@@ -187,9 +187,16 @@ def test_debugging_shows_the_traceback_of_an_error(call, monkeypatch):
     assert err.splitlines()[-1].startswith("error: nowhere.py: ")
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["train", "--help"]])
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_reader_that_leaves_is_no_error(argv, unbuffered):
+@pytest.mark.parametrize(
+    ("argv", "unbuffered", "code"),
+    [
+        (["--help"], "", 0),  # all was done when it showed
+        (["train", "--help"], "", 0),
+        (["--help"], "1", 141),
+        (["train", "--help"], "1", 0),  # argparse does not mind
+    ],
+)
+def test_reader_that_leaves_ends_a_command_quietly(argv, unbuffered, code):
     reading, writing = os.pipe()
     os.close(reading)
     got = subprocess.run(
@@ -200,7 +207,17 @@ def test_reader_that_leaves_is_no_error(argv, unbuffered):
         text=True,
     )
     os.close(writing)
-    assert (got.returncode, got.stderr) == (0, "")
+    assert (got.returncode, got.stderr) == (code, "")
+
+
+def test_reader_of_errors_that_leaves_changes_no_exit_code():
+    reading, writing = os.pipe()
+    os.close(reading)
+    got = subprocess.run(
+        [sys.executable, "-c", "from deeplab_jax import cli; cli.main()", "trian"], stderr=writing
+    )
+    os.close(writing)
+    assert got.returncode == 2
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,8 @@
+import errno
+import fcntl
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -409,6 +412,49 @@ def test_ctrl_c_with_reading_processes_saves(tiny, tmp_path, compile_options):
     first, last = error.strip().splitlines()
     assert first == "stopping after this step; again to quit at once"
     assert last.startswith("train: stopped by SIGINT and saved at step ")
+
+
+@pytest.mark.parametrize("redirection", ["", "2>&1"])
+def test_reader_of_the_output_that_leaves_stops_the_run_as_a_signal_does(
+    tiny, finished, tmp_path, compile_options, redirection
+):
+    command = shlex.join([sys.executable, "-m", "deeplab_jax.train", *tiny[1:]])
+    workdir = tmp_path / "run"
+    pipe = f"{command} --workdir {workdir} {redirection} | head -1; exit ${{PIPESTATUS[0]}}"
+    got = subprocess.run(["bash", "-c", pipe], env=compile_options, capture_output=True, text=True)
+    assert got.returncode == 141
+    assert got.stdout.count("\n") == 1
+    # The first step is told once the second runs.
+    assert checkpoint.latest_step(workdir) == 2
+    told = f"train: stopped by SIGPIPE and saved at step 2 of {TOTAL} - repeat the command to go on"
+    assert got.stderr.strip() == ("" if redirection else told)
+    assert call(*tiny, "--workdir", workdir) == 0
+    assert log_of(workdir) == log_of(finished)
+
+
+# One process at a time
+
+
+def test_second_process_in_a_work_directory_is_refused(tiny, finished, tmp_path, capsys):
+    shutil.copytree(finished, tmp_path / "run")
+    with (tmp_path / "run" / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write("pid 12 on elsewhere")
+        file.flush()
+        before = (tmp_path / "run" / "config.json").stat().st_mtime_ns
+        assert call(*tiny, "--workdir", tmp_path / "run") == 5
+        assert "another process trains here (pid 12 on elsewhere)" in capsys.readouterr().err
+        assert (tmp_path / "run" / "config.json").stat().st_mtime_ns == before
+    assert call(*tiny, "--workdir", tmp_path / "run") == 0
+    assert (tmp_path / "run" / ".lock").read_text().startswith(f"pid {os.getpid()} on ")
+
+
+def test_file_system_without_locks_is_used_without(tiny, finished, monkeypatch):
+    def fail(*args):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(trainer.fcntl, "flock", fail)
+    assert call(*tiny, "--workdir", finished) == 0
 
 
 def test_added_images_are_not_continued_over(tiny, finished, tmp_path, capsys):
