@@ -35,10 +35,17 @@ PUBLISHED_MIOU = {  # percent; sssegmentation model zoo
     ("cityscapes", 101, 16): 80.20,
 }
 DATASETS = (*_TABLE, "folder")
+SOURCES = ("folder", "tfds", "cache")
+MASK_FORMATS = ("index", "color", "binary")
+LABEL_IDS, TRAIN_IDS = "_gtFine_labelIds", "_gtFine_labelTrainIds"  # masks of Cityscapes
 IGNORE_INDEX = 255
 
+# Meaningless for the data sets of the table, whose files and values are known.
+_FOLDER_KEYS = ("images", "masks", "mask_suffix", "split_file", "mask_format", "reduce_zero_label",
+                "ignore_values", "class_values", "class_colors")  # fmt: skip
+
 # Keys that may differ between a run and its continuation: they cannot change a result.
-_FREE_ON_RESUME = ("name", "data.root", "data.num_workers", "log.every_steps")
+_FREE_ON_RESUME = ("name", "data.root", "data.source", "data.num_workers", "log.every_steps")
 
 
 def get_config(dataset: str, depth: int = 50, output_stride: int = 16) -> ConfigDict:
@@ -87,7 +94,24 @@ def get_config(dataset: str, depth: int = 50, output_stride: int = 16) -> Config
     c.data.root = "data"  # holds the official layouts, or is the folder itself
     c.data.train_split = "trainaug" if dataset == "voc" else "train"
     c.data.val_split = "val"
+    c.data.source = "folder"  # of files; or the same samples from "tfds" or a "cache"
+    # Where a folder data set lies under its root: {split} is replaced; flat or nested.
+    c.data.images = "images/{split}"
+    c.data.masks = "labels/{split}"
+    c.data.mask_suffix = ""  # after the image's name in its mask's, such as "_mask"
+    c.data.split_file = ""  # such as "splits/{split}.txt", one id a line; empty: all files
+    # What a mask's values mean, for data sets that are not of the table.
+    c.data.mask_format = "index"  # "color": those of the classes; "binary": 0 and 255
+    c.data.reduce_zero_label = False  # 0 is ignored and k is class k - 1
+    c.data.ignore_values = (255,)  # 0 to 65535
+    c.data.class_values = ()  # of class 0, 1, ...; empty: 0, 1, ..., C - 1
     c.data.class_names = ()  # folder only; empty: classes.json, else class_0, class_1, ...
+    c.data.class_colors = ()  # R, G, B of class 0, 1, ...; empty: classes.json, else VOC's
+    c.data.skip_bad = 0  # training samples that may be unreadable, and are left out
+    # TFDS only: a prepared data set's name, and its features.
+    c.data.tfds_name = ""
+    c.data.image_key = "image"
+    c.data.mask_key = "mask"
     c.data.resize_base = base  # (long side, short side) that scale 1 fits an image into, pixels
     c.data.scale_range = (0.5, 2.0)  # random scale of the resize base in training
     c.data.crop_size = crop  # (height, width) of a training sample, pixels
@@ -160,14 +184,15 @@ def validate(config: ConfigDict) -> None:
     is_named = not names or len(names) == model.num_classes
     fix = "name each class once, or correct config.model.num_classes"
     _require("data.class_names", len(names), is_named, f"{model.num_classes} names or none", fix)
+    _check_masks(data, model.num_classes)
     for key in ("model.width", "model.head_channels", "model.low_level_channels",
                 "model.aux_channels", "train.epochs", "eval.every_epochs", "log.every_steps",
                 "train.reference_processes"):  # fmt: skip
         value = _get(config, key)
         _require(key, value, value >= 1, "1 or more")
     _require("model.width", model.width, model.width % 2 == 0, "an even number")
-    for key in ("train.steps", "checkpoint.every_steps", "data.num_workers", "train.weight_decay",
-                "train.aux_weight"):  # fmt: skip
+    for key in ("train.steps", "checkpoint.every_steps", "data.num_workers", "data.skip_bad",
+                "train.weight_decay", "train.aux_weight"):  # fmt: skip
         value = _get(config, key)
         _require(key, value, 0 <= value < math.inf, "0 or more")
     _require("seed", config.seed, 0 <= config.seed < 2**32, "0 to 4294967295")
@@ -198,6 +223,57 @@ def _require(key: str, value: Any, is_good: bool, accepted: str, fix: str = "") 
 def _require_ints(key: str, value: Any, count: int) -> None:
     is_good = len(value) == count and all(type(v) is int and v > 0 for v in value)
     _require(key, tuple(value), is_good, f"{count} positive integers")
+
+
+def _check_masks(data: ConfigDict, num_classes: int) -> None:
+    """Checks where samples lie and what mask values mean."""
+    _require("data.source", data.source, data.source in SOURCES, ", ".join(SOURCES))
+    _require("data.mask_format", data.mask_format, data.mask_format in MASK_FORMATS,
+             ", ".join(MASK_FORMATS))  # fmt: skip
+    defaults = get_config("folder").data
+    for key in _FOLDER_KEYS:
+        is_meant = data.dataset == "folder" or data[key] == defaults[key]
+        if (data.dataset, key) == ("cityscapes", "mask_suffix"):
+            is_meant = data[key] in ("", LABEL_IDS, TRAIN_IDS)
+        accepted = f"left as it is for {data.dataset}, whose layout is known"
+        fix = "set config.data.dataset=folder for a layout of your own"
+        _require(f"data.{key}", data[key], is_meant, accepted, fix)
+    is_split = "{split}" in data.images + data.split_file or data.train_split == data.val_split
+    fix = 'name a config.data.split_file such as "splits/{split}.txt"'
+    _require("data.images", data.images, is_split, "different for each {split}", fix)
+    _require_values("data.ignore_values", data.ignore_values, 65535)
+    _require_values("data.class_values", data.class_values, 65535, num_classes)
+    _require_values("data.class_colors", data.class_colors, 255, 3 * num_classes)
+    is_color, is_binary = data.mask_format == "color", data.mask_format == "binary"
+    accepted, fix = "2 for binary masks", "count the background"
+    _require("model.num_classes", num_classes, num_classes == 2 or not is_binary, accepted, fix)
+    for key in ("reduce_zero_label", "class_values", "ignore_values"):
+        is_meant = data[key] == defaults[key] or not (is_color or is_binary)
+        accepted = f"{defaults[key]} with config.data.mask_format={data.mask_format}"
+        fix = "set config.data.mask_format=index, or drop this"
+        _require(f"data.{key}", data[key], is_meant, accepted, fix)
+    if is_color or is_binary:
+        return
+    is_one = not (data.reduce_zero_label and data.class_values)
+    fix = "give the values alone, or reduce_zero_label alone"
+    _require("data.class_values", data.class_values, is_one, "() with reduce_zero_label", fix)
+    first = int(data.reduce_zero_label)
+    values = data.class_values or range(first, first + num_classes)
+    both = sorted(set(values) & set(data.ignore_values))
+    fix = "correct it, config.data.class_values or config.model.num_classes"
+    accepted = "values that are no class" + (f" ({both[0]} is one)" if both else "")
+    if data.dataset == "folder":
+        _require("data.ignore_values", data.ignore_values, not both, accepted, fix)
+
+
+def _require_values(key: str, values: Any, largest: int, count: int | None = None) -> None:
+    is_good = all(type(value) is int and 0 <= value <= largest for value in values)
+    is_good = is_good and (count is None or len(values) in (0, count))
+    is_good = is_good and (largest == 255 or len(set(values)) == len(values))
+    number = "" if count is None else f"{count} or no "
+    unique = "" if largest == 255 else "different "
+    fix = "" if values and count is None else "count them, or leave it empty"
+    _require(key, tuple(values), is_good, f"{number}{unique}numbers in 0..{largest}", fix)
 
 
 def _require_batch(batch: int, processes: int) -> None:

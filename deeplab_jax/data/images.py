@@ -23,55 +23,102 @@ _GREY_STEP = {"L;2": 85, "L;4": 17}
 
 
 def read_image(path: str | Path) -> np.ndarray:
+    """Returns a file's photograph; see `decode_image`."""
+    return decode_image(str(path), _read_bytes(str(path)))
+
+
+def read_label(path: str | Path) -> np.ndarray:
+    """Returns a file's mask of class indices; see `decode_label`."""
+    return decode_label(str(path), _read_bytes(str(path)))
+
+
+def read_color_label(path: str | Path) -> np.ndarray:
+    """Returns a file's mask of colours; see `decode_color_label`."""
+    return decode_color_label(str(path), _read_bytes(str(path)))
+
+
+def decode_image(name: str, data: bytes) -> np.ndarray:
     """Returns a photograph as uint8 (H, W, 3) RGB, turned upright as its EXIF data says.
 
     Decoding is OpenCV's, as in the reference, so pixels equal `cv2.imread`'s. Grey images become
     three equal channels, alpha is dropped and 16 bit is cut to 8.
 
+    Args:
+      name: what messages call it.
+      data: the bytes of the file.
+
     Raises:
-      DataError: the file is missing, cut short, too large, or not an image.
+      DataError: the data is cut short, too large, or not an image.
     """
-    path = str(path)
-    data = _read_bytes(path)
-    _open(path, data)
+    _open(name, data)
     # From bytes: `cv2.imread` would fill the rest of a cut JPEG with grey.
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     except cv2.error:
         image = None
     if image is None:
-        raise DataError(path, "is damaged or cut short", "replace the file")
+        raise DataError(name, "is damaged or cut short", "replace the file")
     return image
 
 
-def read_label(path: str | Path) -> np.ndarray:
-    """Returns a mask as uint8 (H, W): the stored indices, never the colours of a palette.
+def decode_label(name: str, data: bytes) -> np.ndarray:
+    """Returns a mask's stored indices, never the colours of a palette.
+
+    Args:
+      name: what messages call it.
+      data: the bytes of the file.
+
+    Returns:
+      uint8 (H, W); uint16 where a value is above 255.
 
     Raises:
-      DataError: as for `read_image`; or the mask holds colours, values above 255, or is a JPEG.
+      DataError: as for `decode_image`; or the mask holds colours, or is a JPEG.
     """
-    path = str(path)
-    mask = _open(path, _read_bytes(path))
-    if mask.format == "JPEG":
-        raise DataError(path, "is a JPEG, which changes class indices", "store masks as PNG")
+    mask = _open_mask(name, data)
     if mask.mode not in ("1", "L", "P") and not mask.mode.startswith("I"):
         raise DataError(
-            path,
+            name,
             f"holds colours (mode {mask.mode}), not one class index per pixel",
             "store masks as grey or palette PNG",
         )
     step = _GREY_STEP.get(str(mask.tile[0].args) if mask.tile else "", 1)
-    try:
-        label = np.asarray(mask)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(path, f"is damaged or cut short ({error})", "replace the file") from error
-    if label.dtype.itemsize > 1 and (label.min() < 0 or label.max() > 255):
+    label = _pixels(name, mask)
+    if label.dtype.itemsize > 1 and (label.min() < 0 or label.max() > 65535):
         raise DataError(
-            path,
-            f"has values {label.min()}..{label.max()}; class indices lie in 0..255",
+            name,
+            f"has values {label.min()}..{label.max()}; class indices lie in 0..65535",
             "rewrite the mask with class indices",
         )
+    if label.dtype.itemsize > 1 and label.max() > 255:
+        return label.astype(np.uint16)
     return label.astype(np.uint8) // np.uint8(step)
+
+
+def decode_color_label(name: str, data: bytes) -> np.ndarray:
+    """Returns a mask's colours, those of its palette if it has one, uint8 (H, W, 3) RGB.
+
+    Args:
+      name: what messages call it.
+      data: the bytes of the file.
+
+    Raises:
+      DataError: as for `decode_image`; or the mask is a JPEG.
+    """
+    return _pixels(name, _open_mask(name, data).convert("RGB"))
+
+
+def _open_mask(name: str, data: bytes) -> ImageFile.ImageFile:
+    mask = _open(name, data)
+    if mask.format == "JPEG":
+        raise DataError(name, "is a JPEG, which changes class indices", "store masks as PNG")
+    return mask
+
+
+def _pixels(name: str, mask: Image.Image) -> np.ndarray:
+    try:
+        return np.asarray(mask)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DataError(name, f"is damaged or cut short ({error})", "replace the file") from error
 
 
 def write_png_indices(path: str | Path, label: np.ndarray, palette: np.ndarray) -> None:

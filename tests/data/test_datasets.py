@@ -7,7 +7,7 @@ import pytest
 
 from deeplab_jax.data import open_dataset
 from deeplab_jax.data.classes import CLASS_NAMES, colormap
-from deeplab_jax.data.datasets import label_map
+from deeplab_jax.data.labels import label_map
 from deeplab_jax.errors import ConfigError, DataError
 
 CLASSES = {"voc": 21, "ade20k": 150, "cityscapes": 19, "folder": 4}
@@ -58,21 +58,25 @@ def test_ids_and_paths_follow_the_official_names(make_tree, data_config):
     root = make_tree("voc")
     voc = open_dataset(data_config("voc", root), 21, "val")
     assert voc.ids[1] == "val_000001"
-    assert voc.image_paths[1] == str(root / VOC / "JPEGImages/val_000001.jpg")
-    assert voc.label_paths[1] == str(root / VOC / "SegmentationClass/val_000001.png")
+    assert voc.source.image_paths[1] == str(root / VOC / "JPEGImages/val_000001.jpg")
+    assert voc.source.label_paths[1] == str(root / VOC / "SegmentationClass/val_000001.png")
 
     root = make_tree("ade20k")
     ade20k = open_dataset(data_config("ade20k", root), 150, "train")
-    assert ade20k.image_paths[0] == str(root / ADE / "images/training/ADE_train_00000000.jpg")
-    assert ade20k.label_paths[0] == str(root / ADE / "annotations/training/ADE_train_00000000.png")
+    assert ade20k.source.image_paths[0] == str(
+        root / ADE / "images/training/ADE_train_00000000.jpg"
+    )
+    assert ade20k.source.label_paths[0] == str(
+        root / ADE / "annotations/training/ADE_train_00000000.png"
+    )
 
     root = make_tree("cityscapes")
     city = open_dataset(data_config("cityscapes", root), 19, "val")
     assert city.ids[0] == "aachen/aachen_000000_000019_leftImg8bit"
     top = root / "CityScapes"
-    assert city.image_paths[0] == str(top / f"leftImg8bit/val/{city.ids[0]}.png")
+    assert city.source.image_paths[0] == str(top / f"leftImg8bit/val/{city.ids[0]}.png")
     label = "gtFine/val/aachen/aachen_000000_000019_gtFine_labelIds.png"
-    assert city.label_paths[0] == str(top / label)
+    assert city.source.label_paths[0] == str(top / label)
     assert list(city.ids) == sorted(city.ids)
 
 
@@ -106,7 +110,7 @@ def test_folder_is_sorted_and_takes_any_case_but_no_hidden_files(make_tree, data
     (images / "001.jpg").unlink()
     dataset = open_dataset(data_config("folder", root), 4, "train")
     assert dataset.ids == ("000", "001", "002")
-    assert [path.rsplit(".")[-1] for path in dataset.image_paths] == ["jpg", "png", "JPG"]
+    assert [path.rsplit(".")[-1] for path in dataset.source.image_paths] == ["jpg", "png", "JPG"]
 
 
 def test_dataset_survives_pickling(make_tree, data_config):
@@ -168,18 +172,38 @@ def test_two_images_of_one_name_are_refused(make_tree, data_config):
 
 
 @pytest.mark.parametrize("name", ["voc", "ade20k", "cityscapes"])
-def test_label_map_is_the_references(expected, name):
+def test_label_map_is_the_references(expected, data_config, name):
     golden = expected["label_map"][name]
     want = np.full(256, -1)
     want[golden["ids"]] = [255 if label < 0 else label for label in golden["labels"]]
-    assert label_map(name, CLASSES[name]).dtype == np.int16
-    np.testing.assert_array_equal(label_map(name, CLASSES[name]), want)
+    ours = label_map(data_config(name, "data"), CLASSES[name])
+    assert ours.dtype == np.int16
+    np.testing.assert_array_equal(ours[:256], want)
+    assert (ours[256:] == -1).all()
 
 
-def test_label_map_by_hand():
-    assert label_map("folder", 3)[[0, 2, 3, 254, 255]].tolist() == [0, 2, -1, -1, 255]
-    assert label_map("ade20k", 150)[[0, 1, 150, 151, 255]].tolist() == [255, 0, 149, -1, -1]
-    assert label_map("cityscapes", 19)[[0, 7, 9, 33, 34, 255]].tolist() == [255, 0, 255, 18, -1, -1]
+@pytest.mark.parametrize(
+    ("name", "fields", "classes"),
+    [
+        ("folder", {}, {0: 0, 2: 2, 3: -1, 254: -1, 255: 255, 256: -1}),
+        ("folder", {"reduce_zero_label": True}, {0: 255, 1: 0, 3: 2, 4: -1, 255: 255}),
+        ("folder", {"ignore_values": (11, 65535)}, {2: 2, 3: -1, 11: 255, 255: -1, 65535: 255}),
+        ("folder", {"ignore_values": ()}, {2: 2, 255: -1}),
+        ("folder", {"class_values": (7, 300, 0)}, {7: 0, 300: 1, 0: 2, 1: -1, 255: 255}),
+        ("ade20k", {}, {0: 255, 1: 0, 3: 2, 4: -1, 255: -1}),
+        ("cityscapes", {"mask_suffix": "_gtFine_labelTrainIds"}, {0: 0, 2: 2, 3: -1, 255: 255}),
+    ],
+)
+def test_label_map_by_hand(data_config, name, fields, classes):
+    ours = label_map(data_config(name, "data", **fields), 3)
+    assert {value: ours[value] for value in classes} == classes
+
+
+def test_label_map_of_binary_masks_and_cityscapes(data_config):
+    ours = label_map(data_config("folder", "data", mask_format="binary"), 2)
+    assert ours[[0, 1, 254, 255]].tolist() == [0, -1, -1, 1]
+    ours = label_map(data_config("cityscapes", "data"), 19)
+    assert ours[[0, 7, 9, 33, 34, 255]].tolist() == [255, 0, 255, 18, -1, -1]
 
 
 def test_values_outside_the_classes_are_named(make_tree, data_config):
@@ -226,7 +250,7 @@ def test_folder_takes_names_from_json_then_config_then_numbers(make_tree, data_c
 
     entries = ["sky", {"name": "road", "color": [1, 2, 3]}, "tree", {"name": "car"}]
     (root / "classes.json").write_text(json.dumps(entries))
-    assert "its names differ from those of" in open_error(data, 4, "val", ConfigError)
+    assert "its values differ from those of" in open_error(data, 4, "val", ConfigError)
     data = data_config("folder", root)
     dataset = open_dataset(data, 4, "val")
     assert dataset.class_names == ("sky", "road", "tree", "car")

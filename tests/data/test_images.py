@@ -134,7 +134,7 @@ BROKEN_LABELS = BROKEN | {
     "colours": (encode(picture(), "PNG"), "holds colours (mode RGB)"),
     "alpha": (encode(picture(channels=4), "PNG"), "holds colours (mode RGBA)"),
     "jpeg": (encode(GREY, "JPEG"), "is a JPEG"),
-    "sixteen-bit": (encode(GREY.astype(np.uint16) + 1, "PNG"), "has values 1..256"),
+    "wide": (encode(GREY.astype(np.int32) + 65536, "TIFF"), "has values 65536..65791"),
     "half-png": (encode(GREY, "PNG")[:1500], "is damaged or cut short"),
 }
 

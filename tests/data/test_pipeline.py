@@ -125,7 +125,7 @@ def test_unusable_sample_is_named(dataset):
 
 
 def check_error(dataset, num_workers):
-    path = dataset.label_paths[5]
+    path = dataset.source.label_paths[5]
     with open(path, "wb") as file:
         file.write(b"nonsense")
     with pytest.raises(DataError) as caught:
@@ -156,7 +156,7 @@ def test_eval_examples_keep_their_size_without_a_base(dataset):
 
 
 def test_eval_examples_name_what_is_unusable(dataset):
-    with open(dataset.image_paths[1], "wb"):
+    with open(dataset.source.image_paths[1], "wb"):
         pass
     examples = eval_examples(dataset, range(12), ())
     assert next(examples).index == 0

@@ -1,0 +1,199 @@
+"""Which files make up a split of a folder data set: the official layouts, and one's own.
+
+Only names are read here. Ids of a list are looked up among the files found under the root, and a
+link that leads out of it is refused; so nothing outside is ever opened.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from deeplab_jax.config import LABEL_IDS
+from deeplab_jax.errors import DataError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
+MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
+LOSSY_SUFFIXES = (".jpg", ".jpeg", ".webp")
+
+
+class Files(NamedTuple):
+    """The files of a split.
+
+    Attributes:
+      stems: the samples: those of the list, in its order, or all that were found, sorted.
+      images: path of each image found, by its stem.
+      masks: path of each mask found, by the stem of its image.
+      is_listed: `stems` are of a list; else every file found is a sample.
+      id_suffix: what follows the stem in a sample's id.
+    """
+
+    stems: list[str]
+    images: dict[str, str]
+    masks: dict[str, str]
+    is_listed: bool
+    id_suffix: str = ""
+
+
+class Layout(NamedTuple):
+    """Where a split lies under the root; a sample's files share a stem, and its id begins so."""
+
+    images: str
+    masks: str
+    list_file: str = ""  # one id a line
+    is_list_needed: bool = False  # else every file found is a sample
+    image_suffixes: tuple[str, ...] = (".jpg",)
+    mask_suffixes: tuple[str, ...] = (".png",)
+    mask_suffix: str = ""  # between stem and .png
+    lossy_mask_suffixes: tuple[str, ...] = ()  # found where no other is, to be refused by format
+    id_suffix: str = ""
+
+
+def find_layout(data_config: Any, split: str) -> Layout:
+    """Returns the layout of a split.
+
+    Args:
+      data_config: `config.data`.
+      split: such as `config.data.train_split`.
+    """
+    name = data_config.dataset
+    if name == "voc":
+        top = "VOCdevkit/VOC2012"
+        list_file = f"{top}/ImageSets/Segmentation/{split}.txt"
+        return Layout(f"{top}/JPEGImages", f"{top}/SegmentationClass", list_file, True)
+    if name == "ade20k":
+        top = "ADE20k/ADEChallengeData2016"
+        part = {"train": "training", "val": "validation"}.get(split, split)
+        return Layout(f"{top}/images/{part}", f"{top}/annotations/{part}", f"{top}/{split}.txt")
+    if name == "cityscapes":
+        return Layout(
+            f"CityScapes/leftImg8bit/{split}",
+            f"CityScapes/gtFine/{split}",
+            f"CityScapes/{split}.txt",
+            image_suffixes=("_leftImg8bit.png",),
+            mask_suffix=data_config.mask_suffix or LABEL_IDS,
+            id_suffix="_leftImg8bit",
+        )
+    images, masks, list_file = (
+        data_config[key].replace("{split}", split) for key in ("images", "masks", "split_file")
+    )
+    return Layout(
+        images,
+        masks,
+        list_file,
+        bool(list_file),
+        IMAGE_SUFFIXES,
+        MASK_SUFFIXES,
+        data_config.mask_suffix,
+        LOSSY_SUFFIXES,
+    )
+
+
+def find_files(data_config: Any, split: str) -> Files:
+    """Returns the files of a split; whether they are complete is the caller's to judge.
+
+    Args:
+      data_config: `config.data`.
+      split: such as `config.data.train_split`.
+
+    Raises:
+      DataError: a folder or list is missing or cannot be read, two files have one stem, or a link
+        leads out of the root.
+    """
+    root, layout = Path(data_config.root), find_layout(data_config, split)
+    image_folder, mask_folder = root / layout.images, root / layout.masks
+    image_names, mask_names = _list(image_folder, root), _list(mask_folder, root)
+    image_suffixes, lossy = layout.image_suffixes, layout.lossy_mask_suffixes
+    is_shared = image_folder.resolve() == mask_folder.resolve()
+    if is_shared and not layout.mask_suffix:  # "a.jpg" beside "a.png"
+        image_suffixes, lossy = LOSSY_SUFFIXES, ()
+    elif not is_shared:  # but one may lie in the other
+        image_names = _without(image_names, image_folder, mask_folder)
+        mask_names = _without(mask_names, mask_folder, image_folder)
+    images = _by_stem(image_folder, image_names, image_suffixes)
+    if is_shared and layout.mask_suffix:
+        end = layout.mask_suffix.lower()
+        images = {stem: path for stem, path in images.items() if not stem.lower().endswith(end)}
+    masks: dict[str, str] = {}
+    for suffixes in (lossy, layout.mask_suffixes):
+        ends = tuple(layout.mask_suffix + suffix for suffix in suffixes)
+        masks |= _by_stem(mask_folder, mask_names, ends)
+    listed = _read_list(root, layout)
+    if listed is None:
+        stems = sorted(images.keys() | masks.keys())
+    else:
+        stems = [_stem(name, images, layout) for name in listed]
+    return Files(stems, images, masks, listed is not None, layout.id_suffix)
+
+
+def _stem(name: str, images: dict[str, str], layout: Layout) -> str:
+    """Returns the stem of a listed name, which may be a file's."""
+    if name in images:
+        return name
+    for suffix in (*layout.image_suffixes, layout.id_suffix):
+        if suffix and name.lower().endswith(suffix.lower()):
+            return name[: -len(suffix)]
+    return name
+
+
+def _without(names: list[str], folder: Path, other: Path) -> list[str]:
+    """Returns the names in `folder` that are not also in `other`, which may lie in it."""
+    prefix = os.path.relpath(other, folder) + "/"
+    return [name for name in names if not name.startswith(prefix)]
+
+
+def _list(folder: Path, root: Path) -> list[str]:
+    """Returns all files under `folder`, as sorted relative paths, hidden ones left out."""
+    if not folder.is_dir():
+        fix = "check config.data.root; README shows the layouts"
+        raise DataError(str(folder), "is not a folder", fix)
+    inside = tuple(os.path.join(os.path.realpath(path), "") for path in (root, folder))
+    return sorted(_walk(str(folder), "", inside, (inside[1],)))
+
+
+def _walk(folder: str, prefix: str, inside: tuple[str, ...], above: tuple) -> Iterator[str]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_symlink() and not os.path.realpath(entry.path).startswith(inside):
+                what = f"is a link that leads out of {inside[0]} (to {os.readlink(entry.path)})"
+                raise DataError(entry.path, what, "put the file itself there")
+            if not entry.is_dir():
+                yield prefix + entry.name
+                continue
+            here = os.path.join(os.path.realpath(entry.path), "")
+            if here in above:
+                raise DataError(entry.path, "is a link to a folder it lies in", "remove the link")
+            yield from _walk(entry.path, f"{prefix}{entry.name}/", inside, (*above, here))
+
+
+def _by_stem(folder: Path, names: list[str], suffixes: tuple[str, ...]) -> dict[str, str]:
+    """Returns {stem: path} of the files that end in one of the suffixes, in any case."""
+    found: dict[str, str] = {}
+    lowered = tuple(suffix.lower() for suffix in suffixes)
+    for name in names:
+        lower = name.lower()
+        if not lower.endswith(lowered):
+            continue
+        suffix = next(s for s in lowered if lower.endswith(s))
+        stem, path = name[: -len(suffix)], str(folder / name)
+        if stem in found:
+            raise DataError(path, f"has the same name as {found[stem]}", "remove one of them")
+        found[stem] = path
+    return found
+
+
+def _read_list(root: Path, layout: Layout) -> list[str] | None:
+    """Returns the ids of the split's list, or None where there is none."""
+    path = root / layout.list_file
+    if not path.is_file():  # neither is a pipe, which would wait for a writer
+        if not layout.is_list_needed:
+            return None
+        fix = "check config.data.root and the name of the split"
+        raise DataError(str(path), "is missing", fix)
+    try:
+        lines = path.read_text("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(str(path), f"cannot be read ({error})", "write one id a line") from error
+    return [line.strip() for line in lines if line.strip()]

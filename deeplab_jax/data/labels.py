@@ -1,0 +1,192 @@
+"""What a mask's pixels mean: names and colours of classes, and the way from values to classes."""
+
+import functools
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from deeplab_jax.config import IGNORE_INDEX, TRAIN_IDS
+from deeplab_jax.data.classes import CLASS_NAMES, PALETTES, colormap
+from deeplab_jax.errors import ConfigError, DataError
+
+INVALID = -1
+# Cityscapes' labelIds of the classes 0, 1, ..., 18; all other ids up to 33 are ignored.
+_CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+
+
+class Classes(NamedTuple):
+    """The classes of a data set.
+
+    Attributes:
+      names: of classes 0, ..., C - 1.
+      palette: uint8 (C, 3), RGB.
+      ignored_colors: uint8 (n, 3), RGB: what a colour mask ignores.
+    """
+
+    names: tuple[str, ...]
+    palette: np.ndarray
+    ignored_colors: np.ndarray
+
+
+def label_map(data_config: Any, num_classes: int) -> np.ndarray:
+    """Returns int16 (65536,): the class of each mask value, 255 for ignored, -1 for invalid.
+
+    Args:
+      data_config: `config.data`, checked.
+      num_classes: C. Colour masks are of classes 0, ..., C - 1 and 255 once they are read.
+    """
+    classes = np.full(65536, INVALID, np.int16)
+    name = data_config.dataset
+    if name == "ade20k":
+        classes[0] = IGNORE_INDEX
+        classes[1 : num_classes + 1] = np.arange(num_classes)
+    elif name == "cityscapes" and data_config.mask_suffix != TRAIN_IDS:
+        classes[: _CITYSCAPES_IDS[-1]] = IGNORE_INDEX
+        classes[list(_CITYSCAPES_IDS)] = np.arange(num_classes)
+    elif data_config.mask_format == "binary":
+        classes[[0, 255]] = 0, 1
+    else:
+        first = int(data_config.reduce_zero_label)
+        values = data_config.class_values or range(first, first + num_classes)
+        classes[list(data_config.ignore_values)] = IGNORE_INDEX
+        if first:
+            classes[0] = IGNORE_INDEX
+        classes[list(values)] = np.arange(num_classes)
+    return classes
+
+
+def open_classes(data_config: Any, num_classes: int) -> Classes:
+    """Returns the classes of the data set that the configuration names.
+
+    Args:
+      data_config: `config.data`.
+      num_classes: `config.model.num_classes`.
+
+    Raises:
+      DataError: `classes.json` cannot be used.
+      ConfigError: the data set has another number of classes, or they are said twice.
+    """
+    name = data_config.dataset
+    path = Path(data_config.root) / "classes.json"
+    if name in CLASS_NAMES:
+        source, classes = name, Classes(CLASS_NAMES[name], PALETTES[name], _colors(()))
+    elif path.is_file():
+        source, classes = str(path), _read_classes(path)
+        own = {"class_names": classes.names, "class_colors": tuple(classes.palette.ravel())}
+        for key, values in own.items():
+            if data_config[key] and tuple(data_config[key]) != values:
+                what = f"its values differ from those of {path}"
+                raise ConfigError(f"config.data.{key}", what, "keep one of the two")
+    else:
+        source = "config.data.class_names"
+        names = tuple(data_config.class_names) or tuple(f"class_{i}" for i in range(num_classes))
+        palette = _colors(data_config.class_colors) if data_config.class_colors else None
+        classes = Classes(names, colormap(len(names)) if palette is None else palette, _colors(()))
+    if len(classes.names) != num_classes:
+        raise ConfigError(
+            "config.model.num_classes",
+            f"is {num_classes}, but {source} has {len(classes.names)} classes",
+            f"set it to {len(classes.names)}",
+        )
+    return classes
+
+
+def _colors(values: Any) -> np.ndarray:
+    return np.array(values, np.uint8).reshape(-1, 3)
+
+
+def _read_classes(path: Path) -> Classes:
+    """Reads a list of names, or of {"name": ..., "color": [r, g, b]} (the colour may be absent).
+
+    An entry with "ignore": true is no class; colour masks may hold its colour.
+    """
+    try:
+        entries = json.loads(path.read_text("utf-8"))
+        if not isinstance(entries, list):
+            raise TypeError(f"{type(entries).__name__} at the top")
+        entries = [{"name": entry} if isinstance(entry, str) else entry for entry in entries]
+        ignored = _colors([entry["color"] for entry in entries if entry.get("ignore")])
+        entries = [entry for entry in entries if not entry.get("ignore")]
+        names = tuple(str(entry["name"]) for entry in entries)
+        palette = colormap(len(names))
+        for index, entry in enumerate(entries):
+            if "color" in entry:
+                palette[index] = entry["color"]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        raise DataError(
+            str(path),
+            f"is no list of classes ({error!r})",
+            'write ["road", ...] or [{"name": "road", "color": [128, 64, 128]}, ...]',
+        ) from error
+    return Classes(names, palette, ignored)
+
+
+class ColorTable:
+    """Turns colours into classes; picklable and small."""
+
+    def __init__(self, classes: Classes):
+        """Takes the classes whose palette it inverts.
+
+        Raises:
+          ConfigError: two classes have one colour.
+        """
+        self.classes = classes
+        colors = np.concatenate((classes.palette, classes.ignored_colors)).tolist()
+        ids = [*classes.names, *(["ignored"] * len(classes.ignored_colors))]
+        seen: dict[tuple, str] = {}
+        for color, name in zip(colors, ids, strict=True):
+            other = seen.setdefault(tuple(color), name)
+            if other != name:
+                what = f"{other} and {name} have one colour, {_text(color)}"
+                raise ConfigError("config.data.mask_format=color", what, "correct classes.json")
+
+    def __call__(self, name: str, colors: np.ndarray) -> np.ndarray:
+        """Returns the classes of a mask, uint8 (H, W), 255 = ignored.
+
+        Args:
+          name: of the mask, for the error.
+          colors: uint8 (H, W, 3), RGB.
+
+        Raises:
+          DataError: a colour is none of the classes'.
+        """
+        palette, ignored = self.classes.palette, self.classes.ignored_colors
+        table = _inverse(palette.tobytes(), ignored.tobytes())
+        codes = _codes(colors)
+        found = table[codes]
+        if not (found == _UNKNOWN).any():
+            return found.astype(np.uint8)
+        unknown = np.unique(codes[found == _UNKNOWN])
+        color = unknown[0] >> np.array((16, 8, 0)) & 255
+        nearest = int(np.abs(palette - color).sum(1).argmin())
+        raise DataError(
+            name,
+            f"has {len(unknown)} colours that are no class, such as {_text(color)}; nearest is "
+            f"{self.classes.names[nearest]}, {_text(palette[nearest])}",
+            'add them to classes.json ("ignore": true for what is no class), or mend the mask',
+        )
+
+
+_UNKNOWN = 256  # a class id no palette reaches
+
+
+def _text(color: Any) -> str:
+    return f"({', '.join(str(int(value)) for value in color)})"
+
+
+def _codes(colors: np.ndarray) -> np.ndarray:
+    """Returns R * 65536 + G * 256 + B of each pixel, int32."""
+    wide = colors.astype(np.int32)
+    return wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2]
+
+
+@functools.lru_cache(maxsize=2)
+def _inverse(palette: bytes, ignored: bytes) -> np.ndarray:
+    """Returns the class of each of the 2**24 colours, 32 MB; one look-up a pixel."""
+    table = np.full(1 << 24, _UNKNOWN, np.int16)
+    table[_codes(np.frombuffer(ignored, np.uint8).reshape(-1, 3))] = IGNORE_INDEX
+    colors = np.frombuffer(palette, np.uint8).reshape(-1, 3)
+    table[_codes(colors)] = np.arange(len(colors))
+    return table
