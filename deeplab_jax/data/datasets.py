@@ -12,6 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from deeplab_jax.config import TRAIN_IDS
 from deeplab_jax.data.files import Files, find_files
 from deeplab_jax.data.labels import INVALID, ColorTable, label_map, open_classes
 from deeplab_jax.data.sources import FolderSource, Source, SubsetSource
@@ -59,6 +60,14 @@ class Dataset:
                 f"{image_name} is {image.shape[0]} x {image.shape[1]}",
                 _size_fix(image.shape, raw.shape),
             )
+        return image, self.to_classes(index, raw)
+
+    def to_classes(self, index: int, raw: np.ndarray) -> np.ndarray:
+        """Returns the classes of sample `index`, uint8 (H, W), whose mask was read as `raw`.
+
+        Raises:
+          DataError: the mask has a value that means nothing.
+        """
         classes = self.label_map
         if raw.dtype == np.uint8:
             classes = classes[:256]
@@ -74,7 +83,7 @@ class Dataset:
                 "correct the mask, or config.model.num_classes and config.data.dataset",
             )
         table = classes.astype(np.uint8)
-        return image, cv2.LUT(raw, table) if raw.dtype == np.uint8 else table[raw]
+        return cv2.LUT(raw, table) if raw.dtype == np.uint8 else table[raw]
 
     def select(self, indices: Sequence[int]) -> "Dataset":
         """Returns the data set of some of its samples, in the given order."""
@@ -108,6 +117,10 @@ def open_dataset(data_config: Any, num_classes: int, split: str) -> Dataset:
 def _open_folder(data_config: Any, num_classes: int, split: str) -> Dataset:
     classes = open_classes(data_config, num_classes)
     files = find_files(data_config, split)
+    if data_config.dataset == "cityscapes" and not data_config.mask_suffix and not files.masks:
+        data_config = data_config.copy_and_resolve_references()  # the caller's stays as it was
+        data_config.mask_suffix = TRAIN_IDS
+        files = find_files(data_config, split)
     _check_complete(data_config.root, split, files)
     is_color = data_config.mask_format == "color"
     return Dataset(

@@ -37,6 +37,19 @@ def read_color_label(path: str | Path) -> np.ndarray:
     return decode_color_label(str(path), _read_bytes(str(path)))
 
 
+def read_size(path: str | Path) -> tuple[int, int]:
+    """Returns (height, width) as the header says, before any turning.
+
+    Raises:
+      DataError: the header cannot be read.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except (Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+        raise DataError(str(path), f"has a damaged header ({error})", "replace the file") from error
+
+
 def decode_image(name: str, data: bytes) -> np.ndarray:
     """Returns a photograph as uint8 (H, W, 3) RGB, turned upright as its EXIF data says.
 
