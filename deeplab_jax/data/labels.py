@@ -73,7 +73,7 @@ def open_classes(data_config: Any, num_classes: int) -> Classes:
     if name in CLASS_NAMES:
         source, classes = name, Classes(CLASS_NAMES[name], PALETTES[name], _colors(()))
     elif path.is_file():
-        source, classes = str(path), _read_classes(path)
+        source, classes = str(path), read_classes(path)
         own = {"class_names": classes.names, "class_colors": tuple(classes.palette.ravel())}
         for key, values in own.items():
             if data_config[key] and tuple(data_config[key]) != values:
@@ -97,10 +97,13 @@ def _colors(values: Any) -> np.ndarray:
     return np.array(values, np.uint8).reshape(-1, 3)
 
 
-def _read_classes(path: Path) -> Classes:
+def read_classes(path: Path) -> Classes:
     """Reads a list of names, or of {"name": ..., "color": [r, g, b]} (the colour may be absent).
 
     An entry with "ignore": true is no class; colour masks may hold its colour.
+
+    Raises:
+      DataError: the file cannot be read as such.
     """
     try:
         entries = json.loads(path.read_text("utf-8"))
