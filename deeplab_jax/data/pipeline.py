@@ -164,13 +164,20 @@ class _BatchLoader:
     options: dict
 
     def __call__(self, step: int) -> TrainBatch:
-        samples = [self._sample(int(step), row) for row in self.rows]
-        return TrainBatch(*(np.stack(field) for field in zip(*samples, strict=True)))
-
-    def _sample(self, step: int, row: int) -> tuple:
-        index, rng = self.order.locate(step, row)
-        image, label = self.dataset.read(index)
-        return np.int64(index), *transforms.train_transform(image, label, rng, **self.options)
+        height, width = self.options["crop_size"]
+        number = len(self.rows)
+        batch = TrainBatch(
+            np.empty(number, np.int64),
+            np.empty((number, height, width, 3), np.uint8),
+            np.empty((number, height, width), np.uint8),
+            np.empty((number, 4), np.int32),
+        )
+        for i, row in enumerate(self.rows):
+            batch.index[i], rng = self.order.locate(int(step), row)
+            out = batch.image[i], batch.label[i]
+            sample = self.dataset.read(int(batch.index[i]))
+            batch.box[i] = transforms.train_transform(*sample, rng, **self.options, out=out)[2]
+        return batch
 
 
 def _num_threads() -> int:

@@ -4,6 +4,7 @@ Order of steps and of random draws is sssegmentation's (resize, crop, flip, phot
 that its legacy generator behind our `rng` reproduces its batches bit for bit. Only `rng.random()`,
 `rng.integers(low, high)` and `rng.uniform(low, high)` are used. Images are uint8 (H, W, 3) RGB,
 labels uint8 (H, W) with 255 = ignored, sizes (height, width). Normalising happens on the device.
+What a core spends where, `scripts/bench_input.py` shows.
 """
 
 import cv2
@@ -15,6 +16,9 @@ from deeplab_jax.config import IGNORE_INDEX
 MEAN = np.array((123.675, 116.28, 103.53), np.float32)
 STD = np.array((58.395, 57.12, 57.375), np.float32)
 
+Window = tuple[slice, slice]  # rows and columns, both ends given
+
+_LEVELS = np.arange(256, dtype=np.uint8)
 _CROP_TRIES = 10
 _MAX_CLASS_SHARE = 0.75  # of the valid pixels of a crop
 _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = 32, (0.5, 1.5), (0.5, 1.5), 18
@@ -42,40 +46,53 @@ def resize_label(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST)
 
 
-def random_scale(
-    image: np.ndarray,
-    label: np.ndarray,
+def resize_window(image: np.ndarray, size: tuple[int, int], window: Window) -> np.ndarray:
+    """Returns `resize_image(image, size)[window]`, bit for bit, without what lies below or right.
+
+    Where OpenCV samples depends on the factor and the distance from the top left corner alone.
+    What lies above or left has to be computed: with another corner roundings would differ.
+    """
+    factors = [out / of for out, of in zip(size, image.shape, strict=False)]
+    # Up to two pixels past the last sample: interpolation reads a neighbour.
+    ends = [int(w.stop / factor) + 2 for w, factor in zip(window, factors, strict=True)]
+    part = image[: ends[0], : ends[1]]
+    shape = part.shape[:2]
+    if all(round(n * factor) == n for n, factor in zip(shape, factors, strict=True)):
+        return resize_image(image, size)[window]  # OpenCV copies what keeps its size
+    out = cv2.resize(part, None, fx=factors[1], fy=factors[0], interpolation=cv2.INTER_LINEAR)
+    return out[window]
+
+
+def random_size(
+    shape: tuple[int, ...],
     rng: np.random.Generator,
     base: tuple[int, int],
     scale_range: tuple[float, float],
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns both resized to fit `base` times a uniform draw from `scale_range`."""
+) -> tuple[int, int]:
+    """Returns the size that fits `shape` into `base` times a uniform draw from `scale_range`."""
     low, high = scale_range
     scale = rng.random() * (high - low) + low
-    size = fit_size(label.shape[0], label.shape[1], (int(base[0] * scale), int(base[1] * scale)))
-    return resize_image(image, size), resize_label(label, size)
+    return fit_size(shape[0], shape[1], (int(base[0] * scale), int(base[1] * scale)))
 
 
-def random_crop(
-    image: np.ndarray, label: np.ndarray, rng: np.random.Generator, crop_size: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray]:
+def random_window(
+    label: np.ndarray, rng: np.random.Generator, crop_size: tuple[int, int]
+) -> Window:
     """Returns a window of at most `crop_size` in which no class dominates, if ten tries find one.
 
     A try is taken when it holds two classes or more and none covers 0.75 of its valid pixels. Else
-    the tenth is taken; if that has no valid pixel, image and label stay uncropped.
+    the tenth is taken; if that has no valid pixel, the window is all of the label.
     """
     height, width = label.shape
     h, w = min(crop_size[0], height), min(crop_size[1], width)
     for _ in range(_CROP_TRIES):
-        top, left = rng.integers(0, height - h + 1), rng.integers(0, width - w + 1)
-        window = np.s_[top : top + h, left : left + w]
+        top, left = int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1))
+        window = slice(top, top + h), slice(left, left + w)
         counts = _class_counts(label[window])
         valid = counts.sum()
         if np.count_nonzero(counts) > 1 and counts.max() / valid < _MAX_CLASS_SHARE:
             break
-    if not valid:
-        return image, label
-    return image[window], label[window]
+    return window if valid else (slice(0, height), slice(0, width))
 
 
 def _class_counts(label: np.ndarray) -> np.ndarray:
@@ -98,28 +115,31 @@ def photometric_distortion(image: np.ndarray, rng: np.random.Generator) -> np.nd
 
     A further coin decides whether contrast comes second or last.
     """
+    levels = _LEVELS  # what they become: changes that follow each other are one look-up
     if rng.integers(0, 2):
-        image = adjust_brightness(image, rng.uniform(-_BRIGHTNESS, _BRIGHTNESS))
+        levels = adjust_brightness(levels, rng.uniform(-_BRIGHTNESS, _BRIGHTNESS))
     is_contrast_early = rng.integers(0, 2)
     if is_contrast_early and rng.integers(0, 2):
-        image = adjust_contrast(image, rng.uniform(*_CONTRAST))
+        levels = adjust_contrast(levels, rng.uniform(*_CONTRAST))
     if rng.integers(0, 2):
-        image = adjust_saturation(image, rng.uniform(*_SATURATION))
+        image = adjust_saturation(_look_up(image, levels), rng.uniform(*_SATURATION))
+        levels = _LEVELS
     if rng.integers(0, 2):
-        image = adjust_hue(image, int(rng.integers(-_HUE, _HUE)))
+        image = adjust_hue(_look_up(image, levels), int(rng.integers(-_HUE, _HUE)))
+        levels = _LEVELS
     if not is_contrast_early and rng.integers(0, 2):
-        image = adjust_contrast(image, rng.uniform(*_CONTRAST))
-    return image
+        levels = adjust_contrast(levels, rng.uniform(*_CONTRAST))
+    return _look_up(image, levels)
 
 
 def adjust_brightness(image: np.ndarray, delta: float) -> np.ndarray:
     """Returns image + delta, clipped to 0..255 and cut to whole numbers."""
-    return cv2.LUT(image, _linear_table(1.0, delta))
+    return _look_up(image, _linear_table(1.0, delta))
 
 
 def adjust_contrast(image: np.ndarray, factor: float) -> np.ndarray:
     """Returns image * factor, clipped to 0..255 and cut to whole numbers."""
-    return cv2.LUT(image, _linear_table(factor, 0.0))
+    return _look_up(image, _linear_table(factor, 0.0))
 
 
 def adjust_saturation(image: np.ndarray, factor: float) -> np.ndarray:
@@ -140,30 +160,47 @@ def _linear_table(factor: float, delta: float) -> np.ndarray:
     return np.clip(levels, 0, 255).astype(np.uint8)
 
 
+def _look_up(image: np.ndarray, table: np.ndarray) -> np.ndarray:
+    return image if table is _LEVELS else cv2.LUT(image, table)
+
+
 def _map_hsv(image: np.ndarray, channel: int, table: np.ndarray) -> np.ndarray:
     """Sends one channel of the image in OpenCV's 8 bit HSV through `table`."""
-    tables = np.repeat(np.arange(256, dtype=np.uint8), 3).reshape(1, 256, 3)
-    tables[0, :, channel] = table
     # Our RGB named BGR is what the reference's BGR named RGB is: the same bits come out.
     hsv = cv2.cvtColor(image, cv2.COLOR_BGR2HSV)
-    return cv2.cvtColor(cv2.LUT(hsv, tables), cv2.COLOR_HSV2BGR)
+    cv2.insertChannel(cv2.LUT(cv2.extractChannel(hsv, channel), table), hsv, channel)
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)
 
 
 def place(
-    image: np.ndarray, label: np.ndarray, crop_size: tuple[int, int]
+    image: np.ndarray,
+    label: np.ndarray,
+    crop_size: tuple[int, int],
+    out: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Centres image and label in `crop_size`, padding what is smaller and cutting what is larger.
 
     The reference swaps height and width of the target when the image's orientation opposes it.
     Batches have one shape here, so we never swap; a crop fits either way, only its padding moves.
 
+    Args:
+      image: uint8 (H, W, 3).
+      label: uint8 (H, W).
+      crop_size: (h, w).
+      out: where image and label go, such as a batch's rows; new arrays by default.
+
     Returns:
       The image, uint8 (h, w, 3) with 0 around it; the label, uint8 (h, w) with 255 around it; and
       the box of the image in it, int32 (top, left, bottom, right), the last two exclusive.
     """
     (top, bottom, rows), (left, right, columns) = map(_centre, label.shape, crop_size)
-    out_image = np.zeros((*crop_size, 3), np.uint8)
-    out_label = np.full(crop_size, IGNORE_INDEX, np.uint8)
+    out_image, out_label = out or (
+        np.empty((*crop_size, 3), np.uint8),
+        np.empty(crop_size, np.uint8),
+    )
+    if (bottom - top, right - left) != crop_size:
+        out_image.fill(0)
+        out_label.fill(IGNORE_INDEX)
     out_image[top:bottom, left:right] = image[rows, columns]
     out_label[top:bottom, left:right] = label[rows, columns]
     return out_image, out_label, np.array((top, left, bottom, right), np.int32)
@@ -185,13 +222,14 @@ def train_transform(
     crop_size: tuple[int, int],
     resize_base: tuple[int, int],
     scale_range: tuple[float, float],
+    out: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns one augmented training sample: image, label and box, as `place` does."""
-    image, label = random_scale(image, label, rng, resize_base, scale_range)
-    image, label = random_crop(image, label, rng, crop_size)
-    image, label = random_flip(image, label, rng)
-    image = photometric_distortion(image, rng)
-    return place(image, label, crop_size)
+    size = random_size(label.shape, rng, resize_base, scale_range)
+    label = resize_label(label, size)
+    window = random_window(label, rng, crop_size)
+    image, label = random_flip(resize_window(image, size, window), label[window], rng)
+    return place(photometric_distortion(image, rng), label, crop_size, out)
 
 
 def normalize(image: np.ndarray) -> np.ndarray:

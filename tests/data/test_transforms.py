@@ -52,13 +52,9 @@ def test_test_size_is_the_references(expected):
 def test_training_size_is_the_references(expected):
     assert len(expected["train_resize"]) > 20
     for case in expected["train_resize"]:
-        label = np.zeros((case["height"], case["width"]), np.uint8)
-        image = np.zeros((*label.shape, 3), np.uint8)
-        image, label = transforms.random_scale(
-            image, label, FixedRng(case["u"]), case["output_size"], (0.5, 2.0)
-        )
-        assert label.shape == (case["out_height"], case["out_width"]), case
-        assert image.shape == (*label.shape, 3)
+        shape, rng = (case["height"], case["width"]), FixedRng(case["u"])
+        size = transforms.random_size(shape, rng, case["output_size"], (0.5, 2.0))
+        assert size == (case["out_height"], case["out_width"]), case
 
 
 def test_size_by_hand():
@@ -88,7 +84,34 @@ def test_nearest_takes_the_source_pixel_of_the_written_formula():
         np.testing.assert_array_equal(transforms.resize_label(label, (1, target)), expected)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_window_of_a_resized_image_is_that_of_the_whole(seed):
+    rng = np.random.default_rng(seed)
+    for number in range(200):
+        image = rng.integers(0, 256, (*rng.integers(1, 150, 2), 3)).astype(np.uint8)
+        # By any factors, by one as training does, and by those where OpenCV goes another way.
+        scale = rng.uniform(0.3, 3) if number % 3 else rng.choice((0.25, 0.5, 1, 2, 3))
+        size = transforms.fit_size(*image.shape[:2], [scale * side for side in image.shape[:2]])
+        if number % 3 == 1:
+            size = tuple(map(int, rng.integers(1, 300, 2)))
+        if number % 7 == 0:  # OpenCV copies where a part's size stays
+            size = tuple(side + int(rng.integers(0, 2)) for side in image.shape[:2])
+        shape = [int(rng.integers(1, side + 1)) for side in size]
+        start = [int(rng.integers(0, a - b + 1)) for a, b in zip(size, shape, strict=True)]
+        window = tuple(slice(a, a + b) for a, b in zip(start, shape, strict=True))
+        np.testing.assert_array_equal(
+            transforms.resize_window(image, size, window),
+            transforms.resize_image(image, size)[window],
+            err_msg=f"{image.shape} to {size}, {window}",
+        )
+
+
 # Cropping and flipping
+
+
+def random_crop(image, label, rng, crop_size):
+    window = transforms.random_window(label, rng, crop_size)
+    return image[window], label[window]
 
 
 def checkered(height, width, classes=4):
@@ -100,7 +123,7 @@ def checkered(height, width, classes=4):
 def test_crop_takes_the_window_drawn():
     image, label = checkered(20, 30)
     rng = FixedRng(3, 7)
-    crop, crop_label = transforms.random_crop(image, label, rng, (8, 9))
+    crop, crop_label = random_crop(image, label, rng, (8, 9))
     assert rng.asked == [(0, 13), (0, 22)]  # 20 - 8 + 1 and 30 - 9 + 1: every window can be drawn
     np.testing.assert_array_equal(crop, image[3:11, 7:16])
     np.testing.assert_array_equal(crop_label, label[3:11, 7:16])
@@ -108,7 +131,7 @@ def test_crop_takes_the_window_drawn():
 
 def test_crop_larger_than_the_image_keeps_it():
     image, label = checkered(20, 30)
-    crop, _ = transforms.random_crop(image, label, FixedRng(0, 4), (50, 16))
+    crop, _ = random_crop(image, label, FixedRng(0, 4), (50, 16))
     np.testing.assert_array_equal(crop, image[:, 4:20])
 
 
@@ -118,7 +141,7 @@ def test_crop_draws_again_while_one_class_dominates():
     label[:, 4:7] = 1
     label[:, 8:] = np.arange(4)
     image = np.repeat(label[..., None], 3, 2)
-    _, crop = transforms.random_crop(image, label, FixedRng(0, 0, 0, 4, 0, 8), (4, 4))
+    _, crop = random_crop(image, label, FixedRng(0, 0, 0, 4, 0, 8), (4, 4))
     np.testing.assert_array_equal(crop, label[:, 8:])
 
 
@@ -127,7 +150,7 @@ def test_share_of_a_class_counts_valid_pixels_only():
     label[0, :4] = 0, 0, 0, 1  # 3 of 4 valid pixels: refused
     label[0, 4:7] = 0, 0, 1  # 2 of 3: taken
     image = np.zeros((2, 8, 3), np.uint8)
-    _, crop = transforms.random_crop(image, label, FixedRng(0, 0, 0, 4), (2, 4))
+    _, crop = random_crop(image, label, FixedRng(0, 0, 0, 4), (2, 4))
     np.testing.assert_array_equal(crop, label[:, 4:])
 
 
@@ -135,7 +158,7 @@ def test_tenth_crop_is_taken_as_it_is():
     label = np.zeros((4, 20), np.uint8)  # one class: no try succeeds
     image = np.arange(240, dtype=np.uint8).reshape(4, 20, 3)
     rng = FixedRng(*(value for left in range(10) for value in (0, left)))
-    crop, _ = transforms.random_crop(image, label, rng, (4, 4))
+    crop, _ = random_crop(image, label, rng, (4, 4))
     assert rng.draws == []
     np.testing.assert_array_equal(crop, image[:, 9:13])
 
@@ -145,9 +168,9 @@ def test_without_a_valid_pixel_in_the_tenth_crop_the_sample_stays_whole():
     label[:, :2] = 3
     image = np.zeros((4, 20, 3), np.uint8)
     draws = [value for left in (*range(9), 9) for value in (0, left)]
-    assert transforms.random_crop(image, label, FixedRng(*draws), (4, 4))[1].shape == (4, 20)
+    assert random_crop(image, label, FixedRng(*draws), (4, 4))[1].shape == (4, 20)
     draws[-1] = 1  # one valid column in the tenth
-    assert transforms.random_crop(image, label, FixedRng(*draws), (4, 4))[1].shape == (4, 4)
+    assert random_crop(image, label, FixedRng(*draws), (4, 4))[1].shape == (4, 4)
 
 
 def test_flip_mirrors_both_or_neither():
@@ -192,6 +215,24 @@ def test_contrast_comes_second_or_last(draws):
     assert rng.draws == []
 
 
+def test_colour_changes_are_those_one_after_another():
+    image = np.random.default_rng(0).integers(0, 256, (40, 50, 3)).astype(np.uint8)
+    early = [(transforms.adjust_brightness, 20.3), (transforms.adjust_contrast, 0.7)]
+    colours = [(transforms.adjust_saturation, 1.4), (transforms.adjust_hue, -7)]
+    late = [(transforms.adjust_contrast, 1.2)]
+    for draws, steps in [
+        ((1, 20.3, 1, 1, 0.7, 1, 1.4, 1, -7), early + colours),
+        ((1, 20.3, 0, 0, 1, -7, 1, 1.2), early[:1] + colours[1:] + late),
+        ((0, 0, 1, 1.4, 0, 1, 1.2), colours[:1] + late),
+    ]:
+        expected = image
+        for adjust, value in steps:
+            expected = adjust(expected, value)
+        np.testing.assert_array_equal(
+            transforms.photometric_distortion(image, FixedRng(*draws)), expected
+        )
+
+
 def test_all_tails_change_nothing():
     image, _ = checkered(4, 4)
     out = transforms.photometric_distortion(image, FixedRng(0, 0, 0, 0, 0))
@@ -230,6 +271,19 @@ def test_place_cuts_the_middle_of_what_is_larger():
     # (4 - 9) // 2 = -3: three rows go above, two below.
     np.testing.assert_array_equal(out_label[:, 1:5], label[3:7])
     np.testing.assert_array_equal(out[:, 1:5], image[3:7])
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (9, 4), (5, 6), (5, 4)])
+def test_place_leaves_nothing_of_what_was_there(shape):
+    image, label = checkered(*shape)
+    out = np.full((5, 6, 3), 99, np.uint8), np.full((5, 6), 99, np.uint8)
+    placed = transforms.place(image, label, (5, 6), out)
+    assert placed[0] is out[0]
+    assert placed[1] is out[1]
+    for got, expected in zip(placed, transforms.place(image, label, (5, 6)), strict=True):
+        np.testing.assert_array_equal(got, expected)
+    assert (out[0] != 99).all()
+    assert (out[1] != 99).all()
 
 
 def test_normalize_is_the_references(recipe, arrays):
@@ -282,7 +336,7 @@ def test_image_label_and_box_move_together():
     seen = set()
     for _ in range(30):
         # Without colours: what is left of train_transform.
-        scaled = transforms.random_crop(image, label, rng, (48, 64))
+        scaled = random_crop(image, label, rng, (48, 64))
         out, out_label, box = transforms.place(*transforms.random_flip(*scaled, rng), (64, 64))
         top, left, bottom, right = box
         np.testing.assert_array_equal(
