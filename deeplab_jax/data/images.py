@@ -1,9 +1,16 @@
 """The one place where image files are opened: photographs, masks, and masks written back.
 
 Nothing is decoded before its header was checked, and every failure is one line that names the file.
+What cannot be decoded to its last pixel is an error. Damage that decoders themselves let pass is
+not found: flipped bytes, or an end marker put after a cut.
+
+Rules for all images: the EXIF orientation is applied, to masks too. Files of several pictures
+(animations, TIFF pages) are refused; a JPEG's further pictures are previews and are ignored.
 """
 
 import io
+import os
+import stat
 import warnings
 from pathlib import Path
 
@@ -14,12 +21,21 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from deeplab_jax.errors import DataError
 
 MAX_PIXELS = 80_000_000  # a small file can claim to be huge; below the size Pillow itself refuses
+MAX_BYTES = 8 * MAX_PIXELS  # 16 bits of four channels each, not compressed
 
-# Pillow's own limit only warns, at more pixels than `_open` refuses.
+_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")  # of the others some run programs to decode
+_LOSSY = ("JPEG", "MPO", "WEBP")  # MPO: a JPEG of several pictures
+_FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+_ORIENTATION = 0x0112  # EXIF tag; 1 is upright
+_PNG_END = b"IEND\xaeB`\x82"
+
+# Pillow's own limit only warns, at more pixels than `_open` refuses; its other warnings precede
+# an error of ours.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 # Pillow spreads 2 and 4 bit grey over 0..255; dividing gives the stored indices back.
-_GREY_STEP = {"L;2": 85, "L;4": 17}
+_GREY_STEP = {"2": 85, "4": 17}
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -38,23 +54,18 @@ def read_color_label(path: str | Path) -> np.ndarray:
 
 
 def read_size(path: str | Path) -> tuple[int, int]:
-    """Returns (height, width) as the header says, before any turning.
-
-    Raises:
-      DataError: the header cannot be read.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    except (Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-        raise DataError(str(path), f"has a damaged header ({error})", "replace the file") from error
+    """Returns (height, width) of what `read_image` would return, without decoding it."""
+    header = _open(str(path), _read_bytes(str(path)))
+    is_turned = _TURNS.get(_orientation(header), (0, False))[0] % 2 == 1
+    return header.size if is_turned else header.size[::-1]
 
 
 def decode_image(name: str, data: bytes) -> np.ndarray:
-    """Returns a photograph as uint8 (H, W, 3) RGB, turned upright as its EXIF data says.
+    """Returns a photograph as uint8 (H, W, 3) RGB, upright.
 
-    Decoding is OpenCV's, as in the reference, so pixels equal `cv2.imread`'s. Grey images become
-    three equal channels, alpha is dropped and 16 bit is cut to 8.
+    JPEG, PNG and WebP are decoded by OpenCV, as in the reference, so pixels equal `cv2.imread`'s.
+    Grey becomes three equal channels, alpha is dropped, CMYK is converted without a colour
+    profile, and of 16 bits the upper 8 are kept.
 
     Args:
       name: what messages call it.
@@ -63,15 +74,17 @@ def decode_image(name: str, data: bytes) -> np.ndarray:
     Raises:
       DataError: the data is cut short, too large, or not an image.
     """
-    _open(name, data)
+    header = _open(name, data)
+    if header.format in ("TIFF", "BMP"):  # OpenCV multiplies by alpha there, and rounds 16 bits
+        return _turn(_to_rgb(name, header), header)
     # From bytes: `cv2.imread` would fill the rest of a cut JPEG with grey.
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), _FLAGS)
     except cv2.error:
         image = None
     if image is None:
-        raise DataError(name, "is damaged or cut short", "replace the file")
-    return image
+        raise _damaged(name)
+    return _turn(image, header)
 
 
 def decode_label(name: str, data: bytes) -> np.ndarray:
@@ -85,26 +98,29 @@ def decode_label(name: str, data: bytes) -> np.ndarray:
       uint8 (H, W); uint16 where a value is above 255.
 
     Raises:
-      DataError: as for `decode_image`; or the mask holds colours, or is a JPEG.
+      DataError: as for `decode_image`; or the mask holds colours, or its format is lossy.
     """
     mask = _open_mask(name, data)
     if mask.mode not in ("1", "L", "P") and not mask.mode.startswith("I"):
         raise DataError(
             name,
             f"holds colours (mode {mask.mode}), not one class index per pixel",
-            "store masks as grey or palette PNG",
+            "store masks as grey or palette PNG, or list the colours in classes.json and set "
+            "config.data.mask_format=color",
         )
-    step = _GREY_STEP.get(str(mask.tile[0].args) if mask.tile else "", 1)
-    label = _pixels(name, mask)
-    if label.dtype.itemsize > 1 and (label.min() < 0 or label.max() > 65535):
-        raise DataError(
-            name,
-            f"has values {label.min()}..{label.max()}; class indices lie in 0..65535",
-            "rewrite the mask with class indices",
-        )
-    if label.dtype.itemsize > 1 and label.max() > 255:
-        return label.astype(np.uint16)
-    return label.astype(np.uint8) // np.uint8(step)
+    args = (mask.tile[0].args if mask.tile else "") or ""
+    packing = (args if isinstance(args, str) else str(args[0])).partition(";")[2]
+    if mask.mode in ("1", "L") and "I" in packing:
+        raise DataError(name, "is stored inverted (white is 0)", "store masks as PNG")
+    step = _GREY_STEP.get(packing[:1], 1) if mask.mode == "L" else 1
+    label = _turn(_pixels(name, mask), mask)
+    if label.dtype.itemsize == 1:
+        return label.astype(np.uint8) // np.uint8(step)
+    low, high = label.min(), label.max()
+    if low < 0 or high > 65535:
+        what = f"has values {low}..{high}; class indices lie in 0..65535"
+        raise DataError(name, what, "rewrite the mask with class indices")
+    return label.astype(np.uint8 if high <= 255 else np.uint16)
 
 
 def decode_color_label(name: str, data: bytes) -> np.ndarray:
@@ -115,23 +131,10 @@ def decode_color_label(name: str, data: bytes) -> np.ndarray:
       data: the bytes of the file.
 
     Raises:
-      DataError: as for `decode_image`; or the mask is a JPEG.
+      DataError: as for `decode_image`; or the mask's format is lossy.
     """
-    return _pixels(name, _open_mask(name, data).convert("RGB"))
-
-
-def _open_mask(name: str, data: bytes) -> ImageFile.ImageFile:
-    mask = _open(name, data)
-    if mask.format == "JPEG":
-        raise DataError(name, "is a JPEG, which changes class indices", "store masks as PNG")
-    return mask
-
-
-def _pixels(name: str, mask: Image.Image) -> np.ndarray:
-    try:
-        return np.asarray(mask)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(name, f"is damaged or cut short ({error})", "replace the file") from error
+    mask = _open_mask(name, data)
+    return _turn(_to_rgb(name, mask), mask)
 
 
 def write_png_indices(path: str | Path, label: np.ndarray, palette: np.ndarray) -> None:
@@ -164,33 +167,113 @@ def write_overlay(
 
 
 def _read_bytes(path: str) -> bytes:
+    """Returns what a regular file holds; a pipe would wait for a writer, a device never ends."""
     try:
+        info = os.stat(path)
+        if not stat.S_ISREG(info.st_mode):
+            kind = "folder" if stat.S_ISDIR(info.st_mode) else "pipe, socket or device"
+            raise DataError(path, f"is a {kind}, not a file", "replace or remove it")
+        if info.st_size > MAX_BYTES:
+            raise _too_large(path, f"{info.st_size} bytes", MAX_BYTES)
         data = Path(path).read_bytes()
-    except OSError as error:
-        what = f"cannot be read ({error.strerror or error})"
+    except (OSError, ValueError) as error:
+        what = f"cannot be read ({getattr(error, 'strerror', None) or error})"
         raise DataError(path, what, "check the path and its permissions") from error
     if not data:
         raise DataError(path, "is an empty file", "replace the file")
     return data
 
 
-def _open(path: str, data: bytes) -> ImageFile.ImageFile:
+def _open(name: str, data: bytes) -> ImageFile.ImageFile:
     """Reads the header alone: what it is, and how large it would become."""
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        num_pictures = getattr(image, "n_frames", 1) if image.format != "MPO" else 1
     except Image.DecompressionBombError as error:
-        raise _too_large(path, str(error)) from error
+        raise _too_large(name, str(error)) from error
     except UnidentifiedImageError as error:
-        what = f"is not an image (it starts with {data[:12]!r})"
-        raise DataError(path, what, "replace or remove the file") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(path, f"has a damaged header ({error})", "replace the file") from error
+        raise DataError(name, _describe(data), "replace or remove the file") from error
+    except Exception as error:  # whatever a plugin makes of damage
+        raise DataError(name, f"has a damaged header ({error})", "replace the file") from error
     if image.width * image.height > MAX_PIXELS:
-        raise _too_large(path, f"{image.height} x {image.width} pixels")
+        raise _too_large(name, f"{image.height} x {image.width} pixels")
+    if num_pictures > 1:
+        what = f"holds {num_pictures} pictures"
+        raise DataError(name, what, "keep one picture in a file")
     return image
 
 
-def _too_large(path: str, size: str) -> DataError:
-    return DataError(
-        path, f"is too large to decode safely ({size}, limit {MAX_PIXELS})", "shrink the image"
-    )
+def _describe(data: bytes) -> str:
+    """Returns what a file is that is no image we read."""
+    head = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n")
+    start = f"(it starts with {data[:12]!r})"
+    if head[:14].lower().startswith((b"<!doctype html", b"<html", b"<head")):
+        return f"looks like an HTML page, as a failed download leaves it {start}"
+    if head.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer, not the file itself (git lfs pull)"
+    if head.isascii() and not set(head) & set(range(9)):
+        return f"looks like text, not an image {start}"
+    return f"is not an image in JPEG, PNG, WebP, TIFF or BMP {start}"
+
+
+def _open_mask(name: str, data: bytes) -> ImageFile.ImageFile:
+    mask = _open(name, data)
+    if mask.format in _LOSSY:
+        kind = "a WebP" if mask.format == "WEBP" else "a JPEG"
+        raise DataError(name, f"is {kind}, which changes class indices", "store masks as PNG")
+    if mask.format == "PNG" and _PNG_END not in data:  # Pillow would not mind
+        raise _damaged(name)
+    return mask
+
+
+def _to_rgb(name: str, image: ImageFile.ImageFile) -> np.ndarray:
+    """Decodes with Pillow to uint8 (H, W, 3)."""
+    if image.mode.startswith("I;16"):
+        return np.stack([(_pixels(name, image) >> 8).astype(np.uint8)] * 3, -1)
+    if image.mode in ("I", "F"):
+        what = "has 32 bits a channel; 8 and 16 are read"
+        raise DataError(name, what, "store it with 8 bits a channel")
+    return _pixels(name, image, "RGB")
+
+
+def _pixels(name: str, image: ImageFile.ImageFile, mode: str = "") -> np.ndarray:
+    try:
+        return np.asarray(image.convert(mode) if mode else image)
+    except Exception as error:  # whatever a decoder makes of damage
+        raise _damaged(name, f" ({error})") from error
+
+
+def _turn(pixels: np.ndarray, header: ImageFile.ImageFile) -> np.ndarray:
+    """Returns the pixels upright, as the orientation tag says."""
+    turns, is_mirrored = _TURNS.get(_orientation(header), (0, False))
+    if turns:
+        pixels = np.rot90(pixels, turns)
+    if is_mirrored:
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+# Tag: quarter turns to the left, then whether left and right change places.
+_TURNS = {2: (0, True), 3: (2, False), 4: (2, True), 5: (3, True), 6: (3, False), 7: (1, True),
+          8: (1, False)}  # fmt: skip
+
+
+def _orientation(header: ImageFile.ImageFile) -> int:
+    data = header.info.get("exif")
+    if not data or header.format == "TIFF":  # Pillow turns TIFF itself
+        return 1
+    exif = Image.Exif()
+    try:
+        exif.load(data)
+        return exif.get(_ORIENTATION, 1)
+    except Exception:  # whatever a camera wrote; OpenCV passes over it too
+        return 1
+
+
+def _damaged(name: str, why: str = "") -> DataError:
+    return DataError(name, f"is damaged or cut short{why}", "replace the file")
+
+
+def _too_large(name: str, size: str, limit: int = MAX_PIXELS) -> DataError:
+    what = f"is too large to decode safely ({size}, limit {limit})"
+    return DataError(name, what, "shrink the image")
