@@ -19,6 +19,7 @@ from deeplab_jax.errors import ConfigError, DeepLabError, Interrupted, ResourceE
 from deeplab_jax.progress import discard
 
 VERBS = {
+    "doctor": "check a data set before training, and propose a recipe",
     "train": "train a recipe, or continue an interrupted run",
     "evaluate": "measure a checkpoint's mean IoU on a validation set",
     "predict": "segment images: palette PNG and overlay of each",

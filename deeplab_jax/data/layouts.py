@@ -1,0 +1,310 @@
+"""Guesses from a folder where its images and masks lie, as fields of `config.data`.
+
+The three official layouts are known by name. All others are found by content: two folders whose
+files have the same names (or the same but for a suffix), of which one is named as masks are.
+"""
+
+import os
+import re
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from deeplab_jax.data.files import IMAGE_SUFFIXES, LOSSY_SUFFIXES
+from deeplab_jax.errors import DataError
+
+_TRAIN = ("trainaug", "train", "training")
+_VAL = ("val", "valid", "validation", "dev", "eval", "test", "testing")
+_MASK_WORDS = re.compile(
+    r"mask|label|annot|segm|target|ground|(^|[^a-z])(gt|seg|l|y)([^a-z]|$)|gtfine"
+)
+# Beside the masks of classes there often are pictures of them, instances or outlines.
+_OTHER_WORDS = re.compile(r"object|instance|colou?r|edge|boundar|overlay|vis|panoptic")
+_LIST_FOLDERS = ("", "ImageSets/Segmentation", "ImageSets", "splits", "lists")
+_MAX_DEPTH = 6
+_ENOUGH = 0.5  # of the smaller folder's names must be found in the other
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a data set lies.
+
+    Attributes:
+      root: for `config.data.root`.
+      fields: other fields of `config.data`; a field that is absent keeps its default.
+      splits: those found, the training split first; one alone where there is no split.
+      is_split: whether training and validation images are told apart.
+      why: how it was recognised, in words.
+    """
+
+    root: Path
+    fields: dict[str, Any]
+    splits: tuple[str, ...]
+    is_split: bool
+    why: str
+
+
+def guess(root: str | Path) -> Layout:
+    """Returns the layout of the data set in a folder.
+
+    Raises:
+      DataError: it is no folder, or nothing in it looks like images with masks.
+    """
+    root = Path(root).resolve()
+    if not root.is_dir():
+        raise DataError(str(root), "is not a folder", "name the folder of your images and masks")
+    layout = _official(root) or _by_content(root)
+    if layout is None:
+        raise DataError(
+            str(root),
+            "holds no images with masks of the same names",
+            "lay them out as images/train/NAME.jpg and labels/train/NAME.png, or describe where "
+            "they are in a recipe (config.data.images, masks, mask_suffix) and use --config",
+        )
+    return layout
+
+
+# The table's data sets
+
+
+_TOPS = {
+    "voc": ("VOCdevkit", "VOC2012"),
+    "ade20k": ("ADE20k", "ADEChallengeData2016"),
+    "cityscapes": ("CityScapes",),
+}
+_VOC_VAL = 1449  # images
+
+
+def _official(root: Path) -> Layout | None:
+    """Returns an official layout at, above or below `root`."""
+    for name, top in _TOPS.items():
+        for depth in range(len(top) + 1):
+            # Also where the user names a folder inside, such as VOCdevkit.
+            if depth and root.parts[-depth:] != top[:depth]:
+                continue
+            base = root.parents[depth - 1] if depth else root
+            splits = _official_splits(name, base.joinpath(*top))
+            if splits:
+                fields = {"dataset": name, "train_split": splits[0], "val_split": splits[1]}
+                return Layout(base, fields, splits, True, f"the official layout of {name}")
+    return None
+
+
+def _official_splits(name: str, top: Path) -> tuple[str, ...]:
+    if name == "voc":
+        lists = top / "ImageSets" / "Segmentation"
+        # The development kit's own list of 1464 where SBD's masks were not merged.
+        train = "trainaug" if (lists / "trainaug.txt").is_file() else "train"
+        is_there = all((lists / f"{split}.txt").is_file() for split in (train, "val"))
+        # Many data sets of other classes are laid out so: only this one has that many.
+        is_there = is_there and len((lists / "val.txt").read_bytes().split()) == _VOC_VAL
+        return (train, "val") if is_there else ()
+    if name == "ade20k":
+        is_there = all((top / "annotations" / s).is_dir() for s in ("training", "validation"))
+    else:
+        is_there = all((top / "gtFine" / s).is_dir() for s in ("train", "val"))
+    return ("train", "val") if is_there else ()
+
+
+# Any other folder
+
+
+class _Place(NamedTuple):
+    """A pair of folders, {split} in place of the split's name."""
+
+    images: str
+    masks: str
+    suffix: str
+
+
+@dataclass
+class _Group:
+    splits: list[str] = field(default_factory=list)
+    pairs: int = 0
+    stems: set[str] = field(default_factory=set)
+
+
+def _by_content(root: Path) -> Layout | None:
+    groups: dict[_Place, _Group] = defaultdict(_Group)
+    folders = _folders(root)
+    for images, masks, suffix, pairs in _matches(root, folders):
+        place, split = _template(images, masks, suffix)
+        group = groups[place]
+        group.pairs += pairs
+        group.stems |= folders[images]
+        if split and split not in group.splits:
+            group.splits.append(split)
+    if not groups:
+        return None
+    place, group = max(groups.items(), key=lambda item: (item[1].pairs, item[0]))
+    return _layout(root, place, group)
+
+
+def _layout(root: Path, place: _Place, group: _Group) -> Layout:
+    fields: dict[str, Any] = {"dataset": "folder", "images": place.images, "masks": place.masks}
+    if place.suffix:
+        fields["mask_suffix"] = place.suffix
+    why = f"{place.images} with {place.masks}"
+    if place.suffix:
+        why += f", masks named NAME{place.suffix}"
+    splits = _ordered(group.splits)
+    if not splits:
+        fields["split_file"], splits = _lists(root, place, group.stems)
+        why += f", lists {fields['split_file']}" if splits else ""
+        if not splits:
+            del fields["split_file"]
+    if (place.images, place.masks) == ("{split}", "{split}annot"):
+        fields["ignore_values"] = (11,)
+        why += " (CamVid's public layout, where 11 is void)"
+    if len(splits) > 1:
+        fields |= {"train_split": splits[0], "val_split": splits[1]}
+        return Layout(root, fields, splits, True, why)
+    only = splits[0] if splits else "all"
+    for key in ("images", "masks"):
+        fields[key] = fields[key].replace("{split}", only)
+    if fields.get("split_file"):
+        fields["split_file"] = fields["split_file"].replace("{split}", only)
+    fields |= {"train_split": only, "val_split": only}
+    return Layout(root, fields, (only,), False, f"{why}, without a split")
+
+
+def _ordered(splits: list[str]) -> tuple[str, ...]:
+    """Returns a training split, a validation split, then the others; known names alone."""
+    known = {split.lower(): split for split in splits}
+    train = next((known[name] for name in _TRAIN if name in known), None)
+    val = next((known[name] for name in _VAL if name in known), None)
+    chosen = [split for split in (train, val) if split is not None]
+    return (*chosen, *sorted(set(splits) - set(chosen)))
+
+
+def _folders(root: Path) -> dict[str, set[str]]:
+    """Returns {folder under `root`: stems of its image files}; "" is `root` itself."""
+    found = {}
+    for path, names, files in os.walk(root):
+        relative = Path(path).relative_to(root)
+        names[:] = sorted(n for n in names if not n.startswith((".", "__")))
+        if len(relative.parts) >= _MAX_DEPTH:
+            names.clear()
+        stems = {Path(file).stem for file in files if _is_image(file)}
+        if stems:
+            found["" if relative == Path(".") else relative.as_posix()] = stems
+    return found
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+
+
+def _matches(root: Path, folders: dict[str, set[str]]) -> list[tuple[str, str, str, int]]:
+    """Returns (image folder, mask folder, suffix of masks, pairs) for all folders that match."""
+    found = []
+    masks = {name for name in folders if _is_mask_folder(name)}
+    for name, stems in folders.items():
+        if name in masks or _OTHER_WORDS.search(name.rsplit("/", 1)[-1].lower()):
+            continue
+        best = max(
+            ((*_suffix(stems, folders[other]), other) for other in masks if _agree(name, other)),
+            default=(0, "", ""),
+        )
+        if not best[0]:
+            best = (*_suffix_within(stems), name)
+        if not best[0]:
+            best = (_twins(root / name), "", name)
+        pairs, suffix, other = best
+        if pairs:
+            found.append((name, other, suffix, pairs))
+    return found
+
+
+def _is_mask_folder(name: str) -> bool:
+    lower = name.lower()
+    last = lower.rsplit("/", 1)[-1]
+    return bool(_MASK_WORDS.search(lower)) and not _OTHER_WORDS.search(last)
+
+
+def _agree(images: str, masks: str) -> bool:
+    """Tells whether two folders can belong together: not where they are of different splits."""
+    one, other = _split_of(images), _split_of(masks)
+    return one is None or other is None or one == other
+
+
+def _split_of(folder: str) -> str | None:
+    for part in folder.split("/"):
+        for split in sorted((*_TRAIN, *_VAL), key=len, reverse=True):
+            # "train", and "trainannot" or "train_labels"
+            rest = part.lower().removeprefix(split)
+            if rest != part.lower() and (not rest or _MASK_WORDS.search(rest)):
+                return part[: len(split)]
+    return None
+
+
+def _suffix(stems: set[str], masks: set[str]) -> tuple[int, str]:
+    """Returns (pairs, suffix) of the masks' names over the images'; (0, "") where few match."""
+    pairs, suffix = len(stems & masks), ""
+    if pairs < _ENOUGH * min(len(stems), len(masks)):
+        counts = Counter(
+            mask[cut:] for mask in masks for cut in range(1, len(mask)) if mask[:cut] in stems
+        )
+        suffix, pairs = max(counts.items(), key=lambda c: (c[1], c[0]), default=("", 0))
+    return (pairs, suffix) if pairs >= _ENOUGH * min(len(stems), len(masks)) else (0, "")
+
+
+def _suffix_within(stems: set[str]) -> tuple[int, str]:
+    """As `_suffix`, for images and masks side by side in one folder."""
+    counts = Counter(
+        stem[cut:]
+        for stem in stems
+        for cut in range(1, len(stem))
+        if stem[:cut] in stems and _MASK_WORDS.search(stem[cut:].lower())
+    )
+    suffix, pairs = max(counts.items(), key=lambda c: (c[1], c[0]), default=("", 0))
+    return (pairs, suffix) if pairs >= _ENOUGH * len(stems) / 2 else (0, "")
+
+
+def _twins(folder: Path) -> int:
+    """Returns how many names a folder has both as a photograph and as a PNG."""
+    files = [Path(name) for name in os.listdir(folder) if _is_image(name)]
+    kinds = [{f.stem for f in files if (f.suffix.lower() in LOSSY_SUFFIXES) == is_lossy}
+             for is_lossy in (True, False)]  # fmt: skip
+    return len(kinds[0] & kinds[1])
+
+
+def _template(images: str, masks: str, suffix: str) -> tuple[_Place, str | None]:
+    """Returns the place with {split} for the split's name, and that name."""
+    split = _split_of(images)
+    one, other = images.split("/"), masks.split("/")
+    # Folders inside a split, such as cities, are alike on both sides, and found by themselves.
+    while len(one) > 1 and len(other) > 1 and one[-1] == other[-1] != split:
+        one, other = one[:-1], other[:-1]
+    if split is not None:
+        one = ["{split}" if part == split else part for part in one]
+        other = [re.sub(rf"^{split}(?=$|[^a-z]|annot|label|mask|gt)", "{split}", p) for p in other]
+        if "{split}" not in "/".join(one):
+            split = None
+    return _Place("/".join(one) or ".", "/".join(other) or ".", suffix), split
+
+
+def _lists(root: Path, place: _Place, stems: set[str]) -> tuple[str, tuple[str, ...]]:
+    """Returns the pattern of list files, one a split, and the splits; ("", ()) without."""
+    parents = dict.fromkeys(["", *map(str, Path(place.images).parents)])
+    for parent in parents:
+        for name in _LIST_FOLDERS:
+            folder = root / parent / name
+            found = [
+                path.stem
+                for path in sorted(folder.glob("*.txt"))
+                if path.stem.lower() in (*_TRAIN, *_VAL) and _is_list(path, stems)
+            ]
+            if len(found) > 1:
+                pattern = (Path(parent) / name / "{split}.txt").as_posix()
+                return pattern, _ordered(found)
+    return "", ()
+
+
+def _is_list(path: Path, stems: set[str]) -> bool:
+    """Tells whether most lines of a file are names of images."""
+    lines = path.read_text("utf-8", errors="replace").split("\n")
+    names = [line.strip() for line in lines if line.strip()]
+    known = sum(Path(name).name in stems or Path(name).stem in stems for name in names)
+    return known > _ENOUGH * len(names)
