@@ -11,14 +11,13 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from convert.from_pytorch import check_progress_flags, classes, to_run
 from convert.to_pytorch import check_dialect, check_output, to_state_dict, write
 from deeplab_jax import cli
-from deeplab_jax.errors import ConfigError, DataError, NumericError
+from deeplab_jax.errors import ConfigError, NumericError
 
 if TYPE_CHECKING:
+    import numpy as np
     from ml_collections import ConfigDict
 
 _EXAMPLES = """\
@@ -74,6 +73,8 @@ def main(argv: list[str]) -> None:
     if args.steps < 1:
         raise ConfigError("--steps", f"must be 1 or more, got {args.steps}", "change it")
     _check_total(args, 0)
+    from convert.batches import check_labels, read_batches
+
     images, labels = read_batches(args.batches)
     config = _read_config(args, overrides, images.shape[1])
     check_labels(args.batches, labels, config.model.num_classes)
@@ -83,58 +84,10 @@ def main(argv: list[str]) -> None:
 
     try:
         with jax.enable_x64(config.model.dtype == "float64"):
-            _replay(args, config, images, labels.astype(np.int32))
+            _replay(args, config, images, labels.astype("int32"))
     except MisfitError as error:
         print(error.table, file=sys.stderr, flush=True)
         raise
-
-
-def read_batches(path: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the images, float32 (S, B, H, W, 3), and labels, integers (S, B, H, W), of a file.
-
-    Raises:
-      DataError: it holds something else.
-    """
-    wanted = "save it with np.savez(..., images=..., labels=...)"
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            images, labels = archive["images"], archive["labels"]
-    except FileNotFoundError as error:
-        raise DataError(path, "does not exist", "check the path") from error
-    except KeyError as error:
-        raise DataError(path, "lacks the array `images` or `labels`", wanted) from error
-    except Exception as error:  # whatever a file's bytes provoke is the file's fault
-        text = " ".join(str(error).split())[:200]
-        raise DataError(path, f"cannot be read ({type(error).__name__}: {text})", wanted) from error
-    if images.dtype != np.float32 or images.ndim != 5 or images.shape[-1] != 3:
-        what = f"`images` is {images.dtype} {images.shape}, float32 (S, B, H, W, 3) wanted"
-        raise DataError(path, what, "convert it")
-    if labels.dtype.kind not in "iu" or labels.shape != images.shape[:-1]:
-        what = f"`labels` is {labels.dtype} {labels.shape}, integers {images.shape[:-1]} wanted"
-        raise DataError(path, what, "convert it: one label for each pixel of `images`")
-    if 0 in images.shape:
-        raise DataError(path, f"`images` is empty, {images.shape}", "give at least one batch")
-    if images.shape[1] < 2:
-        what = "has batches of one image, and the image-pool norm would see one value"
-        raise DataError(path, what, "give two images or more a batch")
-    if not np.isfinite(images).all():
-        raise DataError(path, "`images` holds values that are not finite", "mend them")
-    return images, labels
-
-
-def check_labels(path: str, labels: np.ndarray, num_classes: int) -> None:
-    """Refuses labels that are neither a class nor ignored.
-
-    Raises:
-      DataError: there are some.
-    """
-    from deeplab_jax.config import IGNORE_INDEX
-
-    bad = ((labels < 0) | (labels >= num_classes)) & (labels != IGNORE_INDEX)
-    if bad.any():
-        value, step = labels[bad][0], np.argwhere(bad)[0][0]
-        what = f"`labels` holds {value} in batch {step}, with {num_classes} classes"
-        raise DataError(path, what, f"use 0 to {num_classes - 1}, and {IGNORE_INDEX} for ignored")
 
 
 def _check_total(args: argparse.Namespace, start: int) -> None:
@@ -157,8 +110,10 @@ def _read_config(args: argparse.Namespace, overrides: list[str], batch_size: int
 
 
 def _replay(
-    args: argparse.Namespace, config: "ConfigDict", images: np.ndarray, labels: np.ndarray
+    args: argparse.Namespace, config: "ConfigDict", images: "np.ndarray", labels: "np.ndarray"
 ) -> None:
+    import numpy as np
+
     from convert.momentum import Progress, read_progress, run_items, to_optimizer
     from convert.source import read_source
     from deeplab_jax.checkpoint import Info
@@ -193,8 +148,8 @@ def _replay(
 
 def _train(
     state: dict[str, Any],
-    images: np.ndarray,
-    labels: np.ndarray,
+    images: "np.ndarray",
+    labels: "np.ndarray",
     config: "ConfigDict",
     steps: int,
     total_steps: int,
