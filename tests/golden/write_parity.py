@@ -8,6 +8,7 @@ Takes about ten minutes on two processor cores; runs on whatever JAX runs on.
 import argparse
 import datetime
 import functools
+import os
 from pathlib import Path
 
 import compact
@@ -30,8 +31,9 @@ def main():
 
 
 def _head():
-    device = jax.devices()[0]
-    where = f"{device.platform} ({device.device_kind}), jax {jax.__version__}"
+    device = jax.devices()[0].device_kind
+    device = f"{os.cpu_count()} processor cores" if device == "cpu" else device
+    where = f"{device}, jax {jax.__version__}"
     return f"""# Parity with the PyTorch reference
 
 Written by `python tests/golden/write_parity.py` on {datetime.date.today()}, {where}.
