@@ -237,7 +237,11 @@ def prepare(name: str, archives: Path, root: Path, counts: tuple[int, int]) -> N
     official = OFFICIAL[name]
     target = root / official.part
     if target.exists():
-        check(name, root, counts)
+        try:
+            check(name, root, counts)
+        except DataError as error:
+            fix = f"{error.fix}; or move {target} away (what it was unpacked from will do)"
+            raise DataError(error.where, error.what, fix) from error
         print(f"{name}: complete at {target}; left as it is")
         return
     found = _locate(official, archives)

@@ -111,8 +111,12 @@ def open_cache(data_config: Any, num_classes: int, split: str) -> Dataset:
     )
 
 
+def _path(root: Path, split: str, suffix: str) -> Path:
+    return root / f"{split.replace('/', '.')}{suffix}"  # a name, wherever the split leads
+
+
 def _open_split(root: Path, split: str) -> tuple[dict, CacheSource]:
-    path = root / f"{split}.json"
+    path = _path(root, split, ".json")
     if not path.is_file():
         splits = ", ".join(sorted(p.stem for p in root.glob("*.json") if p.stem != "classes"))
         what = f"has no cached split {split!r} ({f'there are {splits}' if splits else 'no cache'})"
@@ -121,7 +125,7 @@ def _open_split(root: Path, split: str) -> tuple[dict, CacheSource]:
     try:
         index = json.loads(path.read_text("utf-8"))
         table = np.array(index["table"], np.int64).reshape(-1, 3)
-        source = CacheSource(str(root / f"{split}.bin"), tuple(index["ids"]), table)
+        source = CacheSource(str(_path(root, split, ".bin")), tuple(index["ids"]), table)
         is_known = index["format"] == _FORMAT and len(source.ids) == len(table)
         is_known = is_known and index.keys() >= {"split", "labels", "classes", "source"}
         size = int(source.ends[-1])
@@ -198,9 +202,9 @@ def write_cache(data_config: Any, num_classes: int, output: Path, is_verified: b
         if data_config.dataset == "folder":
             _write_classes(folder / "classes.json", datasets[0])
         for dataset in datasets:
-            table = _write_samples(folder / f"{dataset.split}.bin", dataset)
+            table = _write_samples(_path(folder, dataset.split, ".bin"), dataset)
             text = json.dumps(_index(dataset, data_config, table))
-            (folder / f"{dataset.split}.json").write_text(text, "utf-8")
+            _path(folder, dataset.split, ".json").write_text(text, "utf-8")
             _open_split(folder, dataset.split)[1].verify()
 
 

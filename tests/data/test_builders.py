@@ -216,7 +216,6 @@ def test_any_data_set_can_be_named(foreign, data_config):
     expected = np.select([image[..., 0] == v for v in (10, 20, 0)], [0, 1, 2], 255)
     np.testing.assert_array_equal(label, expected)
     assert len(open_dataset(data, 3, "test")) == 4
-    assert_equal(read(dataset, 1), read(dataset))
 
 
 @pytest.mark.parametrize("place", ["my_set", "deep/small", "deep/small:2.0.0", "my_set:1.2.0"])

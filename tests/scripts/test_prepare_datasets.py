@@ -232,6 +232,18 @@ def test_another_count_is_an_error_and_leaves_nothing(call, downloads, tmp_path,
     assert not list(root.iterdir())
 
 
+def test_what_is_there_and_incomplete_is_left_alone(call, downloads, tmp_path):
+    folder = downloads("voc")  # holds VOC2012 as it is unpacked, without trainaug
+    before = hashes(folder)
+    argv = ("--archives", folder, "--expect-counts", "4,2", "--output")
+    code, _, err = call("voc", *argv, folder)
+    assert code == 3
+    assert "trainaug.txt" in err
+    assert f"or move {folder}/VOCdevkit/VOC2012 away" in err
+    assert hashes(folder) == before
+    assert call("voc", *argv, tmp_path / "data")[0] == 0
+
+
 def test_published_counts():
     counts = {name: official.counts for name, official in prepare_datasets.OFFICIAL.items()}
     assert counts == {"voc": (10582, 1449), "ade20k": (20210, 2000), "cityscapes": (2975, 500)}
