@@ -159,7 +159,7 @@ def _histogram(label: np.ndarray, where: np.ndarray | None = None) -> dict[int, 
 
 def _look_at_refused(facts: Facts) -> None:
     """Fills in what can be said of a mask that is no index mask."""
-    path = facts.sample.mask
+    path, began = facts.sample.mask, time.thread_time()
     try:
         with Image.open(path) as header:
             kind, mode, size = header.format, header.mode, header.size
@@ -169,19 +169,21 @@ def _look_at_refused(facts: Facts) -> None:
         facts.mask_kind, facts.mask_size = "lossy", size[::-1]
     elif mode in ("RGB", "RGBA"):
         colors = read_color_label(path)
+        facts.decode_seconds += time.thread_time() - began
         facts.mask_kind, facts.mask_size = "color", colors.shape[:2]
         facts.colors = _count_colors(colors)
 
 
 def _count_colors(colors: np.ndarray) -> dict[Color, int]:
-    red, green, blue = (colors[..., channel].astype(np.int32).ravel() for channel in range(3))
-    codes = red << 16 | green << 8 | blue
+    codes = cv2.cvtColor(colors, cv2.COLOR_RGB2RGBA).view("<u4").ravel()  # alpha, B, G, R
     # By runs of one colour, of which a mask has few: sorting all pixels takes longer than decoding.
-    starts = np.concatenate(([0], np.flatnonzero(np.diff(codes)) + 1, [codes.size]))
+    starts = np.concatenate(([0], np.flatnonzero(codes[1:] != codes[:-1]) + 1, [codes.size]))
     values, which = np.unique(codes[starts[:-1]], return_inverse=True)
     counts = np.bincount(which, np.diff(starts)).astype(int).tolist()
     pairs = zip(values.tolist(), counts, strict=True)
-    return {(v >> 16, v >> 8 & 255, v & 255): n for v, n in itertools.islice(pairs, _MAX_COLORS)}
+    return {
+        (v & 255, v >> 8 & 255, v >> 16 & 255): n for v, n in itertools.islice(pairs, _MAX_COLORS)
+    }
 
 
 class Values(NamedTuple):

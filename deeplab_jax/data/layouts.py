@@ -148,7 +148,7 @@ def _layout(root: Path, place: _Place, group: _Group) -> Layout:
     why = f"{place.images} with {place.masks}"
     if place.suffix:
         why += f", masks named NAME{place.suffix}"
-    splits = _ordered(group.splits)
+    splits = _ordered(_with_missing(root, place, group.splits))
     if not splits:
         fields["split_file"], splits = _lists(root, place, group.stems)
         why += f", lists {fields['split_file']}" if splits else ""
@@ -167,6 +167,20 @@ def _layout(root: Path, place: _Place, group: _Group) -> Layout:
         fields["split_file"] = fields["split_file"].replace("{split}", only)
     fields |= {"train_split": only, "val_split": only}
     return Layout(root, fields, (only,), False, f"{why}, without a split")
+
+
+def _with_missing(root: Path, place: _Place, splits: list[str]) -> list[str]:
+    """Returns the splits with a training or validation split whose masks or images are not there.
+
+    A test split is left out where it has none, as is usual.
+    """
+    if "{split}" not in place.images:
+        return splits
+    for names in (_TRAIN, _VAL[:-2]):
+        if not any(split.lower() in names for split in splits):
+            there = (n for n in names if (root / place.images.replace("{split}", n)).is_dir())
+            splits = [*splits, *there]
+    return splits
 
 
 def _ordered(splits: list[str]) -> tuple[str, ...]:
