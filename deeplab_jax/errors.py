@@ -49,6 +49,10 @@ class ResourceError(DeepLabError, RuntimeError):
     exit_code = 5
 
 
+class ReaderError(ResourceError):
+    """A thread or process that reads samples died or hangs; what was trained is whole."""
+
+
 class NumericError(DeepLabError, ArithmeticError):
     """Training produced a value that is not finite."""
 

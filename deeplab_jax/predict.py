@@ -32,6 +32,10 @@ def main(argv: list[str]) -> None:
     args, overrides = parser.parse(argv)
     images = find_images(args.images)
     check_output(images, args.output)
+    from deeplab_jax.data.images import read_size
+
+    for image in images:
+        read_size(image)  # what is no image, or a bomb, shows before JAX is loaded
     from deeplab_jax.api import load
 
     model = load(args.checkpoint, args.step, overrides)

@@ -32,6 +32,7 @@ from deeplab_jax.errors import (
     DataError,
     Interrupted,
     NumericError,
+    ReaderError,
     ResourceError,
 )
 from deeplab_jax.evaluator import Evaluator
@@ -96,6 +97,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
       DataError: a data set or sample cannot be used; the state was saved.
       NumericError: the loss or a gradient is not finite; nothing was saved since it was.
       Interrupted: Ctrl-C, SIGTERM, or the reader of the output has gone; the state was saved.
+      ReaderError: a thread or process that reads samples died or hangs; the state was saved.
       ResourceError: a checkpoint could not be written, or another process trains in `workdir`.
     """
     config_lib.validate(config)
@@ -272,7 +274,8 @@ class Run:
 
     def _finish(self, state: State, reason: Exception | None) -> dict[str, Any]:
         """The one exit: saves what is worth saving, waits for the disk, then says why."""
-        if not isinstance(reason, NumericError | ResourceError):
+        is_whole = not isinstance(reason, NumericError | ResourceError)
+        if is_whole or isinstance(reason, ReaderError):
             self._read_metrics()
             step = int(state["step"])
             if step > self.start:

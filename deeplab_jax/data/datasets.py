@@ -5,15 +5,17 @@ one's own (`files`, `labels`); the same samples can come from TFDS or a cache (`
 """
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 import cv2
 import numpy as np
 
 from deeplab_jax.config import TRAIN_IDS
-from deeplab_jax.data.files import Files, find_files
+from deeplab_jax.data.files import LOSSY_SUFFIXES, Files, find_files
 from deeplab_jax.data.labels import INVALID, ColorTable, label_map, open_classes
 from deeplab_jax.data.sources import FolderSource, Source, SubsetSource
 from deeplab_jax.errors import DataError, shorten
@@ -84,7 +86,7 @@ class Dataset:
                 self.source.names(index)[1],
                 f"has values {_ranges(bad)}; accepted are "
                 f"{_ranges(np.flatnonzero(self.label_map != INVALID))}",
-                "correct the mask, or config.model.num_classes and config.data.dataset",
+                "correct the mask, config.model.num_classes, or what config.data says of masks",
             )
         table = classes.astype(np.uint8)
         return cv2.LUT(raw, table) if raw.dtype == np.uint8 else table[raw]
@@ -146,6 +148,11 @@ def _check_complete(root: str, split: str, files: Files) -> None:
     if not files.stems:
         fix = "check the folder or list of ids"
         raise DataError(str(root), f"split {split!r} has no images", fix)
+    outside = [s for s in files.stems if os.path.isabs(s) or ".." in PurePosixPath(s).parts]
+    if outside:
+        what = f"split {split!r} lists what lies outside ({shorten(outside)}); none was opened"
+        fix = "list images under config.data.images, by their path there without the suffix"
+        raise DataError(str(root), what, fix)
     missing = []
     for kind, found in (("images", files.images), ("masks", files.masks)):
         names = [stem for stem in files.stems if stem not in found]
@@ -154,12 +161,17 @@ def _check_complete(root: str, split: str, files: Files) -> None:
     if missing:
         what = f"split {split!r} of {len(files.stems)} samples: {'; '.join(missing)}"
         raise DataError(str(root), what, "add them, or remove these samples")
+    lossy = [files.masks[s] for s in files.stems if files.masks[s].lower().endswith(LOSSY_SUFFIXES)]
+    if lossy:
+        what = f"is a JPEG or WebP, which changes class indices ({len(lossy)} such masks)"
+        raise DataError(lossy[0], what, "store masks as PNG")
 
 
 def _size_fix(image_shape: tuple[int, ...], mask_shape: tuple[int, ...]) -> str:
     fix = "give both one size"
     if image_shape[1::-1] == mask_shape:
-        fix += "; one may have an EXIF orientation, which turns what is read, and the other none"
+        fix += "; it seems that one has an EXIF orientation, by which it is turned when read, and "
+        fix += "the other none: turn the pixels of the one and drop its tag"
     return fix
 
 

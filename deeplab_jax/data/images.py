@@ -12,7 +12,10 @@ import io
 import os
 import stat
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 import numpy as np
@@ -54,10 +57,17 @@ def read_color_label(path: str | Path) -> np.ndarray:
 
 
 def read_size(path: str | Path) -> tuple[int, int]:
-    """Returns (height, width) of what `read_image` would return, without decoding it."""
-    header = _open(str(path), _read_bytes(str(path)))
-    is_turned = _TURNS.get(_orientation(header), (0, False))[0] % 2 == 1
-    return header.size if is_turned else header.size[::-1]
+    """Returns (height, width) of what `read_image` would return, by the header alone.
+
+    Raises:
+      DataError: there is no header of an image, or `read_image` would refuse what it says.
+    """
+    path = str(path)
+    _check_file(path)
+    with _reading(path), open(path, "rb") as file:
+        header = _open(path, file)
+        is_turned = _TURNS.get(_orientation(header), (0, False))[0] % 2 == 1
+        return header.size if is_turned else header.size[::-1]
 
 
 def decode_image(name: str, data: bytes) -> np.ndarray:
@@ -74,7 +84,7 @@ def decode_image(name: str, data: bytes) -> np.ndarray:
     Raises:
       DataError: the data is cut short, too large, or not an image.
     """
-    header = _open(name, data)
+    header = _open(name, io.BytesIO(data))
     if header.format in ("TIFF", "BMP"):  # OpenCV multiplies by alpha there, and rounds 16 bits
         return _turn(_to_rgb(name, header), header)
     # From bytes: `cv2.imread` would fill the rest of a cut JPEG with grey.
@@ -166,33 +176,46 @@ def write_overlay(
     Image.fromarray(mixed.astype(np.uint8)).save(path, "JPEG", quality=92)
 
 
-def _read_bytes(path: str) -> bytes:
-    """Returns what a regular file holds; a pipe would wait for a writer, a device never ends."""
+@contextmanager
+def _reading(path: str) -> Iterator[None]:
     try:
-        info = os.stat(path)
-        if not stat.S_ISREG(info.st_mode):
-            kind = "folder" if stat.S_ISDIR(info.st_mode) else "pipe, socket or device"
-            raise DataError(path, f"is a {kind}, not a file", "replace or remove it")
-        if info.st_size > MAX_BYTES:
-            raise _too_large(path, f"{info.st_size} bytes", MAX_BYTES)
-        data = Path(path).read_bytes()
+        yield
     except (OSError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
         what = f"cannot be read ({getattr(error, 'strerror', None) or error})"
         raise DataError(path, what, "check the path and its permissions") from error
-    if not data:
+
+
+def _check_file(path: str) -> None:
+    """Refuses all but regular files: a pipe would wait for a writer, a device never ends."""
+    with _reading(path):
+        info = os.stat(path)
+    if not stat.S_ISREG(info.st_mode):
+        kind = "folder" if stat.S_ISDIR(info.st_mode) else "pipe, socket or device"
+        raise DataError(path, f"is a {kind}, not a file", "replace or remove it")
+    if info.st_size > MAX_BYTES:
+        raise _too_large(path, f"{info.st_size} bytes", MAX_BYTES)
+    if not info.st_size:
         raise DataError(path, "is an empty file", "replace the file")
-    return data
 
 
-def _open(name: str, data: bytes) -> ImageFile.ImageFile:
+def _read_bytes(path: str) -> bytes:
+    _check_file(path)
+    with _reading(path):
+        return Path(path).read_bytes()
+
+
+def _open(name: str, file: BinaryIO) -> ImageFile.ImageFile:
     """Reads the header alone: what it is, and how large it would become."""
     try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        image = Image.open(file, formats=_FORMATS)
         num_pictures = getattr(image, "n_frames", 1) if image.format != "MPO" else 1
     except Image.DecompressionBombError as error:
         raise _too_large(name, str(error)) from error
     except UnidentifiedImageError as error:
-        raise DataError(name, _describe(data), "replace or remove the file") from error
+        file.seek(0)
+        raise DataError(name, _describe(file.read(512)), "replace or remove the file") from error
     except Exception as error:  # whatever a plugin makes of damage
         raise DataError(name, f"has a damaged header ({error})", "replace the file") from error
     if image.width * image.height > MAX_PIXELS:
@@ -203,10 +226,10 @@ def _open(name: str, data: bytes) -> ImageFile.ImageFile:
     return image
 
 
-def _describe(data: bytes) -> str:
-    """Returns what a file is that is no image we read."""
-    head = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n")
-    start = f"(it starts with {data[:12]!r})"
+def _describe(head: bytes) -> str:
+    """Returns what a file is that is no image we read, by its beginning."""
+    start = f"(it starts with {head[:12]!r})"
+    head = head.lstrip(b"\xef\xbb\xbf \t\r\n")
     if head[:14].lower().startswith((b"<!doctype html", b"<html", b"<head")):
         return f"looks like an HTML page, as a failed download leaves it {start}"
     if head.startswith(b"version https://git-lfs"):
@@ -217,7 +240,7 @@ def _describe(data: bytes) -> str:
 
 
 def _open_mask(name: str, data: bytes) -> ImageFile.ImageFile:
-    mask = _open(name, data)
+    mask = _open(name, io.BytesIO(data))
     if mask.format in _LOSSY:
         kind = "a WebP" if mask.format == "WEBP" else "a JPEG"
         raise DataError(name, f"is {kind}, which changes class indices", "store masks as PNG")

@@ -6,26 +6,17 @@ at a step, and nothing here knows how many hosts there are: each asks for the ro
 """
 
 import functools
-import gc
 import os
-import signal
-import threading
-import time
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 
-from deeplab_jax.data import transforms
+from deeplab_jax.data import readers, transforms
 from deeplab_jax.data.datasets import Dataset
-from deeplab_jax.errors import ResourceError
 
 _MAX_THREADS = 8
-_WORKER_BUFFER = 2  # batches that each worker process keeps ready
 
 
 class TrainBatch(NamedTuple):
@@ -117,41 +108,19 @@ def train_batches(
 
     Raises:
       DataError: a sample cannot be used.
-      ResourceError: a reading process died.
+      ReaderError: a reading process died, or a sample does not end.
     """
-    import grain  # 3 s: not before there is something to read
-
     load = _BatchLoader(
         dataset,
         SampleOrder(len(dataset), seed, batch_size, steps_per_epoch),
         tuple(rows),
         {"crop_size": crop_size, "resize_base": resize_base, "scale_range": scale_range},
     )
-    num_threads = 0 if num_workers else _num_threads()
-    read_options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_threads)
-    batches = grain.MapDataset.range(start, stop).map(load).to_iter_dataset(read_options)
+    steps, name_of = range(start, stop), dataset.source.names
     if num_workers:
-        _mark_flags_parsed()
-        options = grain.MultiprocessingOptions(num_workers, _WORKER_BUFFER)
-        batches = batches.mp_prefetch(options, worker_init_fn=_init_worker)
+        yield from readers.in_processes(load, steps, num_workers, name_of)
     else:
-        cv2.setNumThreads(0)
-    iterator = iter(batches)
-    try:
-        # Copied: a worker's batch lies in shared memory that ends with grain's own arrays.
-        yield from map(_copy, iterator) if num_workers else iterator
-    except RuntimeError as error:  # grain's, for a reading process that died
-        what = f"died while reading ({str(error).splitlines()[0]})"
-        fix = "free memory, or lower config.data.num_workers"
-        raise ResourceError("a reading process", what, fix) from error
-    finally:
-        iterator.close()
-        if num_workers:
-            gc.collect()  # the last batch hangs in a cycle of grain's, and warns if left to exit
-
-
-def _copy(batch: TrainBatch) -> TrainBatch:
-    return TrainBatch(*map(np.array, batch))
+        yield from readers.in_threads(load, steps, _num_threads(), name_of)
 
 
 @dataclass(frozen=True)
@@ -175,35 +144,14 @@ class _BatchLoader:
         for i, row in enumerate(self.rows):
             batch.index[i], rng = self.order.locate(int(step), row)
             out = batch.image[i], batch.label[i]
-            sample = self.dataset.read(int(batch.index[i]))
-            batch.box[i] = transforms.train_transform(*sample, rng, **self.options, out=out)[2]
+            with readers.reading(batch.index[i]):
+                sample = self.dataset.read(int(batch.index[i]))
+                batch.box[i] = transforms.train_transform(*sample, rng, **self.options, out=out)[2]
         return batch
 
 
 def _num_threads() -> int:
     return min(_MAX_THREADS, os.cpu_count() or 1)
-
-
-def _init_worker(worker: int, num_workers: int) -> None:
-    cv2.setNumThreads(0)  # the processes are the parallelism
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # sent to the whole group, and the parent's to handle
-    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
-
-
-def _leave_with(parent: int) -> None:
-    """Ends this process when the one that started it was killed."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
-
-
-def _mark_flags_parsed() -> None:
-    """Lets grain's worker processes read absl flags outside `absl.app.run`."""
-    from absl import flags
-
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()
 
 
 def eval_examples(
@@ -218,25 +166,16 @@ def eval_examples(
 
     Raises:
       DataError: a sample cannot be used.
+      ReaderError: a sample does not end.
     """
-    cv2.setNumThreads(0)
-    num_threads = _num_threads()
-    waiting: deque = deque()
-    pool = ThreadPoolExecutor(num_threads)
-    try:
-        for index in indices:
-            waiting.append(pool.submit(_eval_example, dataset, int(index), resize_base))
-            if len(waiting) > num_threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    read = functools.partial(_eval_example, dataset, resize_base)
+    return readers.in_threads(read, indices, _num_threads(), dataset.source.names)
 
 
-def _eval_example(dataset: Dataset, index: int, resize_base: tuple[int, ...]) -> EvalExample:
-    image, label = dataset.read(index)
+def _eval_example(dataset: Dataset, resize_base: tuple[int, ...], index: int) -> EvalExample:
+    with readers.reading(index):
+        image, label = dataset.read(int(index))
     if resize_base:
         size = transforms.fit_size(label.shape[0], label.shape[1], (resize_base[0], resize_base[1]))
         image = transforms.resize_image(image, size)
-    return EvalExample(index, image, label)
+    return EvalExample(int(index), image, label)

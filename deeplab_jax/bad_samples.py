@@ -1,0 +1,76 @@
+"""Leaving out training samples that cannot be read, on request and before the first step.
+
+Which are left out is written to `<workdir>/bad_samples.txt` and read back by a continuation, so the
+order of samples stays a function of the seed and of the ids that remain.
+"""
+
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from deeplab_jax.data import Dataset
+from deeplab_jax.errors import DataError, shorten
+
+_FILE = "bad_samples.txt"  # a line each: id, tab, reason
+_SECONDS = 10.0  # between lines of progress
+
+
+def leave_out(dataset: Dataset, limit: int, workdir: Path, is_continued: bool) -> Dataset:
+    """Returns the data set without its bad samples, which are listed in `workdir`.
+
+    Args:
+      dataset: the training split.
+      limit: `config.data.skip_bad`; 0 reads nothing.
+      workdir: created if missing.
+      is_continued: a run has saved there: its list counts, and nothing is read again.
+
+    Raises:
+      DataError: more samples are bad.
+    """
+    if not limit:
+        return dataset
+    path = workdir / _FILE
+    if is_continued and path.exists():
+        lines = path.read_text("utf-8").splitlines()
+        bad = {name: why for name, _, why in (line.partition("\t") for line in lines)}
+    else:
+        bad = _find(dataset)
+        workdir.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".tmp")
+        partial.write_text("".join(f"{name}\t{why}\n" for name, why in bad.items()), "utf-8")
+        os.replace(partial, path)
+    if len(bad) > limit:
+        raise DataError(
+            str(path),
+            f"lists {len(bad)} bad samples of {len(dataset)}, and config.data.skip_bad={limit} "
+            f"({shorten(bad, 5)}; the first: {next(iter(bad.values()))})",
+            f"mend them, or set config.data.skip_bad={len(bad)}",
+        )
+    if bad:
+        print(f"{len(bad)} bad samples are left out: {path}", flush=True)
+    return dataset.select([i for i, name in enumerate(dataset.ids) if name not in bad])
+
+
+def _find(dataset: Dataset) -> dict[str, str]:
+    """Returns {id: why it cannot be used}, after reading every sample once."""
+    bad: dict[str, str] = {}
+    total, told = len(dataset), time.perf_counter()
+    print(f"reading {total} training samples, to leave out bad ones", flush=True)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        reasons = pool.map(lambda index: _fault(dataset, index), range(total))
+        for index, reason in enumerate(reasons):
+            if reason:
+                bad[dataset.ids[index]] = reason
+            if time.perf_counter() - told > _SECONDS:
+                told = time.perf_counter()
+                print(f"read {index + 1} of {total}, {len(bad)} bad", flush=True)
+    return bad
+
+
+def _fault(dataset: Dataset, index: int) -> str:
+    try:
+        dataset.read(index)
+    except DataError as error:
+        return " ".join(str(error).split())
+    return ""

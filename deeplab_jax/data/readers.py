@@ -1,0 +1,316 @@
+"""Threads and processes that read ahead, watched so that none dies or hangs unseen.
+
+Each reader notes which sample it is at. A watchdog looks at the notes twice a second; when a
+process has died, or a sample has not ended for `PATIENCE` seconds, whoever waits for the next
+result gets an error that names the sample. Progress is counted by sample, so that large batches
+from slow disks are no failure, and by looks, not by the clock: a run that was suspended as a whole
+has not waited.
+"""
+
+import faulthandler
+import functools
+import gc
+import multiprocessing
+import os
+import queue
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, wait
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
+from typing import Any
+
+import cv2
+import numpy as np
+
+from deeplab_jax.errors import DeepLabError, ReaderError
+
+PATIENCE = 25.0  # seconds for one sample
+START_PATIENCE = 120.0  # seconds until a process has loaded what it needs
+_LOOK = 0.5  # seconds between looks
+_BUFFER = 2  # results that each process keeps ready
+_STACK = 5  # lines of a thread's stack that are shown
+
+# A note: the reader's process or thread, how often it began or ended a sample (odd: it is at
+# one), and the sample's position in the data set.
+_WHO, _COUNT, _INDEX = range(3)
+_mine = threading.local()  # `note` of the reader that this thread is
+
+
+@contextmanager
+def reading(index: int) -> Iterator[None]:
+    """Notes that the reader running this is at the given sample while the block runs."""
+    note = getattr(_mine, "note", None)
+    if note is None:
+        yield
+        return
+    note[_INDEX] = index
+    note[_COUNT] += 1
+    try:
+        yield
+    finally:
+        note[_COUNT] += 1
+
+
+def in_threads(
+    read: Callable, items: Iterable, num_threads: int, name_of: Callable[[int], tuple[str, str]]
+) -> Iterator:
+    """Yields read(item) for each item, in order, read ahead by threads.
+
+    Args:
+      read: says by `reading` which sample it is at.
+      items: one after each result.
+      num_threads: how many read at a time.
+      name_of: from a sample's position to what messages call its image and mask.
+
+    Raises:
+      ReaderError: a sample does not end.
+      Exception: what `read` raises.
+    """
+    cv2.setNumThreads(0)  # these threads are the parallelism
+    notes = np.zeros((num_threads, 3), np.int64)
+    with _Watch(notes, name_of, are_processes=False) as watch:
+        yield from _ahead(read, items, notes, watch)
+
+
+def in_processes(
+    load: Callable, items: range, num_processes: int, name_of: Callable[[int], tuple[str, str]]
+) -> Iterator:
+    """Yields load(item) for each item, in order, read ahead by processes.
+
+    Args:
+      load: picklable; returns a named tuple of arrays, and says by `reading` which sample it is at.
+      items: their numbers.
+      num_processes: how many.
+      name_of: as in `in_threads`.
+
+    Raises:
+      ReaderError: a process died, or a sample does not end.
+      Exception: what `load` raises.
+    """
+    import grain  # 3 s: not before there is something to read
+
+    _mark_flags_parsed()
+    _start_tracker()
+    with tempfile.NamedTemporaryFile(prefix="deeplab-readers-") as file:
+        notes = np.memmap(file.name, np.int64, "w+", shape=(num_processes, 3))
+        results = grain.MapDataset.range(items.start, items.stop).map(load)
+        results = results.to_iter_dataset(grain.ReadOptions(0, 0))  # no threads in a process
+        options = grain.MultiprocessingOptions(num_processes, _BUFFER)
+        start = functools.partial(_start_process, file.name)
+        iterator = iter(results.mp_prefetch(options, worker_init_fn=start))
+
+        def take(_: int) -> Any:
+            result = next(iterator)
+            # Copied: it lies in shared memory that ends with grain's own arrays.
+            return type(result)(*map(np.array, result))
+
+        try:
+            with _Watch(notes, name_of, are_processes=True) as watch:
+                # One thread that waits for grain, so that we never wait where nobody looks.
+                yield from _ahead(take, items, np.zeros((1, 3), np.int64), watch)
+        finally:
+            iterator.close()
+            gc.collect()  # the last result hangs in a cycle of grain's, and warns at exit
+
+
+def _ahead(read: Callable, items: Iterable, notes: np.ndarray, watch: "_Watch") -> Iterator:
+    """Yields read(item) in order; a thread for each note works ahead of what was asked for."""
+    todo: queue.SimpleQueue = queue.SimpleQueue()
+    # Daemons: where one hangs, the process still ends. Else they are joined below.
+    threads = [threading.Thread(target=_work, args=(read, todo, n), daemon=True) for n in notes]
+    waiting: deque[Future] = deque()
+    for thread in threads:
+        thread.start()
+    try:
+        for item in items:
+            waiting.append(Future())
+            todo.put((waiting[-1], item))
+            if len(waiting) > len(threads):
+                yield watch.wait(waiting.popleft())
+        while waiting:
+            yield watch.wait(waiting.popleft())
+    finally:
+        for future in waiting:
+            future.cancel()
+        for _ in threads:
+            todo.put(None)
+        watch.join(threads)
+
+
+def _work(read: Callable, todo: queue.SimpleQueue, note: np.ndarray) -> None:
+    # Inherited by processes that grain starts from here: from the first moment on a signal to the
+    # whole group is the parent's to handle.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    _mine.note = note
+    note[_WHO] = threading.get_ident()
+    while (task := todo.get()) is not None:
+        future, item = task
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(read(item))
+            except BaseException as error:
+                future.set_exception(error)
+        del task, future  # or a result lives until the next
+
+
+class _Watch:
+    """Looks at the notes of readers until closed."""
+
+    def __init__(
+        self, notes: np.ndarray, name_of: Callable[[int], tuple[str, str]], are_processes: bool
+    ):
+        self._notes, self._name_of, self._are_processes = notes, name_of, are_processes
+        self._seen = notes.copy()
+        self._still = np.zeros(len(notes))  # seconds since a note changed
+        self._waited = 0.0  # seconds of someone waiting and no note changing
+        self._is_waiting = False
+        self._failure: ReaderError | None = None
+        self._lock, self._is_closed = threading.Lock(), threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> "_Watch":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._is_closed.set()
+        self._thread.join()
+
+    def wait(self, future: Future) -> Any:
+        """Returns the future's result, or raises what was wrong with it or the readers."""
+        self._is_waiting = True
+        while not wait([future], _LOOK).done and self._failure is None:
+            pass
+        self._is_waiting = False
+        error = future.exception() if future.done() else None
+        if isinstance(error, RuntimeError) and not isinstance(error, DeepLabError):
+            self._look()  # grain may have noticed first
+        if self._failure is not None:
+            raise self._failure from error
+        return future.result()
+
+    def join(self, threads: list[threading.Thread]) -> None:
+        """Waits for threads that were told to end; not for those that hang."""
+        deadline = time.monotonic() + PATIENCE
+        for thread in threads:
+            while thread.is_alive() and time.monotonic() < deadline:
+                if self._failure is not None and not self._are_processes:
+                    return
+                thread.join(_LOOK)
+
+    def _run(self) -> None:
+        while not self._is_closed.wait(_LOOK):
+            self._look()
+
+    def _look(self) -> None:
+        with self._lock:
+            if self._failure is None and (failure := self._find_failure()):
+                if self._are_processes:
+                    self._send(signal.SIGKILL, self._notes[:, _WHO])  # or grain would wait for them
+                self._failure = failure
+
+    def _find_failure(self) -> ReaderError | None:
+        notes = np.array(self._notes)
+        has_moved = (notes != self._seen).any(1)
+        self._seen = notes
+        self._still = np.where(has_moved, 0, self._still + _LOOK)
+        self._waited = self._waited + _LOOK if self._is_waiting and not has_moved.any() else 0
+        is_started, is_busy = notes[:, _WHO] > 0, notes[:, _COUNT] % 2 == 1
+        if self._are_processes:
+            is_dead = is_started & ~np.isin(notes[:, _WHO], _children())
+            if is_dead.any():
+                return self._died(notes[is_dead])
+        if (self._still[~is_started] >= START_PATIENCE).any():
+            what = f"{(~is_started).sum()} of {len(notes)} did not start in {START_PATIENCE:.0f} s"
+            fix = "free memory or processors, or lower config.data.num_workers"
+            return ReaderError("reading processes", what, fix)
+        is_stuck = is_busy & (self._still >= PATIENCE)
+        if is_stuck.any():
+            return self._stuck(notes[is_stuck], self._still[is_stuck].max())
+        if self._waited >= PATIENCE and is_started.all():
+            return self._stuck(notes, self._waited)
+        return None
+
+    def _died(self, notes: np.ndarray) -> ReaderError:
+        image, mask = self._name_of(notes[0, _INDEX])
+        is_busy = notes[0, _COUNT] % 2 == 1
+        when = "while reading this and its mask" if is_busy else "after reading this and its mask"
+        what = f"the reading process {notes[0, _WHO]} died {when} {mask}"
+        return ReaderError(image, what, "free memory, or lower config.data.num_workers")
+
+    def _stuck(self, notes: np.ndarray, seconds: float) -> ReaderError:
+        """Prints where the noted readers stand, and returns the error."""
+        kind = "process" if self._are_processes else "thread"
+        for who, count, index in notes:
+            state = "reading" if count % 2 else "idle after"
+            print(f"{kind} {who}: {state} {' and '.join(self._name_of(index))}", file=sys.stderr)
+        self._print_stacks(notes[:, _WHO])
+        _, count, index = notes[0]
+        image, mask = self._name_of(index)
+        verb = "reading this" if count % 2 else "going on after this"
+        others = f"; {len(notes)} readers, see above" if len(notes) > 1 else ""
+        what = f"{verb} and its mask {mask} has taken more than {seconds:.0f} s{others}"
+        return ReaderError(image, what, "check the disk or network, then repeat the command")
+
+    def _print_stacks(self, readers: np.ndarray) -> None:
+        if self._are_processes:
+            self._send(signal.SIGUSR1, readers)  # see `_start_process`; a stopped one stays silent
+            time.sleep(_LOOK)
+            return
+        frames = sys._current_frames()
+        for who in readers.tolist():
+            for line in traceback.extract_stack(frames[who])[-_STACK:] if who in frames else []:
+                print(f"  {line.filename}:{line.lineno} in {line.name}", file=sys.stderr)
+        sys.stderr.flush()
+
+    def _send(self, number: int, readers: np.ndarray) -> None:
+        for pid in set(_children()) & set(readers.tolist()):
+            os.kill(pid, number)
+
+
+def _children() -> list[int]:
+    """Returns the running processes that this one started."""
+    return [child.pid or 0 for child in multiprocessing.active_children()]
+
+
+def _start_process(notes_path: str, worker: int, num_workers: int) -> None:
+    """Makes a process that grain started one of our readers."""
+    cv2.setNumThreads(0)  # the processes are the parallelism
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # sent to the whole group, and the parent's to handle
+    faulthandler.register(signal.SIGUSR1, 2, all_threads=False)  # prints where this process stands
+    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
+    _mine.note = np.memmap(notes_path, np.int64, "r+", shape=(num_workers, 3))[worker]
+    _mine.note[_WHO] = os.getpid()
+
+
+def _start_tracker() -> None:
+    """Starts Python's remover of shared memory, which a killed process leaves, as a silent one.
+
+    Its warning would come after our last words.
+    """
+    sys.warnoptions.append("ignore:resource_tracker:UserWarning")
+    resource_tracker.ensure_running()
+    sys.warnoptions.pop()
+
+
+def _leave_with(parent: int) -> None:
+    """Ends this process when the one that started it was killed."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def _mark_flags_parsed() -> None:
+    """Lets grain's worker processes read absl flags outside `absl.app.run`."""
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
