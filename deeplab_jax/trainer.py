@@ -26,6 +26,7 @@ from ml_collections import ConfigDict
 
 from deeplab_jax import checkpoint, sharding
 from deeplab_jax import config as config_lib
+from deeplab_jax.bad_samples import leave_out
 from deeplab_jax.data import Dataset, open_dataset, train_batches
 from deeplab_jax.errors import (
     ConfigError,
@@ -105,13 +106,15 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     data, model_config = config.data, config.model
     dataset = open_dataset(data, model_config.num_classes, data.train_split)
     validation = open_dataset(data, model_config.num_classes, data.val_split)
+    is_begun = checkpoint.latest_step(workdir) is not None
+    dataset = leave_out(dataset, data.skip_bad, workdir, is_begun)
     plan = make_plan(config, len(dataset))
     mesh = sharding.make_mesh(config.train.batch_size, num_groups=config.train.reference_processes)
     notes = warnings(config)
-    if checkpoint.latest_step(workdir) is None:
-        notes += check_start(config, dataset.class_names)
-    else:
+    if is_begun:
         check_continuation(workdir, config, dataset)
+    else:
+        notes += check_start(config, dataset.class_names)
     with _lock(workdir):
         write_config(workdir, config)  # an unusable place shows before anything compiles
         for warning in notes:

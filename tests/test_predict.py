@@ -183,7 +183,7 @@ def test_damaged_image_is_an_error_of_the_data(run, call, tmp_path):
     argv = ["--checkpoint", run.path, tmp_path / "page.jpg", "--output", tmp_path / "out"]
     code, _, err = call("predict", *argv)
     assert (code, err.count("\n")) == (3, 1)
-    assert "page.jpg: is not an image" in err
+    assert "page.jpg: looks like an HTML page" in err
 
 
 def touch(folder, *names):

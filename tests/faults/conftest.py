@@ -1,0 +1,105 @@
+"""A tiny run, the data it trains on, and the command line around both."""
+
+import jax
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from deeplab_jax import cli
+
+RECIPE = """
+from deeplab_jax import config
+
+
+def get_config():
+    c = config.get_config("folder", depth=18, output_stride=16)
+    c.model.num_classes = 4
+    c.model.atrous_rates = (1, 2, 3)
+    c.model.width, c.model.head_channels = 8, 16
+    c.model.low_level_channels, c.model.aux_channels = 4, 8
+    c.data.crop_size = (64, 64)
+    c.data.resize_base = (97, 65)
+    c.train.batch_size = 4
+    c.train.steps = 2
+    c.log.every_steps = 1
+    return c
+"""
+
+
+@pytest.fixture(scope="package", autouse=True)
+def compile_options(tmp_path_factory):
+    """Compiles quickly, and each program once for all runs."""
+    options = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+        "jax_disable_most_optimizations": True,
+    }
+    before = {name: jax.config.values[name] for name in options}
+    _configure(options)
+    yield
+    _configure(before)
+
+
+def _configure(options):
+    compilation_cache.reset_cache()  # it remembers the folder, or that there was none
+    for name, value in options.items():
+        jax.config.update(name, value)
+
+
+@pytest.fixture
+def call(capsys):
+    """Returns call(*argv) -> (exit code, standard output, standard error)."""
+
+    def call(*argv):
+        with pytest.raises(SystemExit) as end:
+            cli.main([str(argument) for argument in argv])
+        return end.value.code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def fails(call):
+    """Returns fails(argv, *parts, code=3): it ends so, with one line that has the parts."""
+
+    def fails(argv, *parts, code=3):
+        got, _, err = call(*argv)
+        assert (got, err.count("error: ")) == (code, 1), err
+        assert "Traceback" not in err
+        last = err.splitlines()[-1]
+        assert last.startswith("error: ")
+        assert " - " in last
+        for part in parts:
+            assert str(part) in last
+        return last
+
+    return fails
+
+
+@pytest.fixture(scope="package")
+def memo():
+    """What the tests share; `make_tree` cannot be asked from a wider scope."""
+    return {}
+
+
+@pytest.fixture
+def train(tmp_path):
+    """Returns train(root, *overrides) -> the command, into a work directory of its own."""
+    (tmp_path / "tiny.py").write_text(RECIPE)
+
+    def train(root, *overrides):
+        flags = [f"--config.data.{override}" for override in overrides]
+        argv = ["train", "--config", tmp_path / "tiny.py", f"--config.data.root={root}"]
+        return [*argv, "--workdir", tmp_path / "run", *flags]
+
+    return train
+
+
+@pytest.fixture
+def trained(memo, make_tree, train, call, tmp_path):
+    """The work directory of a finished run."""
+    if "trained" not in memo:
+        code, _, err = call(*train(make_tree("folder", num_train=4, num_val=1)))
+        assert code == 0, err
+        memo["trained"] = (tmp_path / "run").rename(tmp_path / "trained")
+    return memo["trained"]

@@ -1,0 +1,96 @@
+"""Tolerance on request: bad training samples are left out, listed, and left out again."""
+
+import json
+
+import numpy as np
+import pytest
+
+from deeplab_jax.bad_samples import leave_out
+from deeplab_jax.data import open_dataset
+from deeplab_jax.errors import DataError
+from deeplab_jax.recipe import load_recipe
+
+SEEDS = pytest.mark.parametrize("seed", range(3))
+
+
+@pytest.fixture
+def damaged(make_tree):
+    """Returns damaged(seed) -> a root with 8 training samples, and the ids of two bad ones."""
+
+    def damaged(seed):
+        root = make_tree("folder", num_train=8, num_val=1)
+        bad = sorted(f"{i:03d}" for i in np.random.default_rng(seed).permutation(8)[:2])
+        path = root / "images" / "train" / f"{bad[0]}.jpg"
+        path.write_bytes(path.read_bytes()[:900])
+        (root / "labels" / "train" / f"{bad[1]}.png").write_text("<html>")
+        return root, bad
+
+    return damaged
+
+
+def log(workdir):
+    return [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))]
+)
+def test_bad_samples_are_left_out_as_if_they_never_were(damaged, train, call, tmp_path, seed):
+    root, bad = damaged(seed)
+    argv = train(root, "skip_bad=2")
+    code, out, err = call(*argv)
+    assert code == 0, err
+    assert "2 bad samples are left out" in out
+    assert "6 training" in out
+    lines = (tmp_path / "run" / "bad_samples.txt").read_text().splitlines()
+    assert [line.split("\t")[0] for line in lines] == bad
+    assert "is damaged or cut short" in lines[0]
+    assert "looks like an HTML page" in lines[1]
+    for name in bad:
+        (root / "images" / "train" / f"{name}.jpg").unlink()
+        (root / "labels" / "train" / f"{name}.png").unlink()
+    (tmp_path / "run").rename(tmp_path / "first")
+    assert call(*train(root))[0] == 0
+    hashes = [log(tmp_path / name)[-1]["params_sha256"] for name in ("first", "run")]
+    assert hashes[0] == hashes[1]
+
+
+def test_continuation_reads_the_list_instead_of_the_samples(damaged, train, tmp_path, capsys):
+    root, bad = damaged(0)
+    argv = [str(argument) for argument in train(root)]
+    dataset = open_dataset(load_recipe(argv[2], [argv[3]]).data, 4, "train")
+    left = leave_out(dataset, 2, tmp_path / "run", False)
+    assert left.ids == tuple(sorted({*dataset.ids} - {*bad}))
+    for index, name in enumerate(left.ids):
+        assert left.source.names(index)[0].endswith(f"{name}.jpg")
+        left.read(index)
+    assert "reading 8 training samples" in capsys.readouterr().out
+    path = root / "images" / "train" / f"{bad[0]}.jpg"
+    path.write_bytes((root / "images" / "val" / "000.jpg").read_bytes())  # mended
+    assert leave_out(dataset, 2, tmp_path / "run", True).ids == left.ids
+    assert "reading" not in capsys.readouterr().out
+    with pytest.raises(DataError, match="lists 2 bad samples of 8"):
+        leave_out(dataset, 1, tmp_path / "run", True)
+
+
+@SEEDS
+def test_more_than_allowed_is_one_line(damaged, train, fails, tmp_path, seed):
+    root, bad = damaged(seed)
+    path = tmp_path / "run" / "bad_samples.txt"
+    what = f"{path}: lists 2 bad samples of 8, and config.data.skip_bad=1 ({bad[0]}, {bad[1]}; "
+    fails(train(root, "skip_bad=1"), what, "set config.data.skip_bad=2")
+
+
+def test_validation_stays_strict(damaged, train, fails):
+    root, _ = damaged(0)
+    path = root / "images" / "val" / "000.jpg"
+    path.write_bytes(path.read_bytes()[:900])
+    fails(train(root, "skip_bad=3"), f"{path}: is damaged or cut short")
+
+
+def test_nothing_is_read_unless_asked(damaged, train, tmp_path):
+    root, _ = damaged(0)
+    argv = [str(argument) for argument in train(root)]
+    dataset = open_dataset(load_recipe(argv[2], [argv[3]]).data, 4, "train")
+    assert leave_out(dataset, 0, tmp_path / "run", False) is dataset
+    assert not (tmp_path / "run").exists()
