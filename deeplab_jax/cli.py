@@ -19,10 +19,10 @@ from deeplab_jax.errors import ConfigError, DeepLabError, Interrupted, ResourceE
 from deeplab_jax.progress import discard
 
 VERBS = {
-    "doctor": "check a data set before training, and propose a recipe",
     "train": "train a recipe, or continue an interrupted run",
     "evaluate": "measure a checkpoint's mean IoU on a validation set",
     "predict": "segment images: palette PNG and overlay of each",
+    "doctor": "check a data set before training, and propose a recipe",
     "convert from-pytorch": "turn a file of PyTorch weights into a checkpoint",
     "convert to-pytorch": "write a checkpoint's weights as a file for PyTorch",
     "convert replay": "train on given batches, step by step as PyTorch would, to compare",

@@ -66,7 +66,7 @@ def read_size(path: str | Path) -> tuple[int, int]:
     _check_file(path)
     with _reading(path), open(path, "rb") as file:
         header = _open(path, file)
-        is_turned = _TURNS.get(_orientation(header), (0, False))[0] % 2 == 1
+        is_turned = _TURNS.get(orientation(header), (0, False))[0] % 2 == 1
         return header.size if is_turned else header.size[::-1]
 
 
@@ -268,7 +268,7 @@ def _pixels(name: str, image: ImageFile.ImageFile, mode: str = "") -> np.ndarray
 
 def _turn(pixels: np.ndarray, header: ImageFile.ImageFile) -> np.ndarray:
     """Returns the pixels upright, as the orientation tag says."""
-    turns, is_mirrored = _TURNS.get(_orientation(header), (0, False))
+    turns, is_mirrored = _TURNS.get(orientation(header), (0, False))
     if turns:
         pixels = np.rot90(pixels, turns)
     if is_mirrored:
@@ -281,7 +281,8 @@ _TURNS = {2: (0, True), 3: (2, False), 4: (2, True), 5: (3, True), 6: (3, False)
           8: (1, False)}  # fmt: skip
 
 
-def _orientation(header: ImageFile.ImageFile) -> int:
+def orientation(header: ImageFile.ImageFile) -> int:
+    """Returns the EXIF tag that says how to turn an opened image; 1 is upright."""
     data = header.info.get("exif")
     if not data or header.format == "TIFF":  # Pillow turns TIFF itself
         return 1

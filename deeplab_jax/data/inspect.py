@@ -17,11 +17,10 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from deeplab_jax.data.images import read_color_label, read_image, read_label
+from deeplab_jax.data.images import orientation, read_color_label, read_image, read_label
 from deeplab_jax.data.labels import ColorTable
 from deeplab_jax.errors import DataError
 
-_ORIENTATION = 0x0112  # EXIF: 1 is upright
 _LOSSY_FORMATS = ("JPEG", "MPO", "WEBP")
 _MAX_COLORS = 1000  # kept of one mask; a table of classes has fewer
 _KERNEL = np.ones((3, 3), np.uint8)
@@ -106,7 +105,7 @@ def scan_sample(sample: Sample, color_table: ColorTable | None = None) -> Facts:
             image = read_image(sample.image)
             with Image.open(sample.image) as header:
                 facts.image_mode = header.mode
-                facts.orientation = header.getexif().get(_ORIENTATION, 1)
+                facts.orientation = orientation(header)
             facts.decode_seconds += time.thread_time() - began
             facts.image_size = image.shape[:2]
             shape = np.array(image.shape).tobytes()
