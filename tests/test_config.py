@@ -99,6 +99,16 @@ def test_templates_are_valid(dataset, depth, output_stride):
         ("train__weight_decay", float("inf"), "0 or more"),
         ("train__aux_weight", float("inf"), "0 or more"),
         ("data__num_workers", -1, "0 or more"),
+        ("data__source", "zip", "folder, tfds, cache"),
+        ("data__mask_format", "rgb", "index, color, binary"),
+        ("data__images", "images", "different for each {split}"),
+        ("data__ignore_values", (11, 65536), "different numbers in 0..65535"),
+        ("data__ignore_values", (11, 11), "different numbers in 0..65535"),
+        ("data__ignore_values", (True,), "different numbers in 0..65535"),
+        ("data__ignore_values", (255, 1), "values that are no class (1 is one)"),
+        ("data__class_values", (3,), "2 or no different numbers in 0..65535"),
+        ("data__class_colors", (0, 0, 0), "6 or no numbers in 0..255"),
+        ("data__skip_bad", -1, "0 or more"),
         ("seed", -1, "0 to 4294967295"),
         ("seed", 2**32, "0 to 4294967295"),
         ("init__head", "new", "load or skip"),
@@ -198,3 +208,36 @@ def test_unknown_field_gets_advice(key, advice):
     error = config.unknown_key(key, config.flatten(config.get_config("folder")))
     assert error.where == f"config.{key}"
     assert advice in error.fix
+
+
+@pytest.mark.parametrize(
+    ("fields", "where"),
+    [
+        ({"mask_format": "binary", "num_classes": 3}, "model.num_classes"),
+        ({"mask_format": "binary", "reduce_zero_label": True}, "data.reduce_zero_label"),
+        ({"mask_format": "color", "ignore_values": (0,)}, "data.ignore_values"),
+        ({"mask_format": "color", "class_values": (3, 4)}, "data.class_values"),
+        ({"reduce_zero_label": True, "class_values": (3, 4)}, "data.class_values"),
+        ({"reduce_zero_label": True, "ignore_values": (2,)}, "data.ignore_values"),
+        ({"class_values": (3, 255)}, "data.ignore_values"),
+        ({"dataset": "voc", "num_classes": 21, "ignore_values": (0,)}, "data.ignore_values"),
+        ({"dataset": "voc", "num_classes": 21, "images": "x/{split}"}, "data.images"),
+        ({"dataset": "cityscapes", "mask_suffix": "_mask"}, "data.mask_suffix"),
+    ],
+)
+def test_fields_of_data_that_contradict_are_refused(fields, where):
+    c = changed()
+    for name, value in fields.items():
+        section = c.model if name == "num_classes" else c.data
+        with section.ignore_type():
+            section[name] = value
+    with pytest.raises(ConfigError) as error:
+        config.validate(c)
+    assert error.value.where == f"config.{where}"
+
+
+def test_cityscapes_may_have_train_ids_and_one_split_no_pattern():
+    c = config.get_config("cityscapes")
+    c.data.mask_suffix = config.TRAIN_IDS
+    config.validate(c)
+    config.validate(changed(data__images="all", data__masks="all", data__val_split="train"))

@@ -156,14 +156,17 @@ def _walk(folder: str, prefix: str, inside: tuple[str, ...], above: tuple) -> It
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.is_symlink() and not os.path.realpath(entry.path).startswith(inside):
-                what = f"is a link that leads out of {inside[0]} (to {os.readlink(entry.path)})"
-                raise DataError(entry.path, what, "put the file itself there")
-            if not entry.is_dir():
+            is_folder = entry.is_dir()
+            here = ""
+            if is_folder or entry.is_symlink():
+                here = os.path.join(os.path.realpath(entry.path), "")
+                if not here.startswith(inside):
+                    what = f"is a link that leads out of {inside[0]} (to {os.readlink(entry.path)})"
+                    raise DataError(entry.path, what, "put the file itself there")
+            if not is_folder:
                 yield prefix + entry.name
                 continue
-            here = os.path.join(os.path.realpath(entry.path), "")
-            if here in above:
+            if any(path.startswith(here) for path in above):
                 raise DataError(entry.path, "is a link to a folder it lies in", "remove the link")
             yield from _walk(entry.path, f"{prefix}{entry.name}/", inside, (*above, here))
 

@@ -151,7 +151,9 @@ def test_ids_cannot_leave_the_root(make_tree, data_config, tmp_path):
     cv2.imwrite(str(tmp_path / "x.png"), np.zeros((4, 4), np.uint8))
     for name in (f"../../../../{tmp_path.name}/x", str(tmp_path / "x")):
         (root / VOC / "ImageSets/Segmentation/val.txt").write_text(name)
-        assert f"1 images missing ({name})" in open_error(data_config("voc", root), 21, "val")
+        assert f"lists what lies outside ({name})" in open_error(
+            data_config("voc", root), 21, "val"
+        )
 
 
 def test_empty_split_and_missing_folder_are_named(make_tree, data_config, tmp_path):

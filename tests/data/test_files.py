@@ -1,0 +1,203 @@
+"""Layouts of one's own, by configuration alone."""
+
+import os
+
+import cv2
+import numpy as np
+import pytest
+
+from deeplab_jax.data import open_dataset
+from deeplab_jax.data.classes import colormap
+from deeplab_jax.data.files import find_files
+from deeplab_jax.data.images import write_png_indices
+from deeplab_jax.errors import DataError
+
+IMAGE = np.full((4, 6, 3), 90, np.uint8)
+LABEL = np.array([[0, 1, 2, 3, 255, 0]] * 4, np.uint8)
+
+
+def write(root, *names, label=LABEL):
+    """Writes images, and masks where the name says so."""
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        is_mask = any(word in name for word in ("mask", "annot", "label", "Class"))
+        assert cv2.imwrite(str(path), label if is_mask else IMAGE)
+
+
+@pytest.fixture
+def opened(data_config, tmp_path):
+    """Returns opened(split, **fields) -> the data set under tmp_path, which is read once."""
+
+    def opened(split="train", **fields):
+        dataset = open_dataset(data_config("folder", tmp_path, **fields), 4, split)
+        for index in range(len(dataset)):
+            image, label = dataset.read(index)
+            assert image.shape == (4, 6, 3)
+            np.testing.assert_array_equal(label, LABEL)
+        return dataset
+
+    return opened
+
+
+def names(dataset, root):
+    pairs = [dataset.source.names(i) for i in range(len(dataset))]
+    return [tuple(os.path.relpath(path, root) for path in pair) for pair in pairs]
+
+
+def test_camvids_public_layout(opened, tmp_path):
+    label = np.where(LABEL == 255, 11, LABEL)
+    for split in ("train", "val"):
+        write(tmp_path, f"{split}/0001TP.png", f"{split}annot/0001TP.png", label=label)
+    dataset = opened("val", images="{split}", masks="{split}annot", ignore_values=(11,))
+    assert names(dataset, tmp_path) == [("val/0001TP.png", "valannot/0001TP.png")]
+
+
+def test_voc_like_folders_with_palette_masks_and_lists(opened, tmp_path):
+    for name in ("2007_1", "2007_2", "2007_3"):
+        write(tmp_path, f"JPEGImages/{name}.jpg")
+        (tmp_path / "SegmentationClass").mkdir(exist_ok=True)
+        write_png_indices(tmp_path / f"SegmentationClass/{name}.png", LABEL, colormap(256))
+    folder = tmp_path / "ImageSets" / "Segmentation"
+    folder.mkdir(parents=True)
+    (folder / "train.txt").write_text("2007_3\n2007_1\n")
+    fields = {"images": "JPEGImages", "masks": "SegmentationClass"}
+    fields["split_file"] = "ImageSets/Segmentation/{split}.txt"
+    assert opened(**fields).ids == ("2007_3", "2007_1")
+
+
+@pytest.mark.parametrize("is_absolute", [False, True])
+def test_flat_folders_with_lists_of_names_or_files(opened, tmp_path, is_absolute):
+    write(tmp_path, *[f"{kind}/{i}.{end}" for kind, end in (("i", "jpg"), ("mask", "png"))
+                      for i in "abc"])  # fmt: skip
+    (tmp_path / "train.txt").write_bytes("\ufeffb\r\n\r\na.jpg  \r\n".encode())
+    split_file = f"{tmp_path}/{{split}}.txt" if is_absolute else "{split}.txt"
+    assert opened(images="i", masks="mask", split_file=split_file).ids == ("b", "a")
+
+
+def test_image_and_mask_in_one_folder(opened, tmp_path):
+    write(tmp_path, "train/a.png", "train/a_mask.png", "train/b.JPG", "train/b_mask.tif")
+    fields = {"images": "{split}", "masks": "{split}", "mask_suffix": "_mask"}
+    assert names(opened(**fields), tmp_path) == [
+        ("train/a.png", "train/a_mask.png"),
+        ("train/b.JPG", "train/b_mask.tif"),
+    ]
+    write(tmp_path, "val/label/a.png")
+    (tmp_path / "val/label/a.png").rename(tmp_path / "val/a.png")
+    write(tmp_path, "val/a.jpg")
+    dataset = opened("val", images="{split}", masks="{split}")
+    assert names(dataset, tmp_path) == [("val/a.jpg", "val/a.png")]
+
+
+def test_nested_folders_give_relative_ids(opened, tmp_path):
+    write(tmp_path, "images/train/x/y/a.bmp", "images/train/b.webp")
+    write(tmp_path, "labels/train/x/y/a_gt.png", "labels/train/b_gt.bmp")
+    assert opened(mask_suffix="_gt").ids == ("b", "x/y/a")
+
+
+def test_masks_in_a_folder_of_the_images(opened, tmp_path):
+    write(tmp_path, "train/a.png", "train/masks/a.png", "train/sub/b.png", "train/masks/sub/b.png")
+    assert opened(images="{split}", masks="{split}/masks").ids == ("a", "sub/b")
+
+
+def test_lossy_pictures_beside_masks_do_no_harm(opened, tmp_path):
+    write(tmp_path, "images/train/a.png", "labels/train/a.png", "labels/train/a.jpg")
+    assert names(opened(), tmp_path) == [("images/train/a.png", "labels/train/a.png")]
+
+
+def test_links_within_the_root_are_followed(opened, tmp_path):
+    write(tmp_path, "pool/s/a.png", "pool/masks/a.png")
+    for folder, target in (("images", "s"), ("labels", "masks")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "train").mkdir()
+        (tmp_path / folder / "train" / "all").symlink_to(tmp_path / "pool" / target)
+    assert opened().ids == ("all/a",)
+
+
+@pytest.mark.parametrize("target", ["..", "../..", "."])
+def test_links_in_a_circle_are_refused(data_config, tmp_path, target):
+    write(tmp_path, "images/train/a.png", "labels/train/a.png")
+    (tmp_path / "images/train/again").symlink_to(target)
+    with pytest.raises(DataError, match="is a link to a folder it lies in"):
+        find_files(data_config("folder", tmp_path), "train")
+
+
+def test_what_is_incomplete_is_still_listed(data_config, tmp_path):
+    write(tmp_path, "images/train/a.png", "images/train/b.png", "labels/train/b.png")
+    write(tmp_path, "labels/train/c.jpg")
+    files = find_files(data_config("folder", tmp_path), "train")
+    assert (files.stems, files.is_listed) == (["a", "b", "c"], False)
+    assert (sorted(files.images), sorted(files.masks)) == (["a", "b"], ["b", "c"])
+    (tmp_path / "train.txt").write_text("b\n../b\n")
+    files = find_files(data_config("folder", tmp_path, split_file="{split}.txt"), "train")
+    assert (files.stems, files.is_listed) == (["b", "../b"], True)
+
+
+def test_a_pipe_is_no_list(data_config, tmp_path):
+    write(tmp_path, "images/train/a.png", "labels/train/a.png")
+    os.mkfifo(tmp_path / "train.txt")
+    with pytest.raises(DataError, match=r"train\.txt: is missing"):
+        find_files(data_config("folder", tmp_path, split_file="{split}.txt"), "train")
+
+
+def test_cityscapes_by_train_ids(make_tree, data_config):
+    root = make_tree("cityscapes")
+    for path in root.glob("CityScapes/gtFine/val/*/*_labelIds.png"):
+        ids = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+        target = path.with_name(path.name.replace("labelIds", "labelTrainIds"))
+        cv2.imwrite(str(target), np.where(ids == 7, 0, 255).astype(np.uint8))
+    data = data_config("cityscapes", root, mask_suffix="_gtFine_labelTrainIds")
+    own = open_dataset(data_config("cityscapes", root), 19, "val").read(0)[1]
+    label = open_dataset(data, 19, "val").read(0)[1]
+    np.testing.assert_array_equal(label == 0, own == 0)
+    assert set(np.unique(label)) == {0, 255}
+
+
+def test_16_bit_masks_and_values_of_classes(data_config, tmp_path):
+    wide = np.array([[1000, 7, 40000, 300, 65535, 1000]] * 4, np.uint16)
+    write(tmp_path, "images/train/a.png", "labels/train/a.png", label=wide)
+    fields = {"class_values": (1000, 7, 40000, 300), "ignore_values": (65535,)}
+    data = data_config("folder", tmp_path, **fields)
+    np.testing.assert_array_equal(open_dataset(data, 4, "train").read(0)[1], LABEL)
+    data.class_values = (1000, 7, 40000, 301)
+    with pytest.raises(DataError, match="has values 300; accepted are 7, 301, 1000, 40000, 65535"):
+        open_dataset(data, 4, "train").read(0)
+
+
+def test_binary_masks(data_config, tmp_path):
+    mask = np.where(LABEL == 1, 255, 0).astype(np.uint8)
+    write(tmp_path, "images/train/a.png", "labels/train/a.png", label=mask)
+    data = data_config("folder", tmp_path, mask_format="binary")
+    label = open_dataset(data, 2, "train").read(0)[1]
+    np.testing.assert_array_equal(label, LABEL == 1)
+    write(tmp_path, "labels/train/a.png", label=mask // 255)
+    with pytest.raises(DataError, match="has values 1; accepted are 0, 255"):
+        open_dataset(data, 2, "train").read(0)
+
+
+@pytest.mark.parametrize("is_palette", [False, True])
+def test_colour_masks(data_config, tmp_path, is_palette):
+    colors = np.array([[9, 0, 0], [0, 9, 0], [0, 0, 9], [9, 9, 9], [1, 2, 3]], np.uint8)
+    (tmp_path / "classes.json").write_text(
+        """[{"name": "void", "color": [1, 2, 3], "ignore": true}, {"name": "a", "color": [9, 0, 0]},
+            {"name": "b", "color": [0, 9, 0]}, {"name": "c", "color": [0, 0, 9]},
+            {"name": "d", "color": [9, 9, 9]}]"""
+    )
+    indices = np.where(LABEL == 255, 4, LABEL)
+    write(tmp_path, "images/train/a.png", "labels/train/a.png")
+    path = tmp_path / "labels/train/a.png"
+    data = data_config("folder", tmp_path, mask_format="color")
+    if is_palette:
+        write_png_indices(path, indices, colors)
+    else:
+        cv2.imwrite(str(path), colors[indices][..., ::-1])
+    dataset = open_dataset(data, 4, "train")
+    assert dataset.class_names == ("a", "b", "c", "d")
+    np.testing.assert_array_equal(dataset.read(0)[1], LABEL)
+    pixels = colors[indices]
+    pixels[0, 0], pixels[1, 1] = (0, 8, 1), (200, 0, 0)
+    cv2.imwrite(str(path), pixels[..., ::-1])
+    with pytest.raises(DataError) as caught:
+        dataset.read(0)
+    what = r"has 2 colours that are no class, such as (0, 8, 1); nearest is b, (0, 9, 0) - "
+    assert str(caught.value).startswith(f"{path}: {what}")
