@@ -93,7 +93,9 @@ def test_commands_of_the_readme_run_in_their_order(run):
     assert " tensors from weights/r50_v1c" in outputs[1][1]
     assert "mean IoU" in outputs[3][1]
     assert "momentum converted; iteration 2" in outputs[7][1]
-    assert "already finished" in outputs[9][1]  # where the other run was, with nothing lost
+    # The run that came back goes on where it was: with the evaluation of its last step.
+    first, again = (re.findall(r"step 2: validation .*", outputs[i][1]) for i in (1, 9))
+    assert first == again != []
     steps = [json.loads(line)["step"] for line in outputs[10][1].splitlines()]
     assert steps == list(range(5))
     assert " fail" in outputs[11][1]
