@@ -22,20 +22,21 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from typing import Any
 
 import cv2
 import numpy as np
 
-from deeplab_jax.errors import DeepLabError, ReaderError
+from deeplab_jax.errors import ReaderError
 
 PATIENCE = 25.0  # seconds for one sample
 START_PATIENCE = 120.0  # seconds until a process has loaded what it needs
 _LOOK = 0.5  # seconds between looks
 _BUFFER = 2  # results that each process keeps ready
 _STACK = 5  # lines of a thread's stack that are shown
+_FREE = "free memory or processors, or lower config.data.num_workers"
 
 # A note: the reader's process or thread, how often it began or ended a sample (odd: it is at
 # one), and the sample's position in the data set.
@@ -171,7 +172,7 @@ class _Watch:
         self._still = np.zeros(len(notes))  # seconds since a note changed
         self._waited = 0.0  # seconds of someone waiting and no note changing
         self._is_waiting = False
-        self._failure: ReaderError | None = None
+        self._failure: Exception | None = None
         self._lock, self._is_closed = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -190,8 +191,11 @@ class _Watch:
             pass
         self._is_waiting = False
         error = future.exception() if future.done() else None
-        if isinstance(error, RuntimeError) and not isinstance(error, DeepLabError):
-            self._look()  # grain may have noticed first
+        if isinstance(error, RuntimeError) and "terminated unexpectedly" in str(error):
+            self._look()  # grain noticed first
+            self._failure = self._failure or ReaderError(
+                "a reading process", "died before its first sample", _FREE
+            )
         if self._failure is not None:
             raise self._failure from error
         return future.result()
@@ -206,8 +210,11 @@ class _Watch:
                 thread.join(_LOOK)
 
     def _run(self) -> None:
-        while not self._is_closed.wait(_LOOK):
-            self._look()
+        try:
+            while not self._is_closed.wait(_LOOK):
+                self._look()
+        except Exception as error:  # a bug: not one that lets the run wait for ever
+            self._failure = error
 
     def _look(self) -> None:
         with self._lock:
@@ -229,8 +236,7 @@ class _Watch:
                 return self._died(notes[is_dead])
         if (self._still[~is_started] >= START_PATIENCE).any():
             what = f"{(~is_started).sum()} of {len(notes)} did not start in {START_PATIENCE:.0f} s"
-            fix = "free memory or processors, or lower config.data.num_workers"
-            return ReaderError("reading processes", what, fix)
+            return ReaderError("reading processes", what, _FREE)
         is_stuck = is_busy & (self._still >= PATIENCE)
         if is_stuck.any():
             return self._stuck(notes[is_stuck], self._still[is_stuck].max())
@@ -239,19 +245,19 @@ class _Watch:
         return None
 
     def _died(self, notes: np.ndarray) -> ReaderError:
-        image, mask = self._name_of(notes[0, _INDEX])
-        is_busy = notes[0, _COUNT] % 2 == 1
-        when = "while reading this and its mask" if is_busy else "after reading this and its mask"
-        what = f"the reading process {notes[0, _WHO]} died {when} {mask}"
-        return ReaderError(image, what, "free memory, or lower config.data.num_workers")
+        who, count, index = notes[0]
+        image, mask = self._name_of(index)
+        when = "while" if count % 2 else "after" if count else "before"
+        what = f"the reading process {who} died {when} reading this and its mask {mask}"
+        return ReaderError(image, what, _FREE)
 
     def _stuck(self, notes: np.ndarray, seconds: float) -> ReaderError:
         """Prints where the noted readers stand, and returns the error."""
         kind = "process" if self._are_processes else "thread"
         for who, count, index in notes:
             state = "reading" if count % 2 else "idle after"
-            print(f"{kind} {who}: {state} {' and '.join(self._name_of(index))}", file=sys.stderr)
-        self._print_stacks(notes[:, _WHO])
+            _tell(f"{kind} {who}: {state} {' and '.join(self._name_of(index))}")
+        self._tell_stacks(notes[:, _WHO])
         _, count, index = notes[0]
         image, mask = self._name_of(index)
         verb = "reading this" if count % 2 else "going on after this"
@@ -259,7 +265,7 @@ class _Watch:
         what = f"{verb} and its mask {mask} has taken more than {seconds:.0f} s{others}"
         return ReaderError(image, what, "check the disk or network, then repeat the command")
 
-    def _print_stacks(self, readers: np.ndarray) -> None:
+    def _tell_stacks(self, readers: np.ndarray) -> None:
         if self._are_processes:
             self._send(signal.SIGUSR1, readers)  # see `_start_process`; a stopped one stays silent
             time.sleep(_LOOK)
@@ -267,12 +273,17 @@ class _Watch:
         frames = sys._current_frames()
         for who in readers.tolist():
             for line in traceback.extract_stack(frames[who])[-_STACK:] if who in frames else []:
-                print(f"  {line.filename}:{line.lineno} in {line.name}", file=sys.stderr)
-        sys.stderr.flush()
+                _tell(f"  {line.filename}:{line.lineno} in {line.name}")
 
     def _send(self, number: int, readers: np.ndarray) -> None:
         for pid in set(_children()) & set(readers.tolist()):
-            os.kill(pid, number)
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+
+def _tell(text: str) -> None:
+    with suppress(OSError):  # who read our errors may have gone
+        print(text, file=sys.stderr, flush=True)
 
 
 def _children() -> list[int]:

@@ -19,6 +19,7 @@ from deeplab_jax.errors import DataError, ReaderError
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # processes do not find this module
 
+TEXT = {"capture_output": True, "text": True}
 BAD = 5  # the sample that goes wrong
 OPTIONS = {
     "seed": 3,
@@ -125,6 +126,29 @@ def test_slow_readers_that_go_on_are_no_failure(dataset, monkeypatch):
     assert len(read(faulty, stop=1)) == 1  # 2.4 s
 
 
+def test_thread_that_hangs_does_not_keep_the_process(tmp_path):
+    (tmp_path / "hang.py").write_text(
+        "import os, sys\n"
+        "from deeplab_jax import cli\n"
+        "from deeplab_jax.data import readers\n"
+        "readers.PATIENCE = 1\n"
+        "def read(item):\n"
+        "    with readers.reading(item):\n"
+        "        return os.read(os.pipe()[0], 1) if item == 5 else item\n"
+        "def main(argv):\n"
+        "    names = lambda index: (f'{index}.jpg', f'{index}.png')\n"
+        "    for item in readers.in_threads(read, range(9), 2, names):\n"
+        "        print(item, flush=True)\n"
+        "cli.run(main, [])\n"
+    )
+    got = subprocess.run([sys.executable, tmp_path / "hang.py"], timeout=30, **TEXT)
+    assert got.returncode == 5
+    assert got.stdout.split() == ["0", "1", "2", "3", "4"]
+    assert got.stderr.splitlines()[-1].startswith(
+        "error: 5.jpg: reading this and its mask 5.png has"
+    )
+
+
 def test_threads_end_with_the_batches(dataset):
     before = threading.active_count()
     batches = train_batches(dataset, num_workers=0, **OPTIONS)
@@ -169,6 +193,12 @@ def test_process_that_dies_or_hangs_is_told_with_its_sample(
     assert readers._children() == []
 
 
+def test_process_that_dies_as_it_starts_is_told(dataset, monkeypatch):
+    monkeypatch.setattr(readers, "_start_process", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    error = raised(lambda: read(dataset, num_workers=1), seconds=60)
+    assert str(error).startswith("a reading process: died before its first sample - ")
+
+
 def test_process_that_does_not_start_is_told(dataset, monkeypatch):
     monkeypatch.setattr(readers, "START_PATIENCE", 0.5)
     monkeypatch.setattr(readers, "PATIENCE", 1)
@@ -178,7 +208,6 @@ def test_process_that_does_not_start_is_told(dataset, monkeypatch):
 
 # Training
 
-TEXT = {"capture_output": True, "text": True}
 TIMES = ("images_per_second", "data_wait")
 
 TINY = """
