@@ -3,8 +3,8 @@
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,17 @@ class EvalResult:
     Attributes:
       confusion: int64 (C, C); row = truth, column = prediction.
       class_names: C names.
-      num_images: how many were counted.
+      num_images: N, how many were counted.
+      image_ids: N ids, in the order of evaluation.
+      per_image: int64 (N, 3, C): each image's pixels of intersection, truth and prediction, ignored
+        ones left out. Their sums over N are the confusion matrix's diagonal, rows and columns.
     """
 
     confusion: np.ndarray
     class_names: tuple[str, ...]
     num_images: int
+    image_ids: tuple[str, ...] = ()
+    per_image: np.ndarray = field(default_factory=lambda: np.zeros((0, 3, 0), np.int64))
 
     @property
     def mean_iou(self) -> float:
@@ -68,7 +73,6 @@ class Evaluator:
           resize_base: (long side, short side) to fit images into; empty keeps their own size.
         """
         self._count = make_count(model)
-        self._num_classes = model.num_classes
         self._dataset = dataset
         self._resize_base = tuple(resize_base)
 
@@ -93,22 +97,33 @@ class Evaluator:
         """
         devices = jax.local_devices()
         local = [jax.device_put(variables, device) for device in devices]
-        confusion = np.zeros((self._num_classes, self._num_classes), np.int64)
+        counts: list[np.ndarray] = []
+        ids: list[str] = []
         pending: deque[jax.Array] = deque()
         indices = range(len(self._dataset)) if indices is None else indices
-        num_images = 0
         for example in eval_examples(self._dataset, indices, self._resize_base):
             if should_stop():
                 return None
-            turn = num_images % len(devices)
+            turn = len(ids) % len(devices)
             pair = jax.device_put((example.image, example.label), devices[turn])
             pending.append(self._count(local[turn], *pair))
-            num_images += 1
+            ids.append(self._dataset.ids[example.index])
             if len(pending) > 2 * len(devices):  # two images in flight on each
-                confusion += np.asarray(pending.popleft(), np.int64)
-        for counts in pending:
-            confusion += np.asarray(counts, np.int64)
-        return EvalResult(confusion, self._dataset.class_names, num_images)
+                counts.append(np.asarray(pending.popleft()))
+        counts += map(np.asarray, pending)
+        return _sum_up(counts, self._dataset.class_names, ids)
+
+
+def _sum_up(
+    counts: Sequence[np.ndarray], class_names: tuple[str, ...], ids: Sequence[str]
+) -> EvalResult:
+    size = len(class_names)
+    confusion = np.zeros((size, size), np.int64)
+    per_image = np.zeros((len(counts), 3, size), np.int64)
+    for index, matrix in enumerate(counts):
+        confusion += matrix
+        per_image[index] = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
+    return EvalResult(confusion, class_names, len(ids), tuple(ids), per_image)
 
 
 def evaluate_checkpoint(segmenter: Segmenter, json_path: str | None = None) -> EvalResult:
