@@ -439,7 +439,7 @@ def _lock(workdir: Path) -> Iterator[None]:
             file.seek(0)
             what = f"another process trains here ({file.read()})"
             fix = "wait for it, or choose another --workdir"
-            raise ResourceError(str(workdir), what, fix) from None
+            raise ConfigError(str(workdir), what, fix) from None
         except OSError:
             pass
         file.truncate(0)
