@@ -94,12 +94,13 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
       {"step": of the plan's end, "params_sha256": of the final parameters}.
 
     Raises:
-      ConfigError: a value cannot be used, or differs from the run's that is being continued.
+      ConfigError: a value cannot be used, or differs from the run's that is being continued; or
+        another process trains in `workdir`.
       DataError: a data set or sample cannot be used; the state was saved.
       NumericError: the loss or a gradient is not finite; nothing was saved since it was.
       Interrupted: Ctrl-C, SIGTERM, or the reader of the output has gone; the state was saved.
       ReaderError: a thread or process that reads samples died or hangs; the state was saved.
-      ResourceError: a checkpoint could not be written, or another process trains in `workdir`.
+      ResourceError: a checkpoint could not be written.
     """
     config_lib.validate(config)
     workdir = Path(workdir)
