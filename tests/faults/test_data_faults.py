@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-SEEDS = pytest.mark.parametrize("seed", range(3))
+SEEDS = pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))]
+)
 NUM_TRAIN = 4
 
 
@@ -46,10 +48,11 @@ def test_label_out_of_range(tree, train, fails, trained, seed):
     mask[tuple(np.random.default_rng(seed).integers(0, 60, 2))] = 200
     cv2.imwrite(str(path), mask)
     fails(train(tree), f"{path}: has values 200; accepted are 0..3, 255")
-    path.replace(mask_of(tree, 0, "val"))
-    image_of(tree, seed).replace(image_of(tree, 0, "val"))
-    evaluate = ["evaluate", "--checkpoint", trained, f"--config.data.root={tree}"]
-    fails(evaluate, f"{mask_of(tree, 0, 'val')}: has values 200")
+    if seed == 0:
+        path.replace(mask_of(tree, 0, "val"))
+        image_of(tree, seed).replace(image_of(tree, 0, "val"))
+        evaluate = ["evaluate", "--checkpoint", trained, f"--config.data.root={tree}"]
+        fails(evaluate, f"{mask_of(tree, 0, 'val')}: has values 200")
 
 
 @SEEDS
