@@ -84,7 +84,7 @@ def decode_image(name: str, data: bytes) -> np.ndarray:
     Raises:
       DataError: the data is cut short, too large, or not an image.
     """
-    header = _open(name, io.BytesIO(data))
+    header = _open_whole(name, data)
     if header.format in ("TIFF", "BMP"):  # OpenCV multiplies by alpha there, and rounds 16 bits
         return _turn(_to_rgb(name, header), header)
     # From bytes: `cv2.imread` would fill the rest of a cut JPEG with grey.
@@ -226,6 +226,14 @@ def _open(name: str, file: BinaryIO) -> ImageFile.ImageFile:
     return image
 
 
+def _open_whole(name: str, data: bytes) -> ImageFile.ImageFile:
+    header = _open(name, io.BytesIO(data))
+    # A PNG without its end: Pillow would not mind, and libpng would print a line of its own.
+    if header.format == "PNG" and data.rfind(_PNG_END) < 0:
+        raise _damaged(name)
+    return header
+
+
 def _describe(head: bytes) -> str:
     """Returns what a file is that is no image we read, by its beginning."""
     start = f"(it starts with {head[:12]!r})"
@@ -240,12 +248,10 @@ def _describe(head: bytes) -> str:
 
 
 def _open_mask(name: str, data: bytes) -> ImageFile.ImageFile:
-    mask = _open(name, io.BytesIO(data))
+    mask = _open_whole(name, data)
     if mask.format in _LOSSY:
         kind = "a WebP" if mask.format == "WEBP" else "a JPEG"
         raise DataError(name, f"is {kind}, which changes class indices", "store masks as PNG")
-    if mask.format == "PNG" and _PNG_END not in data:  # Pillow would not mind
-        raise _damaged(name)
     return mask
 
 

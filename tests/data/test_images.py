@@ -195,12 +195,13 @@ def test_whatever_is_cut_off_is_missed_and_what_follows_is_not(tmp_path, name, s
 
 
 @pytest.mark.parametrize("cut", [1, 4, 12, 20, 500])
-def test_cut_masks_are_missed(tmp_path, cut):
+def test_cut_png_is_told_by_nobody_but_us(tmp_path, capfd, cut):
     path = tmp_path / "a.png"
-    path.write_bytes(encode(picture()[..., 0], "PNG")[:-cut])
-    for read in (read_label, read_color_label):
+    path.write_bytes(encode(GREY, "PNG")[:-cut])
+    for read in (read_image, read_label, read_color_label):
         with pytest.raises(DataError, match="is damaged or cut short"):
             read(path)
+    assert capfd.readouterr().err == ""
 
 
 def test_label_keeps_indices_of_grey_palette_and_wide_masks(tmp_path):
