@@ -39,8 +39,8 @@ _STACK = 5  # lines of a thread's stack that are shown
 _FREE = "free memory or processors, or lower config.data.num_workers"
 
 # A note: the reader's process or thread, how often it began or ended a sample (odd: it is at
-# one), and the sample's position in the data set.
-_WHO, _COUNT, _INDEX = range(3)
+# one), the sample's position in the data set, and a count by which a process shows that it runs.
+_WHO, _COUNT, _INDEX, _BEAT = range(4)
 _mine = threading.local()  # `note` of the reader that this thread is
 
 
@@ -75,7 +75,7 @@ def in_threads(
       Exception: what `read` raises.
     """
     cv2.setNumThreads(0)  # these threads are the parallelism
-    notes = np.zeros((num_threads, 3), np.int64)
+    notes = np.zeros((num_threads, 4), np.int64)
     with _Watch(notes, name_of, are_processes=False) as watch:
         yield from _ahead(read, items, notes, watch)
 
@@ -100,7 +100,7 @@ def in_processes(
     _mark_flags_parsed()
     _start_tracker()
     with tempfile.NamedTemporaryFile(prefix="deeplab-readers-") as file:
-        notes = np.memmap(file.name, np.int64, "w+", shape=(num_processes, 3))
+        notes = np.memmap(file.name, np.int64, "w+", shape=(num_processes, 4))
         results = grain.MapDataset.range(items.start, items.stop).map(load)
         results = results.to_iter_dataset(grain.ReadOptions(0, 0))  # no threads in a process
         options = grain.MultiprocessingOptions(num_processes, _BUFFER)
@@ -115,7 +115,7 @@ def in_processes(
         try:
             with _Watch(notes, name_of, are_processes=True) as watch:
                 # One thread that waits for grain, so that we never wait where nobody looks.
-                yield from _ahead(take, items, np.zeros((1, 3), np.int64), watch)
+                yield from _ahead(take, items, np.zeros((1, 4), np.int64), watch)
         finally:
             iterator.close()
             gc.collect()  # the last result hangs in a cycle of grain's, and warns at exit
@@ -170,6 +170,7 @@ class _Watch:
         self._notes, self._name_of, self._are_processes = notes, name_of, are_processes
         self._seen = notes.copy()
         self._still = np.zeros(len(notes))  # seconds since a note changed
+        self._silent = np.zeros(len(notes))  # seconds since a beat
         self._waited = 0.0  # seconds of someone waiting and no note changing
         self._is_waiting = False
         self._failure: Exception | None = None
@@ -225,9 +226,11 @@ class _Watch:
 
     def _find_failure(self) -> ReaderError | None:
         notes = np.array(self._notes)
-        has_moved = (notes != self._seen).any(1)
+        is_changed = notes != self._seen
+        has_moved = is_changed[:, :_BEAT].any(1)
         self._seen = notes
         self._still = np.where(has_moved, 0, self._still + _LOOK)
+        self._silent = np.where(is_changed[:, _BEAT], 0, self._silent + _LOOK)
         self._waited = self._waited + _LOOK if self._is_waiting and not has_moved.any() else 0
         is_started, is_busy = notes[:, _WHO] > 0, notes[:, _COUNT] % 2 == 1
         if self._are_processes:
@@ -238,31 +241,31 @@ class _Watch:
             what = f"{(~is_started).sum()} of {len(notes)} did not start in {START_PATIENCE:.0f} s"
             return ReaderError("reading processes", what, _FREE)
         is_stuck = is_busy & (self._still >= PATIENCE)
-        if is_stuck.any():
-            return self._stuck(notes[is_stuck], self._still[is_stuck].max())
-        if self._waited >= PATIENCE and is_started.all():
-            return self._stuck(notes, self._waited)
-        return None
+        if self._are_processes:
+            is_stuck |= is_started & (self._silent >= PATIENCE)  # stopped, maybe between samples
+        if self._waited >= PATIENCE and is_started.all() and not is_stuck.any():
+            is_stuck[:] = True
+        return self._stuck(notes[is_stuck]) if is_stuck.any() else None
 
     def _died(self, notes: np.ndarray) -> ReaderError:
-        who, count, index = notes[0]
+        who, count, index, _ = notes[0]
         image, mask = self._name_of(index)
         when = "while" if count % 2 else "after" if count else "before"
         what = f"the reading process {who} died {when} reading this and its mask {mask}"
         return ReaderError(image, what, _FREE)
 
-    def _stuck(self, notes: np.ndarray, seconds: float) -> ReaderError:
+    def _stuck(self, notes: np.ndarray) -> ReaderError:
         """Prints where the noted readers stand, and returns the error."""
         kind = "process" if self._are_processes else "thread"
-        for who, count, index in notes:
+        for who, count, index, _ in notes:
             state = "reading" if count % 2 else "idle after"
             _tell(f"{kind} {who}: {state} {' and '.join(self._name_of(index))}")
         self._tell_stacks(notes[:, _WHO])
-        _, count, index = notes[0]
+        _, count, index, _ = notes[0]
         image, mask = self._name_of(index)
         verb = "reading this" if count % 2 else "going on after this"
         others = f"; {len(notes)} readers, see above" if len(notes) > 1 else ""
-        what = f"{verb} and its mask {mask} has taken more than {seconds:.0f} s{others}"
+        what = f"{verb} and its mask {mask} has taken more than {PATIENCE:.0f} s{others}"
         return ReaderError(image, what, "check the disk or network, then repeat the command")
 
     def _tell_stacks(self, readers: np.ndarray) -> None:
@@ -297,9 +300,9 @@ def _start_process(notes_path: str, worker: int, num_workers: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # sent to the whole group, and the parent's to handle
     faulthandler.register(signal.SIGUSR1, 2, all_threads=False)  # prints where this process stands
-    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
-    _mine.note = np.memmap(notes_path, np.int64, "r+", shape=(num_workers, 3))[worker]
-    _mine.note[_WHO] = os.getpid()
+    note = np.memmap(notes_path, np.int64, "r+", shape=(num_workers, 4))[worker]
+    _mine.note, note[_WHO] = note, os.getpid()
+    threading.Thread(target=_beat, args=(note, os.getppid()), daemon=True).start()
 
 
 def _start_tracker() -> None:
@@ -312,9 +315,10 @@ def _start_tracker() -> None:
     sys.warnoptions.pop()
 
 
-def _leave_with(parent: int) -> None:
-    """Ends this process when the one that started it was killed."""
+def _beat(note: np.ndarray, parent: int) -> None:
+    """Shows that this process runs; ends it when the one that started it was killed."""
     while os.getppid() == parent:
+        note[_BEAT] += 1
         time.sleep(1)
     os._exit(1)
 
