@@ -302,7 +302,7 @@ def _start_process(notes_path: str, worker: int, num_workers: int) -> None:
     faulthandler.register(signal.SIGUSR1, 2, all_threads=False)  # prints where this process stands
     note = np.memmap(notes_path, np.int64, "r+", shape=(num_workers, 4))[worker]
     _mine.note, note[_WHO] = note, os.getpid()
-    threading.Thread(target=_beat, args=(note, os.getppid()), daemon=True).start()
+    threading.Thread(target=_beat, args=(notes_path, note), daemon=True).start()
 
 
 def _start_tracker() -> None:
@@ -315,11 +315,15 @@ def _start_tracker() -> None:
     sys.warnoptions.pop()
 
 
-def _beat(note: np.ndarray, parent: int) -> None:
+def _beat(notes_path: str, note: np.ndarray) -> None:
     """Shows that this process runs; ends it when the one that started it was killed."""
-    while os.getppid() == parent:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    while os.getppid() == parent.pid:  # not that of now: it may have gone while this one started
         note[_BEAT] += 1
         time.sleep(1)
+    with suppress(OSError):
+        os.unlink(notes_path)
     os._exit(1)
 
 

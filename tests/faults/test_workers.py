@@ -396,6 +396,18 @@ def test_readers_of_a_killed_run_end(start, seed):
 
 
 @pytest.mark.slow
+def test_readers_that_start_as_the_run_is_killed_end(start):
+    process = start()
+    while len(workers(process)) < 2:
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    time.sleep(10)  # until they would have started
+    assert all_ended(process)
+
+
+@pytest.mark.slow
 def test_pipe_in_place_of_a_mask_ends_a_run(start):
     process = start()
     wait_for_step(process, 1)
