@@ -22,6 +22,7 @@ VERBS = {
     "train": "train a recipe, or continue an interrupted run",
     "evaluate": "measure a checkpoint's mean IoU on a validation set",
     "predict": "segment images: palette PNG and overlay of each",
+    "report": "write a page about an evaluation: classes, images, confusions, curves",
     "doctor": "check a data set before training, and propose a recipe",
     "convert from-pytorch": "turn a file of PyTorch weights into a checkpoint",
     "convert to-pytorch": "write a checkpoint's weights as a file for PyTorch",

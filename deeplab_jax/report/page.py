@@ -1,0 +1,258 @@
+"""The page: sections in a template, with its style and script in it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from string import Template
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from deeplab_jax.report import plots, reading
+from deeplab_jax.report.colors import safe_palette
+from deeplab_jax.report.html import DASH, Html, join, percent, scroller, table, tag
+from deeplab_jax.report.pictures import Picture
+
+_MAX_MATRIX = 30  # classes
+_TOP = 20  # confusions that are listed
+_LAYERS = ("Image", "Truth", "Prediction", "Errors")
+
+
+class Facts(NamedTuple):
+    """All that a page shows.
+
+    Attributes:
+      result: what `evaluation.json` holds.
+      config: the resolved configuration.
+      log: see `reading.read_log`.
+      palette: uint8 (C, 3), RGB.
+      pictures: of the worst and best images.
+      notes: sentences on what is missing, and why.
+    """
+
+    result: Mapping[str, Any]
+    config: Any
+    log: dict[str, dict[str, list[tuple[float, float]]]]
+    palette: np.ndarray
+    pictures: Sequence[Picture]
+    notes: Sequence[str]
+
+
+def build(facts: Facts) -> str:
+    """Returns the page; it needs nothing but itself."""
+    result = facts.result
+    folder = files("deeplab_jax.report")
+    parts = {name: folder.joinpath(name).read_text("utf-8") for name in ("style.css", "script.js")}
+    palettes = {
+        "own": facts.palette.tolist(),
+        "safe": safe_palette(len(result["class_names"])).tolist(),
+    }
+    return Template(folder.joinpath("template.html").read_text("utf-8")).substitute(
+        title=tag("title", f"{facts.config.name}: {percent(result['mean_iou'])} mean IoU"),
+        style=parts["style.css"],
+        script=parts["script.js"],
+        palettes=json.dumps(palettes),
+        headline=_headline(facts),
+        classes=_classes(result),
+        pictures=_pictures(facts),
+        confusions=_confusions(result),
+        curves=_curves(facts),
+        config=_config(facts.config),
+        environment=_environment(result),
+    )
+
+
+def _headline(facts: Facts) -> Html:
+    result, interval = facts.result, facts.result["mean_iou_interval"]
+    is_known = interval["low"] is not None
+    level, ends = f"{percent(interval['level'], 0)} interval", "undefined: it takes two images"
+    if is_known:
+        ends = f"{percent(interval['low'])} to {percent(interval['high'])}"
+    score = [tag("strong", percent(result["mean_iou"])), " mean IoU "]
+    score += [tag("span", f"{level} {ends}")] * is_known
+    means = [f"{key} {percent(result['mean_' + key])}" for key in ("accuracy", "precision")]
+    means.append(f"F1 {percent(result['mean_f1'])}")
+    how = f"{interval['method']}; too narrow if images resemble each other, as frames of a film do"
+    about = [
+        (level, f"{ends} ({how})" if is_known else ends),
+        ("Measured on", f"{result['num_images']} images of {result['dataset']}/{result['split']}"),
+        ("Protocol", result["protocol"]),
+        ("Weights", f"step {result['step']} of {result['checkpoint']}"),
+        ("Pixel accuracy", percent(result["pixel_accuracy"])),
+        ("Mean over classes", ", ".join(means)),
+        ("Frequency-weighted IoU", percent(result["frequency_weighted_iou"])),
+        ("One class everywhere", f"{percent(result['best_constant_mean_iou'])} mean IoU at best"),
+    ]  # fmt: skip
+    facts_list = tag("dl", *(join([tag("dt", k), tag("dd", v)]) for k, v in about))
+    notes = [tag("p", note, class_="note") for note in facts.notes]
+    help_ = tag("p", reading.reading_help(result), class_="help")
+    return join(
+        [tag("h1", facts.config.name), tag("p", *score, class_="score"), help_, *notes, facts_list]
+    )
+
+
+def _classes(result: Mapping[str, Any]) -> Html:
+    """Returns the table of classes, worst first; those that occur nowhere at the end."""
+    iou, share = result["iou"], result["frequency"]
+    most = max([*share, 1e-9])
+    order = sorted(range(len(iou)), key=lambda c: (iou[c] is None, iou[c], -share[c]))
+    rows = []
+    for c in order:
+        name = join([_swatch(c), result["class_names"][c]])
+        bars = [
+            _bar(iou[c] or 0, "", percent(iou[c])),
+            _bar(share[c] / most, "second", percent(share[c], 2)),
+        ]
+        others = [percent(result[key][c]) for key in ("accuracy", "precision", "f1")]
+        rows.append([name, *bars, *others, result["worst_image"][c] or DASH])
+    head = ["Class", "IoU", "Share of true pixels", "Accuracy", "Precision", "F1"]
+    return table([*head, "Most wrong pixels in"], rows, "Scores of each class", "numbers")
+
+
+def _bar(share: float, class_: str, text: str) -> Html:
+    return join([plots.bar(share, class_), tag("span", text, class_="value")])
+
+
+def _swatch(number: int) -> Html:
+    return tag("span", class_="swatch", data_class=number, aria_hidden="true")
+
+
+def _pictures(facts: Facts) -> Html:
+    if not facts.pictures:
+        return tag("p", "No pictures, see the note at the top.")
+    worst = [_figure(picture) for picture in facts.pictures if picture.sample.is_worst]
+    best = [_figure(picture) for picture in facts.pictures if not picture.sample.is_worst]
+    groups = [tag("h3", "Worst"), tag("div", *worst, class_="grid")]
+    if best:
+        groups += [tag("h3", "Best"), tag("div", *best, class_="grid")]
+    return join([_controls(facts), *groups])
+
+
+def _controls(facts: Facts) -> Html:
+    buttons = [
+        tag("button", name, type="button", data_layer=i, aria_pressed="false")
+        for i, name in enumerate(_LAYERS)
+    ]
+    slider = tag("input", type="range", id="layer", min=0, max=3, step=0.02, value=2,
+                 aria_label="Wipe from image over truth and prediction to errors")  # fmt: skip
+    layers = tag("div", slider, tag("div", *buttons, class_="stops"), class_="layers")
+    box = tag("input", type="checkbox", id="safe")
+    toggle = tag("label", box, "Colours safe for colour blindness")
+    key = [
+        tag("span", tag("span", class_="swatch missed"), "wrong, or missed of the chosen class"),
+        tag("span", tag("span", class_="swatch false"), "wrongly said to be the chosen class"),
+    ]
+    legend = tag("div", *_legend(facts), class_="legend", id="legend", role="group",
+                 aria_label="Classes; press one to see it alone")  # fmt: skip
+    top = tag("div", layers, tag("div", toggle, *key, class_="key"), class_="row")
+    return tag("div", top, legend, class_="controls")
+
+
+def _legend(facts: Facts) -> list[Html]:
+    """Returns a button for each class that is in a picture."""
+    samples = [picture.sample for picture in facts.pictures]
+    shown = set().union(*(np.unique(part) for s in samples for part in (s.truth, s.prediction)))
+    names, iou = facts.result["class_names"], facts.result["iou"]
+    return [
+        tag(
+            "button",
+            _swatch(c),
+            names[c],
+            " ",
+            tag("small", percent(iou[c], 0)),
+            type="button",
+            data_class=c,
+            aria_pressed="false",
+        )
+        for c in range(len(names))
+        if c in shown
+    ]
+
+
+def _figure(picture: Picture) -> Html:
+    sample = picture.sample
+    words = f"{sample.name}, {percent(sample.mean_iou)} mean IoU"
+    image = tag("img", src=picture.image, alt=words)
+    canvas = tag("canvas", role="img", aria_label=words, hidden=True)
+    caption = tag("figcaption", tag("span", sample.name), " ", tag("b", percent(sample.mean_iou)))
+    uris = {"data_truth": picture.truth, "data_prediction": picture.prediction}
+    return tag("figure", image, canvas, caption, class_="sample", **uris)
+
+
+def _confusions(result: Mapping[str, Any]) -> Html:
+    names = result["class_names"]
+    has_matrix = len(names) <= _MAX_MATRIX
+    rows = [
+        [f"{names[pair.truth]} → {names[pair.prediction]}", *map(percent, pair[3:])]
+        for pair in reading.confusions(result["confusion"])[: _TOP // (1 + has_matrix)]
+    ]
+    head = ["Truth → taken for", "Of the class", "Of all errors"]
+    listed = table(head, rows, "Most frequent confusions", "numbers") if rows else tag("p", "None.")
+    parts = [tag("div", tag("h3", "Most pixels lost"), listed)]
+    if has_matrix:
+        title = tag("h3", "Rows: truth; columns: prediction; percent of a row's pixels")
+        parts.insert(0, tag("div", title, _matrix(result["confusion"], names)))
+    return tag("div", *parts, class_="pair")
+
+
+def _matrix(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> Html:
+    tops = (tag("th", tag("span", name), scope="col") for name in names)
+    rows = [tag("tr", tag("td"), *tops)]
+    for t, row in enumerate(matrix):
+        total = sum(row)
+        cells = [tag("th", names[t], scope="row")]
+        for p, pixels in enumerate(row):
+            share = pixels / total if total else 0
+            text = f"{100 * share:.0f}" if share >= 0.005 else ""
+            words = f"{names[t]} taken for {names[p]}: {percent(share)}" if text else None
+            kind = " ".join(["deep"] * (share > 0.5) + ["hit"] * (t == p)) or None
+            style = f"--share:{100 * share:.0f}%"
+            cells.append(tag("td", text, title=words, style=style, class_=kind))
+        rows.append(tag("tr", *cells))
+    return scroller(tag("table", tag("tbody", *rows), class_="matrix"), "Confusion matrix")
+
+
+def _curves(facts: Facts) -> Html:
+    train, validation = facts.log["train"], facts.log["eval"]
+    figures = []
+    if "loss" in train:
+        points = train["loss"]
+        lines = [plots.Series(points, "faint"), plots.Series(_smooth(points), "strong")]
+        figures.append(plots.line_plot("Training loss (smoothed)", lines))
+    if "mean_iou" in validation:
+        points = [(step, 100 * value) for step, value in validation["mean_iou"]]
+        lines = [plots.Series(points, "marked")]
+        figures.append(plots.line_plot("Validation mean IoU", lines, " %"))
+    if "lr" in train:
+        lines = [plots.Series(train["lr"], "strong")]
+        figures.append(plots.line_plot("Learning rate", lines))
+    if not figures:
+        return tag("p", "There is no log of a training beside this evaluation.")
+    return tag("div", *figures, class_="grid")
+
+
+def _smooth(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Returns the running mean that forgets a tenth a point."""
+    smoothed: list[tuple[float, float]] = []
+    for x, y in points:
+        smoothed.append((x, 0.9 * smoothed[-1][1] + 0.1 * y if smoothed else y))
+    return smoothed
+
+
+def _config(config: Any) -> Html:
+    recipe, changed = reading.departures(config)
+    text = f"What departs from {recipe}:"
+    rows = [[d.key, tag("code", d.here), tag("code", d.recipe)] for d in changed]
+    differing = table(
+        ["Field", "Here", "There"], rows, "Fields that depart from the recipe", "wrap"
+    )
+    whole = tag("pre", config.to_yaml(), tabindex=0, aria_label="The whole configuration")
+    details = tag("details", tag("summary", "The whole configuration"), whole)
+    return join([tag("p", text), differing if rows else tag("p", "Nothing."), details])
+
+
+def _environment(result: Mapping[str, Any]) -> Html:
+    facts = result["environment"]
+    rows = [[key, facts[key] or "unknown"] for key in ("device", "platform", "commit")]
+    rows += [[name, version] for name, version in facts["packages"].items()]
+    return table(["What", "Value"], rows, "Environment", "wrap")

@@ -1,0 +1,112 @@
+"""Curves and bars as plain SVG; colours are those of the page's style sheet."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from deeplab_jax.report.html import Html, join, tag
+
+_WIDTH, _HEIGHT = 400, 236  # about the pixels that a plot has on a page
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 388, 12, 200  # of the frame
+_MAX_POINTS = 300  # of a line
+
+
+class Series(NamedTuple):
+    """One line of a plot.
+
+    Attributes:
+      points: (x, y), at least one.
+      class_: "strong", "faint" or "marked".
+    """
+
+    points: Sequence[tuple[float, float]]
+    class_: str
+
+
+def line_plot(title: str, series: Sequence[Series], unit: str = "") -> Html:
+    """Returns a figure of lines over optimiser steps, its vertical axis from 0 where near.
+
+    Args:
+      title: what the vertical axis measures.
+      series: lines of finite numbers; thinned to a few hundred points each.
+      unit: after the numbers of the vertical axis.
+    """
+    thinned = [Series(_thin(line.points), line.class_) for line in series]
+    xs = [x for line in thinned for x, _ in line.points]
+    ys = [y for line in thinned for _, y in line.points]
+    low, high = min(ys), max(ys)
+    low = 0.0 if 0 < low < 0.7 * high else low
+    x_ticks, y_ticks = _ticks(min(xs), max(xs)), _ticks(low, high)
+    x_range, y_range = (min(xs), max(xs)), (min(low, y_ticks[0]), max(high, y_ticks[-1]))
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        right = _share(x, *x_range), _share(y, *y_range)
+        return _LEFT + right[0] * (_RIGHT - _LEFT), _BOTTOM - right[1] * (_BOTTOM - _TOP)
+
+    drawn = [_grid(place, x_ticks, y_ticks, (x_range[0], y_range[0]), unit)]
+    drawn += [_line([place(*point) for point in line.points], line.class_) for line in thinned]
+    first, last = series[-1].points[0], series[-1].points[-1]
+    words = f"{title}: {first[1]:.3g}{unit} at step {first[0]:.0f}, {last[1]:.3g}{unit} at step "
+    words += f"{last[0]:.0f}; lowest {min(ys):.3g}{unit}, highest {max(ys):.3g}{unit}"
+    svg = tag("svg", *drawn, viewBox=f"0 0 {_WIDTH} {_HEIGHT}", role="img", aria_label=words)
+    return tag("figure", tag("figcaption", title), svg, class_="plot")
+
+
+def bar(share: float, class_: str = "") -> Html:
+    """Returns a horizontal bar that fills a share in [0, 1] of its place."""
+    filled = tag("rect", width=f"{100 * share:.2f}", height=10)
+    box = {"viewBox": "0 0 100 10", "preserveAspectRatio": "none"}
+    return tag("svg", filled, class_=f"bar {class_}".strip(), aria_hidden="true", **box)
+
+
+def _grid(
+    place: Callable[[float, float], tuple[float, float]],
+    x_ticks: Sequence[float],
+    y_ticks: Sequence[float],
+    corner: tuple[float, float],
+    unit: str,
+) -> Html:
+    """Returns lines and numbers of both axes."""
+    parts = []
+    for value in y_ticks:
+        y = f"{place(corner[0], value)[1]:.1f}"
+        parts.append(tag("line", x1=_LEFT, x2=_RIGHT, y1=y, y2=y, class_="grid"))
+        text = f"{value:.6g}{unit}"
+        parts.append(tag("text", text, x=_LEFT - 6, y=y, dy="0.35em", text_anchor="end"))
+    for value in x_ticks:
+        x = f"{place(value, corner[1])[0]:.1f}"
+        parts.append(tag("text", f"{value:.6g}", x=x, y=_BOTTOM + 16, text_anchor="middle"))
+    parts.append(tag("text", "step", x=_RIGHT, y=_HEIGHT - 5, text_anchor="end"))
+    return join(parts)
+
+
+def _line(points: Sequence[tuple[float, float]], class_: str) -> Html:
+    text = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    line = tag("polyline", points=text, class_=f"line {class_}")
+    if class_ != "marked" and len(points) > 1:
+        return line
+    dots = (tag("circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r=3, class_="dot") for x, y in points)
+    return join([line, *dots])
+
+
+def _thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Returns the means of equal groups of neighbours, few enough to draw."""
+    size = math.ceil(len(points) / _MAX_POINTS)
+    groups = [points[i : i + size] for i in range(0, len(points), size)]
+    return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
+
+
+def _share(value: float, low: float, high: float) -> float:
+    return (value - low) / (high - low) if high > low else 0.5
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Returns round numbers from about `low` to about `high`, three to six of them."""
+    if high <= low:
+        return [low]
+    rough = (high - low) / 5
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough)
+    # Rounding both ends inwards keeps numbers off the frame's corners.
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [n * step for n in range(first, last + 1)]

@@ -1,0 +1,147 @@
+"""From the numbers of an evaluation to what they say: sentences, confusions, departures."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from deeplab_jax import config as config_lib
+from deeplab_jax.report.html import percent
+
+_HARDLY = 0.01  # IoU below which a class counts as hardly found
+
+
+class Confusion(NamedTuple):
+    """Pixels of one class that are taken for another.
+
+    Attributes:
+      truth: the class.
+      prediction: what it is taken for.
+      pixels: how many.
+      of_class: as a share of the class's pixels.
+      of_errors: as a share of all wrong pixels.
+    """
+
+    truth: int
+    prediction: int
+    pixels: int
+    of_class: float
+    of_errors: float
+
+
+def confusions(matrix: Sequence[Sequence[int]]) -> list[Confusion]:
+    """Returns all pairs of classes that are confused, most pixels first."""
+    wrong = sum(map(sum, matrix)) - sum(row[c] for c, row in enumerate(matrix))
+    pairs = [
+        Confusion(t, p, pixels, pixels / sum(row), pixels / wrong)
+        for t, row in enumerate(matrix)
+        for p, pixels in enumerate(row)
+        if pixels and t != p
+    ]
+    return sorted(pairs, key=lambda pair: -pair.pixels)
+
+
+def reading_help(result: Mapping[str, Any]) -> str:
+    """Returns which class fails, for what, on which image, and how sure the mean is."""
+    iou, names = result["iou"], result["class_names"]
+    sentences = []
+    occurring = [c for c, share in enumerate(result["frequency"]) if share]
+    if occurring:
+        worst = min(occurring, key=lambda c: (iou[c], -result["frequency"][c]))
+        sentences.append(_worst_class(result, worst))
+        missing = [names[c] for c in occurring if iou[c] < _HARDLY]
+        if len(missing) > 1:
+            sentences.append(
+                f"{len(missing)} classes are hardly found (below {percent(_HARDLY, 0)}): "
+                f"{_list(missing)}."
+            )
+    absent = [names[c] for c, value in enumerate(iou) if value == 0 and c not in occurring]
+    if absent:
+        sentences.append(f"Predicted, not in the truth, and so counted as 0 %: {_list(absent)}.")
+    scored = [image for image in result["images"] if image["mean_iou"] is not None]
+    if scored:
+        middle = scored[len(scored) // 2]["mean_iou"]
+        sentences.append(
+            f"Worst image: {scored[0]['id']} ({percent(scored[0]['mean_iou'])} mean IoU; the "
+            f"middle image has {percent(middle)})."
+        )
+    interval = result["mean_iou_interval"]
+    if interval["low"] is not None:
+        sentences.append(
+            f"With other images of this kind, expect a mean IoU from {percent(interval['low'])} "
+            f"to {percent(interval['high'])} ({percent(interval['level'], 0)} interval)."
+        )
+    return " ".join(sentences)
+
+
+def _worst_class(result: Mapping[str, Any], worst: int) -> str:
+    names, matrix = result["class_names"], result["confusion"]
+    if result["iou"][worst] == 1:
+        return "Every class is found to the last pixel."
+    missed = {p: n for p, n in enumerate(matrix[worst]) if p != worst}
+    false = {t: row[worst] for t, row in enumerate(matrix) if t != worst}
+    text = f"Worst class: {names[worst]} ({percent(result['iou'][worst])} IoU, "
+    text += f"{percent(result['frequency'][worst], 2)} of pixels), "
+    if sum(missed.values()) >= sum(false.values()):
+        other = max(missed, key=lambda c: missed[c])
+        share = missed[other] / sum(matrix[worst])
+        text += f"mostly taken for {names[other]} ({percent(share)} of its pixels)"
+    else:
+        other = max(false, key=lambda c: false[c])
+        share = false[other] / (sum(false.values()) + matrix[worst][worst])
+        text += f"mostly said where {names[other]} is ({percent(share)} of what is called so)"
+    return f"{text}; most wrong pixels in {result['worst_image'][worst]}."
+
+
+def _list(names: Sequence[str], limit: int = 6) -> str:
+    rest = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
+
+
+class Departure(NamedTuple):
+    """A field that is not as in the recipe it departs from."""
+
+    key: str
+    recipe: Any
+    here: Any
+
+
+def departures(config: Any) -> tuple[str, list[Departure]]:
+    """Returns the recipe's name, and the fields of `config` that differ from it.
+
+    The recipe is the row of the published table for a data set of the table, else the defaults of
+    `deeplab_jax.config` for a folder with this depth and output stride.
+    """
+    row = config.data.dataset, config.model.depth, config.model.output_stride
+    recipe = config_lib.flatten(config_lib.get_config(*row))
+    here = config_lib.flatten(config)
+    name = f"{row[0]}, R-{row[1]}, output stride {row[2]}"
+    published = config_lib.PUBLISHED_MIOU.get(row)
+    kind = "the defaults of a recipe" if row[0] == "folder" else "a network beside the table"
+    if published:
+        kind = f"the table's recipe (published mean IoU {published} %)"
+    changed = [
+        Departure(key, recipe[key], value)
+        for key, value in here.items()
+        if key != "name" and recipe[key] != value
+    ]
+    return f"{kind} for {name}", changed
+
+
+def read_log(path: Path) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """Returns {event: {quantity: points (step, value)}} of a run's log.jsonl, finite numbers only.
+
+    Lines that cannot be read are left out; a missing file is an empty log.
+    """
+    log: dict[str, dict[str, list[tuple[float, float]]]] = {"train": {}, "eval": {}}
+    for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
+        try:
+            entry = json.loads(line)
+            event, step = log[entry["event"]], float(entry["step"])
+        except (ValueError, KeyError, TypeError):
+            continue  # such as a line that a kill cut short
+        for key, value in entry.items():
+            if isinstance(value, int | float) and key != "step" and math.isfinite(value):
+                event.setdefault(key, []).append((step, float(value)))
+    return log

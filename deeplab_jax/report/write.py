@@ -1,0 +1,91 @@
+"""Gathers what a page shows, and writes it."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from deeplab_jax.api import Segmenter, load
+from deeplab_jax.config import from_dict
+from deeplab_jax.data import Dataset, open_dataset
+from deeplab_jax.data.classes import colormap
+from deeplab_jax.errors import ConfigError, DataError, DeepLabError
+from deeplab_jax.recipe import apply_overrides
+from deeplab_jax.report import page, pictures, reading
+
+
+def write_again(folder: Path, output: Path, overrides: Sequence[str]) -> None:
+    """Writes the page of an evaluated checkpoint; without pictures if they cannot be made.
+
+    Args:
+      folder: the checkpoint, with `evaluation.json` in it.
+      output: the page.
+      overrides: "--config.data.root=elsewhere" and the like, after those of the evaluation.
+
+    Raises:
+      ConfigError: `evaluation.json` is not of this version, or an override cannot be used.
+    """
+    result = read_evaluation(folder / "evaluation.json")
+    overrides = [*result["overrides"], *overrides]
+    config = apply_overrides(from_dict(result["config"]), overrides)
+    try:
+        segmenter = load(folder, result["step"], overrides)
+        dataset = open_dataset(config.data, config.model.num_classes, result["split"])
+        write(output, result, segmenter, dataset)
+    except DeepLabError as error:  # the numbers are there all the same
+        palette = colormap(config.model.num_classes)
+        _write(output, folder, page.Facts(result, config, {}, palette, (), [_no_pictures(error)]))
+
+
+def read_evaluation(path: Path) -> dict[str, Any]:
+    """Returns what `evaluate` wrote.
+
+    Raises:
+      ConfigError: it is not JSON, or lacks what this version writes.
+    """
+    try:
+        result = json.loads(path.read_text())
+        _ = result["images"], result["environment"], result["config"], result["overrides"]
+    except (ValueError, KeyError, TypeError) as error:
+        fix = f"run deeplab evaluate --checkpoint {path.parent} again"
+        raise ConfigError(str(path), f"is not what evaluate writes ({error!r})", fix) from error
+    return result
+
+
+def write(output: Path, result: dict[str, Any], segmenter: Segmenter, dataset: Dataset) -> None:
+    """Writes the page of an evaluation whose network and data are at hand.
+
+    Args:
+      output: the page.
+      result: what `evaluation.json` holds.
+      segmenter: the evaluated network.
+      dataset: the evaluated data.
+    """
+    notes, samples = [], []
+    try:
+        drawn = pictures.draw_samples(result, dataset, lambda image: segmenter(image).labels)
+        samples = list(drawn)
+    except DataError as error:
+        notes.append(_no_pictures(error))
+    changed = [sample.name for sample in samples if not sample.is_as_evaluated()]
+    if changed:
+        notes.append(
+            f"{len(changed)} pictures score otherwise than in the evaluation, first {changed[0]}: "
+            "the data or the checkpoint have changed since. Evaluate again."
+        )
+    embedded = pictures.embed(samples)
+    facts = page.Facts(result, segmenter.config, {}, segmenter.palette, embedded, notes)
+    _write(output, segmenter.path, facts)
+
+
+def _no_pictures(error: DeepLabError) -> str:
+    return f"No pictures: {error}."
+
+
+def _write(output: Path, folder: Path, facts: page.Facts) -> None:
+    text = page.build(facts._replace(log=reading.read_log(folder / "log.jsonl")))
+    partial = output.with_name(f".{output.name}.tmp")
+    partial.write_text(text, "utf-8")
+    os.replace(partial, output)  # a page is whole or not there
+    print(f"report: {output} ({len(text) / 1e6:.1f} MB, {len(facts.pictures)} pictures)")
