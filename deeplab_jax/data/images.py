@@ -25,6 +25,7 @@ from deeplab_jax.errors import DataError
 
 MAX_PIXELS = 80_000_000  # a small file can claim to be huge; below the size Pillow itself refuses
 MAX_BYTES = 8 * MAX_PIXELS  # 16 bits of four channels each, not compressed
+JPEG_SIDE = 65500  # the longest that is written
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")  # of the others some run programs to decode
 _LOSSY = ("JPEG", "MPO", "WEBP")  # MPO: a JPEG of several pictures
@@ -147,33 +148,39 @@ def decode_color_label(name: str, data: bytes) -> np.ndarray:
     return _turn(_to_rgb(name, mask), mask)
 
 
-def write_png_indices(path: str | Path, label: np.ndarray, palette: np.ndarray) -> None:
+def write_png(file: str | Path | BinaryIO, values: np.ndarray) -> None:
+    """Writes uint8 (H, W) as a grey PNG."""
+    Image.fromarray(values).save(file, "PNG")
+
+
+def write_png_indices(file: str | Path | BinaryIO, label: np.ndarray, palette: np.ndarray) -> None:
     """Writes class indices as a PNG that viewers show in colour and `read_label` reads back.
 
     Args:
-      path: the file to write.
+      file: the file to write.
       label: uint8 (H, W).
       palette: uint8 (C, 3), RGB; indices from C on are shown black.
     """
     image = Image.fromarray(label)
     # All 256 entries: with fewer, Pillow packs indices into as few bits as the palette needs.
     image.putpalette(palette.astype(np.uint8).tobytes().ljust(768, b"\0"))
-    image.save(path, "PNG")
+    image.save(file, "PNG")
 
 
 def write_overlay(
-    path: str | Path, image: np.ndarray, label: np.ndarray, palette: np.ndarray
+    file: str | Path | BinaryIO, image: np.ndarray, label: np.ndarray, palette: np.ndarray
 ) -> None:
     """Writes the image with its classes' colours half over it, as a JPEG.
 
     Args:
-      path: the file to write.
+      file: the file to write.
       image: uint8 (H, W, 3), RGB.
       label: uint8 (H, W), values in [0, C).
       palette: uint8 (C, 3), RGB.
     """
-    mixed = (image.astype(np.uint16) + palette[label]) // 2
-    Image.fromarray(mixed.astype(np.uint8)).save(path, "JPEG", quality=92)
+    mixed = palette[label]
+    cv2.addWeighted(image, 0.5, mixed, 0.5, 0, dst=mixed)
+    Image.fromarray(mixed).save(file, "JPEG", quality=92)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from deeplab_jax.errors import ConfigError, DataError
 
 INVALID = -1
 # Cityscapes' labelIds of the classes 0, 1, ..., 18; all other ids up to 33 are ignored.
-_CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 
 
 class Classes(NamedTuple):
@@ -43,8 +43,8 @@ def label_map(data_config: Any, num_classes: int) -> np.ndarray:
         classes[0] = IGNORE_INDEX
         classes[1 : num_classes + 1] = np.arange(num_classes)
     elif name == "cityscapes" and data_config.mask_suffix != TRAIN_IDS:
-        classes[: _CITYSCAPES_IDS[-1]] = IGNORE_INDEX
-        classes[list(_CITYSCAPES_IDS)] = np.arange(num_classes)
+        classes[: CITYSCAPES_IDS[-1]] = IGNORE_INDEX
+        classes[list(CITYSCAPES_IDS)] = np.arange(num_classes)
     elif data_config.mask_format == "binary":
         classes[[0, 255]] = 0, 1
     else:
