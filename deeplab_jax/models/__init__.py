@@ -7,9 +7,9 @@ import jax.numpy as jnp
 
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.models.deeplabv3plus import DeepLabV3Plus, Output
-from deeplab_jax.models.layers import Numerics
+from deeplab_jax.models.layers import Numerics, fold_batch_norm
 
-__all__ = ["DeepLabV3Plus", "Numerics", "Output", "build_model"]
+__all__ = ["DeepLabV3Plus", "Numerics", "Output", "build_model", "fold_batch_norm"]
 
 
 def build_model(model: Any, platform: str | None = None) -> DeepLabV3Plus:

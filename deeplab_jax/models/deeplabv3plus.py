@@ -35,17 +35,26 @@ class ASPP(nn.Module):
     numerics: Numerics
 
     @nn.compact
-    def __call__(self, x: jax.Array, is_train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, is_train: bool, extent: jax.Array | None = None) -> jax.Array:
         """Returns (B, H, W, features)."""
         branches = [ConvBNReLU(self.features, self.numerics, name="branch0")(x, is_train)]
         for index, rate in enumerate(self.atrous_rates, 1):
             branch = SeparableConvBNReLU(self.features, self.numerics, rate, name=f"branch{index}")
-            branches.append(branch(x, is_train))
-        pooled = jnp.mean(x, (1, 2), self.numerics.wide_dtype, keepdims=True).astype(x.dtype)
+            branches.append(branch(x, is_train, extent))
+        pooled = self._image_mean(x, extent)
         pooled = ConvBNReLU(self.features, self.numerics, name="image_pool")(pooled, is_train)
         branches.append(jnp.broadcast_to(pooled, branches[0].shape))
         x = jnp.concatenate(branches, -1)  # (B, H, W, 5 * features)
-        return ConvBNReLU(self.features, self.numerics, 3, name="merge")(x, is_train)
+        return ConvBNReLU(self.features, self.numerics, 3, name="merge")(x, is_train, extent)
+
+    def _image_mean(self, x: jax.Array, extent: jax.Array | None) -> jax.Array:
+        """Returns the mean of each picture (B, 1, 1, C), padding left out."""
+        dtype = self.numerics.wide_dtype
+        if extent is None:
+            return jnp.mean(x, (1, 2), dtype, keepdims=True).astype(x.dtype)
+        total = jnp.sum(ops.keep_inside(x, extent), (1, 2), dtype, keepdims=True)
+        count = extent.prod(1).reshape(-1, 1, 1, 1).astype(dtype)
+        return (total / count).astype(x.dtype)
 
 
 class Decoder(nn.Module):
@@ -56,13 +65,28 @@ class Decoder(nn.Module):
     numerics: Numerics
 
     @nn.compact
-    def __call__(self, x: jax.Array, low_level: jax.Array, is_train: bool) -> jax.Array:
-        """Returns (B, h, w, features) at the size of `low_level` (B, h, w, channels)."""
-        x = ops.resize_bilinear(x, low_level.shape[1:3])
+    def __call__(
+        self,
+        x: jax.Array,
+        low_level: jax.Array,
+        is_train: bool,
+        extents: tuple[jax.Array | None, jax.Array | None] = (None, None),
+    ) -> jax.Array:
+        """Returns (B, h, w, features) at the size of `low_level` (B, h, w, channels).
+
+        `extents` are those of `x` and of `low_level`.
+        """
+        size, (before, extent) = low_level.shape[1:3], extents
+        if before is None or extent is None:
+            x = ops.resize_bilinear(x, size)
+        else:
+            x = ops.resize_inside(x, size, before, extent)
         shortcut = ConvBNReLU(self.low_level_features, self.numerics, name="low_level")
         x = jnp.concatenate([x, shortcut(low_level, is_train)], -1)
-        x = SeparableConvBNReLU(self.features, self.numerics, name="refine0")(x, is_train)
-        return SeparableConvBNReLU(self.features, self.numerics, name="refine1")(x, is_train)
+        x = SeparableConvBNReLU(self.features, self.numerics, name="refine0")(x, is_train, extent)
+        return SeparableConvBNReLU(self.features, self.numerics, name="refine1")(
+            x, is_train, extent
+        )
 
 
 class DeepLabV3Plus(nn.Module):
@@ -98,7 +122,11 @@ class DeepLabV3Plus(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: jax.Array, is_train: bool = False, use_dropout: bool = False
+        self,
+        images: jax.Array,
+        is_train: bool = False,
+        use_dropout: bool = False,
+        extent: jax.Array | None = None,
     ) -> Output:
         """Computes logits.
 
@@ -107,6 +135,9 @@ class DeepLabV3Plus(nn.Module):
           is_train: normalise with the batch's statistics and update the running ones
             (collection "batch_stats" must be mutable).
           use_dropout: drop channels (needs the "dropout" random stream).
+          extent: int32 (B, 2), true (height, width) of images that are padded below and on the
+            right, not in training; the logits of their top left ceil(extent / 4) are those of the
+            images without padding, others mean nothing. None: there is no padding.
 
         Returns:
           Logits of both heads. Under `jit` a head whose result is not used costs nothing.
@@ -122,13 +153,16 @@ class DeepLabV3Plus(nn.Module):
             self.multi_grid,
             name="backbone",
         )
-        low_level, _, middle, top = backbone(x, is_train)
-        x = ASPP(self.head_channels, self.atrous_rates, numerics, name="aspp")(top, is_train)
+        low_level, _, middle, top = backbone(x, is_train, extent)
+        top_extent = ops.shrink(extent, self.output_stride)
+        aspp = ASPP(self.head_channels, self.atrous_rates, numerics, name="aspp")
+        x = aspp(top, is_train, top_extent)
         decoder = Decoder(self.head_channels, self.low_level_channels, numerics, name="decoder")
-        x = decoder(x, low_level, is_train)
+        x = decoder(x, low_level, is_train, (top_extent, ops.shrink(extent, 4)))
         rate = self.dropout_rate
         classifier = Classifier(self.num_classes, rate, numerics, name="classifier")
         logits = classifier(x, use_dropout)
-        aux = ConvBNReLU(self.aux_channels, numerics, 3, name="aux_head")(middle, is_train)
+        aux_head = ConvBNReLU(self.aux_channels, numerics, 3, name="aux_head")
+        aux = aux_head(middle, is_train, ops.shrink(extent, self.output_stride))
         aux_classifier = Classifier(self.num_classes, rate, numerics, name="aux_classifier")
         return Output(logits, aux_classifier(aux, use_dropout))

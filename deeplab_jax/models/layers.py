@@ -4,11 +4,13 @@ Padding is symmetric and explicit: "SAME" shifts a strided convolution by one pi
 PyTorch. Initial values are PyTorch's defaults. Kernels are HWIO, pictures NHWC.
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from deeplab_jax.models import ops
@@ -24,11 +26,13 @@ class Numerics(NamedTuple):
       dtype: of activations: float32, bfloat16 or float64.
       platform: "cpu", "cpu_mesh", "gpu" or "tpu", for operations with more than one form.
       freeze_batch_norm: normalise with the running statistics in training too.
+      is_folded: norms are part of the kernels and biases, as `fold_batch_norm` makes them.
     """
 
     dtype: jnp.dtype = jnp.float32
     platform: str = "cpu"
     freeze_batch_norm: bool = False
+    is_folded: bool = False
 
     @property
     def precision(self) -> lax.Precision:
@@ -110,6 +114,9 @@ class BatchNorm(nn.Module):
           ValueError: training sees one value per channel, which has no variance.
         """
         dtype, shape = self.numerics.wide_dtype, (x.shape[-1],)
+        if self.numerics.is_folded:
+            bias = self.param("bias", nn.initializers.zeros, shape, dtype)
+            return (x.astype(dtype) + _per_channel(bias)).astype(x.dtype)
         scale = self.param("scale", nn.initializers.ones, shape, dtype)
         bias = self.param("bias", nn.initializers.zeros, shape, dtype)
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape, dtype)
@@ -132,6 +139,30 @@ class BatchNorm(nn.Module):
         return y
 
 
+def fold_batch_norm(variables: Any) -> dict[str, Any]:
+    """Returns the variables of the network whose `Numerics.is_folded`, as NumPy arrays.
+
+    With running statistics a norm is y = a x + b per channel: a goes into the kernel before it, b
+    is the norm's bias. Computed in float64, returned in the dtypes of the parameters.
+
+    Args:
+      variables: {"params", "batch_stats"}; arrays of any layout this host holds whole.
+    """
+    return {"params": _fold(*(jax.device_get(variables[k]) for k in ("params", "batch_stats")))}
+
+
+def _fold(params: Any, stats: Any) -> Any:
+    if not isinstance(params, Mapping):
+        return params
+    if "norm" not in params:
+        return {key: _fold(value, stats.get(key, {})) for key, value in params.items()}
+    norm, kernel = params["norm"], params["conv"]["kernel"]
+    wide = {k: np.asarray(v, np.float64) for k, v in (norm | stats["norm"]).items()}
+    factor = wide["scale"] / np.sqrt(wide["var"] + BN_EPSILON)
+    bias = (wide["bias"] - wide["mean"] * factor).astype(kernel.dtype)
+    return {"conv": {"kernel": (kernel * factor).astype(kernel.dtype)}, "norm": {"bias": bias}}
+
+
 class Conv(nn.Module):
     """Convolution without bias: 1x1, 3x3, or depthwise 3x3."""
 
@@ -143,12 +174,17 @@ class Conv(nn.Module):
     is_depthwise: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns (B, ceil(H / stride), ceil(W / stride), features)."""
+    def __call__(self, x: jax.Array, extent: jax.Array | None = None) -> jax.Array:
+        """Returns (B, ceil(H / stride), ceil(W / stride), features).
+
+        `extent` is that of `x`; outside it a kernel sees zeros, whatever `x` holds there.
+        """
         inputs = 1 if self.is_depthwise else x.shape[-1]
         shape = (self.kernel_size, self.kernel_size, inputs, self.features)
         kernel = self.param("kernel", uniform_fan_in, shape, self.numerics.wide_dtype)
         kernel = kernel.astype(self.numerics.dtype)
+        if self.kernel_size > 1:
+            x = ops.keep_inside(x, extent)
         if self.is_depthwise:
             return ops.depthwise_conv3x3(x, kernel, self.dilation, self.numerics.platform)
         if self.kernel_size == 1:
@@ -177,7 +213,7 @@ class ConvBNReLU(nn.Module):
     use_relu: bool = True
 
     @nn.compact
-    def __call__(self, x: jax.Array, is_train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, is_train: bool, extent: jax.Array | None = None) -> jax.Array:
         """Returns (B, ceil(H / stride), ceil(W / stride), features)."""
         x = Conv(
             self.features,
@@ -187,7 +223,7 @@ class ConvBNReLU(nn.Module):
             self.dilation,
             self.is_depthwise,
             name="conv",
-        )(x)
+        )(x, extent)
         x = BatchNorm(self.numerics, name="norm")(x, is_train)
         return nn.relu(x) if self.use_relu else x
 
@@ -200,7 +236,7 @@ class SeparableConvBNReLU(nn.Module):
     dilation: int = 1
 
     @nn.compact
-    def __call__(self, x: jax.Array, is_train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, is_train: bool, extent: jax.Array | None = None) -> jax.Array:
         """Returns (B, H, W, features)."""
         x = ConvBNReLU(
             x.shape[-1],
@@ -209,7 +245,7 @@ class SeparableConvBNReLU(nn.Module):
             dilation=self.dilation,
             is_depthwise=True,
             name="depthwise",
-        )(x, is_train)
+        )(x, is_train, extent)
         return ConvBNReLU(self.features, self.numerics, name="pointwise")(x, is_train)
 
 

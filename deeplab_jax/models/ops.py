@@ -31,6 +31,26 @@ def shift(x: jax.Array, rows: int = 0, columns: int = 0) -> jax.Array:
     return lax.pad(x, jnp.zeros((), x.dtype), edges)
 
 
+def shrink(extent: jax.Array | None, stride: int) -> jax.Array | None:
+    """Returns the sizes int (B, 2) after layers whose strides multiply to `stride`, rounded up."""
+    return None if extent is None else (extent + stride - 1) // stride
+
+
+def keep_inside(x: jax.Array, extent: jax.Array | None) -> jax.Array:
+    """Returns `x` (B, H, W, C), zero outside each picture's top left `extent`.
+
+    Args:
+      x: pictures padded below and on the right.
+      extent: int32 (B, 2), true (height, width) of each; None: all of `x`, which is returned.
+    """
+    if extent is None:
+        return x
+    row = lax.broadcasted_iota(jnp.int32, (1, x.shape[1], 1, 1), 1)
+    column = lax.broadcasted_iota(jnp.int32, (1, 1, x.shape[2], 1), 2)
+    height, width = (extent[:, axis].reshape(-1, 1, 1, 1) for axis in (0, 1))
+    return jnp.where((row < height) & (column < width), x, 0)
+
+
 def conv1x1(
     x: jax.Array,
     kernel: jax.Array,
@@ -153,6 +173,32 @@ def resize_bilinear(x: jax.Array, size: Sequence[int]) -> jax.Array:
             continue
         factor, remainder = divmod(size[axis - 1], length)
         x = _interpolate(x, size[axis - 1], axis) if remainder else _upsample(x, factor, axis)
+    return x
+
+
+def resize_inside(
+    x: jax.Array, size: Sequence[int], extent: jax.Array, new_extent: jax.Array
+) -> jax.Array:
+    """Returns `resize_bilinear` of the top left `extent` of each picture to its `new_extent`.
+
+    Args:
+      x: (B, H, W, C), padded.
+      size: (height, width) of the result, padding included.
+      extent: int32 (B, 2), true sizes in `x`.
+      new_extent: int32 (B, 2), true sizes in the result; what lies outside means nothing.
+    """
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    for axis in (2, 1):
+        output = jnp.arange(size[axis - 1], dtype=jnp.int32)[None]
+        length, new = extent[:, axis - 1, None], new_extent[:, axis - 1, None]
+        # Whole numbers: source + 1/2 = (2 i + 1) length / (2 new), rounded once, in the weight.
+        source = jnp.maximum((2 * output + 1) * length - new, 0)
+        low = jnp.minimum(source // (2 * new), length - 1)
+        weight = (source - 2 * new * low).astype(wide) / (2 * new).astype(wide)
+        weight = weight.astype(x.dtype)
+        weight = jnp.expand_dims(weight, [k for k in (1, 2, 3) if k != axis])
+        take = jax.vmap(partial(jnp.take, axis=axis - 1, mode="clip"))
+        x = take(x, low) * (1 - weight) + take(x, jnp.minimum(low + 1, length - 1)) * weight
     return x
 
 

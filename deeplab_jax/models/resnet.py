@@ -7,6 +7,7 @@ half of the layer's dilation ("contracted dilation").
 import flax.linen as nn
 import jax
 
+from deeplab_jax.models import ops
 from deeplab_jax.models.layers import ConvBNReLU, Numerics, add_and_relu
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
@@ -23,7 +24,7 @@ class BasicBlock(nn.Module):
     numerics: Numerics
 
     @nn.compact
-    def __call__(self, x: jax.Array, is_train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, is_train: bool, extent: jax.Array | None = None) -> jax.Array:
         """Returns (B, ceil(H / stride), ceil(W / stride), features)."""
         identity = x
         if self.stride > 1 or x.shape[-1] != self.features:
@@ -31,9 +32,12 @@ class BasicBlock(nn.Module):
                 self.features, self.numerics, stride=self.stride, use_relu=False, name="projection"
             )(x, is_train)
         x = ConvBNReLU(self.features, self.numerics, 3, self.stride, self.dilation, name="conv1")(
-            x, is_train
+            x, is_train, extent
         )
-        x = ConvBNReLU(self.features, self.numerics, 3, use_relu=False, name="conv2")(x, is_train)
+        extent = ops.shrink(extent, self.stride)
+        x = ConvBNReLU(self.features, self.numerics, 3, use_relu=False, name="conv2")(
+            x, is_train, extent
+        )
         return add_and_relu(x, identity)
 
 
@@ -46,7 +50,7 @@ class Bottleneck(nn.Module):
     numerics: Numerics
 
     @nn.compact
-    def __call__(self, x: jax.Array, is_train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, is_train: bool, extent: jax.Array | None = None) -> jax.Array:
         """Returns (B, ceil(H / stride), ceil(W / stride), 4 * features)."""
         identity = x
         out = 4 * self.features
@@ -56,7 +60,7 @@ class Bottleneck(nn.Module):
             )(x, is_train)
         x = ConvBNReLU(self.features, self.numerics, name="conv1")(x, is_train)
         x = ConvBNReLU(self.features, self.numerics, 3, self.stride, self.dilation, name="conv2")(
-            x, is_train
+            x, is_train, extent
         )
         x = ConvBNReLU(out, self.numerics, use_relu=False, name="conv3")(x, is_train)
         return add_and_relu(x, identity)
@@ -70,14 +74,16 @@ class Stem(nn.Module):
     numerics: Numerics
 
     @nn.compact
-    def __call__(self, x: jax.Array, is_train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, is_train: bool, extent: jax.Array | None = None) -> jax.Array:
         """Returns (B, ceil(H / 2), ceil(W / 2), features)."""
         if self.kind == "7x7":
-            return ConvBNReLU(self.features, self.numerics, 7, stride=2, name="conv1")(x, is_train)
+            conv = ConvBNReLU(self.features, self.numerics, 7, stride=2, name="conv1")
+            return conv(x, is_train, extent)
         half = self.features // 2
-        x = ConvBNReLU(half, self.numerics, 3, stride=2, name="conv1")(x, is_train)
-        x = ConvBNReLU(half, self.numerics, 3, name="conv2")(x, is_train)
-        return ConvBNReLU(self.features, self.numerics, 3, name="conv3")(x, is_train)
+        x = ConvBNReLU(half, self.numerics, 3, stride=2, name="conv1")(x, is_train, extent)
+        extent = ops.shrink(extent, 2)
+        x = ConvBNReLU(half, self.numerics, 3, name="conv2")(x, is_train, extent)
+        return ConvBNReLU(self.features, self.numerics, 3, name="conv3")(x, is_train, extent)
 
 
 class ResNet(nn.Module):
@@ -100,22 +106,29 @@ class ResNet(nn.Module):
     multi_grid: tuple[int, ...] = ()
 
     @nn.compact
-    def __call__(self, x: jax.Array, is_train: bool) -> tuple[jax.Array, ...]:
+    def __call__(
+        self, x: jax.Array, is_train: bool, extent: jax.Array | None = None
+    ) -> tuple[jax.Array, ...]:
         """Returns the feature maps of layers 1 to 4, NHWC."""
-        x = Stem(self.width, self.stem, self.numerics, name="stem")(x, is_train)
+        x = Stem(self.width, self.stem, self.numerics, name="stem")(x, is_train, extent)
+        # Zeros around what is not negative change no maximum.
+        x = ops.keep_inside(x, ops.shrink(extent, 2))
+        extent = ops.shrink(extent, 4)
         x = nn.max_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1)])
         block = BasicBlock if self.depth < 50 else Bottleneck
         maps = []
         for layer, dilations in enumerate(self.dilations()):
             stride = _STRIDES[self.output_stride][layer]
             for index, dilation in enumerate(dilations):
+                own = stride if index == 0 else 1
                 x = block(
                     self.width * 2**layer,
-                    stride if index == 0 else 1,
+                    own,
                     dilation,
                     self.numerics,
                     name=f"layer{layer + 1}_{index}",
-                )(x, is_train)
+                )(x, is_train, extent)
+                extent = ops.shrink(extent, own)
             maps.append(x)
         return tuple(maps)
 
