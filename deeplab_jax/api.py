@@ -2,12 +2,12 @@
 
 model = deeplab_jax.load("runs/camvid_r50_os16")
 result = model("street.jpg")       # .labels (H, W), .confidence (H, W)
-result.save("out")                 # out/street.png, out/street_overlay.jpg
+result.save("out")                 # out/street.png, out/street_overlay.jpg, out/street.json
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+import os
+from collections.abc import Iterator, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,42 +17,20 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 from ml_collections import ConfigDict
 
-from deeplab_jax import checkpoint
-from deeplab_jax.data.images import read_image, write_overlay, write_png_indices
+from deeplab_jax import checkpoint, compile_cache
+from deeplab_jax.data import readers
+from deeplab_jax.data.images import read_image, read_size
 from deeplab_jax.data.transforms import fit_size, resize_image
-from deeplab_jax.errors import CheckpointError
-from deeplab_jax.inference import make_predict, network_logits
+from deeplab_jax.errors import CheckpointError, DataError
+from deeplab_jax.inference import Engine, Item, network_logits
 from deeplab_jax.models import build_model
+from deeplab_jax.outputs import Prediction
+from deeplab_jax.protocol import read_protocol
 from deeplab_jax.recipe import apply_overrides
 from deeplab_jax.train_state import EVAL_ITEMS, init_variables
 
-
-@dataclass(frozen=True)
-class Prediction:
-    """A segmented image.
-
-    Attributes:
-      labels: uint8 (H, W), class ids, at the image's own size.
-      confidence: float32 (H, W), probability of the chosen class.
-      image: uint8 (H, W, 3) RGB, the image itself.
-      palette: uint8 (C, 3), RGB.
-      name: stem of the image's file; "image" for an array.
-    """
-
-    labels: np.ndarray
-    confidence: np.ndarray
-    image: np.ndarray
-    palette: np.ndarray
-    name: str = "image"
-
-    def save(self, directory: str | Path) -> list[Path]:
-        """Writes NAME.png (indices with a palette) and NAME_overlay.jpg; returns both paths."""
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        mask, overlay = directory / f"{self.name}.png", directory / f"{self.name}_overlay.jpg"
-        write_png_indices(mask, self.labels, self.palette)
-        write_overlay(overlay, self.image, self.labels, self.palette)
-        return [mask, overlay]
+Image = str | Path | np.ndarray  # a file, or uint8 (H, W, 3) RGB
+_THREADS = min(4, os.cpu_count() or 1)  # that read files ahead
 
 
 class Segmenter:
@@ -76,8 +54,12 @@ class Segmenter:
         self.palette = info.palette
         self.model = build_model(config.model)
         self.variables = variables
-        self._predict = make_predict(self.model)
         self._logits = jax.jit(partial(network_logits, self.model))
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The network by the configuration's protocol, norms folded."""
+        return Engine(self.model, read_protocol(self.config.eval)).load(self.variables)
 
     def logits(self, images: np.ndarray | jax.Array) -> jax.Array:
         """Computes class scores at a quarter of the resolution.
@@ -90,7 +72,7 @@ class Segmenter:
         """
         return self._logits(self.variables, jnp.asarray(images))
 
-    def __call__(self, image: str | Path | np.ndarray) -> Prediction:
+    def __call__(self, image: Image) -> Prediction:
         """Segments one image.
 
         Args:
@@ -101,19 +83,83 @@ class Segmenter:
           DataError: the file cannot be used.
           ValueError: the array has another shape or dtype.
         """
-        name = "image"
+        [(key, arrays)] = self.engine.segment([self._item(image)])
+        return self._prediction(key, arrays)
+
+    def segment(self, images: Sequence[Image]) -> Iterator[Prediction | DataError]:
+        """Yields the segmentation of each image, in order; files are read ahead.
+
+        A file that cannot be used is no end: its error is yielded in its place.
+
+        Args:
+          images: as for a call.
+        """
+        self.engine.plan(self._input_sizes(images))
+        errors: dict[int, DataError] = {}
+
+        def read(index: int) -> Item | DataError:
+            try:
+                with readers.reading(index):
+                    return self._item(images[index])
+            except DataError as error:
+                return error
+
+        def items() -> Iterator[Item]:
+            names = [(str(x) if isinstance(x, str | Path) else "an array", "") for x in images]
+            ahead = readers.in_threads(read, range(len(images)), _THREADS, names.__getitem__)
+            for index, item in enumerate(ahead):
+                if isinstance(item, DataError):
+                    errors[index] = item
+                else:
+                    yield item._replace(key=(index, *item.key))
+
+        turn = 0
+        for (index, *key), arrays in self.engine.segment(items()):
+            for place in range(turn, index):
+                yield errors.pop(place)
+            yield self._prediction(tuple(key), arrays)
+            turn = index + 1
+        for place in sorted(errors):
+            yield errors[place]
+
+    def _item(self, image: Image) -> Item:
+        """Returns an image, fitted for the network; its key is (name, file, image)."""
+        name, file = "image", None
         if isinstance(image, np.ndarray):
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
                 raise ValueError(
                     f"`image` must be uint8 (H, W, 3) RGB, got {image.dtype} {image.shape}."
                 )
         else:
-            name, image = Path(image).stem, read_image(image)
+            name, file, image = Path(image).stem, str(image), read_image(image)
         size = image.shape[:2]
         base = self.config.eval.resize_base
         resized = resize_image(image, fit_size(size[0], size[1], base)) if base else image
-        labels, confidence = jax.device_get(self._predict(self.variables, resized, size))
-        return Prediction(labels, confidence, image, self.palette, name)
+        return Item((name, file, image), resized, size)
+
+    def _prediction(self, key: tuple, arrays: Sequence[np.ndarray]) -> Prediction:
+        name, file, image = key
+        protocol = str(self.engine.protocol)
+        return Prediction(
+            labels=arrays[0],
+            confidence=arrays[1],
+            image=image,
+            palette=self.palette,
+            name=name,
+            class_names=self.class_names,
+            file=file,
+            source={"checkpoint": str(self.path), "step": self.step, "protocol": protocol},
+            probabilities=lambda take: self.engine.probabilities(self._item(image), take),
+        )
+
+    def _input_sizes(self, images: Sequence[Image]) -> Iterator[tuple[int, int]]:
+        base = self.config.eval.resize_base
+        for image in images:
+            try:
+                size = image.shape[:2] if isinstance(image, np.ndarray) else read_size(image)
+            except DataError:  # which reading it will tell
+                continue
+            yield fit_size(size[0], size[1], base) if base else size
 
 
 def load(path: str | Path, step: int | str = "latest", overrides: Sequence[str] = ()) -> Segmenter:
@@ -129,6 +175,7 @@ def load(path: str | Path, step: int | str = "latest", overrides: Sequence[str] 
       CheckpointError: there is no such checkpoint or step, or it does not fit.
       ConfigError: an override cannot be used.
     """
+    compile_cache.enable()
     info = checkpoint.read_info(path, step)
     if info.config is None or info.kind == "backbone":
         what = "holds a backbone, not a segmentation network"

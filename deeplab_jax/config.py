@@ -135,6 +135,12 @@ def get_config(dataset: str, depth: int = 50, output_stride: int = 16) -> Config
     c.eval.every_epochs = 10  # and after the last step
     # (long side, short side) that test images are fitted into; empty: their own size.
     c.eval.resize_base = base if is_row else ()
+    c.eval.mode = "whole"  # or "slide": windows, averaged where they overlap
+    c.eval.crop_size = ()  # (height, width) of windows, pixels of the fitted image
+    c.eval.stride = ()  # (down, right) from window to window
+    c.eval.scales = (1.0,)  # of the image; scores are averaged
+    c.eval.flip = False  # average with the mirrored image, too
+    c.eval.softmax_first = False  # resize probabilities, not logits
 
     c.checkpoint = ConfigDict()
     c.checkpoint.every_steps = 0  # 0: once an epoch; the last step is always saved
@@ -176,6 +182,7 @@ def validate(config: ConfigDict) -> None:
     _require_ints("data.resize_base", data.resize_base, 2)
     if config.eval.resize_base:
         _require_ints("eval.resize_base", config.eval.resize_base, 2)
+    _check_protocol(config.eval)
     scale = data.scale_range
     is_range = len(scale) == 2 and all(isinstance(value, int | float) for value in scale)
     is_range = is_range and 0 < scale[0] <= scale[1] < math.inf
@@ -223,6 +230,26 @@ def _require(key: str, value: Any, is_good: bool, accepted: str, fix: str = "") 
 def _require_ints(key: str, value: Any, count: int) -> None:
     is_good = len(value) == count and all(type(v) is int and v > 0 for v in value)
     _require(key, tuple(value), is_good, f"{count} positive integers")
+
+
+def _check_protocol(protocol: ConfigDict) -> None:
+    _require("eval.mode", protocol.mode, protocol.mode in ("whole", "slide"), "whole or slide")
+    is_slide, fix = protocol.mode == "slide", "give both, or use config.eval.mode=whole"
+    for key in ("crop_size", "stride"):
+        value = protocol[key]
+        is_good = all(type(side) is int and side > 0 for side in value)
+        is_good = is_good and len(value) == (2 if is_slide else 0)
+        accepted = "2 positive integers with config.eval.mode=slide, empty with whole"
+        _require(f"eval.{key}", tuple(value), is_good, accepted, fix)
+    pairs = zip(protocol.stride, protocol.crop_size, strict=True)
+    is_good = all(step <= side for step, side in pairs)
+    fix = "lower it, or pixels between windows are not seen"
+    _require("eval.stride", protocol.stride, is_good, "at most config.eval.crop_size", fix)
+    scales = protocol.scales
+    is_good = len(scales) > 0 and all(
+        isinstance(scale, int | float) and 0 < scale < math.inf for scale in scales
+    )
+    _require("eval.scales", scales, is_good, "positive numbers")
 
 
 def _check_masks(data: ConfigDict, num_classes: int) -> None:

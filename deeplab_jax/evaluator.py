@@ -2,20 +2,23 @@
 
 import json
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from deeplab_jax import metrics
 from deeplab_jax.api import Segmenter
 from deeplab_jax.data import Dataset, eval_examples, open_dataset
-from deeplab_jax.inference import PROTOCOL, make_count
+from deeplab_jax.data.images import read_size
+from deeplab_jax.data.transforms import fit_size
+from deeplab_jax.errors import DataError
+from deeplab_jax.inference import Engine, Item
 from deeplab_jax.models import DeepLabV3Plus
+from deeplab_jax.protocol import TABLE, Protocol, read_protocol
+from deeplab_jax.summary import environment, summarize
 
 
 @dataclass(frozen=True)
@@ -26,9 +29,10 @@ class EvalResult:
       confusion: int64 (C, C); row = truth, column = prediction.
       class_names: C names.
       num_images: N, how many were counted.
-      image_ids: N ids, in the order of evaluation.
+      image_ids: N ids, in the order asked for.
       per_image: int64 (N, 3, C): each image's pixels of intersection, truth and prediction, ignored
         ones left out. Their sums over N are the confusion matrix's diagonal, rows and columns.
+      protocol: how it was measured, in words.
     """
 
     confusion: np.ndarray
@@ -36,6 +40,7 @@ class EvalResult:
     num_images: int
     image_ids: tuple[str, ...] = ()
     per_image: np.ndarray = field(default_factory=lambda: np.zeros((0, 3, 0), np.int64))
+    protocol: str = str(TABLE)
 
     @property
     def mean_iou(self) -> float:
@@ -44,35 +49,34 @@ class EvalResult:
 
     def summary(self) -> dict[str, Any]:
         """Returns what `evaluation.json` holds; fractions in [0, 1], null where undefined."""
-        iou = metrics.iou_per_class(self.confusion)
-        return {
-            "mean_iou": _or_none(self.mean_iou),
-            "pixel_accuracy": _or_none(metrics.pixel_accuracy(self.confusion)),
-            "best_constant_mean_iou": _or_none(metrics.best_constant_mean_iou(self.confusion)),
-            "num_images": self.num_images,
-            "protocol": PROTOCOL,
-            "class_names": list(self.class_names),
-            "iou": [_or_none(value) for value in iou],
-            "confusion": self.confusion.tolist(),
-        }
-
-
-def _or_none(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
+        scores = summarize(self.confusion, self.per_image, self.image_ids, self.class_names)
+        return {"num_images": self.num_images, "protocol": self.protocol, **scores}
 
 
 class Evaluator:
-    """Evaluates weights on one data set; keep it, and each shape compiles once for each device."""
+    """Evaluates weights on one data set; keep it, and each shape compiles once.
 
-    def __init__(self, model: DeepLabV3Plus, dataset: Dataset, resize_base: tuple[int, ...]):
+    Attributes:
+      engine: what runs the network.
+    """
+
+    def __init__(
+        self,
+        model: DeepLabV3Plus,
+        dataset: Dataset,
+        resize_base: tuple[int, ...],
+        protocol: Protocol = TABLE,
+    ):
         """Opens nothing yet.
 
         Args:
           model: the network.
           dataset: images with labels.
           resize_base: (long side, short side) to fit images into; empty keeps their own size.
+          protocol: how images become scores.
         """
-        self._count = make_count(model)
+        self.engine = Engine(model, protocol)
+        self._sizes: dict[int, tuple[int, int]] = {}  # of the network's input
         self._dataset = dataset
         self._resize_base = tuple(resize_base)
 
@@ -82,7 +86,7 @@ class Evaluator:
         indices: Iterable[int] | None = None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> EvalResult | None:
-        """Evaluates `variables` on this host's devices, image by image in turn.
+        """Evaluates `variables` on this host's devices.
 
         Args:
           variables: {"params", "batch_stats"}; arrays of any layout this host holds whole.
@@ -95,27 +99,48 @@ class Evaluator:
         Raises:
           DataError: an image or label cannot be used.
         """
-        devices = jax.local_devices()
-        local = [jax.device_put(variables, device) for device in devices]
-        counts: list[np.ndarray] = []
-        ids: list[str] = []
-        pending: deque[jax.Array] = deque()
-        indices = range(len(self._dataset)) if indices is None else indices
-        for example in eval_examples(self._dataset, indices, self._resize_base):
-            if should_stop():
-                return None
-            turn = len(ids) % len(devices)
-            pair = jax.device_put((example.image, example.label), devices[turn])
-            pending.append(self._count(local[turn], *pair))
-            ids.append(self._dataset.ids[example.index])
-            if len(pending) > 2 * len(devices):  # two images in flight on each
-                counts.append(np.asarray(pending.popleft()))
-        counts += map(np.asarray, pending)
-        return _sum_up(counts, self._dataset.class_names, ids)
+        indices = list(range(len(self._dataset)) if indices is None else indices)
+        self._plan(indices)
+        # Images of one shape follow each other, and fill batches.
+        shapes = {k: self.engine.shapes(size) for k, size in self._sizes.items()}
+        positions = sorted(range(len(indices)), key=lambda k: shapes.get(indices[k], []))
+        is_stopped = False
+
+        def items() -> Iterator[Item]:
+            nonlocal is_stopped
+            order = [indices[k] for k in positions]
+            examples = eval_examples(self._dataset, order, self._resize_base)
+            for position, example in zip(positions, examples, strict=True):
+                if should_stop():
+                    is_stopped = True
+                    return
+                label = example.label
+                yield Item(position, example.image, (label.shape[0], label.shape[1]), label)
+
+        counts = dict(self.engine.load(variables).count(items()))
+        if is_stopped:
+            return None
+        ids = [self._dataset.ids[index] for index in indices]
+        matrices = [counts[position] for position in range(len(indices))]
+        return _sum_up(matrices, self._dataset.class_names, ids, str(self.engine.protocol))
+
+    def _plan(self, indices: list[int]) -> None:
+        """Reads the headers of images that were not yet, and plans shapes for all."""
+        new = [index for index in indices if index not in self._sizes]
+        for index in new:
+            try:
+                height, width = read_size(self._dataset.source.names(index)[0])
+            except DataError:
+                continue  # no file, as from TFDS; or reading it will tell
+            base = self._resize_base
+            size = fit_size(height, width, (base[0], base[1])) if base else (height, width)
+            self._sizes[index] = size
+        if new:
+            self.engine.plan(self._sizes.values())
 
 
 def _sum_up(
-    counts: Sequence[np.ndarray], class_names: tuple[str, ...], ids: Sequence[str]
+    counts: Sequence[np.ndarray], class_names: tuple[str, ...], ids: Sequence[str], protocol: str
 ) -> EvalResult:
     size = len(class_names)
     confusion = np.zeros((size, size), np.int64)
@@ -123,15 +148,18 @@ def _sum_up(
     for index, matrix in enumerate(counts):
         confusion += matrix
         per_image[index] = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
-    return EvalResult(confusion, class_names, len(ids), tuple(ids), per_image)
+    return EvalResult(confusion, class_names, len(ids), tuple(ids), per_image, protocol)
 
 
-def evaluate_checkpoint(segmenter: Segmenter, json_path: str | None = None) -> EvalResult:
+def evaluate_checkpoint(
+    segmenter: Segmenter, path: Path, overrides: Sequence[str] = ()
+) -> EvalResult:
     """Evaluates on the validation split of the checkpoint's configuration and reports.
 
     Args:
       segmenter: from `deeplab_jax.load`.
-      json_path: where the numbers go; `evaluation.json` beside the checkpoint by default.
+      path: the JSON file that the numbers go to.
+      overrides: with which it was loaded; `report` loads it by them again.
 
     Raises:
       DataError: the data cannot be used.
@@ -139,18 +167,29 @@ def evaluate_checkpoint(segmenter: Segmenter, json_path: str | None = None) -> E
     config = segmenter.config
     dataset = open_dataset(config.data, config.model.num_classes, config.data.val_split)
     start = time.perf_counter()
-    evaluator = Evaluator(segmenter.model, dataset, config.eval.resize_base)
+    protocol = read_protocol(config.eval)
+    evaluator = Evaluator(segmenter.model, dataset, config.eval.resize_base, protocol)
     result = evaluator(segmenter.variables)
+    segmenter.engine = evaluator.engine  # what comes after need not compile again
     assert result is not None  # nothing asks it to stop
     seconds = time.perf_counter() - start
     print_table(result)
     print(
         f"mean IoU {100 * result.mean_iou:.2f} %  step {segmenter.step}, "
-        f"{result.num_images} images of {dataset.name}/{dataset.split}, {PROTOCOL}, {seconds:.1f} s"
+        f"{result.num_images} images of {dataset.name}/{dataset.split}, {protocol}, {seconds:.1f} s"
     )
-    path = Path(json_path) if json_path else Path(segmenter.path) / "evaluation.json"
-    header = {"checkpoint": str(segmenter.path), "step": segmenter.step, "split": dataset.split}
-    path.write_text(json.dumps(header | result.summary(), indent=1) + "\n")
+    header = {
+        "checkpoint": str(segmenter.path),
+        "step": segmenter.step,
+        "dataset": dataset.name,
+        "split": dataset.split,
+    }
+    origin = {
+        "overrides": list(overrides),
+        "config": config.to_dict(),
+        "environment": environment(),
+    }
+    path.write_text(json.dumps(header | result.summary() | origin, indent=1) + "\n")
     print(f"numbers: {path}")
     return result
 

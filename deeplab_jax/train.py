@@ -31,8 +31,10 @@ def main(argv: list[str]) -> None:
 
     config = load_recipe(args.config, overrides)
     workdir = args.workdir or f"runs/{config.name}"
+    from deeplab_jax import compile_cache
     from deeplab_jax.trainer import train
 
+    compile_cache.enable()
     train(config, workdir)
 
 

@@ -41,6 +41,7 @@ from deeplab_jax.models import build_model
 from deeplab_jax.optimizer import build_optimizer
 from deeplab_jax.prepare import prepare
 from deeplab_jax.progress import Display, JsonLog, Speed
+from deeplab_jax.protocol import read_protocol
 from deeplab_jax.start import check_start, load_start
 from deeplab_jax.train_state import State, eval_variables, init_state
 from deeplab_jax.train_step import Metrics, make_update
@@ -157,7 +158,8 @@ class Run:
         self.is_evaluation_owed = is_evaluation_owed  # the run stopped in it
         model = build_model(config.model)
         self.train_step = make_train_step(config, plan.total, mesh)
-        self.evaluate = Evaluator(model, validation, config.eval.resize_base)
+        protocol = read_protocol(config.eval)
+        self.evaluate = Evaluator(model, validation, config.eval.resize_base, protocol)
         is_begun = checkpoint.latest_step(workdir) is not None
         self.info = checkpoint.Info(
             kind="run",

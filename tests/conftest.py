@@ -8,6 +8,7 @@ from pathlib import Path
 # Before anything imports jax; commands that tests start inherit them.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
+os.environ.setdefault("DEEPLAB_COMPILE_CACHE", "off")  # nothing in the user's folders
 os.environ.setdefault("NPROC", "64")  # XLA's threads: enough for its collectives on few cores
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     devices = "--xla_force_host_platform_device_count=4"

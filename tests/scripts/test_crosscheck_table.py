@@ -18,7 +18,7 @@ from convert.source import abstract_variables
 from deeplab_jax import cli, evaluator
 from deeplab_jax.config import PUBLISHED_MIOU, get_config
 from deeplab_jax.evaluator import EvalResult
-from deeplab_jax.inference import PROTOCOL
+from deeplab_jax.protocol import TABLE
 from deeplab_jax.recipe import apply_overrides, load_recipe
 
 _PATH = Path(__file__).parents[2] / "scripts" / "crosscheck_table.py"
@@ -193,7 +193,7 @@ def test_figures_are_those_of_pytorch(
     assert measurement["mean_iou"] == pytest.approx(expected / 100, abs=1e-8)
     theirs = [np.nan if value is None else value for value in measurement["iou"]]
     np.testing.assert_allclose(theirs, iou, atol=1e-8)
-    assert (measurement["num_images"], measurement["protocol"]) == (images, PROTOCOL)
+    assert (measurement["num_images"], measurement["protocol"]) == (images, str(TABLE))
     assert got["overrides"] == overrides
 
 
