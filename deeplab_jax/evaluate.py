@@ -2,7 +2,7 @@
 
     python -m deeplab_jax.evaluate --checkpoint runs/camvid_r50_os16
 
-The measuring itself is `deeplab_jax.evaluator.evaluate`.
+Writes `evaluation.json` and `report.html`. The measuring itself is `deeplab_jax.evaluator`.
 """
 
 import os
@@ -18,7 +18,7 @@ _EXAMPLES = """\
 
 
 def main(argv: list[str]) -> None:
-    """Parses arguments, evaluates, prints the table and writes `evaluation.json`.
+    """Parses arguments, evaluates, prints the table, writes the numbers and the report.
 
     Raises:
       DeepLabError: see `deeplab_jax.errors`; `cli.run` prints it.
@@ -26,15 +26,21 @@ def main(argv: list[str]) -> None:
     parser = cli.Parser("evaluate", _EXAMPLES)
     parser.add_argument("--checkpoint", metavar="DIR", required=True, help="a run's directory")
     parser.add_argument("--step", default="latest", help="latest, best or a number")
-    parser.add_argument("--json", metavar="FILE", help="default: DIR/evaluation.json")
+    parser.add_argument("--json", metavar="FILE", help="where the numbers go, and FILE_report.html")
     parser.add_argument("--config.x", metavar="VALUE", help="any field of the checkpoint's recipe")
     args, overrides = parser.parse(argv)
+    numbers, page = Path(args.checkpoint, "evaluation.json"), Path(args.checkpoint, "report.html")
     if args.json:
-        check_writable(Path(args.json))
+        numbers = Path(args.json)
+        page = numbers.with_name(f"{numbers.stem}_report.html")
+        check_writable(numbers)
     from deeplab_jax.api import load
     from deeplab_jax.evaluator import evaluate_checkpoint
+    from deeplab_jax.report.write import write_evaluated
 
-    evaluate_checkpoint(load(args.checkpoint, args.step, overrides), args.json)
+    segmenter = load(args.checkpoint, args.step, overrides)
+    evaluate_checkpoint(segmenter, numbers, overrides)
+    write_evaluated(page, numbers, segmenter)
 
 
 def check_writable(path: Path) -> None:

@@ -16,18 +16,21 @@ _PACKAGES = ("jax", "jaxlib", "flax", "numpy", "opencv-python-headless", "pillow
 
 
 def summarize(
-    confusion: np.ndarray, areas: np.ndarray, image_ids: Sequence[str], class_names: Sequence[str]
+    confusion: np.ndarray,
+    per_image: np.ndarray,
+    image_ids: Sequence[str],
+    class_names: Sequence[str],
 ) -> dict[str, Any]:
     """Returns the scores as JSON: fractions in [0, 1], null where undefined.
 
     Args:
       confusion: int64 (C, C); row = truth, column = prediction.
-      areas: int64 (N, 3, C), intersection, truth and prediction of every image.
+      per_image: int64 (N, 3, C), areas (see `metrics`) of each image.
       image_ids: N names.
       class_names: C names.
     """
     total = metrics.areas_of(confusion)
-    interval = metrics.bootstrap_mean_iou(areas)
+    interval = metrics.bootstrap_mean_iou(per_image)
     per_class = {
         "iou": metrics.iou(total),
         "accuracy": metrics.accuracy(total),
@@ -42,28 +45,29 @@ def summarize(
         **{f"mean_{name}": _plain(metrics.mean(per_class[name])) for name in list(per_class)[1:]},
         "frequency_weighted_iou": _plain(metrics.frequency_weighted_iou(total)),
         "best_constant_mean_iou": _plain(metrics.best_constant_mean_iou(confusion)),
-        "num_images": len(image_ids),
         "class_names": list(class_names),
         **{name: _plain(values) for name, values in per_class.items()},
         "frequency": _plain(frequency),
-        "worst_image": _worst_image_of_each_class(areas, image_ids),
+        "worst_image": _worst_image_of_each_class(per_image, image_ids, len(class_names)),
         "confusion": confusion.tolist(),
-        "images": _images(areas, image_ids),
+        "images": _images(per_image, image_ids),
     }
 
 
-def _images(areas: np.ndarray, image_ids: Sequence[str]) -> list[dict[str, Any]]:
+def _images(per_image: np.ndarray, image_ids: Sequence[str]) -> list[dict[str, Any]]:
     """Returns every image's mean IoU over the classes in its truth or prediction, worst first."""
-    scores = metrics.mean(metrics.iou(areas))  # (N,)
+    scores = metrics.mean(metrics.iou(per_image))  # (N,)
     order = np.argsort(scores, kind="stable")  # NaN, of an image without a counted pixel, is last
     return [{"id": image_ids[i], "mean_iou": _plain(scores[i])} for i in order]
 
 
-def _worst_image_of_each_class(areas: np.ndarray, image_ids: Sequence[str]) -> list[str | None]:
+def _worst_image_of_each_class(
+    per_image: np.ndarray, image_ids: Sequence[str], num_classes: int
+) -> list[str | None]:
     """Returns where most of a class's pixels are missed or wrongly said; None if nowhere."""
-    wrong = areas[:, 1] + areas[:, 2] - 2 * areas[:, 0]  # (N, C)
-    if not len(wrong):
-        return [None] * wrong.shape[1]
+    if not len(per_image):
+        return [None] * num_classes
+    wrong = per_image[:, 1] + per_image[:, 2] - 2 * per_image[:, 0]  # (N, C)
     worst = wrong.argmax(0)
     return [image_ids[i] if wrong[i, c] else None for c, i in enumerate(worst)]
 

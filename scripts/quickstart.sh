@@ -39,4 +39,6 @@ What to type next (after \`source $VIRTUAL_ENV/bin/activate\`):
   a table recipe    python -m deeplab_jax.train --config configs/voc_r50_os16.py \\
                       --config.data.root=DIR --config.init.backbone=DIR
   the tests         bash scripts/test.sh
+
+Open in a browser: $out/run/report.html
 END

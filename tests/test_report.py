@@ -9,15 +9,18 @@ import zipfile
 from html.parser import HTMLParser
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from deeplab_jax import cli, config, metrics, summary
+from deeplab_jax import checkpoint, cli, config, metrics, summary
 from deeplab_jax.data.classes import colormap
 from deeplab_jax.errors import ConfigError
+from deeplab_jax.models import build_model
 from deeplab_jax.report import colors, page, pictures, plots, reading, write
 from deeplab_jax.report.html import Html, tag
+from deeplab_jax.train_state import init_variables
 
 ROOT = Path(__file__).parents[1]
 NASTY = ("<script>alert(1)</script>", "a\"b'&c", "</script>", "wall; plant life", "$title {x} \\")
@@ -37,13 +40,13 @@ def counts(pairs, num_classes):
     return np.sum(each, 0), np.stack([metrics.areas_of(matrix) for matrix in each])
 
 
-def evaluation(confusion, areas, ids, names, run_config, **header):
+def evaluation(confusion, areas, ids, names, run_config):
     """Returns what `evaluate` writes."""
     scores = summary.summarize(confusion, areas, ids, names)
     where = {"checkpoint": "runs/x", "step": 7, "dataset": "folder", "split": "val"}
     how = {"overrides": [], "config": run_config.to_dict(), "protocol": "whole image"}
-    everything = {**where, **how, **scores, "environment": summary.environment(), **header}
-    return json.loads(json.dumps(everything))
+    rest = {"num_images": len(ids), "environment": summary.environment()}
+    return json.loads(json.dumps({**where, **how, **scores, **rest}))
 
 
 class FakeDataset:
@@ -313,6 +316,54 @@ def test_without_a_checkpoint_the_report_has_no_pictures_and_says_so(call, facts
     text = Parsed((tmp_path / "report.html").read_text("utf-8")).text
     assert f"No pictures: {tmp_path}: " in text
     assert "Worst class" in text
+
+
+@pytest.fixture
+def run(make_tree, tmp_path):
+    """A work directory with step 7 of a tiny network, and a log."""
+    c = config.get_config("folder", depth=18, output_stride=16)
+    c.model.num_classes, c.model.atrous_rates = 4, (1, 2, 3)
+    c.model.width, c.model.head_channels = 8, 16
+    c.model.low_level_channels, c.model.aux_channels = 4, 8
+    c.data.root = str(make_tree("folder", num_train=1, num_val=3, num_classes=4))
+    names = tuple(f"class_{i}" for i in range(4))
+    info = checkpoint.Info(kind="run", config=c, class_names=names, palette=colormap(4))
+    shapes = jax.eval_shape(lambda: init_variables(build_model(c.model), 0))
+    rng = np.random.default_rng(0)
+    leaves, structure = jax.tree.flatten(shapes)
+    drawn = [rng.uniform(0, 1, leaf.shape).astype(np.float32) for leaf in leaves]
+    with checkpoint.Saver(tmp_path) as saver:
+        saver.save(7, jax.tree.unflatten(structure, drawn), info)
+    (tmp_path / "log.jsonl").write_text('{"event": "train", "step": 7, "loss": 2.5}\n')
+    return tmp_path
+
+
+def test_evaluate_writes_the_report_and_report_writes_it_again(call, run):
+    code, out, err = call("evaluate", "--checkpoint", run, "--config.eval.resize_base=80,64")
+    assert (code, err) == (0, "")
+    assert f"report: {run / 'report.html'} " in out
+    first = Parsed((run / "report.html").read_text("utf-8"))
+    assert len(first.of("canvas")) == 3
+    assert "Training loss" in first.text
+    assert "score otherwise" not in first.text
+    assert "eval.resize_base(80, 64)" in first.text
+
+    assert call("report", run, "--output", run / "again.html")[0] == 0
+    again = Parsed((run / "again.html").read_text("utf-8"))
+    assert again.elements == first.elements  # predictions included
+    code, _, _ = call("report", run, "--config.data.root=nowhere")
+    assert code == 0
+    text = Parsed((run / "report.html").read_text("utf-8")).text
+    assert "No pictures: nowhere" in text
+    assert "Training loss" in text
+
+    result = json.loads((run / "evaluation.json").read_text())
+    assert result["protocol"] in text
+    assert {image["id"] for image in result["images"]} == {"000", "001", "002"}
+    scores = [image["mean_iou"] for image in result["images"]]
+    assert scores == sorted(scores)
+    assert result["mean_iou_interval"]["low"] <= result["mean_iou"]
+    assert result["environment"]["packages"]["jax"] == jax.__version__
 
 
 def test_wheel_holds_the_page(tmp_path):

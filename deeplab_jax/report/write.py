@@ -8,9 +8,9 @@ from typing import Any
 
 from deeplab_jax.api import Segmenter, load
 from deeplab_jax.config import from_dict
-from deeplab_jax.data import Dataset, open_dataset
+from deeplab_jax.data import open_dataset
 from deeplab_jax.data.classes import colormap
-from deeplab_jax.errors import ConfigError, DataError, DeepLabError
+from deeplab_jax.errors import ConfigError, DeepLabError
 from deeplab_jax.recipe import apply_overrides
 from deeplab_jax.report import page, pictures, reading
 
@@ -31,11 +31,22 @@ def write_again(folder: Path, output: Path, overrides: Sequence[str]) -> None:
     config = apply_overrides(from_dict(result["config"]), overrides)
     try:
         segmenter = load(folder, result["step"], overrides)
-        dataset = open_dataset(config.data, config.model.num_classes, result["split"])
-        write(output, result, segmenter, dataset)
     except DeepLabError as error:  # the numbers are there all the same
         palette = colormap(config.model.num_classes)
         _write(output, folder, page.Facts(result, config, {}, palette, (), [_no_pictures(error)]))
+    else:
+        _draw(output, result, segmenter)
+
+
+def write_evaluated(output: Path, numbers: Path, segmenter: Segmenter) -> None:
+    """Writes the page of what was evaluated just now.
+
+    Args:
+      output: the page.
+      numbers: what `evaluate` wrote.
+      segmenter: the evaluated network.
+    """
+    _draw(output, read_evaluation(numbers), segmenter)
 
 
 def read_evaluation(path: Path) -> dict[str, Any]:
@@ -53,20 +64,14 @@ def read_evaluation(path: Path) -> dict[str, Any]:
     return result
 
 
-def write(output: Path, result: dict[str, Any], segmenter: Segmenter, dataset: Dataset) -> None:
-    """Writes the page of an evaluation whose network and data are at hand.
-
-    Args:
-      output: the page.
-      result: what `evaluation.json` holds.
-      segmenter: the evaluated network.
-      dataset: the evaluated data.
-    """
-    notes, samples = [], []
+def _draw(output: Path, result: dict[str, Any], segmenter: Segmenter) -> None:
+    """Writes the page; without pictures, and saying why, if the data cannot be read."""
+    config, notes, samples = segmenter.config, [], []
     try:
+        dataset = open_dataset(config.data, config.model.num_classes, result["split"])
         drawn = pictures.draw_samples(result, dataset, lambda image: segmenter(image).labels)
         samples = list(drawn)
-    except DataError as error:
+    except DeepLabError as error:
         notes.append(_no_pictures(error))
     changed = [sample.name for sample in samples if not sample.is_as_evaluated()]
     if changed:
@@ -75,7 +80,7 @@ def write(output: Path, result: dict[str, Any], segmenter: Segmenter, dataset: D
             "the data or the checkpoint have changed since. Evaluate again."
         )
     embedded = pictures.embed(samples)
-    facts = page.Facts(result, segmenter.config, {}, segmenter.palette, embedded, notes)
+    facts = page.Facts(result, config, {}, segmenter.palette, embedded, notes)
     _write(output, segmenter.path, facts)
 
 
