@@ -40,7 +40,8 @@ def main(argv: list[str]) -> None:
 
     segmenter = load(args.checkpoint, args.step, overrides)
     evaluate_checkpoint(segmenter, numbers, overrides)
-    write_evaluated(page, numbers, segmenter)
+    if numbers.is_file():  # not with --json /dev/stdout
+        write_evaluated(page, numbers, segmenter)
 
 
 def check_writable(path: Path) -> None:
