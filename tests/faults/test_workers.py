@@ -194,12 +194,12 @@ def test_process_that_dies_or_hangs_is_told_with_its_sample(
 
 
 def test_process_that_is_stopped_between_samples_is_told_by_its_last(dataset, monkeypatch):
-    monkeypatch.setattr(readers, "PATIENCE", 3)
+    monkeypatch.setattr(readers, "PATIENCE", 8)  # starved, it also misses beats
     batches = train_batches(dataset, num_workers=1, **OPTIONS)
     next(batches)
     time.sleep(1)  # until it has filled its buffer
     os.kill(readers._children()[0], signal.SIGSTOP)
-    time.sleep(4.5)  # nobody waits
+    time.sleep(10)  # nobody waits
     error = raised(lambda: next(batches), seconds=1)
     assert error.where in [dataset.source.names(index)[0] for index in range(len(dataset))]
     assert error.what.startswith("going on after this and its mask")
