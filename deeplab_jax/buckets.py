@@ -32,16 +32,17 @@ class Shape(NamedTuple):
 class Buckets:
     """Chooses a shape for each size and stays by it.
 
-    Sizes that are planned share at most `LIMIT` shapes. Others keep their own size as long as
+    Sizes that are planned share at most `limit` shapes. Others keep their own size as long as
     shapes are few, then take a shape that fits well, or sides rounded up to multiples of 32.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int = LIMIT):
+        self._limit = limit
         self._shapes: dict[Size, Shape] = {}
 
     def plan(self, sizes: Iterable[Size]) -> None:
         """Chooses shapes for all of `sizes`, as often as they occur."""
-        self._shapes |= plan_buckets(sizes)
+        self._shapes |= plan_buckets(sizes, self._limit)
 
     def shape(self, size: Size) -> Shape:
         """Returns the shape for one size (height, width)."""
@@ -51,7 +52,7 @@ class Buckets:
 
     def _new(self, size: Size) -> Shape:
         known = set(self._shapes.values())
-        if len(known) < LIMIT:
+        if len(known) < self._limit:
             return Shape(size, is_masked=False)
         fitting = [
             shape
