@@ -27,7 +27,8 @@ DTYPES = {
 
 MAX_STEPS = 1_000_000  # opcodes, and objects in the result; ResNet-101 with momentum needs 60 000
 MAX_DIMS = 64  # NumPy's
-MAX_KEY = 16  # parts of a tuple that is a key: hashing a long one again and again takes for ever
+MAX_NUMBERS = 10_000  # keys that are numbers: anyone can find some that collide; texts are salted
+MAX_KEY_BITS = 60  # of a number that is a key; beyond, different ones have equal hashes
 MAX_EXPANDED = 256 << 20  # bytes that views may have beyond their storages'
 
 DAMAGED = "copy or download the file again"
@@ -65,12 +66,14 @@ class Budget:
 
     Attributes:
       steps: work and objects.
+      numbers: keys that are numbers.
       text: bytes that may be made from text: a pickle holds each text once.
       expanded: bytes that views may have beyond their storages'.
     """
 
     def __init__(self, size: int):
-        self.steps, self.text, self.expanded = MAX_STEPS, size, MAX_EXPANDED
+        self.steps, self.numbers = MAX_STEPS, MAX_NUMBERS
+        self.text, self.expanded = size, MAX_EXPANDED
 
     def spend(self, steps: int) -> None:
         """Takes from the steps.
@@ -130,16 +133,23 @@ class Array:
     array: np.ndarray | None = None
 
 
-def checked_key(key: Any) -> Any:
-    """Returns a dict's key or a set's element: hashing anything deeper could overflow the stack.
+def checked_key(budget: Budget, key: Any) -> Any:
+    """Returns a dict's key or a set's element; every use of a number as one counts.
+
+    Numbers with equal hashes, or with equal steps through a table, make each look-up walk through
+    all of them.
 
     Raises:
-      Malformed: it is no scalar, and no short tuple of scalars.
+      Malformed: it is no scalar, or there are too many numbers.
     """
-    parts = key if type(key) is tuple and len(key) <= MAX_KEY else (key,)
-    for part in parts:
-        if type(part) not in (str, int, float, bool, bytes, type(None)):
-            raise Malformed(f"its pickle uses a {type(part).__name__} as a key", UNTRUSTED)
+    if type(key) not in (str, int, float, bool, bytes, type(None)):
+        raise Malformed(f"its pickle uses a {type(key).__name__} as a key", UNTRUSTED)
+    if type(key) in (int, float):
+        budget.numbers -= 1
+        if budget.numbers < 0:
+            raise Malformed(f"its pickle has more than {MAX_NUMBERS} numbers as keys", UNTRUSTED)
+    if type(key) is int and key.bit_length() > MAX_KEY_BITS:
+        raise Malformed(f"its pickle has a key of {key.bit_length()} bits", UNTRUSTED)
     return key
 
 
@@ -233,19 +243,19 @@ def _parameter(budget: Budget, data: Any, requires_grad: Any, hooks: Any) -> np.
 
 def _ordered_dict(budget: Budget, pairs: Any = ()) -> Ordered:
     budget.spend(len(pairs))
-    return Ordered((checked_key(key), value) for key, value in pairs)
+    return Ordered((checked_key(budget, key), value) for key, value in pairs)
 
 
 def _counter(budget: Budget, counts: Any) -> dict:
     if not isinstance(counts, dict):
         raise Malformed("a Counter is made of something other than a dict")
     budget.spend(len(counts))
-    return dict(counts)
+    return {checked_key(budget, key): count for key, count in counts.items()}
 
 
 def _set(budget: Budget, items: Any = ()) -> set:
     budget.spend(len(items))
-    return {checked_key(item) for item in items}
+    return {checked_key(budget, item) for item in items}
 
 
 def _frozenset(budget: Budget, items: Any = ()) -> frozenset:

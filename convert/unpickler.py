@@ -16,6 +16,7 @@ from convert.rebuild import (
     CALLS,
     GLOBALS,
     HISTORY,
+    MAX_STEPS,
     MODULES,
     STORAGES,
     TORCH_DTYPES,
@@ -127,12 +128,24 @@ class _Machine:
     def add(self, items: list) -> None:
         if type(self.stack[-1]) is not set:
             raise Malformed("its pickle adds to something other than a set")
-        self.stack[-1].update(map(checked_key, items))
+        self.stack[-1].update(self.keys(items))
 
     def set_items(self, items: list) -> None:
         if type(self.stack[-1]) not in (dict, Ordered):
             raise Malformed("its pickle sets items of something other than a dict")
-        self.stack[-1].update(_pairs(items))
+        self.stack[-1].update(self.pairs(items))
+
+    def keys(self, items: list) -> list:
+        return [checked_key(self.budget, item) for item in items]
+
+    def pairs(self, items: list) -> dict:
+        """Returns a dict of keys and values in turn."""
+        return dict(zip(self.keys(items[::2]), items[1::2], strict=True))
+
+    def memorise(self, index: int) -> None:
+        if not 0 <= index < MAX_STEPS:
+            raise Malformed("its pickle numbers its objects beyond all that it may have", UNTRUSTED)
+        self.memo[index] = self.stack[-1]
 
     def find_global(self, module: Any, name: Any) -> None:
         """Puts the inert name, if it is allowed."""
@@ -207,7 +220,10 @@ class _Machine:
             raise Malformed(f"its containers are nested more than {MAX_DEPTH} deep", UNTRUSTED)
         match value:
             case dict():
-                return {key: self.finish(item, depth + 1) for key, item in value.items()}
+                return {
+                    checked_key(self.budget, key): self.finish(item, depth + 1)
+                    for key, item in value.items()
+                }
             case list() | tuple():
                 return type(value)([self.finish(item, depth + 1) for item in value])
             case Record(fields):
@@ -235,10 +251,6 @@ def _checked_literal(value: Any) -> Any:
     return value
 
 
-def _pairs(items: list) -> dict:
-    return dict(zip(map(checked_key, items[::2]), items[1::2], strict=True))
-
-
 _INTEGERS = ("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4")
 _TEXTS = ("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE")
 _OTHERS = ("BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "FLOAT", "BINFLOAT")
@@ -255,8 +267,8 @@ _OPCODES: dict[str, Callable[[_Machine, Any], Any]] = {
     "TUPLE2": lambda m, _: m.push(tuple(m.pop(2))),
     "TUPLE3": lambda m, _: m.push(tuple(m.pop(3))),
     "LIST": lambda m, _: m.push(m.pop_mark()),
-    "DICT": lambda m, _: m.push(_pairs(m.pop_mark())),
-    "FROZENSET": lambda m, _: m.push(frozenset(map(checked_key, m.pop_mark()))),
+    "DICT": lambda m, _: m.push(m.pairs(m.pop_mark())),
+    "FROZENSET": lambda m, _: m.push(frozenset(m.keys(m.pop_mark()))),
     "APPEND": lambda m, _: m.append(m.pop(1)),
     "APPENDS": lambda m, _: m.append(m.pop_mark()),
     "ADDITEMS": lambda m, _: m.add(m.pop_mark()),
@@ -268,9 +280,7 @@ _OPCODES: dict[str, Callable[[_Machine, Any], Any]] = {
     "NEWOBJ": lambda m, _: m.new(),
     "BUILD": lambda m, _: m.build(),
     "BINPERSID": lambda m, _: m.load_persistent(),
-    "MEMOIZE": lambda m, _: m.memo.__setitem__(len(m.memo), m.stack[-1]),
-    **dict.fromkeys(
-        ("PUT", "BINPUT", "LONG_BINPUT"), lambda m, i: m.memo.__setitem__(i, m.stack[-1])
-    ),
+    "MEMOIZE": lambda m, _: m.memorise(len(m.memo)),
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), lambda m, index: m.memorise(index)),
     **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), lambda m, i: m.push(m.memo[i])),
 }
