@@ -109,6 +109,9 @@ def main(argv: list[str]) -> None:
     if trial.data.source != "folder":
         what = f"is {trial.data.source}; rows are measured on files"
         raise ConfigError("--config.data.source", what, "drop it")
+    if not Path(args.weights).is_dir():
+        what = f"there is no folder {args.weights}"
+        raise ConfigError("--weights", what, "name the folder of the .pth files")
     job = Job(args.data, Path(args.weights), overrides, _code())
     default = (job.weights if os.access(job.weights, os.W_OK) else Path()) / "crosscheck.json"
     path = Path(args.json) if args.json else default
@@ -160,8 +163,22 @@ def _read(path: Path) -> dict[str, Any]:
     """Returns the file's entries by row and overrides; none if it is not there."""
     try:
         rows = json.loads(path.read_text())["rows"] if path.exists() else {}
-        if not all("verdict" in entry for entry in rows.values()):
-            raise KeyError("verdict")
+        for entry in rows.values():
+            match entry:
+                case {"verdict": str(), "measurement": None}:
+                    pass
+                case {
+                    "verdict": str(),
+                    "measurement": {
+                        "fingerprint": dict(),
+                        "date": str(),
+                        "mean_iou": float() | int(),
+                        "seconds": float() | int(),
+                    },
+                }:
+                    pass
+                case _:
+                    raise ValueError("an entry lacks what is read of it")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         fix = "name another --json FILE, or remove this one"
         raise ConfigError(str(path), "was not written by this script", fix) from error

@@ -535,7 +535,26 @@ def test_wrong_command_line_is_told_in_one_line(call, tmp_path, argv, advice):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("text", ['{"thesis": 1}', "[]", '{"rows": {"a": {}}}', "precious", ""])
+_WHOLE = {"fingerprint": {}, "date": "today", "mean_iou": 0.5, "seconds": 3.0}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"thesis": 1}',
+        "[]",
+        '{"rows": {"a": {}}}',
+        '{"rows": {"a": {"verdict": "pass"}}}',
+        '{"rows": {"a": {"verdict": "pass", "measurement": 3}}}',
+        *(
+            json.dumps({"rows": {"a": {"verdict": "pass", "measurement": measurement}}})
+            for key in _WHOLE
+            for measurement in (_WHOLE | {key: []}, {k: _WHOLE[k] for k in _WHOLE if k != key})
+        ),
+        "precious",
+        "",
+    ],
+)
 def test_a_file_of_something_else_is_left_alone(call, tmp_path, text):
     path = tmp_path / "mine.json"
     path.write_text(text)
@@ -552,6 +571,16 @@ def test_a_file_that_cannot_be_written_is_told_before_anything_runs(call, tmp_pa
     assert f"error: {path}: there is no folder {path.parent}" in err
 
 
+def test_missing_weights_folder_is_told_and_nothing_is_left(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = call("--data", tmp_path, "--weights", "nowhere")
+    assert (code, out) == (2, "")
+    assert err == (
+        "error: --weights: there is no folder nowhere - name the folder of the .pth files\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_every_row_has_its_recipe():
     for key in PUBLISHED_MIOU:
         row = crosscheck_table.Row(*key)
@@ -561,9 +590,10 @@ def test_every_row_has_its_recipe():
 
 def test_the_script_runs_from_anywhere(tmp_path):
     argv = ["--data", "data", "--weights", "zoo", "--rows", "voc_r50_os16"]
+    (tmp_path / "zoo").mkdir()
     got = subprocess.run(
         [sys.executable, str(_PATH), *argv], cwd=tmp_path, capture_output=True, text=True
     )
     assert got.returncode == 1
     assert "not run: missing zoo/deeplabv3plus_resnet50os16_voc.pth, data/VOC" in got.stdout
-    assert got.stdout.endswith("numbers: crosscheck.json\n")
+    assert got.stdout.endswith("numbers: zoo/crosscheck.json\n")
