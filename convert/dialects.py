@@ -15,6 +15,7 @@ from convert.rebuild import shown
 from deeplab_jax.errors import CheckpointError
 
 MAX_LINES = 10  # of a table of differences
+MAX_COUNT = 2**62  # of a counter: it is int64, and grows
 
 _ACCEPTED = f"give a state dict of {', '.join(DIALECTS)}"
 
@@ -81,9 +82,9 @@ def detect(keys: Collection[str], where: str) -> str:
     dialect, depth, common, count = _closest(keys)
     what = f"its {len(keys)} tensors have the names of no known layout; closest known layout: "
     what += f"{describe(dialect, depth)} ({common} of {count} names alike)"
-    known = [key for _, _, key in leaves(depth, dialect)]
+    known = {key: None for _, _, key in leaves(depth, dialect)}  # in order
     missing = [(key, "") for key in known if key not in keys]
-    unexpected = [(shown(key), "") for key in keys if key not in set(known)]
+    unexpected = [(shown(key), "") for key in keys if key not in known]
     raise MisfitError(where, what, _ACCEPTED, Misfit(missing, unexpected, []).table())
 
 
@@ -197,6 +198,8 @@ def _changed(
             yield key, f"{value.shape}, {shape} wanted"
         elif _is_counter(key) and value.dtype != np.int64:
             yield key, f"{value.dtype}, int64 wanted"
+        elif _is_counter(key) and not 0 <= int(value) <= MAX_COUNT:
+            yield key, f"{value}, 0 to {MAX_COUNT} wanted"
         elif not _is_counter(key) and not is_floating(value.dtype):
             yield key, f"{value.dtype}, a floating type wanted"
 

@@ -10,18 +10,22 @@ a "run". The table of names is `convert.keymap`.
 import argparse
 import dataclasses
 import os
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from convert import MAX_ITERATION
+from convert.to_pytorch import check_named
 from deeplab_jax import cli
-from deeplab_jax.errors import CheckpointError, ConfigError, ResourceError
+from deeplab_jax.errors import CheckpointError, ConfigError, ResourceError, shorten
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
     from convert.source import Source
 
+_STRUCTURE = ("output_stride", "atrous_rates", "multi_grid")  # what weights do not show
 _EXAMPLES = """\
   deeplab convert from-pytorch --checkpoint resnet50_v1c-2cccc1ad.pth --output weights/r50_v1c
   deeplab convert from-pytorch --checkpoint deeplabv3plus_resnet50os16_voc.pth \\
@@ -70,6 +74,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--config.x", metavar="VALUE", help="any field of the recipe")
     args, overrides = parser.parse(argv)
     check_progress_flags(args)
+    check_named(args.output)
     if os.path.lexists(args.output):
         fix = "choose another --output, or remove this one"
         raise CheckpointError(args.output, "exists already", fix)
@@ -79,7 +84,7 @@ def main(argv: list[str]) -> None:
     try:
         _convert(args, overrides)
     except MisfitError as error:
-        print(error.table, flush=True)
+        print(error.table, file=sys.stderr, flush=True)
         raise
 
 
@@ -90,10 +95,10 @@ def _convert(args: argparse.Namespace, overrides: list[str]) -> None:
     from deeplab_jax.recipe import load_recipe
 
     config = load_recipe(args.config, overrides) if args.config else None
-    if config is not None:
-        _refuse_flags(args)
+    _refuse_doubles(args, overrides)
     source = read_source(args.checkpoint, args.optimizer)
     if config is None:
+        _refuse_unused(source, args, overrides)
         config = infer_config(source, args, overrides)
     else:
         source.require_network(args.config)
@@ -107,7 +112,8 @@ def _convert(args: argparse.Namespace, overrides: list[str]) -> None:
         )
     if args.optimizer:
         progress = read_progress(source, config, args.iteration)
-        items, info = run_items(items, progress, config), to_run(info, progress.iteration)
+        items = run_items(args.checkpoint, items, progress, config)
+        info = to_run(info, progress.iteration)
     save(args.output, items, info)
     print("\n".join(summary(source, config, info)))
     if args.optimizer:
@@ -133,7 +139,7 @@ def to_run(info: Any, iteration: int) -> Any:
 
 
 def check_progress_flags(args: argparse.Namespace) -> None:
-    """Refuses `--iteration` without `--optimizer`, and `--optimizer` without a recipe.
+    """Refuses `--iteration` without `--optimizer`, which needs a recipe, and impossible ones.
 
     Raises:
       ConfigError: so it is.
@@ -143,14 +149,32 @@ def check_progress_flags(args: argparse.Namespace) -> None:
         raise ConfigError("--optimizer", what, "give --config configs/ROW.py")
     if args.iteration is not None and not args.optimizer:
         raise ConfigError("--iteration", "is given without --optimizer", "give both or none")
+    if args.iteration is not None and not 0 <= args.iteration <= MAX_ITERATION:
+        what = f"must be from 0 to {MAX_ITERATION}, got {args.iteration}"
+        raise ConfigError("--iteration", what, "count the optimiser's steps")
 
 
-def _refuse_flags(args: argparse.Namespace) -> None:
-    for field in ("output_stride", "atrous_rates", "multi_grid"):
-        if getattr(args, field) is not None:
-            what = f"is given beside --config, which says config.model.{field}"
-            fix = f"leave it out, or use --config.model.{field}"
-            raise ConfigError(f"--{field.replace('_', '-')}", what, fix)
+def _flags(args: argparse.Namespace) -> dict[str, str]:
+    """Returns the flags that say what weights do not show, by their field of `config.model`."""
+    given = [field for field in _STRUCTURE if getattr(args, field) is not None]
+    return {field: f"--{field.replace('_', '-')}" for field in given}
+
+
+def _refuse_doubles(args: argparse.Namespace, overrides: list[str]) -> None:
+    for field, flag in _flags(args).items():
+        option = f"--config.model.{field}"
+        if args.config or any(override.startswith(f"{option}=") for override in overrides):
+            other = "--config" if args.config else option
+            what = f"is given beside {other}, which says config.model.{field}"
+            raise ConfigError(flag, what, f"leave it out, or use {option}")
+
+
+def _refuse_unused(source: "Source", args: argparse.Namespace, overrides: list[str]) -> None:
+    """Refuses options that a backbone has no use for; its checkpoint holds no configuration."""
+    unused = [*_flags(args).values(), *(override.split("=")[0] for override in overrides)]
+    if source.structure.is_backbone and unused:
+        what = f"is given, and {source.path} is a backbone alone, which does not depend on it"
+        raise ConfigError(unused[0], what, "leave it out, and give it to `train`")
 
 
 def infer_config(source: "Source", args: argparse.Namespace, overrides: list[str]) -> "ConfigDict":
@@ -181,12 +205,15 @@ def infer_config(source: "Source", args: argparse.Namespace, overrides: list[str
     except ConfigError as error:
         what = f"has a structure that is not known here: {error.where} {error.what}"
         raise CheckpointError(source.path, what, "give another network's weights") from error
-    flags = [
-        f"--config.model.{field}={','.join(map(str, getattr(args, field)))}"
-        for field in ("atrous_rates", "multi_grid")
-        if getattr(args, field) is not None
-    ]
-    return apply_overrides(config, flags + overrides)
+    for field, flag in _flags(args).items():
+        if field == "output_stride":
+            continue
+        values = ",".join(map(str, getattr(args, field)))
+        try:
+            apply_overrides(config, [f"--config.model.{field}={values}"])
+        except ConfigError as error:
+            raise ConfigError(flag, error.what, "give as many as there are") from error
+    return apply_overrides(config, overrides)
 
 
 def classes(config: "ConfigDict", source: "Source") -> tuple[tuple[str, ...], Any]:
@@ -248,7 +275,7 @@ def summary(source: "Source", config: "ConfigDict", info: Any) -> list[str]:
         + (f" ({', '.join(dropped)}: its ImageNet classes)" if dropped else "")
     )
     if source.ignored:
-        lines.append(f"not read: {', '.join(source.ignored)}")
+        lines.append(f"not read: {shorten(source.ignored)}")
     return lines
 
 

@@ -209,7 +209,8 @@ def to_tensors(
     Args:
       variables: {"params": tree, "batch_stats": tree}, of the backbone alone where the dialect is
         one's.
-      counters: of the norms by our path; a norm that is not there gets 0.
+      counters: of the norms by our path; a norm that is not there gets 0. None at all gives none,
+        which PyTorch reads as 0.
       depth: layers of the backbone.
       dialect: one of `DIALECTS`.
 
@@ -233,7 +234,8 @@ def to_tensors(
     tensors = {}
     for collection, path, key in leaves(depth, dialect):
         if collection == "counters":
-            tensors[key] = np.asarray(counters.get(path, 0), np.int64)
+            if counters:
+                tensors[key] = np.asarray(counters.get(path, 0), np.int64)
             continue
         array = np.asarray(known[f"{collection}/{path}"])
         if path == _MERGE and DIALECTS[dialect].is_pool_first:

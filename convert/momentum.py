@@ -12,6 +12,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from convert import MAX_ITERATION
 from convert.dialects import is_floating
 from convert.keymap import leaves, to_tensors, to_variables
 from convert.rebuild import shown
@@ -20,7 +21,6 @@ from deeplab_jax.errors import CheckpointError, shorten
 from deeplab_jax.optimizer import build_optimizer
 
 BUFFER = "momentum_buffer"
-_MAX_ITERATION = 2**31 - 1  # steps are int32
 _PLAIN = {"nesterov": False, "dampening": 0, "maximize": False}  # what ours does not do
 _RECIPE_FIX = "name the file of an SGD run with momentum, or leave out --optimizer"
 
@@ -54,9 +54,9 @@ def read_progress(source: Source, config: ConfigDict, iteration: int | None = No
         iteration = source.iteration
         if iteration is None:
             reader.fail("does not say how many iterations it has done", "give --iteration N")
-    if type(iteration) is not int or not 0 <= iteration <= _MAX_ITERATION:
+    if type(iteration) is not int or not 0 <= iteration <= MAX_ITERATION:
         what = f"cannot have done {shown(str(iteration))} iterations"
-        reader.fail(what, f"give --iteration N, from 0 to {_MAX_ITERATION}")
+        reader.fail(what, f"give --iteration N, from 0 to {MAX_ITERATION}")
     return Progress(iteration, reader.momentum(group["params"], iteration))
 
 
@@ -86,17 +86,18 @@ class _Reader:
         if not all(type(group.get(name)) in (int, float) for name in numbers):
             self.fail("its optimiser is not SGD with momentum")
         for name, plain in _PLAIN.items():
-            if group.get(name, plain) != plain:
-                self.fail(f"its SGD has {name}={shown(str(group[name]))}, which ours has not")
+            value = group.get(name, plain)
+            if type(value) not in (bool, int, float) or value != plain:
+                self.fail(f"its SGD has {name}={shown(str(value))}, which ours has not")
         for name in sorted(numbers):
             theirs, ours = group[name], self.config.train[name]
             if theirs != ours:
                 what = f"its SGD has {name} {theirs}, and the recipe config.train.{name}={ours}"
                 self.fail(what, f"give --config.train.{name}={theirs} if that is meant")
-        if not all(type(n) is int for n in params) or len(set(params)) < len(params):
-            self.fail("its SGD does not number its parameters")
         if len(params) != len(self.keys):
             self.fail(f"its SGD has {len(params)} parameters, its network {len(self.keys)}")
+        if not all(type(n) is int for n in params) or len(set(params)) < len(params):
+            self.fail("its SGD does not number its parameters")
         return group
 
     def momentum(self, params: list[int], iteration: int) -> dict[str, Any] | None:
@@ -150,30 +151,42 @@ class _Reader:
 
 
 def run_items(
-    variables: Mapping[str, Any], progress: Progress, config: ConfigDict
+    where: str, variables: Mapping[str, Any], progress: Progress, config: ConfigDict
 ) -> dict[str, Any]:
     """Returns the items of a training state but for the step, as training has them.
 
     Args:
+      where: the file, for the error.
       variables: {"params": tree, "batch_stats": tree}.
       progress: of the run.
       config: of the run; decides the types.
+
+    Raises:
+      CheckpointError: a value is too large for its type.
     """
     dtype = np.float64 if config.model.dtype == "float64" else np.float32
     momentum = progress.momentum
     if momentum is None:
         momentum = jax.tree.map(np.zeros_like, variables["params"])
-    params, batch_stats, momentum = (
-        jax.tree.map(lambda leaf: np.asarray(leaf, dtype), tree)
-        for tree in (variables["params"], variables["batch_stats"], momentum)
-    )
+    trees = {**variables, "momentum": momentum}
+    with np.errstate(over="ignore"):
+        trees = jax.tree.map(lambda leaf: np.asarray(leaf, dtype), trees)
+    bad = [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, leaf in jax.tree_util.tree_leaves_with_path(trees)
+        if not np.isfinite(leaf).all()
+    ]
+    if bad:
+        what = f"{len(bad)} tensors hold values beyond {np.dtype(dtype).name} ({shorten(bad)})"
+        raise CheckpointError(where, what, "use a file from before training went wrong")
+    params, momentum = trees["params"], trees["momentum"]
     optimizer, _ = build_optimizer(config.train, 1)  # how long the schedule is leaves no trace
     opt_state = optax.tree_utils.tree_set(
         jax.eval_shape(optimizer.init, params),
         count=np.asarray(progress.iteration, np.int32),
         trace=momentum,
     )
-    return {"params": params, "batch_stats": batch_stats, "opt_state": opt_state}
+    return {"params": params, "batch_stats": trees["batch_stats"], "opt_state": opt_state}
 
 
 def to_optimizer(

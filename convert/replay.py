@@ -11,6 +11,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
+from convert import MAX_ITERATION
 from convert.from_pytorch import check_progress_flags, classes, to_run
 from convert.to_pytorch import check_dialect, check_output, to_state_dict, write
 from deeplab_jax import cli
@@ -49,9 +50,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--dialect", metavar="NAME", help="of --output; default: the checkpoint's")
     parser.add_argument(
         "--dtype",
-        default="float32",
         choices=("float32", "float64", "bfloat16"),
-        help="of the computation",
+        help="of the computation; default: float32",
     )
     parser.add_argument(
         "--optimizer",
@@ -70,6 +70,8 @@ def main(argv: list[str]) -> None:
     check_dialect(args.dialect)
     if args.output is not None:
         check_output(args.output, args.optimizer)
+    elif args.dialect is not None:
+        raise ConfigError("--dialect", "is given without --output", "give both or none")
     if args.steps < 1:
         raise ConfigError("--steps", f"must be 1 or more, got {args.steps}", "change it")
     _check_total(args, 0)
@@ -91,6 +93,9 @@ def main(argv: list[str]) -> None:
 
 
 def _check_total(args: argparse.Namespace, start: int) -> None:
+    if args.total_steps > MAX_ITERATION:
+        what = f"must be at most {MAX_ITERATION}, got {args.total_steps}"
+        raise ConfigError("--total-steps", what, "give the schedule's length")
     end = start + args.steps
     if end > args.total_steps:
         what = f"is {args.total_steps}, and these steps end at {end}"
@@ -98,15 +103,25 @@ def _check_total(args: argparse.Namespace, start: int) -> None:
 
 
 def _read_config(args: argparse.Namespace, overrides: list[str], batch_size: int) -> "ConfigDict":
-    """Returns the recipe for this batch size, one process and the flags' type; overrides win."""
+    """Returns the recipe for this batch size, one process and the flags' type; overrides win.
+
+    Raises:
+      ConfigError: one contradicts the batches or `--dtype`, or a value cannot be used.
+    """
     from deeplab_jax.recipe import load_recipe
 
     own = {
         "train.batch_size": batch_size,
         "train.reference_processes": 1,
-        "model.dtype": args.dtype,
+        "model.dtype": args.dtype or "float32",
     }
-    return load_recipe(args.config, [f"--config.{k}={v}" for k, v in own.items()] + overrides)
+    if args.dtype and any(override.startswith("--config.model.dtype=") for override in overrides):
+        raise ConfigError("--dtype", "is given beside --config.model.dtype", "give one of them")
+    config = load_recipe(args.config, [f"--config.{k}={v}" for k, v in own.items()] + overrides)
+    if config.train.batch_size != batch_size:
+        what = f"is {config.train.batch_size}, and the batches hold {batch_size} images each"
+        raise ConfigError("--config.train.batch_size", what, "leave it out")
+    return config
 
 
 def _replay(
@@ -132,7 +147,7 @@ def _replay(
     info = to_run(info, progress.iteration)
     dialect = args.dialect or source.structure.dialect
     to_state_dict(args.checkpoint, variables, info, dialect)  # refuses before it takes time
-    state = {"step": np.int32(info.step), **run_items(variables, progress, config)}
+    state = {"step": np.int32(info.step), **run_items(args.checkpoint, variables, progress, config)}
     state = _train(state, images, labels, config, args.steps, args.total_steps)
     if args.output is None:
         return

@@ -149,7 +149,9 @@ def _unwrap(obj: Any, path: str) -> tuple[dict[str, np.ndarray], dict]:
     beside: dict = {}
     fix = f"save the state dict alone, or under one of: {', '.join(_LEVELS)}"
     while isinstance(obj, dict):
-        level = next((name for name in _LEVELS if isinstance(obj.get(name), dict)), None)
+        levels = [name for name in _LEVELS if isinstance(obj.get(name), dict)]
+        # The first that is not empty, else the first.
+        level = max(levels, key=lambda name: len(obj[name]) > 0, default=None)
         if level is None:
             break
         beside |= {name: value for name, value in obj.items() if name != level}

@@ -15,6 +15,7 @@ from typing import Any
 
 from deeplab_jax import cli
 from deeplab_jax.errors import CheckpointError, ConfigError
+from deeplab_jax.evaluate import check_writable
 
 _EXAMPLES = """\
   deeplab convert to-pytorch --checkpoint runs/voc_r50_os16 --step best --output voc.pth
@@ -77,12 +78,14 @@ def main(argv: list[str]) -> None:
 
 
 def check_output(path: str, with_optimizer: bool = False) -> None:
-    """Refuses a path that exists or whose suffix names no format that can hold what is asked for.
+    """Refuses a path where the file could not be written, before the work that makes it.
 
     Raises:
       CheckpointError: it exists.
-      ConfigError: the suffix is another one.
+      ConfigError: its suffix names no format that can hold what is asked for.
+      ResourceError: its folder is missing, or not writable.
     """
+    check_named(path)
     if os.path.lexists(path):
         raise CheckpointError(path, "exists already", "choose another --output, or remove it")
     if Path(path).suffix not in _SUFFIXES:
@@ -91,6 +94,17 @@ def check_output(path: str, with_optimizer: bool = False) -> None:
     if with_optimizer and Path(path).suffix == ".safetensors":
         what = "is to be a safetensors file, which holds tensors alone, and --optimizer is given"
         raise ConfigError(path, what, "end it with .pth, or leave out --optimizer")
+    check_writable(Path(path), "--output")
+
+
+def check_named(path: str) -> None:
+    """Refuses an empty path, which would be the current folder.
+
+    Raises:
+      ConfigError: it is one.
+    """
+    if not path:
+        raise ConfigError("--output", "is empty", "give a path")
 
 
 def check_dialect(name: str | None) -> None:

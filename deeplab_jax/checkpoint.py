@@ -59,8 +59,8 @@ class Info:
       config: the resolved configuration; None where there was none (a backbone).
       class_names: one per class; empty for a backbone.
       palette: uint8 (C, 3), RGB.
-      counters: PyTorch's `num_batches_tracked` by path of the norm; empty where unknown. A run's
-        are from before its first step, and grow by one a step.
+      counters: PyTorch's `num_batches_tracked` by path of the norm; empty where the source has
+        none. A run's are from before its first step, and grow by one a step.
       step: optimiser steps done; `Saver.save` sets it.
       metrics: of an evaluation at this step, such as {"mean_iou": 0.5}, a fraction; or None.
       data: fingerprint of the training samples of a run; "" where there are none, or the run

@@ -39,6 +39,7 @@ SOURCES = ("folder", "tfds", "cache")
 MASK_FORMATS = ("index", "color", "binary")
 LABEL_IDS, TRAIN_IDS = "_gtFine_labelIds", "_gtFine_labelTrainIds"  # masks of Cityscapes
 IGNORE_INDEX = 255
+MAX_CHANNELS = 65536  # no network comes near, and sizes of arrays stay in 64 bits
 
 # Meaningless for the data sets of the table, whose files and values are known.
 _FOLDER_KEYS = ("images", "masks", "mask_suffix", "split_file", "mask_format", "reduce_zero_label",
@@ -197,6 +198,9 @@ def validate(config: ConfigDict) -> None:
                 "train.reference_processes"):  # fmt: skip
         value = _get(config, key)
         _require(key, value, value >= 1, "1 or more")
+    for name in ("width", "head_channels", "low_level_channels", "aux_channels"):
+        is_small = model[name] <= MAX_CHANNELS
+        _require(f"model.{name}", model[name], is_small, f"at most {MAX_CHANNELS}")
     _require("model.width", model.width, model.width % 2 == 0, "an even number")
     for key in ("train.steps", "checkpoint.every_steps", "data.num_workers", "data.skip_bad",
                 "train.weight_decay", "train.aux_weight"):  # fmt: skip
@@ -213,6 +217,9 @@ def validate(config: ConfigDict) -> None:
     _require_batch(train.batch_size, train.reference_processes)
     init = config.init
     _require("init.head", init.head, init.head in ("load", "skip"), "load or skip")
+    fix = "name the checkpoint: --config.init.checkpoint=DIR"
+    is_used = init.head == "load" or bool(init.checkpoint)
+    _require("init.head", init.head, is_used, "load without config.init.checkpoint", fix)
     if init.checkpoint and init.backbone not in ("", "none"):
         what = f"{init.backbone} is named beside config.init.checkpoint={init.checkpoint}"
         raise ConfigError("config.init.backbone", what, "name one: a checkpoint has its backbone")

@@ -44,18 +44,22 @@ def main(argv: list[str]) -> None:
         write_evaluated(page, numbers, segmenter)
 
 
-def check_writable(path: Path) -> None:
-    """Refuses a place where the numbers could not be written, before the work that makes them.
+def check_writable(path: Path, flag: str = "--json") -> None:
+    """Refuses a place where a file could not be written, before the work that makes it.
+
+    Args:
+      path: the file.
+      flag: that names it.
 
     Raises:
       ResourceError: the folder is missing, or one of both is not writable.
     """
-    fix = "choose another --json, or create its folder"
+    fix = f"choose another {flag}, or create its folder"
     if path.is_dir() or not path.parent.is_dir():
         what = "is a folder" if path.is_dir() else f"there is no folder {path.parent}"
         raise ResourceError(str(path), what, fix)
     if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise ResourceError(str(path), "is not writable", "choose another --json, or its mode")
+        raise ResourceError(str(path), "is not writable", f"choose another {flag}, or its mode")
 
 
 if __name__ == "__main__":

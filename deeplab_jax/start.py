@@ -58,10 +58,9 @@ def _check_checkpoint(config: ConfigDict, class_names: Sequence[str]) -> list[st
         what = f"does not fit: {', '.join(problems)}"
         fix = "use its config.model, or another checkpoint"
         there, here = info.config.model.num_classes, config.model.num_classes
-        if there != here:
+        if there != here and not is_skipped:
             what += f"; {there} classes there, {here} here"
-            if not is_skipped:
-                fix = "new classifiers: --config.init.head=skip; all else must be as it was saved"
+            fix = "new classifiers: --config.init.head=skip; all else must be as it was saved"
         raise CheckpointError(path, what, fix)
     pairs = zip(info.class_names, class_names, strict=False)  # no names: not known
     changed = [f"{i}: {there} -> {here}" for i, (there, here) in enumerate(pairs) if there != here]

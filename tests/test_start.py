@@ -170,6 +170,15 @@ def test_other_class_count_is_told_with_names_and_counts(write):
     assert "; 21 classes there, 5 here - new classifiers: --config.init.head=skip" in text
 
 
+def test_class_count_is_no_matter_when_the_head_is_skipped(write):
+    path, *_ = write(num_classes=21, names=())
+    c = make_config(num_classes=5, head_channels=12)
+    c.init.checkpoint, c.init.head = str(path), "skip"
+    with pytest.raises(CheckpointError, match="does not fit: ") as error:
+        start.check_start(c, ())
+    assert "classes there" not in str(error.value)
+
+
 @pytest.mark.parametrize("head", ["load", "skip"])
 @pytest.mark.parametrize(
     ("model", "text"),

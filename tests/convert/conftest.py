@@ -67,9 +67,9 @@ def make_tensors(make_variables):
         names = keymap.DIALECTS[dialect]
         if not names.heads:
             variables = {name: tree["backbone"] for name, tree in variables.items()}
-        tensors = keymap.to_tensors(variables, {}, depth, dialect)
-        tensors |= dict(zip(names.drops, (np.ones((9, 32)), np.ones(9)), strict=False))
-        counters = [key for key in tensors if key.endswith(keymap.COUNTER)]
-        return tensors | {key: np.asarray(i) for i, key in enumerate(counters)}
+        norms = [path for kind, path, _ in keymap.leaves(depth, dialect) if kind == "counters"]
+        counters = {path: i for i, path in enumerate(norms)}
+        tensors = keymap.to_tensors(variables, counters, depth, dialect)
+        return tensors | dict(zip(names.drops, (np.ones((9, 32)), np.ones(9)), strict=False))
 
     return make

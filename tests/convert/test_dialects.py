@@ -1,3 +1,5 @@
+import time
+
 import numpy as np
 import pytest
 
@@ -104,6 +106,22 @@ def test_every_difference_is_found_and_shown(make_tensors):
         "  differs     shortcut.1.num_batches_tracked  float32, int64 wanted",
         "  differs     decoder.3.bias                  (21,), (5,) wanted",
     ]
+
+
+@pytest.mark.parametrize("count", [-1, 2**62 + 1, 2**63 - 1])
+def test_counters_that_could_overflow_differ(make_tensors, count):
+    key = "shortcut.1.num_batches_tracked"
+    misfit = _misfit(make_tensors("sssegmentation"), lambda t: t.update({key: np.int64(count)}))
+    assert misfit.changed == [(key, f"{count}, 0 to {2**62} wanted")]
+    assert misfit.counts().endswith(" 1 of another shape or type")
+
+
+@pytest.mark.timeout(60)
+def test_many_unknown_names_take_little_time():
+    start = time.process_time()
+    with pytest.raises(MisfitError):
+        detect([f"net.{i}.weight" for i in range(50_000)], "x.pth")
+    assert time.process_time() - start < 5
 
 
 def test_table_shows_ten_lines_and_then_counts(make_tensors):

@@ -1,3 +1,5 @@
+import os
+
 import jax
 import numpy as np
 import pytest
@@ -58,6 +60,17 @@ def test_there_and_back_gives_equal_bytes_in_order(make_checkpoint, export, dial
     code, text, err, path = export(directory, "--dialect", dialect)
     assert (code, err) == (0, "")
     assert f"step 0: {keymap.describe(dialect, depth)}\n" in text
+    _assert_equal(_tensors_of(path, dialect), tensors)
+
+
+@pytest.mark.parametrize("dialect", ["sssegmentation", "v1c"])
+def test_file_without_counters_comes_back_without(call, make_tensors, export, tmp_path, dialect):
+    tensors = {k: v for k, v in make_tensors(dialect).items() if not k.endswith(keymap.COUNTER)}
+    write_pth(tmp_path / "x.pth", tensors)
+    argv = ["--checkpoint", tmp_path / "x.pth", "--output", tmp_path / "c"]
+    argv += ["--output-stride=16"] if dialect == "sssegmentation" else []
+    assert call("convert", "from-pytorch", *argv)[0] == 0
+    *_, path = export(tmp_path / "c")
     _assert_equal(_tensors_of(path, dialect), tensors)
 
 
@@ -126,7 +139,7 @@ def test_a_run_gives_the_step_asked_for(run_directory, export, make_variables, f
     assert f"step {step}: " in text
     obj = read_pth(path)
     assert obj["cur_iter"] == step
-    expected = keymap.to_tensors(make_variables(seed=step), {}, 18)
+    expected = keymap.to_tensors(make_variables(seed=step), {"any": 0}, 18)
     for key, value in obj["model"].items():
         # PyTorch's norms count their steps.
         wanted = np.asarray(step) if key.endswith(keymap.COUNTER) else expected[key]
@@ -175,6 +188,25 @@ def test_unknown_dialect_is_told(export, tmp_path):
 
 def test_suffix_that_names_no_format_is_told(export, tmp_path):
     _assert_refused(export(tmp_path / "c", name="x.onnx"), 2, "the suffix '.onnx'", ".safetensors")
+
+
+@pytest.mark.parametrize(
+    ("output", "code", "text"),
+    [
+        ("", 2, "error: --output: is empty - give a path"),
+        ("missing/x.pth", 5, "/missing - choose another --output, or create its folder"),
+        ("locked/x.pth", 5, "is not writable - choose another --output, or its mode"),
+    ],
+)
+def test_output_that_cannot_be_written_is_told_first(
+    call, tmp_path, monkeypatch, output, code, text
+):
+    (tmp_path / "locked").mkdir()
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda p, m: "locked" not in str(p) and access(p, m))
+    path = tmp_path / output if output else ""
+    got, _, err = call("convert", "to-pytorch", "--checkpoint", tmp_path, "--output", path)
+    assert (got, err.count("\n"), text in err) == (code, 1, True), err
 
 
 def test_existing_output_is_refused_before_anything_is_read(export, tmp_path):
