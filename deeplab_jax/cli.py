@@ -21,7 +21,7 @@ from deeplab_jax.progress import discard
 VERBS = {
     "train": "train a recipe, or continue an interrupted run",
     "evaluate": "measure a checkpoint's mean IoU on a validation set",
-    "predict": "segment images: palette PNG and overlay of each",
+    "predict": "segment images: masks, overlays, probabilities, submissions",
     "report": "write a page about an evaluation: classes, images, confusions, curves",
     "doctor": "check a data set before training, and propose a recipe",
     "convert from-pytorch": "turn a file of PyTorch weights into a checkpoint",
@@ -68,7 +68,7 @@ def run(command: Callable[[list[str]], None], argv: Sequence[str] | None = None)
         command(argv)
         code = 0
     except DeepLabError as error:
-        code = _render(error)
+        code = render(error)
     except KeyboardInterrupt:
         _tell("\ninterrupted")
         code = 130
@@ -80,7 +80,7 @@ def run(command: Callable[[list[str]], None], argv: Sequence[str] | None = None)
         known = _as_resource_error(error)
         if known is None:
             raise  # a bug of ours: the traceback is what a report needs
-        code = _render(known)
+        code = render(known)
     try:
         sys.stdout.flush()
     except BrokenPipeError:  # after all was done
@@ -88,7 +88,8 @@ def run(command: Callable[[list[str]], None], argv: Sequence[str] | None = None)
     sys.exit(code)
 
 
-def _render(error: DeepLabError) -> int:
+def render(error: DeepLabError) -> int:
+    """Prints a user's mistake as one line; returns its exit code."""
     if os.environ.get("DEEPLAB_DEBUG") == "1":
         traceback.print_exc()
     text = " ".join(str(error).split())

@@ -234,7 +234,7 @@ def _write_probabilities(prediction: Prediction, file: BinaryIO) -> None:
         _decide_ties(half, labels[window])
         band[:, window[1]] = half
         if window[1].stop >= width:
-            array.write(memoryview(band).cast("B"))
+            array.write(band.data.cast("B"))
 
     # Level 1: higher ones take several times as long for a few percent.
     with (

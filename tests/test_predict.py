@@ -1,4 +1,8 @@
 import json
+import os
+import shutil
+import struct
+import zlib
 from types import SimpleNamespace
 
 import jax
@@ -8,7 +12,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
 import deeplab_jax
-from deeplab_jax import checkpoint, cli, config, predict
+from deeplab_jax import api, checkpoint, cli, config, predict
 from deeplab_jax.data import open_dataset
 from deeplab_jax.errors import CheckpointError, DataError
 from deeplab_jax.models import build_model
@@ -16,6 +20,7 @@ from deeplab_jax.prepare import normalize
 from deeplab_jax.train_state import init_variables
 
 CLASSES = 4
+ENDS = (".png", "_overlay.jpg", ".json")  # of the files of an image
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -122,11 +127,9 @@ def test_predict_writes_indices_with_a_palette_and_an_overlay_at_the_images_own_
         "predict", "--checkpoint", run.path, *run.images[:2], "--output", tmp_path / "out"
     )
     assert (code, err) == (0, "")
-    lines = out.splitlines()
-    assert [line.split(" -> ")[0] for line in lines] == [
-        f"[1/2] {run.images[0]}",
-        f"[2/2] {run.images[1]}",
-    ]
+    assert out.startswith(f"2 of 2 images -> {tmp_path / 'out'}  ")
+    assert out.endswith(" images/s\n")
+    assert out.count("\n") == 1
     for image in run.images[:2]:
         prediction = model(image)
         size = Image.open(image).size
@@ -146,7 +149,7 @@ def test_predict_takes_a_folder(run, call, tmp_path):
     folder = run.root / "images" / "val"
     code, *_ = call("predict", "--checkpoint", run.path, folder, "--output", tmp_path)
     assert code == 0
-    names = [f"{image.stem}{end}" for image in run.images for end in (".png", "_overlay.jpg")]
+    names = [f"{image.stem}{end}" for image in run.images for end in ENDS]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
 
 
@@ -178,44 +181,260 @@ def test_missing_image_is_told_before_anything_is_loaded(call, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_damaged_image_is_an_error_of_the_data(run, call, tmp_path):
-    (tmp_path / "page.jpg").write_text("<html>")
-    argv = ["--checkpoint", run.path, tmp_path / "page.jpg", "--output", tmp_path / "out"]
-    code, _, err = call("predict", *argv)
-    assert (code, err.count("\n")) == (3, 1)
-    assert "page.jpg: looks like an HTML page" in err
+@pytest.fixture
+def predict_into(run, call, tmp_path):
+    """Returns predict_into(*argv) -> (exit code, standard output, standard error); into "out"."""
+    argv = ["predict", "--checkpoint", run.path, "--output", tmp_path / "out"]
+    return lambda *more: call(*argv, *more)
+
+
+def test_every_file_tells_of_the_same_prediction(run, model, predict_into, tmp_path):
+    image = run.images[0]
+    code, _, err = predict_into(image, "--format", "probabilities,palette")
+    assert (code, err) == (0, "")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        f"{image.stem}.json",
+        f"{image.stem}.png",
+        f"{image.stem}_probabilities.npz",
+    ]
+    labels = np.asarray(Image.open(tmp_path / "out" / f"{image.stem}.png"))
+    with np.load(tmp_path / "out" / f"{image.stem}_probabilities.npz") as file:
+        probabilities = file["probabilities"].astype(np.float64)
+    np.testing.assert_array_equal(probabilities.argmax(-1), labels)
+    np.testing.assert_allclose(probabilities.sum(-1), 1, atol=CLASSES * 2**-11)
+    prediction = model(image)
+    np.testing.assert_array_equal(prediction.labels, labels)
+    np.testing.assert_allclose(probabilities.max(-1), prediction.confidence, atol=2**-11)
+    numbers = json.loads((tmp_path / "out" / f"{image.stem}.json").read_text())
+    shares = np.bincount(labels.ravel(), minlength=CLASSES) / labels.size
+    assert [entry["share"] for entry in numbers["classes"]] == shares.tolist()
+    assert [entry["name"] for entry in numbers["classes"]] == list(run.validation.class_names)
+    assert numbers["file"] == str(image)
+    assert numbers["size"] == list(labels.shape)
+    assert (numbers["checkpoint"], numbers["step"]) == (str(run.path), 7)
+    assert numbers["protocol"].startswith("whole image, single scale, no flip")
+
+
+@pytest.mark.parametrize("protocol", ["scales=0.5,1", "softmax_first=True"])
+def test_probabilities_are_of_the_protocol(run, tmp_path, protocol):
+    prediction = deeplab_jax.load(run.path, 7, [f"--config.eval.{protocol}"])(run.images[0])
+    (path, numbers) = prediction.save(tmp_path, ["probabilities"])
+    probabilities = np.load(path)["probabilities"]
+    np.testing.assert_array_equal(probabilities.argmax(-1), prediction.labels)
+    np.testing.assert_allclose(probabilities.max(-1), prediction.confidence, atol=2**-10)
+    assert "scales 0.5 1" in numbers.read_text() or "probabilities resized" in numbers.read_text()
+
+
+@pytest.mark.parametrize(
+    ("formats", "what"),
+    [
+        ("palete", "there is no format 'palete' - did you mean palette?"),
+        ("palette,", "there is no format '' - use some of palette,overlay,probabilities,"),
+        ("cityscapes", "--format=cityscapes: is for the 19 classes of cityscapes; this network "),
+        ("palette,ade", "--format=ade: is for the 150 classes of ade20k; this network has 4"),
+    ],
+)
+def test_format_that_cannot_be(run, predict_into, tmp_path, formats, what):
+    code, out, err = predict_into(run.images[0], "--format", formats)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert what in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_results_are_replaced_by_force_alone(run, call, predict_into, tmp_path):
+    assert predict_into(run.images[0])[0] == 0
+    mask = tmp_path / "out" / f"{run.images[0].stem}.png"
+    before = mask.read_bytes()
+    argv = ["--checkpoint", "nowhere", "--output", tmp_path / "out", *run.images]
+    code, out, err = call("predict", *argv)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert f"{mask}, " in err
+    assert "exist already - choose another folder, or replace them with --force" in err
+    mask.write_bytes(b"old")
+    assert predict_into(run.images[0], "--force")[0] == 0
+    assert mask.read_bytes() == before
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_output_has_the_size_of_the_upright_image(run, model, predict_into, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn to the right
+    picture = Image.open(run.images[0])
+    turned = tmp_path / "turned.png"
+    picture.save(turned, exif=exif)
+    code, *_ = predict_into(turned, "--format", "palette,overlay,probabilities")
+    assert code == 0
+    size = picture.size[::-1]
+    assert size != picture.size
+    assert Image.open(tmp_path / "out" / "turned_overlay.jpg").size == size
+    mask = np.asarray(Image.open(tmp_path / "out" / "turned.png"))
+    upright = np.ascontiguousarray(np.rot90(np.asarray(picture), -1))
+    np.testing.assert_array_equal(mask, model(upright).labels)
+    assert np.load(tmp_path / "out" / "turned_probabilities.npz")["probabilities"].shape == (
+        *size[::-1],
+        CLASSES,
+    )
+
+
+def bomb(width, height):
+    """Returns a PNG that claims to be large."""
+
+    def chunk(kind, data):
+        body = kind + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(9)))
+
+
+def broken_images(folder, good):
+    """Makes one of each kind; returns what each is told to be."""
+    (folder / "page.jpg").write_text("<html>404")
+    (folder / "zero.png").touch()
+    (folder / "bomb.png").write_bytes(bomb(20000, 20000))
+    (folder / "half.jpg").write_bytes(good.read_bytes()[: good.stat().st_size // 2])
+    os.mkfifo(folder / "pipe.jpg")
+    (folder / "gone.jpg").symlink_to("nowhere.jpg")
+    return {
+        "bomb.png": "is too large to decode safely",
+        "gone.jpg": "cannot be read",
+        "half.jpg": "is damaged or cut short",
+        "page.jpg": "looks like an HTML page",
+        "pipe.jpg": "is a pipe, socket or device",
+        "zero.png": "is an empty file",
+    }
+
+
+def test_broken_images_do_not_stop_the_others(run, model, predict_into, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for image in run.images:
+        shutil.copy(image, folder)
+    told = broken_images(folder, run.images[0])
+    code, out, err = predict_into(folder)
+    assert code == 3
+    assert out.startswith(f"3 of 9 images -> {tmp_path / 'out'}")
+    lines = err.splitlines()
+    assert len(lines) == len(told)
+    for line, (name, what) in zip(lines, told.items(), strict=True):
+        assert line.startswith(f"error: {folder / name}: {what}")
+    assert len(list((tmp_path / "out").iterdir())) == 3 * 3
+    for image in run.images:
+        mask = np.asarray(Image.open(tmp_path / "out" / f"{image.stem}.png"))
+        np.testing.assert_array_equal(mask, model(image).labels)
+
+
+def test_broken_images_alone(run, call, predict_into, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    told = broken_images(folder, run.images[0])
+    code, out, err = predict_into(folder)
+    assert (code, err.count("\n")) == (3, len(told))
+    assert out.startswith("0 of 6 images")
+    assert not (tmp_path / "out").exists()
+    (folder / "half.jpg").unlink()  # the others are known by their beginning
+    code, out, err = call("predict", "--checkpoint", "x", "--output", tmp_path / "out", folder)
+    assert (code, out, err.count("\n")) == (3, "", len(told) - 1)
+
+
+def test_interrupted_writing_leaves_whole_files(run, predict_into, tmp_path, monkeypatch):
+    segment = api.Segmenter.segment
+
+    def interrupted(self, images):
+        yield from segment(self, images[:2])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(api.Segmenter, "segment", interrupted)
+    code, out, err = predict_into(*run.images)
+    assert (code, out, err) == (130, "", "\ninterrupted\n")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names <= {f"{image.stem}{end}" for image in run.images[:2] for end in ENDS}
+    for numbers in (tmp_path / "out").glob("*.json"):  # the last file of an image
+        assert json.loads(numbers.read_text())["classes"]
+        assert Image.open(numbers.with_suffix(".png")).load()
+
+
+def test_folders_in_folders_keep_their_names(run, model, predict_into, tmp_path):
+    for folder, image in zip(("", "a", "a/b", ".cache"), (*run.images, run.images[0]), strict=True):
+        (tmp_path / "in" / folder).mkdir(parents=True, exist_ok=True)
+        shutil.copy(image, tmp_path / "in" / folder / "same.v1.jpg")
+    code, out, _ = predict_into(tmp_path / "in", "--format", "palette")
+    assert (code, out[:6]) == (0, "3 of 3")
+    for folder, image in zip(("", "a", "a/b"), run.images, strict=True):
+        mask = np.asarray(Image.open(tmp_path / "out" / folder / "same.v1.png"))
+        np.testing.assert_array_equal(mask, model(image).labels)
+        assert (tmp_path / "out" / folder / "same.v1.json").is_file()
+    assert len(list((tmp_path / "out").rglob("*.png"))) == 3
 
 
 def touch(folder, *names):
-    folder.mkdir(exist_ok=True)
     for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
+
+
+def found(*paths, output=""):
+    return predict.find_images(list(map(str, paths)), str(output))
+
+
+def check(images, output, formats=("palette", "overlay"), force=False):
+    predict.check_output(images, str(output), formats, force)
 
 
 def test_images_of_a_folder_are_sorted_and_other_files_left_out(tmp_path):
     touch(tmp_path / "a", "2.jpg", "1.PNG", "notes.txt", "3.webp", "._2.jpg", ".DS_Store.jpg")
+    touch(tmp_path / "a", "0/9.tif", ".git/1.jpg", "x.jpg/1.bmp")
     touch(tmp_path / "b", "0.jpeg")
-    found = predict.find_images([str(tmp_path / "b"), str(tmp_path / "a")])
-    assert [path.name for path in found] == ["0.jpeg", "1.PNG", "2.jpg", "3.webp"]
+    images = found(tmp_path / "b", tmp_path / "a")
+    assert list(images.values()) == ["0", "1", "2", "3", "0/9", "x.jpg/1"]
+    assert list(images)[-1] == tmp_path / "a" / "x.jpg" / "1.bmp"
 
 
-def test_images_whose_results_would_have_one_name_are_refused(tmp_path):
-    touch(tmp_path / "a", "1.jpg")
-    touch(tmp_path / "b", "1.png")
-    with pytest.raises(DataError, match=r"b/1.png: would overwrite the result of .*a/1.jpg"):
-        predict.find_images([str(tmp_path / "a"), str(tmp_path / "b")])
+def test_results_among_the_images_are_no_images(tmp_path):
+    touch(tmp_path, "1.jpg", "out/1.png", "a/2.jpg")
+    assert list(found(tmp_path, output=tmp_path / "out").values()) == ["1", "a/2"]
+
+
+def test_image_named_twice_is_one(tmp_path):
+    touch(tmp_path, "1.jpg")
+    assert list(found(tmp_path, tmp_path / "1.jpg")) == [tmp_path / "1.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "formats"),
+    [
+        ("a/1.jpg", "b/1.png", ["palette"]),
+        ("a/1.jpg", "b/1.png", ["overlay"]),
+        ("a/ulm_000000_000001_leftImg8bit.png", "b/ulm_000000_000001_foggy.png", ["cityscapes"]),
+        ("ade/1.jpg", "1.jpg", ["palette", "ade"]),
+    ],
+)
+def test_images_whose_results_would_have_one_name_are_refused(tmp_path, first, second, formats):
+    touch(tmp_path, first, second)
+    roots = [tmp_path] if first.startswith("ade") else [tmp_path / "a", tmp_path / "b"]
+    with pytest.raises(DataError, match="would overwrite the result of"):
+        check(found(*roots), tmp_path / "out", formats)
+
+
+def test_submissions_lie_in_one_folder(tmp_path):
+    touch(tmp_path / "val", "a/ulm_000000_000001_x.png", "b/ulm_000000_000002_x.png", "b/1.png")
+    check(found(tmp_path / "val"), tmp_path / "out", ["cityscapes", "ade"])
+    touch(tmp_path / "val", "a/1.png")
+    check(found(tmp_path / "val"), tmp_path / "out", ["palette"])
+    with pytest.raises(DataError, match=r"b/1.png: would overwrite the result of .*a/1.png"):
+        check(found(tmp_path / "val"), tmp_path / "out", ["ade"])
 
 
 def test_folder_without_images_is_refused(tmp_path):
     touch(tmp_path / "a", "notes.txt")
     with pytest.raises(DataError, match="no images here"):
-        predict.find_images([str(tmp_path / "a")])
+        found(tmp_path / "a")
 
 
-def test_result_is_not_written_over_an_image(call, tmp_path):
+def test_result_is_not_written_over_an_image_even_by_force(call, tmp_path):
     touch(tmp_path / "photos", "1.png")
     argv = ["--checkpoint", "nowhere", tmp_path / "photos", "--output", tmp_path / "photos"]
-    code, _, err = call("predict", *argv)
+    code, _, err = call("predict", *argv, "--force")
     assert code == 3
     assert "photos/1.png: would be overwritten by the result" in err
 
@@ -230,7 +449,7 @@ def test_output_that_is_a_file_is_told_before_anything_is_loaded(call, tmp_path)
 
 def test_result_may_lie_beside_the_image(tmp_path):
     touch(tmp_path, "1.jpg")
-    predict.check_output([tmp_path / "1.jpg"], str(tmp_path))
+    check(found(tmp_path), tmp_path)
 
 
 # evaluate
@@ -313,7 +532,14 @@ def test_array_gives_what_its_file_gives(run, model, tmp_path):
     np.testing.assert_array_equal(of_array.labels, of_file.labels)
     np.testing.assert_array_equal(of_array.confidence, of_file.confidence)
     assert (of_array.name, of_file.name) == ("image", "street")
-    assert [path.name for path in of_file.save(tmp_path)] == ["street.png", "street_overlay.jpg"]
+    (tmp_path / "out").mkdir()
+    assert [path.name for path in of_file.save(tmp_path / "out")] == [
+        "street.png",
+        "street_overlay.jpg",
+        "street.json",
+    ]
+    assert (of_array.file, of_file.file) == (None, str(tmp_path / "street.png"))
+    np.testing.assert_array_equal(of_array.shares, of_file.shares)
 
 
 @pytest.mark.parametrize(
