@@ -247,9 +247,9 @@ def _write_probabilities(prediction: Prediction, file: BinaryIO) -> None:
 
 def _decide_ties(probabilities: np.ndarray, labels: np.ndarray) -> None:
     """Raises float16 probabilities (h, W, C), in place, where their argmax is not the label."""
-    row, column = np.nonzero(probabilities.argmax(-1) != labels)
-    top = probabilities[row, column].max(-1)
-    probabilities[row, column, labels[row, column]] = np.nextafter(top, np.float16(2))
+    bits = probabilities.view(np.uint16)  # in the same order, faster to compare; next: one more
+    row, column = np.nonzero(bits.argmax(-1) != labels)
+    bits[row, column, labels[row, column]] = bits[row, column].max(-1) + 1
 
 
 def _write_cityscapes(prediction: Prediction, file: BinaryIO) -> None:
