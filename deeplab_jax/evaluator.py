@@ -17,6 +17,7 @@ from deeplab_jax.data.transforms import fit_size
 from deeplab_jax.errors import DataError
 from deeplab_jax.inference import Engine, Item
 from deeplab_jax.models import DeepLabV3Plus
+from deeplab_jax.progress import counting
 from deeplab_jax.protocol import TABLE, Protocol, read_protocol
 from deeplab_jax.summary import environment, summarize
 
@@ -169,7 +170,8 @@ def evaluate_checkpoint(
     start = time.perf_counter()
     protocol = read_protocol(config.eval)
     evaluator = Evaluator(segmenter.model, dataset, config.eval.resize_base, protocol)
-    result = evaluator(segmenter.variables)
+    with counting(len(dataset), "images evaluated") as count:
+        result = evaluator(segmenter.variables, should_stop=lambda: bool(count()))
     segmenter.engine = evaluator.engine  # what comes after need not compile again
     assert result is not None  # nothing asks it to stop
     seconds = time.perf_counter() - start

@@ -1,6 +1,6 @@
 """Times evaluation against a PyTorch loop on the same weights, images and threads.
 
-    python scripts/bench_inference.py [--data CAMVID] [--case camvid|mixed|api]
+    python scripts/bench_inference.py [--case camvid --data DIR] [--alone]
 
 Both evaluate in alternation, so that a busy machine slows both. The first pass, which compiles, is
 reported apart. Needs torch, which nothing else here does. docs/performance.md has what it printed.
@@ -9,6 +9,7 @@ reported apart. Needs torch, which nothing else here does. docs/performance.md h
 import argparse
 import importlib.util
 import json
+import os
 import resource
 import statistics
 import sys
@@ -42,6 +43,7 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--depth", type=int, default=50)
+    parser.add_argument("--alone", action="store_true", help="without PyTorch: our memory")
     args = parser.parse_args()
     if args.case == "camvid" and not args.data:
         print("skipped: --data names no CamVid")
@@ -82,35 +84,38 @@ def measure(config, args) -> None:
     model = build_model(config.model)
     variables = jax.jit(lambda: init_variables(model, 0))()
     dataset = open_dataset(config.data, config.model.num_classes, "val")
-    theirs = TorchLoop(config.model, variables, dataset, args.threads)
+    theirs = None if args.alone else TorchLoop(config.model, variables, dataset, args.threads)
     ours = Evaluator(model, dataset, ())
     sizes = {dataset.read(index)[0].shape for index in range(len(dataset))}
-    print(f"{len(dataset)} images, {len(sizes)} sizes, jax {jax.__version__}, "
-          f"torch {theirs.torch.__version__}, {args.threads} threads", flush=True)  # fmt: skip
+    versions = f"jax {jax.__version__}" + (f", torch {theirs.torch.__version__}" if theirs else "")
+    print(f"{len(dataset)} images, {len(sizes)} sizes, {versions}, {args.threads} threads, "
+          f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores", flush=True)  # fmt: skip
     ours._plan(list(range(len(dataset))))  # as one evaluation of all would
     parts = [list(range(k, len(dataset), _PARTS)) for k in range(_PARTS)]
-    ratios = []
+    ratios: list[float] = []
     for number in range(args.passes):
-        seconds, agree = [0.0, 0.0], 0
+        seconds, differ = [0.0, 0.0], 0
         for part in parts:
             start = time.perf_counter()
             result = ours(variables, part)
-            middle = time.perf_counter()
+            seconds[0] += time.perf_counter() - start
+            if theirs is None:
+                continue
+            start = time.perf_counter()
             confusion = theirs(part)
-            seconds[0] += middle - start
-            seconds[1] += time.perf_counter() - middle
-            agree += int(np.abs(result.confusion - confusion).sum()) // 2
+            seconds[1] += time.perf_counter() - start
+            differ += int(np.abs(result.confusion - confusion).sum()) // 2
         record = {
             "pass": number,
             "ours_s": round(seconds[0], 1),
-            "torch_s": round(seconds[1], 1),
-            "ratio": round(seconds[0] / seconds[1], 3),
             "peak_MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
             "resident_MiB": _resident(),
             "programs": len(ours.engine.programs),
-            "pixels_that_differ": agree,
         }
-        ratios.append(record["ratio"])
+        if theirs is not None:
+            ratios.append(seconds[0] / seconds[1])
+            record |= {"torch_s": round(seconds[1], 1), "ratio": round(ratios[-1], 3)}
+            record["pixels_that_differ"] = differ
         print(json.dumps(record), flush=True)
     if ratios[1:]:
         print(f"ratio in steady state: {statistics.median(ratios[1:]):.3f}")
