@@ -396,7 +396,7 @@ def unknown_key(key: str, known: Iterable[str]) -> ConfigError:
     """Returns the error for a field that does not exist, with the closest that does."""
     known = list(known)
     leaf = {name.rsplit(".", 1)[-1]: name for name in reversed(known)}  # the first of a name
-    close = difflib.get_close_matches(key, known, 1, 0.6)
+    close = difflib.get_close_matches(key, known, 1, 0.6) if "." in key else []
     close = close or [leaf[k] for k in difflib.get_close_matches(key.rsplit(".", 1)[-1], leaf, 1)]
     sections = sorted({name.rsplit(".", 1)[0] for name in known if name.startswith(f"{key}.")})
     if sections:
