@@ -8,7 +8,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from convert import keymap, replay
 from convert.dialects import infer
@@ -29,7 +28,9 @@ _SPEC = importlib.util.spec_from_file_location(
 pth_files = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(pth_files)
 
-TOTAL = 12
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
+TOTAL = 12  # also in test_replay.py, like the recipe: what compiles is the same
 RECIPE = f"""
 from deeplab_jax import config
 
@@ -48,27 +49,6 @@ def get_config():
     c.log.every_steps = 1
     return c
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compile_quickly(tmp_path_factory):
-    """Compiles without optimising, and each program once."""
-    options = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-        "jax_disable_most_optimizations": True,
-    }
-    before = {name: jax.config.values[name] for name in options}
-    _configure(options)
-    yield
-    _configure(before)
-
-
-def _configure(options):
-    for name, value in options.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")
@@ -278,6 +258,7 @@ _BN = "backbone_net.stem.1.weight"
         (_with_group(nesterov=True), "its SGD has nesterov=True, which ours has not"),
         (_with_group(dampening=0.5), "its SGD has dampening=0.5"),
         (_with_group(maximize=True), "its SGD has maximize=True"),
+        (_with_group(nesterov=np.zeros(2)), "its SGD has nesterov=[0. 0.], which ours has not"),
         (
             _with_group(momentum=0.95),
             "momentum 0.95, and the recipe config.train.momentum=0.9 - give "
@@ -365,6 +346,8 @@ def test_flags_need_each_other(call, make_file, tmp_path):
     argv = ["convert", "from-pytorch", "--checkpoint", path, "--output", tmp_path / "c"]
     code, _, err = call(*argv, "--output-stride=16", "--optimizer")
     assert (code, err.startswith("error: --optimizer: needs --config")) == (2, True)
+    code, _, err = call(*argv, "--optimizer", "--config=x", "--iteration=-3")
+    assert (code, err.startswith("error: --iteration: must be from 0 to 2147483647")) == (2, True)
     code, _, err = call(*argv, "--output-stride=16", "--iteration=3")
     assert (code, err.startswith("error: --iteration: is given without --optimizer")) == (2, True)
 
@@ -390,7 +373,9 @@ def test_run_without_momentum_is_refused(make_tensors, export_run, recipe_file, 
 
 
 def test_train_continues_an_imported_run(call, make_file, import_run, export_run, make_tree,
-                                         recipe_file):  # fmt: skip
+                                         recipe_file, monkeypatch):  # fmt: skip
+    devices = jax.devices()[:1]  # for one the step compiles sooner
+    monkeypatch.setattr(jax, "devices", lambda: devices)
     path, obj = make_file(iteration=8)
     root = make_tree("folder", num_train=8, num_val=1, num_classes=5)
     *_, directory = import_run(path)
@@ -435,7 +420,7 @@ class _Story:
 
     def __init__(self, reference, folder, recipe_file):
         self.reference, self.folder, self.recipe_file = reference, folder, recipe_file
-        self.flags = ["--config.model.dtype=float64"]
+        self.flags = ["--config.model.dtype=float64", "--config.train.reference_processes=2"]
         self.config = load_recipe(str(recipe_file), self.flags)
         rng = np.random.default_rng(3)
         self.images = rng.standard_normal((2, 4, 33, 49, 3)).astype(np.float32)
@@ -456,7 +441,7 @@ class _Story:
 
     def train_there(self, steps, start):
         return self.reference.train(
-            self.net, self.sgd, self.images, self.labels, steps, TOTAL, start
+            self.net, self.sgd, self.images, self.labels, steps, TOTAL, start, processes=2
         )
 
     def assert_equal(self, tensors, momentum):
@@ -483,7 +468,7 @@ def story(torch_reference, x64, recipe_file, tmp_path_factory):
 
 def test_replay_continues_as_pytorch_does(story, capsys):
     out = story.folder / "replayed.pth"
-    flags = ["--optimizer", "--dtype=float64", f"--total-steps={TOTAL}", "--steps=5"]
+    flags = ["--optimizer", *story.flags, f"--total-steps={TOTAL}", "--steps=5"]
     paths = ["--checkpoint", story.path, "--batches", story.folder / "b.npz", "--output", out]
     replay.main([*flags, *map(str, paths), "--config", str(story.recipe_file)])
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -531,7 +516,7 @@ def test_import_continues_as_pytorch_does_and_goes_back(story):
     sgd.load_state_dict(obj["optimizer"])
     lr = (0.01 - 1e-4) * (1 - 8 / TOTAL) ** 0.9 + 1e-4
     assert sgd.param_groups[0]["lr"] == pytest.approx(lr, rel=1e-12)
-    theirs = story.reference.train(net, sgd, story.images, story.labels, 2, TOTAL, 8)
+    theirs = story.reference.train(net, sgd, story.images, story.labels, 2, TOTAL, 8, 2)
     state, ours = train_here(state, 2)
     assert [r["loss"] for r in ours] == pytest.approx([r["loss"] for r in theirs], rel=1e-6)
     counters = {path: 10 for kind, path, _ in keymap.leaves(18) if kind == "counters"}

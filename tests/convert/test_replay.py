@@ -2,16 +2,19 @@ import json
 import zipfile
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from convert import keymap
+from convert import replay as replay_command
 from convert.pth import read_pth, write_pth
 from deeplab_jax.recipe import load_recipe
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
 CONFIGS = Path(__file__).parents[2] / "configs"
+# The step that test_momentum.py compiles too: so are recipe, schedule and batches.
+STEP = ["--config.model.dtype=float64", "--config.train.reference_processes=2"]
 FIELDS = ["step", "lr", "loss_main", "loss_aux", "loss", "grad_norm"]
 _RECIPE = """
 from deeplab_jax import config
@@ -20,31 +23,11 @@ from deeplab_jax import config
 def get_config():
     c = config.get_config("voc", depth=18, output_stride=16)
     c.model.num_classes = 5
+    c.model.atrous_rates = (1, 2, 3)
     c.model.width, c.model.head_channels = 4, 10
     c.model.low_level_channels, c.model.aux_channels = 3, 7
     return c
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compile_quickly(tmp_path_factory):
-    """Compiles without optimising, and each program once."""
-    options = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-        "jax_disable_most_optimizations": True,
-    }
-    before = {name: jax.config.values[name] for name in options}
-    _configure(options)
-    yield
-    _configure(before)
-
-
-def _configure(options):
-    for name, value in options.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture
@@ -66,10 +49,10 @@ def _draw(size=(33, 49), batches=2, batch=4, classes=5):
 def replay(call, make_tensors, recipe_file, tmp_path):
     """Returns replay(*flags, tensors or file, recipe, batches) -> (code, output, error, the file).
 
-    By default 3 steps of 10 from random weights.
+    By default 3 steps of 12 from random weights.
     """
 
-    def replay(*flags, checkpoint=None, recipe=recipe_file, batches=None, steps=3, total=10):
+    def replay(*flags, checkpoint=None, recipe=recipe_file, batches=None, steps=3, total=12):
         paths = {
             "checkpoint": tmp_path / "x.pth",
             "batches": tmp_path / "b.npz",
@@ -91,14 +74,15 @@ def replay(call, make_tensors, recipe_file, tmp_path):
 
 
 def test_standard_output_is_a_json_line_a_step(replay, make_tensors):
-    tensors = make_tensors("mmsegmentation")
-    code, text, err, path = replay(checkpoint={"meta": {"iter": 90}, "state_dict": tensors})
+    tensors = make_tensors("mmsegmentation", dtype="float64")
+    obj = {"meta": {"iter": 90}, "state_dict": tensors}
+    code, text, err, path = replay(*STEP, checkpoint=obj)
     assert (code, err) == (0, f"written: {path} ({len(tensors)} tensors)\n")
     lines = [json.loads(line) for line in text.splitlines()]
     assert [line["step"] for line in lines] == [0, 1, 2]
     assert all(list(line) == FIELDS for line in lines)
     assert [line["lr"] for line in lines] == pytest.approx(
-        [0.0099 * (1 - step / 10) ** 0.9 + 1e-4 for step in range(3)], rel=1e-6
+        [0.0099 * (1 - step / 12) ** 0.9 + 1e-4 for step in range(3)], rel=1e-6
     )
     for line in lines:
         assert line["loss"] == pytest.approx(line["loss_main"] + line["loss_aux"], rel=1e-6)
@@ -116,18 +100,17 @@ def test_standard_output_is_a_json_line_a_step(replay, make_tensors):
 
 
 def test_steps_of_two_processes_equal_pytorchs(replay, torch_reference, recipe_file, tmp_path):
-    flags = ["--config.model.dtype=float64", "--config.train.reference_processes=2"]
-    config = load_recipe(str(recipe_file), flags)
+    config = load_recipe(str(recipe_file), STEP)
     torch = torch_reference.torch
     torch.manual_seed(1)
     net = torch_reference.network(config.model, torch.float64)
     torch.save(net.state_dict(), tmp_path / "start.pth")
     batches = _draw()
     batches["labels"] = batches["labels"].astype(np.uint8)
-    code, text, _, path = replay(*flags, checkpoint=tmp_path / "start.pth", batches=batches)
+    code, text, _, path = replay(*STEP, checkpoint=tmp_path / "start.pth", batches=batches)
     assert code == 0
     expected = torch_reference.train(
-        net, torch_reference.sgd(net), **batches, steps=3, total=10, processes=2
+        net, torch_reference.sgd(net), **batches, steps=3, total=12, processes=2
     )
     for line, record in zip(text.splitlines(), expected, strict=True):
         assert json.loads(line) == pytest.approx(record, rel=1e-6)
@@ -242,7 +225,8 @@ def test_file_that_is_no_npz_is_told(replay, tmp_path, content, text):
     [
         ({"steps": 0}, "--steps: must be 1 or more, got 0"),
         ({"steps": -1}, "--steps: must be 1 or more, got -1"),
-        ({"steps": 11}, "--total-steps: is 10, and these steps end at 11"),
+        ({"steps": 13}, "--total-steps: is 12, and these steps end at 13"),
+        ({"total": 10**12}, "--total-steps: must be at most 2147483647, got 1000000000000"),
         ({"total": 0}, "--total-steps: is 0, and these steps end at 3"),
         ({"recipe": "nowhere.py"}, "nowhere.py: there is no such recipe file"),
     ],
@@ -258,6 +242,7 @@ def test_flags_that_cannot_be_used_are_told(replay, flags, text):
         ("--dtype=float16", "invalid choice: 'float16'"),
         ("--dialect=mmseg", "did you mean mmsegmentation?"),
         ("--iteration=3", "--iteration: is given without --optimizer"),
+        ("--config.train.batch_size=8", "_size: is 8, and the batches hold 4 images each - leave"),
         ("--config.train.reference_processes=3", "4 does not divide into "),
         ("--step=3", "--step: there is no such argument - did you mean --steps?"),
         ("--output=y.onnx", "the suffix '.onnx'"),
@@ -265,6 +250,36 @@ def test_flags_that_cannot_be_used_are_told(replay, flags, text):
 )
 def test_arguments_that_cannot_be_used_are_told(replay, flag, text):
     _assert_refused(replay(flag), 2, text)
+
+
+def test_flags_that_contradict_are_told(replay, call):
+    result = replay("--dtype=float64", "--config.model.dtype=float64")
+    _assert_refused(result, 2, "error: --dtype: is given beside --config.model.dtype")
+    result = replay("--optimizer", "--iteration=-3")
+    _assert_refused(result, 2, "error: --iteration: must be from 0 to 2147483647, got -3")
+    argv = ["--checkpoint=x", "--batches=x", "--config=x", "--steps=1", "--total-steps=1"]
+    code, _, err = call("convert", "replay", *argv, "--dialect=v1c")
+    assert (code, err) == (
+        2,
+        "error: --dialect: is given without --output - give both or none\n",
+    )
+
+
+def test_it_computes_in_float32_as_one_process_by_default(replay, monkeypatch):
+    configs = []
+    monkeypatch.setattr(replay_command, "_replay", lambda _, config, *args: configs.append(config))
+    for flags in ([], ["--dtype=bfloat16"], STEP):
+        assert replay(*flags)[0] == 0
+    got = [(c.model.dtype, c.train.reference_processes, c.train.batch_size) for c in configs]
+    assert got == [("float32", 1, 4), ("bfloat16", 1, 4), ("float64", 2, 4)]
+
+
+def test_output_without_a_folder_is_refused_before_anything_is_read(call, tmp_path):
+    output = tmp_path / "nowhere" / "x.pth"
+    argv = ["--checkpoint=x", "--batches=x", "--config=x", "--steps=1", "--total-steps=1"]
+    code, _, err = call("convert", "replay", *argv, "--output", output)
+    what = f"there is no folder {output.parent} - choose another --output, or create its folder"
+    assert (code, err) == (5, f"error: {output}: {what}\n")
 
 
 def test_existing_output_is_refused_before_anything_is_read(replay, tmp_path):
@@ -298,14 +313,21 @@ def test_optimizer_needs_a_files_and_steps_left(replay, make_tensors):
         i: {"momentum_buffer": np.zeros_like(obj["model"][key])}
         for i, key in enumerate(key for kind, _, key in keymap.leaves(18) if kind == "params")
     }
-    result = replay("--optimizer", "--iteration=8", checkpoint=obj)
-    _assert_refused(result, 2, "--total-steps: is 10, and these steps end at 11")
+    result = replay("--optimizer", "--iteration=10", checkpoint=obj)
+    _assert_refused(result, 2, "--total-steps: is 12, and these steps end at 13")
 
 
 def test_step_that_is_not_finite_ends_it_without_an_output(replay, make_tensors):
-    tensors = make_tensors("sssegmentation")
-    tensors["decoder.3.bias"] = np.full_like(tensors["decoder.3.bias"], 3e38)
-    _assert_refused(replay(checkpoint=tensors), 6, "error: step 0: is not finite: loss nan")
+    tensors = make_tensors("sssegmentation", dtype="float64")
+    tensors["decoder.3.bias"] = 1.7e308 * np.array([1, -1, 1, -1, 1])
+    _assert_refused(replay(*STEP, checkpoint=tensors), 6, "error: step 0: is not finite: loss inf")
+
+
+def test_weights_beyond_float32_are_refused(replay, make_tensors):
+    tensors = make_tensors("sssegmentation", dtype="float64")
+    tensors["decoder.3.bias"] = np.full(5, 1e300)
+    text = "x.pth: 1 tensors hold values beyond float32 (params/classifier/bias)"
+    _assert_refused(replay(checkpoint=tensors), 4, text)
 
 
 def test_help_is_fast(call):
