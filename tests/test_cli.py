@@ -128,6 +128,7 @@ def run(*argv):
 from deeplab_jax import cli
 run("", "--help")
 for verb in cli.VERBS:
+    sys.modules.pop(cli.module_of(verb), None)  # another verb may have imported it
     run(cli.module_of(verb), "--help")
     run("", *verb.split(), "--help")
 assert not {"jax", "flax", "orbax", "grain", "numpy", "ml_collections"} & set(sys.modules)
