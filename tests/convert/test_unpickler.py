@@ -211,9 +211,9 @@ def test_keys_that_meet_in_a_table_are_refused_at_once(tmp_path, name):
 
 
 def test_old_format_may_list_no_numbers_for_storages(tmp_path):
-    obj = [made.storage("Float", str(i), 0) for i in range(20_000)]
+    obj = [made.storage("Float", str(i), 0) for i in range(40_000)]
     path = tmp_path / "x.pth"
-    made.write_legacy(path, obj, keys=[2**61 * i - i + 1 for i in range(20_000)])
+    made.write_legacy(path, obj, keys=[2**61 * i - i + 1 for i in range(40_000)])
     start = time.process_time()
     made.refusal(path)
     assert time.process_time() - start < 5
