@@ -230,7 +230,8 @@ def infer_values(facts: Sequence[Facts], ignored: Sequence[int] = (255,)) -> Val
         for value in f.counts.keys() & holders.keys():
             holders[value].append(f)
     solid = [len(h) for v, h in holders.items() if any(not _is_thin(f, v) for f in h)]
-    usual = float(np.median(solid)) if solid else 0.0
+    # Over the masks' values, not over values: many odd ones of one mask are not what is usual.
+    usual = float(np.median(np.repeat(solid, solid))) if solid else 0.0
     blended = {}
     for f in masks:
         values = sorted(f.counts.keys() & holders.keys())

@@ -80,6 +80,14 @@ def test_value_of_few_masks_far_from_the_classes_is_stray():
     assert (values.classes, values.stray) == ((0, 1, 4), {200: ["20.png"]})
 
 
+@pytest.mark.parametrize("number", [20, 40])
+@pytest.mark.parametrize("odd", [{100: 5, 150: 5, 200: 5}, {256: 40, 512: 5, 768: 5}])
+def test_many_odd_values_of_one_mask_are_stray(number, odd):
+    values = infer_values(facts_of(*[{0: 60, 1: 40}] * number, {0: 50, 1: 30, **odd}))
+    assert values.classes == (0, 1)
+    assert values.stray == {value: [f"{number}.png"] for value in odd}
+
+
 def test_value_of_few_masks_next_to_the_classes_is_a_rare_class():
     values = infer_values(facts_of(*[{0: 50, 1: 40, 2: 9}] * 30, {0: 45, 1: 40, 2: 9, 3: 6}))
     assert (values.classes, values.rare) == ((0, 1, 2, 3), {3: ["30.png"]})
