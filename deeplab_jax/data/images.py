@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
@@ -86,8 +86,9 @@ def decode_image(name: str, data: bytes) -> np.ndarray:
       DataError: the data is cut short, too large, or not an image.
     """
     header = _open_whole(name, data)
+    tag = orientation(header)
     if header.format in ("TIFF", "BMP"):  # OpenCV multiplies by alpha there, and rounds 16 bits
-        return _turn(_to_rgb(name, header), header)
+        return _turn(_to_rgb(name, header), tag)
     # From bytes: `cv2.imread` would fill the rest of a cut JPEG with grey.
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), _FLAGS)
@@ -95,7 +96,7 @@ def decode_image(name: str, data: bytes) -> np.ndarray:
         image = None
     if image is None:
         raise _damaged(name)
-    return _turn(image, header)
+    return _turn(image, tag)
 
 
 def decode_label(name: str, data: bytes) -> np.ndarray:
@@ -124,7 +125,8 @@ def decode_label(name: str, data: bytes) -> np.ndarray:
     if mask.mode in ("1", "L") and "I" in packing:
         raise DataError(name, "is stored inverted (white is 0)", "store masks as PNG")
     step = _GREY_STEP.get(packing[:1], 1) if mask.mode == "L" else 1
-    label = _turn(_pixels(name, mask), mask)
+    tag = orientation(mask)
+    label = _turn(_pixels(name, mask), tag)
     if label.dtype.itemsize == 1:
         return label.astype(np.uint8) // np.uint8(step)
     low, high = label.min(), label.max()
@@ -145,7 +147,8 @@ def decode_color_label(name: str, data: bytes) -> np.ndarray:
       DataError: as for `decode_image`; or the mask's format is lossy.
     """
     mask = _open_mask(name, data)
-    return _turn(_to_rgb(name, mask), mask)
+    tag = orientation(mask)
+    return _turn(_to_rgb(name, mask), tag)
 
 
 def write_png(file: str | Path | BinaryIO, values: np.ndarray) -> None:
@@ -279,9 +282,9 @@ def _pixels(name: str, image: ImageFile.ImageFile, mode: str = "") -> np.ndarray
         raise _damaged(name, f" ({error})") from error
 
 
-def _turn(pixels: np.ndarray, header: ImageFile.ImageFile) -> np.ndarray:
+def _turn(pixels: np.ndarray, tag: int) -> np.ndarray:
     """Returns the pixels upright, as the orientation tag says."""
-    turns, is_mirrored = _TURNS.get(orientation(header), (0, False))
+    turns, is_mirrored = _TURNS.get(tag, (0, False))
     if turns:
         pixels = np.rot90(pixels, turns)
     if is_mirrored:
@@ -295,8 +298,8 @@ _TURNS = {2: (0, True), 3: (2, False), 4: (2, True), 5: (3, True), 6: (3, False)
 
 
 def orientation(header: ImageFile.ImageFile) -> int:
-    """Returns the EXIF tag that says how to turn an opened image; 1 is upright."""
-    data = header.info.get("exif")
+    """Returns the EXIF tag that says how to turn an image, opened but not decoded; 1 is upright."""
+    data = _png_exif(header.fp) if header.format == "PNG" else header.info.get("exif")
     if not data or header.format == "TIFF":  # Pillow turns TIFF itself
         return 1
     exif = Image.Exif()
@@ -305,6 +308,21 @@ def orientation(header: ImageFile.ImageFile) -> int:
         return exif.get(_ORIENTATION, 1)
     except Exception:  # whatever a camera wrote; OpenCV passes over it too
         return 1
+
+
+def _png_exif(file: Any) -> bytes:
+    """Returns a PNG's EXIF data, which may follow the pixels, where no header of Pillow's goes."""
+    place = file.tell()
+    file.seek(8)
+    found = b""
+    while len(head := file.read(8)) == 8 and head[4:] != b"IEND":
+        length = int.from_bytes(head[:4], "big")
+        if head[4:] == b"eXIf":
+            found = file.read(length)
+            break
+        file.seek(length + 4, io.SEEK_CUR)
+    file.seek(place)
+    return found
 
 
 def _damaged(name: str, why: str = "") -> DataError:

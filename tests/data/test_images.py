@@ -17,6 +17,9 @@ from deeplab_jax.data.images import (
     read_size,
     write_png_indices,
 )
+from deeplab_jax.data.images import (
+    orientation as find_orientation,
+)
 from deeplab_jax.errors import DataError
 
 
@@ -34,13 +37,13 @@ def encode(array, kind, **options):
     return buffer.getvalue()
 
 
+def chunk(kind, data):
+    body = kind + data
+    return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+
 def grey_png(height, width, depth, rows):
     """Returns a grey PNG of any bit depth, from packed rows: Pillow cannot write all of them."""
-
-    def chunk(kind, data):
-        body = kind + data
-        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
-
     header = struct.pack(">IIBBBBB", width, height, depth, 0, 0, 0, 0)
     data = zlib.compress(b"".join(b"\0" + row for row in rows))
     return (
@@ -101,6 +104,24 @@ def test_orientation_turns_images_and_masks_of_every_format(tmp_path, kind, orie
         np.testing.assert_array_equal(read_color_label(path), upright)
         path = write(tmp_path / "a", GREY, kind, **options)
         np.testing.assert_array_equal(read_label(path), turned(GREY, orientation))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("num_tags", [1, 2])
+def test_orientation_after_the_pixels_of_a_png_counts_alike_for_all(
+    tmp_path, orientation, num_tags
+):
+    tags = [exif(value).tobytes()[6:] for value in (orientation, 1)]
+    data = encode(GREY, "PNG")
+    late = b"".join(chunk(b"eXIf", tag) for tag in tags[:num_tags])
+    (tmp_path / "a.png").write_bytes(data[:-12] + late + data[-12:])
+    upright = turned(GREY, orientation)
+    for read in (read_image, read_color_label):
+        np.testing.assert_array_equal(read(tmp_path / "a.png"), np.stack([upright] * 3, -1))
+    np.testing.assert_array_equal(read_label(tmp_path / "a.png"), upright)
+    assert read_size(tmp_path / "a.png") == upright.shape
+    with Image.open(tmp_path / "a.png") as header:
+        assert find_orientation(header) == orientation
 
 
 @pytest.mark.parametrize("data", [b"", b"Exif\0\0", b"Exif\0\0MM\0*\xff\xff\xff\xff", b"x" * 50])
