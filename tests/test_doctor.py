@@ -1,5 +1,6 @@
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -153,6 +154,18 @@ def test_palettes_that_disagree_are_named(make_tree, doctor):
     assert {item.split(":")[0] for item in items(report, "palette-differs")} == {
         "labels/train/003.png", "labels/val/003.png"
     }  # fmt: skip
+
+
+def test_pipes_are_told_and_not_waited_for(make_tree, doctor):
+    root = make_tree("folder", num_train=10)
+    (root / "classes.json").write_text('["a", "b", "c", "d"]')
+    for name in ("images/train/001.jpg", "labels/train/000.png"):
+        (root / name).unlink()
+        os.mkfifo(root / name)
+    code, _, _, report = doctor("--data", root)
+    assert code == 3
+    assert "images/train/001.jpg: is a pipe" in items(report, "unreadable-image")[0]
+    assert "labels/train/000.png: is a pipe" in items(report, "unreadable-mask")[0]
 
 
 def test_split_that_cannot_be_listed_does_not_hide_the_others(make_tree, doctor):

@@ -17,7 +17,13 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from deeplab_jax.data.images import orientation, read_color_label, read_image, read_label
+from deeplab_jax.data.images import (
+    orientation,
+    read_color_label,
+    read_image,
+    read_label,
+    read_size,
+)
 from deeplab_jax.data.labels import ColorTable
 from deeplab_jax.errors import DataError
 
@@ -160,10 +166,11 @@ def _look_at_refused(facts: Facts) -> None:
     """Fills in what can be said of a mask that is no index mask."""
     path, began = facts.sample.mask, time.thread_time()
     try:
-        with Image.open(path) as header:
-            kind, mode, size = header.format, header.mode, header.size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        read_size(path)  # refuses pipes, which would wait, and formats that run programs
+    except DataError:
         return
+    with Image.open(path) as header:
+        kind, mode, size = header.format, header.mode, header.size
     if kind in _LOSSY_FORMATS:
         facts.mask_kind, facts.mask_size = "lossy", size[::-1]
     elif mode in ("RGB", "RGBA"):

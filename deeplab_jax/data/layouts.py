@@ -23,6 +23,7 @@ _MASK_WORDS = re.compile(
 _OTHER_WORDS = re.compile(r"object|instance|colou?r|edge|boundar|overlay|vis|panoptic")
 _LIST_FOLDERS = ("", "ImageSets/Segmentation", "ImageSets", "splits", "lists")
 _MAX_DEPTH = 6
+_MAX_LIST_BYTES = 1 << 26
 _ENOUGH = 0.5  # of the smaller folder's names must be found in the other
 
 
@@ -318,6 +319,8 @@ def _lists(root: Path, place: _Place, stems: set[str]) -> tuple[str, tuple[str, 
 
 def _is_list(path: Path, stems: set[str]) -> bool:
     """Tells whether most lines of a file are names of images."""
+    if not path.is_file() or path.stat().st_size > _MAX_LIST_BYTES:  # a pipe would wait
+        return False
     lines = path.read_text("utf-8", errors="replace").split("\n")
     names = [line.strip() for line in lines if line.strip()]
     known = sum(Path(name).name in stems or Path(name).stem in stems for name in names)

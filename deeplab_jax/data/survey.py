@@ -12,6 +12,7 @@ from deeplab_jax.config import get_config
 from deeplab_jax.data.classes import CLASS_NAMES
 from deeplab_jax.data.files import find_files, find_layout
 from deeplab_jax.data.findings import Finding
+from deeplab_jax.data.images import read_size
 from deeplab_jax.data.inspect import Facts, Sample, Values, infer_values, scan
 from deeplab_jax.data.labels import (
     INVALID,
@@ -129,10 +130,11 @@ def _holds_colors(data: Any, split: str) -> bool:
         return False
     for path in paths:
         try:
-            with Image.open(path) as mask:
-                return mask.mode in ("RGB", "RGBA")
-        except (OSError, SyntaxError, ValueError):
+            read_size(path)  # refuses pipes, which would wait
+        except DataError:
             continue
+        with Image.open(path) as mask:
+            return mask.mode in ("RGB", "RGBA")
     return False
 
 

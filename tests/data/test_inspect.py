@@ -1,3 +1,5 @@
+import os
+
 import cv2
 import numpy as np
 import pytest
@@ -140,3 +142,10 @@ def test_damaged_files_are_told_and_never_raised(tmp_path):
     assert facts.image_error == facts.mask_error == "is an empty file"
     assert facts.image_size is facts.mask_size is None
     assert (facts.counts, facts.image_hash) == ({}, b"")
+
+
+def test_mask_that_is_a_pipe_is_told_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "m.png")
+    facts = scan_sample(Sample("train", "m", "", str(tmp_path / "m.png")))
+    assert "pipe" in facts.mask_error
+    assert facts.mask_kind == ""

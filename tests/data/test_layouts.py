@@ -1,3 +1,4 @@
+import os
 import shutil
 
 import numpy as np
@@ -161,3 +162,13 @@ def test_folder_that_is_no_data_set_says_what_is_expected(tmp_path, names):
         guess(tmp_path)
     with pytest.raises(DataError, match="is not a folder"):
         guess(tmp_path / "nothing")
+
+
+def test_list_that_is_a_pipe_or_huge_is_no_list(tmp_path):
+    write_all(tmp_path, "images/{name}.jpg", "masks/{name}.png")
+    (tmp_path / "train.txt").write_text("a")
+    os.mkfifo(tmp_path / "val.txt")
+    with (tmp_path / "test.txt").open("w") as file:
+        file.write("d")
+        file.truncate((1 << 26) + 1)
+    assert "split_file" not in guess(tmp_path).fields
