@@ -31,9 +31,8 @@ def leave_out(dataset: Dataset, limit: int, workdir: Path, is_continued: bool) -
     if not limit:
         return dataset
     path = workdir / _FILE
-    if is_continued and path.exists():
-        lines = path.read_text("utf-8").splitlines()
-        bad = {name: why for name, _, why in (line.partition("\t") for line in lines)}
+    if is_continued and path.is_file():
+        bad = _read(path)
     else:
         bad = _find(dataset)
         workdir.mkdir(parents=True, exist_ok=True)
@@ -50,6 +49,15 @@ def leave_out(dataset: Dataset, limit: int, workdir: Path, is_continued: bool) -
     if bad:
         print(f"{len(bad)} bad samples are left out: {path}", flush=True)
     return dataset.select([i for i, name in enumerate(dataset.ids) if name not in bad])
+
+
+def _read(path: Path) -> dict[str, str]:
+    try:
+        lines = path.read_text("utf-8").split("\n")
+    except (OSError, ValueError) as error:
+        fix = "remove it: all training samples are then read again"
+        raise DataError(str(path), f"cannot be read ({error})", fix) from error
+    return {name: why for name, _, why in (line.partition("\t") for line in lines) if name}
 
 
 def _find(dataset: Dataset) -> dict[str, str]:

@@ -144,11 +144,16 @@ def _without(names: list[str], folder: Path, other: Path) -> list[str]:
 
 def _list(folder: Path, root: Path) -> list[str]:
     """Returns all files under `folder`, as sorted relative paths, hidden ones left out."""
-    if not folder.is_dir():
-        fix = "check config.data.root; README shows the layouts"
-        raise DataError(str(folder), "is not a folder", fix)
-    inside = tuple(os.path.join(os.path.realpath(path), "") for path in (root, folder))
-    return sorted(_walk(str(folder), "", inside, (inside[1],)))
+    try:
+        if not folder.is_dir():
+            fix = "check config.data.root; README shows the layouts"
+            raise DataError(str(folder), "is not a folder", fix)
+        inside = tuple(os.path.join(os.path.realpath(path), "") for path in (root, folder))
+        return sorted(_walk(str(folder), "", inside, (inside[1],)))
+    except OSError as error:
+        fix = "check its permissions, or remove the link"
+        where = str(error.filename or folder)
+        raise DataError(where, f"cannot be read ({error.strerror})", fix) from error
 
 
 def _walk(folder: str, prefix: str, inside: tuple[str, ...], above: tuple) -> Iterator[str]:

@@ -16,6 +16,10 @@ INVALID = -1
 CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 
 
+# What reading a classes.json raises, however it is wrong; brackets without end recurse.
+_FAULTS = (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
+
+
 class Classes(NamedTuple):
     """The classes of a data set.
 
@@ -117,7 +121,7 @@ def read_classes(path: Path) -> Classes:
         for index, entry in enumerate(entries):
             if "color" in entry:
                 palette[index] = entry["color"]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+    except _FAULTS as error:
         raise DataError(
             str(path),
             f"is no list of classes ({error!r})",

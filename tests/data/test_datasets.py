@@ -263,7 +263,8 @@ def test_folder_takes_names_from_json_then_config_then_numbers(make_tree, data_c
 @pytest.mark.parametrize(
     "text",
     ["{", '{"name": "a"}', "[1, 2, 3, 4]", '[{"color": [1, 2, 3]}]', "3",
-     '[{"name": "a", "color": [1, 2]}]', '[{"name": "a", "color": [1, 2, 300]}]'],
+     '[{"name": "a", "color": [1, 2]}]', '[{"name": "a", "color": [1, 2, 300]}]',
+     pytest.param("[" * 100_000, id="deep")],
 )  # fmt: skip
 def test_unusable_classes_json_is_named(make_tree, data_config, text):
     root = make_tree("folder")

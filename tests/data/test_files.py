@@ -122,6 +122,27 @@ def test_links_in_a_circle_are_refused(data_config, tmp_path, target):
         find_files(data_config("folder", tmp_path), "train")
 
 
+def test_what_cannot_be_listed_is_named(data_config, tmp_path, monkeypatch):
+    write(tmp_path, "images/train/a.png", "images/train/sub/b.png", "labels/train/a.png")
+    loop = tmp_path / "images/train/again.png"
+    loop.symlink_to("again.png")
+    with pytest.raises(
+        DataError, match=r"again\.png: cannot be read \(Too many levels of symbolic"
+    ):
+        find_files(data_config("folder", tmp_path), "train")
+    loop.unlink()
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("sub"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match=r"train/sub: cannot be read \(Permission denied\)"):
+        find_files(data_config("folder", tmp_path), "train")
+
+
 def test_what_is_incomplete_is_still_listed(data_config, tmp_path):
     write(tmp_path, "images/train/a.png", "images/train/b.png", "labels/train/b.png")
     write(tmp_path, "labels/train/c.jpg")

@@ -77,6 +77,15 @@ def test_continuation_reads_the_list_instead_of_the_samples(damaged, train, tmp_
         leave_out(dataset, 1, tmp_path / "run", True)
 
 
+def test_a_list_of_bad_samples_that_is_no_text_is_named(damaged, train, tmp_path):
+    root, _ = damaged(0)
+    argv = [str(argument) for argument in train(root)]
+    dataset = open_dataset(load_recipe(argv[2], [argv[3]]).data, 4, "train")
+    (tmp_path / "bad_samples.txt").write_bytes(b"\xff\xfe0\t")
+    with pytest.raises(DataError, match=r"bad_samples\.txt: cannot be read .* - remove it"):
+        leave_out(dataset, 2, tmp_path, True)
+
+
 @SEEDS
 def test_more_than_allowed_is_one_line(damaged, train, fails, tmp_path, seed):
     root, bad = damaged(seed)
