@@ -5,6 +5,8 @@ Every command renders these as `error: <where>: <what> - <fix>` (see `cli.run`).
 
 from collections.abc import Iterable
 
+_CLIPPED = 80  # characters of a quoted name
+
 
 class DeepLabError(Exception):
     """A mistake or a state of the world that the user can mend.
@@ -72,7 +74,15 @@ class Interrupted(DeepLabError):
 
 
 def shorten(names: Iterable[object], limit: int = 10) -> str:
-    """Returns up to `limit` names in sorted order, then how many more there are."""
+    """Returns up to `limit` names in sorted order, long ones cut, then how many more there are."""
     texts = sorted(str(name) for name in names)
     rest = len(texts) - limit
-    return ", ".join(texts[:limit]) + (f", ... ({rest} more)" if rest > 0 else "")
+    shown = ", ".join(clip(text) for text in texts[:limit])
+    return shown + (f", ... ({rest} more)" if rest > 0 else "")
+
+
+def clip(text: str) -> str:
+    """Returns a text from elsewhere as a message can quote it: short, and on one line."""
+    if len(text) > _CLIPPED:
+        text = f"{text[: _CLIPPED - 3]}..."
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

@@ -5,16 +5,19 @@ link that leads out of it is refused; so nothing outside is ever opened.
 """
 
 import os
+import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from deeplab_jax.config import LABEL_IDS
-from deeplab_jax.errors import DataError
+from deeplab_jax.errors import DataError, clip
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
 LOSSY_SUFFIXES = (".jpg", ".jpeg", ".webp")
+_MAX_LIST_BYTES = 64 << 20
 
 
 class Files(NamedTuple):
@@ -122,18 +125,50 @@ def find_files(data_config: Any, split: str) -> Files:
     if listed is None:
         stems = sorted(images.keys() | masks.keys())
     else:
-        stems = [_stem(name, images, layout) for name in listed]
+        stems = [_stem(line, images, layout) for line in listed]
+        for line, stem in zip(listed, stems, strict=True):
+            if stem not in images and stem not in masks:
+                _refuse_columns(line, images, root, layout)
     return Files(stems, images, masks, listed is not None, layout.id_suffix)
 
 
-def _stem(name: str, images: dict[str, str], layout: Layout) -> str:
+def _stem(line: str, images: dict[str, str], layout: Layout) -> str:
+    """Returns the stem that a line of a list names, as it stands or without spaces around it."""
+    stem = ""
+    for name in (line, line.strip()):
+        stem = _stem_of(name, images, layout)
+        if stem in images:
+            break
+    return stem
+
+
+def _stem_of(name: str, images: dict[str, str], layout: Layout) -> str:
     """Returns the stem of a listed name, which may be a file's."""
+    while name.startswith("./"):
+        name = name[2:]
     if name in images:
         return name
     for suffix in (*layout.image_suffixes, layout.id_suffix):
         if suffix and name.lower().endswith(suffix.lower()):
             return name[: -len(suffix)]
     return name
+
+
+def _refuse_columns(line: str, images: dict[str, str], root: Path, layout: Layout) -> None:
+    """Refuses a line of several names, or of a name and a number as in VOC's lists of a class."""
+    fields = [field for field in re.split(r"[\s,;]+", line) if field]
+    suffixes = (*IMAGE_SUFFIXES, *MASK_SUFFIXES)
+    is_known = all(
+        field.lower().endswith(suffixes) or _stem_of(field, images, layout) in images
+        for field in fields
+        if field not in ("-1", "0", "1")
+    )
+    if len(fields) > 1 and is_known:
+        raise DataError(
+            str(root / layout.list_file),
+            f"has a line of {len(fields)} columns ({clip(line.strip())})",
+            f"write one id a line: the path of an image under {layout.images}, without its suffix",
+        )
 
 
 def _without(names: list[str], folder: Path, other: Path) -> list[str]:
@@ -193,15 +228,26 @@ def _by_stem(folder: Path, names: list[str], suffixes: tuple[str, ...]) -> dict[
 
 
 def _read_list(root: Path, layout: Layout) -> list[str] | None:
-    """Returns the ids of the split's list, or None where there is none."""
+    """Returns the lines of the split's list that are not blank, or None where there is none."""
     path = root / layout.list_file
-    if not path.is_file():  # neither is a pipe, which would wait for a writer
+    if not layout.list_file or not os.path.lexists(path):
         if not layout.is_list_needed:
             return None
         fix = "check config.data.root and the name of the split"
         raise DataError(str(path), "is missing", fix)
+    if path.is_symlink() and not os.path.isabs(layout.list_file):
+        inside = tuple(os.path.join(os.path.realpath(place), "") for place in (root, path.parent))
+        if not os.path.realpath(path).startswith(inside):
+            what = f"is a link that leads out of {inside[0]} (to {os.readlink(path)})"
+            raise DataError(str(path), what, "put the file itself there, or name it in full")
     try:
-        lines = path.read_text("utf-8-sig").splitlines()
+        info = path.stat()
+        if not stat.S_ISREG(info.st_mode):  # a pipe would wait for a writer
+            raise DataError(str(path), "is no file", "write one id a line")
+        if info.st_size > _MAX_LIST_BYTES:
+            what = f"is too large for a list ({info.st_size} bytes, limit {_MAX_LIST_BYTES})"
+            raise DataError(str(path), what, "write one id a line")
+        text = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(str(path), f"cannot be read ({error})", "write one id a line") from error
-    return [line.strip() for line in lines if line.strip()]
+    return [line for line in text.split("\n") if line.strip()]

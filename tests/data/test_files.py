@@ -154,11 +154,73 @@ def test_what_is_incomplete_is_still_listed(data_config, tmp_path):
     assert (files.stems, files.is_listed) == (["b", "../b"], True)
 
 
-def test_a_pipe_is_no_list(data_config, tmp_path):
-    write(tmp_path, "images/train/a.png", "labels/train/a.png")
-    os.mkfifo(tmp_path / "train.txt")
-    with pytest.raises(DataError, match=r"train\.txt: is missing"):
-        find_files(data_config("folder", tmp_path, split_file="{split}.txt"), "train")
+LIST = {"images": "images", "masks": "labels", "split_file": "{split}.txt"}
+
+
+def test_ids_of_a_list_are_matched_as_they_stand_first(opened, tmp_path):
+    ids = ("a\u2028b", "c\x0bd", " e ", "f", "g")
+    write(tmp_path, *[f"{kind}/{i}.png" for kind in ("images", "labels") for i in ids])
+    lines = ["\ufeffa\u2028b", "c\x0bd.png", " e ", "  f\t", "././g.png", "   "]
+    (tmp_path / "train.txt").write_bytes("\r\n".join(lines).encode())
+    assert opened(**LIST).ids == ids
+
+
+@pytest.mark.parametrize(
+    ("line", "count"),
+    [
+        ("JPEGImages/a.jpg SegmentationClass/a.png", 2),
+        ("/x/a.jpg,/y/a.png", 2),
+        ("a\t a.png", 2),
+        ("a -1", 2),
+        ("a b.png 0", 3),
+    ],
+)
+def test_a_list_of_several_columns_is_told(data_config, tmp_path, line, count):
+    write(tmp_path, "images/a.png", "images/b.png", "labels/a.png")
+    (tmp_path / "train.txt").write_text(f"a\n{line}\n")
+    with pytest.raises(DataError, match=f"has a line of {count} columns .* - write one id a line"):
+        find_files(data_config("folder", tmp_path, **LIST), "train")
+
+
+def test_missing_names_with_spaces_are_no_columns(data_config, tmp_path):
+    write(tmp_path, "images/a.png", "labels/a.png")
+    (tmp_path / "train.txt").write_text(f"a and b\n{'x' * 5000}\nc\0d\n")
+    with pytest.raises(DataError) as caught:
+        open_dataset(data_config("folder", tmp_path, **LIST), 4, "train")
+    assert f"3 images missing (a and b, c\\x00d, {'x' * 77}...); 3 masks" in str(caught.value)
+
+
+def test_what_is_no_list(data_config, tmp_path):
+    root = tmp_path / "root"
+    write(root, "images/a.png", "labels/a.png")
+    path, other = root / "train.txt", tmp_path / "other.txt"
+    other.write_text("a\n")
+    data = data_config("folder", root, **LIST)
+
+    def refused(what):
+        with pytest.raises(DataError, match=what):
+            find_files(data, "train")
+        path.unlink(missing_ok=True)
+
+    refused(r"train\.txt: is missing")
+    os.mkfifo(path)
+    refused(r"train\.txt: is no file")
+    with path.open("wb") as file:
+        file.truncate((64 << 20) + 1)
+    refused(r"train\.txt: is too large for a list")
+    path.symlink_to("train.txt")
+    refused(r"train\.txt: cannot be read")
+    path.symlink_to(other)
+    refused(r"train\.txt: is a link that leads out of .* \(to .*other\.txt\)")
+    data.split_file = str(other)
+    assert find_files(data, "train").stems == ["a"]
+    other.rename(root / "other.txt")
+    path.symlink_to("other.txt")
+    data.split_file = "{split}.txt"
+    assert find_files(data, "train").stems == ["a"]
+    root.rename(tmp_path / "moved")  # a root that is a link itself
+    root.symlink_to("moved")
+    assert find_files(data, "train").stems == ["a"]
 
 
 def test_cityscapes_by_train_ids(make_tree, data_config):
