@@ -57,7 +57,7 @@ def main(argv: list[str]) -> None:
         layout = layouts.guess(args.data)
         if args.write_config:
             propose.check_free(args.write_config, layout)
-        print(f"{layout.root}\n  {layout.why}\n", flush=True)
+        print(report.to_printable(f"{layout.root}\n  {layout.why}\n"), flush=True)
         found = survey.survey_folder(layout, _watch)
     speed = report.speed(found, time.perf_counter() - began)
     faults = findings.check(found)
@@ -91,6 +91,8 @@ def _check_arguments(args: Any, overrides: list[str]) -> None:
     if not 0 < args.val_fraction < 1:
         raise ConfigError("--val-fraction", f"must be between 0 and 1, got {args.val_fraction}",
                           "use a value such as 0.2")  # fmt: skip
+    if args.seed < 0:
+        raise ConfigError("--seed", f"must not be negative, got {args.seed}", "use 0, 1, ...")
 
 
 def _watch(facts: Iterator, total: int) -> Iterator:

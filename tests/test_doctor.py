@@ -168,6 +168,18 @@ def test_pipes_are_told_and_not_waited_for(make_tree, doctor):
     assert "labels/train/000.png: is a pipe" in items(report, "unreadable-mask")[0]
 
 
+def test_name_that_is_not_utf8_can_be_printed(make_tree):
+    root = make_tree("folder").resolve()
+    odd = root / "images" / "train" / os.fsdecode(b"caf\xe9.jpg")
+    shutil.copy(root / "images/train/000.jpg", odd)
+    root = root.rename(root.with_name(os.fsdecode(b"d\xe9")))
+    command = [sys.executable, "-m", "deeplab_jax.doctor", "--data", root]
+    env = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+    got = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert got.returncode == 3, got.stderr
+    assert "caf\\udce9.jpg has no mask" in got.stdout
+
+
 def test_split_that_cannot_be_listed_does_not_hide_the_others(make_tree, doctor):
     root = make_tree("folder")
     cv2.imwrite(str(root / "images/train/000.png"), np.zeros((65, 97, 3), np.uint8))
@@ -186,6 +198,7 @@ def test_split_that_cannot_be_listed_does_not_hide_the_others(make_tree, doctor)
         (["--data", "x", "--config.seed=1"], "use --config"),
         (["--config", "x", "--write-config", "y.py"], "use it with --data"),
         (["--data", "x", "--val-fraction", "2"], "must be between 0 and 1"),
+        (["--data", "x", "--seed", "-1"], "must not be negative"),
         (["--config", RECIPE, "--config.data.source=tfds"], "config.data.source"),
     ],
 )

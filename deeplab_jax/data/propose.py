@@ -90,8 +90,10 @@ def propose(survey: Survey, layout: Layout) -> Proposal:
     """Returns a recipe for the data set.
 
     Raises:
-      DataError: there are not two images to train on, or not two classes.
+      DataError: there are not two images to train on, or not two classes; or a name cannot be
+        written to the recipe or its lists.
     """
+    _check_names(survey, layout)
     train = _usable(survey.of_split(survey.splits[0]))
     unsplit = [] if layout.is_split else _groups(train)
     if len(train) < (2 if layout.is_split else 3):
@@ -113,6 +115,25 @@ def propose(survey: Survey, layout: Layout) -> Proposal:
     is_quiet = {f.key for f in fields if dataset in CLASS_NAMES} | {"train.reference_processes"}
     fields = [f for f in fields if f.key not in is_quiet or defaults[f.key] != f.value]
     return Proposal(dataset, fields, unsplit)
+
+
+def _check_names(survey: Survey, layout: Layout) -> None:
+    """Refuses names that no UTF-8 file holds, and those that a line of a list does not carry."""
+    for text in (str(survey.root), *(v for v in layout.fields.values() if isinstance(v, str))):
+        if not _is_unicode(text):
+            raise DataError(text, "is no name in UTF-8", "rename the folder")
+    for f in [] if layout.is_split else survey.facts:
+        stem = f.sample.stem
+        path = survey.name(f.sample.image or f.sample.mask or stem)
+        if not _is_unicode(stem):
+            raise DataError(path, "is no name in UTF-8, as a list needs", "rename the file")
+        if stem.splitlines() != [stem] or stem != stem.strip() or stem[0] == "\ufeff":
+            what = "has a name with line breaks or outer spaces, which no list carries"
+            raise DataError(path, what, "rename the file")
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _usable(facts: Sequence[Facts]) -> list[Facts]:
@@ -177,7 +198,8 @@ def _class_fields(survey: Survey) -> list[Field]:
         fields += _value_fields(survey)
         if not has_file and not any(f.key == "data.class_values" for f in fields):
             first = int(any(f.key == "data.reduce_zero_label" for f in fields))
-            names = tuple(f"class_{i}" for i in range(values.classes[-1] + 1 - first))
+            last = max(values.classes, default=first - 1)
+            names = tuple(f"class_{i}" for i in range(last + 1 - first))
     if len(names) < 2:
         what = f"holds {len(names)} class(es) in its masks"
         raise DataError(str(survey.root), what, "a network needs two; count the background")
@@ -295,7 +317,7 @@ def write(proposal: Proposal, path: str, val_fraction: float, seed: int) -> None
 
 
 def _create(path: Path, text: str) -> None:
-    with path.open("x") as file:  # "x": never over another
+    with path.open("x", encoding="utf-8") as file:  # "x": never over another
         file.write(text)
 
 

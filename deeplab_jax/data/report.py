@@ -97,7 +97,12 @@ def to_text(survey: Survey, findings: Sequence[Finding], speed: Speed) -> str:
         f"core(s); {speed.per_core:.0f} per second of one core, "
         f"{100 * speed.decoding:.0f} % of it decoding"
     )
-    return "\n".join(lines)
+    return to_printable("\n".join(lines))
+
+
+def to_printable(text: str) -> str:
+    """Returns text that any UTF-8 output takes: names of files need not be UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _summary(survey: Survey) -> list[str]:

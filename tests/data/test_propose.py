@@ -1,3 +1,4 @@
+import os
 import shutil
 import subprocess
 import sys
@@ -139,6 +140,30 @@ def test_split_has_something_on_both_sides_and_depends_on_the_seed_alone():
     assert [len(part) for part in split(groups[:2], 0.99, 0)] == [1, 1]
 
 
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [(b"caf\xe9", "UTF-8"), (b" a", "outer spaces"), (b"a\nb", "line breaks"),
+     ("a\u2028b".encode(), "line breaks"), ("\ufeffa".encode(), "no list carries")],
+)  # fmt: skip
+def test_name_that_a_list_does_not_carry_is_refused(make_tree, recipe_of, tmp_path, name, what):
+    root = make_tree("folder", num_train=4)
+    for kind, suffix in (("images", ".jpg"), ("labels", ".png")):
+        shutil.rmtree(root / kind / "val")
+        old = root / kind / "train" / f"001{suffix}"
+        old.rename(old.with_name(os.fsdecode(name) + suffix))
+    with pytest.raises(DataError, match=what) as error:
+        recipe_of(root)
+    assert error.value.where == f"images/train/{os.fsdecode(name)}.jpg"
+    assert not list(tmp_path.glob("mine*"))
+
+
+def test_folder_that_is_no_name_in_utf8_is_refused(make_tree, recipe_of):
+    root = make_tree("folder", num_train=4)
+    root = root.rename(root.with_name(os.fsdecode(b"caf\xe9")))
+    with pytest.raises(DataError, match="rename the folder"):
+        recipe_of(root)
+
+
 def test_nothing_is_written_over(make_tree, tmp_path):
     layout = layouts.guess(make_tree("folder"))
     path = tmp_path / "mine.py"
@@ -163,6 +188,7 @@ def test_too_little_to_train_on_is_said(make_tree, recipe_of):
     with pytest.raises(DataError, match="1 usable training images"):
         recipe_of(root)
     root = make_tree("folder", num_train=4, num_val=1)
-    redraw(root, lambda m: np.zeros_like(m))
-    with pytest.raises(DataError, match="a network needs two"):
-        recipe_of(root, "other.py")
+    for value in (0, 255):
+        redraw(root, lambda m, value=value: np.full_like(m, value))
+        with pytest.raises(DataError, match="a network needs two"):
+            recipe_of(root, "other.py")
