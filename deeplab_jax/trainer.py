@@ -13,7 +13,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -108,16 +108,22 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     data, model_config = config.data, config.model
     dataset = open_dataset(data, model_config.num_classes, data.train_split)
     validation = open_dataset(data, model_config.num_classes, data.val_split)
-    is_begun = checkpoint.latest_step(workdir) is not None
-    dataset = leave_out(dataset, data.skip_bad, workdir, is_begun)
-    plan = make_plan(config, len(dataset))
-    mesh = sharding.make_mesh(config.train.batch_size, num_groups=config.train.reference_processes)
-    notes = warnings(config)
-    if is_begun:
-        check_continuation(workdir, config, dataset)
-    else:
-        notes += check_start(config, dataset.class_names)
-    with _lock(workdir):
+    with ExitStack() as held:
+        if data.skip_bad:  # what it finds is written there
+            held.enter_context(_lock(workdir))
+        is_begun = checkpoint.latest_step(workdir) is not None
+        dataset = leave_out(dataset, data.skip_bad, workdir, is_begun)
+        plan = make_plan(config, len(dataset))
+        mesh = sharding.make_mesh(
+            config.train.batch_size, num_groups=config.train.reference_processes
+        )
+        notes = warnings(config)
+        if is_begun:
+            check_continuation(workdir, config, dataset)
+        else:
+            notes += check_start(config, dataset.class_names)
+        if not data.skip_bad:  # a start that is refused leaves no folder behind
+            held.enter_context(_lock(workdir))
         write_config(workdir, config)  # an unusable place shows before anything compiles
         for warning in notes:
             print(f"warning: {warning}", flush=True)

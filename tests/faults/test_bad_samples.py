@@ -1,5 +1,6 @@
 """Tolerance on request: bad training samples are left out, listed, and left out again."""
 
+import fcntl
 import json
 
 import numpy as np
@@ -84,6 +85,17 @@ def test_a_list_of_bad_samples_that_is_no_text_is_named(damaged, train, tmp_path
     (tmp_path / "bad_samples.txt").write_bytes(b"\xff\xfe0\t")
     with pytest.raises(DataError, match=r"bad_samples\.txt: cannot be read .* - remove it"):
         leave_out(dataset, 2, tmp_path, True)
+
+
+def test_nothing_is_read_where_another_process_trains(damaged, train, call, tmp_path):
+    root, _ = damaged(0)
+    (tmp_path / "run").mkdir()
+    with (tmp_path / "run" / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        code, out, err = call(*train(root, "skip_bad=2"))
+    assert (code, out) == (2, "")
+    assert "another process trains here" in err
+    assert not (tmp_path / "run" / "bad_samples.txt").exists()
 
 
 @SEEDS
