@@ -4,6 +4,8 @@ The three official layouts are known by name. All others are found by content: t
 files have the same names (or the same but for a suffix), of which one is named as masks are.
 """
 
+import functools
+import itertools
 import os
 import re
 from collections import Counter, defaultdict
@@ -16,14 +18,21 @@ from deeplab_jax.errors import DataError
 
 _TRAIN = ("trainaug", "train", "training")
 _VAL = ("val", "valid", "validation", "dev", "eval", "test", "testing")
+# Whole words, of which some are written as one: "trainannot", "SegmentationClass", "pngmasks".
 _MASK_WORDS = re.compile(
-    r"mask|label|annot|segm|target|ground|(^|[^a-z])(gt|seg|l|y)([^a-z]|$)|gtfine"
+    r"(?<![a-z])((mask|label|annot|segm)(?!l?ed)[a-z]*"
+    r"|[a-z]*(mask|label|annot|annotation|segmentation)s?|targets?|ground_?truths?"
+    r"|gts?|gtfine|gtcoarse|segs?|semseg|l|y)(?![a-z])"
 )
 # Beside the masks of classes there often are pictures of them, instances or outlines.
-_OTHER_WORDS = re.compile(r"object|instance|colou?r|edge|boundar|overlay|vis|panoptic")
+_OTHER_WORDS = re.compile(
+    r"(?<![a-z])([a-z]*objects?|instances?(ids?)?|colou?r(s|ed)?|edges?|boundar(y|ies)"
+    r"|overlays?|vis|visuali[sz]ations?|panoptic)(?![a-z])"
+)
 _LIST_FOLDERS = ("", "ImageSets/Segmentation", "ImageSets", "splits", "lists")
 _MAX_DEPTH = 6
 _MAX_LIST_BYTES = 1 << 26
+_MAX_SEEN = 8  # folders named where none match
 _ENOUGH = 0.5  # of the smaller folder's names must be found in the other
 
 
@@ -55,11 +64,16 @@ def guess(root: str | Path) -> Layout:
     root = Path(root).resolve()
     if not root.is_dir():
         raise DataError(str(root), "is not a folder", "name the folder of your images and masks")
-    layout = _official(root) or _by_content(root)
+    layout = _official(root)
+    folders = {} if layout else _folders(root)
+    layout = layout or _by_content(root, folders)
     if layout is None:
+        seen = [f"{name or '.'} ({len(stems)})" for name, stems in folders.items()]
+        more = f" and {len(seen) - _MAX_SEEN} more" if len(seen) > _MAX_SEEN else ""
         raise DataError(
             str(root),
-            "holds no images with masks of the same names",
+            "holds no images with masks of the same names; folders with pictures: "
+            + (", ".join(seen[:_MAX_SEEN]) + more or "none"),
             "lay them out as images/train/NAME.jpg and labels/train/NAME.png, or describe where "
             "they are in a recipe (config.data.images, masks, mask_suffix) and use --config",
         )
@@ -126,9 +140,8 @@ class _Group:
     stems: set[str] = field(default_factory=set)
 
 
-def _by_content(root: Path) -> Layout | None:
+def _by_content(root: Path, folders: dict[str, set[str]]) -> Layout | None:
     groups: dict[_Place, _Group] = defaultdict(_Group)
-    folders = _folders(root)
     for images, masks, suffix, pairs in _matches(root, folders):
         place, split = _template(images, masks, suffix)
         group = groups[place]
@@ -214,28 +227,68 @@ def _is_image(name: str) -> bool:
 def _matches(root: Path, folders: dict[str, set[str]]) -> list[tuple[str, str, str, int]]:
     """Returns (image folder, mask folder, suffix of masks, pairs) for all folders that match."""
     found = []
-    masks = {name for name in folders if _is_mask_folder(name)}
     for name, stems in folders.items():
-        if name in masks or _OTHER_WORDS.search(name.rsplit("/", 1)[-1].lower()):
+        others = defaultdict(list)
+        for other in folders:
+            if _is_pair(name, other):
+                others[sum(_common(name, other))].append(other)
+        # The nearest first: numbered files have the same names in every folder.
+        for nearness in sorted(others, reverse=True):
+            pairs, suffix, other = max((*_suffix(stems, folders[o]), o) for o in others[nearness])
+            if pairs:
+                found.append((name, other, suffix, pairs))
+                break
+    # A folder that is called as pictures of masks are may be one of images, where no other is.
+    found = [f for f in found if not _is_other(f[0])] or found
+    paired = {name for pair in found for name in pair[:2]}
+    for name in folders.keys() - paired:
+        if _is_other(name) or (paired and any(map(_is_mask_word, name.split("/")))):
             continue
-        best = max(
-            ((*_suffix(stems, folders[other]), other) for other in masks if _agree(name, other)),
-            default=(0, "", ""),
-        )
-        if not best[0]:
-            best = (*_suffix_within(stems), name)
-        if not best[0]:
-            best = (_twins(root / name), "", name)
-        pairs, suffix, other = best
+        pairs, suffix = _suffix_within(folders[name])
+        pairs = pairs or _twins(root / name)
         if pairs:
-            found.append((name, other, suffix, pairs))
-    return found
+            found.append((name, name, suffix, pairs))
+    return sorted(found)
 
 
-def _is_mask_folder(name: str) -> bool:
-    lower = name.lower()
-    last = lower.rsplit("/", 1)[-1]
-    return bool(_MASK_WORDS.search(lower)) and not _OTHER_WORDS.search(last)
+def _is_pair(images: str, masks: str) -> bool:
+    """Tells whether two folders are called images and masks of them, where their paths differ."""
+    start, end = _common(images, masks)
+    one, other = (name.split("/")[start:] for name in (images, masks))
+    one, other = one[: len(one) - end], other[: len(other) - end]
+    return (
+        _agree(images, masks)
+        and any(map(_is_mask_word, other))
+        and not any(map(_is_mask_word, one))
+        and not any(map(_is_other, other))
+    )
+
+
+def _common(one: str, other: str) -> tuple[int, int]:
+    """Returns how many parts two paths have in common at their start and at their end."""
+    parts = [name.split("/") if name else [] for name in (one, other)]
+    start = _num_equal(*parts)
+    return start, _num_equal(*(part[start:][::-1] for part in parts))
+
+
+def _num_equal(one: list[str], other: list[str]) -> int:
+    pairs = zip(one, other, strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def _words(part: str) -> str:
+    """Returns a part of a path in lower case, "gtFine" and "SegmentationClass" as two words."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", part).lower()
+
+
+@functools.cache
+def _is_mask_word(part: str) -> bool:
+    return bool(_MASK_WORDS.search(_words(part)))
+
+
+@functools.cache
+def _is_other(folder: str) -> bool:
+    return bool(_OTHER_WORDS.search(_words(folder.rsplit("/", 1)[-1])))
 
 
 def _agree(images: str, masks: str) -> bool:
@@ -249,7 +302,7 @@ def _split_of(folder: str) -> str | None:
         for split in sorted((*_TRAIN, *_VAL), key=len, reverse=True):
             # "train", and "trainannot" or "train_labels"
             rest = part.lower().removeprefix(split)
-            if rest != part.lower() and (not rest or _MASK_WORDS.search(rest)):
+            if rest != part.lower() and (not rest or _MASK_WORDS.match(rest.lstrip("_- "))):
                 return part[: len(split)]
     return None
 
@@ -271,7 +324,7 @@ def _suffix_within(stems: set[str]) -> tuple[int, str]:
         stem[cut:]
         for stem in stems
         for cut in range(1, len(stem))
-        if stem[:cut] in stems and _MASK_WORDS.search(stem[cut:].lower())
+        if stem[:cut] in stems and _is_mask_word(stem[cut:])
     )
     suffix, pairs = max(counts.items(), key=lambda c: (c[1], c[0]), default=("", 0))
     return (pairs, suffix) if pairs >= _ENOUGH * len(stems) / 2 else (0, "")

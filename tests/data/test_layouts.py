@@ -63,6 +63,19 @@ def write_all(root, image, mask):
             {"images": "{split}", "masks": "{split}", "mask_suffix": "_mask"},
         ),
         ("images/{split}/{name}.jpg", "labels/{split}/{name}_L.png", {"mask_suffix": "_L"}),
+        ("images/{split}/ground_floor/{name}.jpg", "labels/{split}/ground_floor/{name}.png", {}),
+        ("images/{split}/colorado/{name}.jpg", "labels/{split}/colorado/{name}.png", {}),
+        ("images/{split}/edges/y/{name}.jpg", "labels/{split}/edges/y/{name}.png", {}),
+        (
+            "target/{split}/color/{name}.jpg",
+            "target/{split}/groundTruth/{name}.png",
+            {"images": "target/{split}/color", "masks": "target/{split}/groundTruth"},
+        ),
+        (
+            "{split}/unlabeled_vision/{name}.jpg",
+            "{split}/pngmasks/{name}.png",
+            {"images": "{split}/unlabeled_vision", "masks": "{split}/pngmasks"},
+        ),
     ],
 )
 def test_layouts_with_a_split(tmp_path, image, mask, fields):
@@ -96,6 +109,23 @@ def test_layouts_without_a_split(tmp_path, image, mask, fields):
         **fields,
     }
     assert not layout.is_split
+
+
+def test_numbered_files_are_paired_with_the_nearest_folder(tmp_path):
+    for city, number in (("rome", 4), ("milan", 6)):
+        write(tmp_path, *(f"images/train/{city}/{i}.jpg" for i in range(6)))
+        write(tmp_path, *(f"labels/train/{city}/{i}.png" for i in range(number)))
+    assert (guess(tmp_path).fields["masks"], guess(tmp_path).splits) == ("labels/train", ("train",))
+
+
+def test_folder_of_a_colouring_is_neither_images_nor_masks(tmp_path):
+    for name in "abc":
+        write(tmp_path, f"images/{name}.jpg", f"vis/{name}.png", f"masks_color/{name}.png",
+              f"masks/{name}.png")  # fmt: skip
+    assert (guess(tmp_path).fields["images"], guess(tmp_path).fields["masks"]) == (
+        "images",
+        "masks",
+    )
 
 
 def test_training_images_alone_are_no_split(tmp_path):
@@ -160,6 +190,10 @@ def test_folder_that_is_no_data_set_says_what_is_expected(tmp_path, names):
     write(tmp_path, *names)
     with pytest.raises(DataError, match=r"labels/train/NAME\.png"):
         guess(tmp_path)
+    with pytest.raises(DataError) as error:
+        guess(tmp_path)
+    seen = {path.rsplit("/", 1)[0] for path in names}
+    assert all(f"{folder} (1)" in error.value.what for folder in seen)
     with pytest.raises(DataError, match="is not a folder"):
         guess(tmp_path / "nothing")
 
