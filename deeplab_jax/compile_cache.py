@@ -7,32 +7,32 @@ import hashlib
 import os
 import platform
 import stat
+import sys
 from pathlib import Path
 
 import jax
 
 VARIABLE = "DEEPLAB_COMPILE_CACHE"
+_OFF = ("off", "0", "no", "false")
 
 
 def enable() -> Path | None:
     """Switches JAX's cache on and returns its folder; None where it stays as it was.
 
     The folder is `deeplab_jax/xla` in the user's cache directory (`XDG_CACHE_HOME`), or what the
-    environment variable `DEEPLAB_COMPILE_CACHE` names; "off" switches this off.
+    environment variable `DEEPLAB_COMPILE_CACHE` names; "off" switches this off. One that cannot be
+    used costs time, not the run; if it was named, a line on standard error says so.
     """
     choice = os.environ.get(VARIABLE, "")
-    if choice == "off" or jax.config.values["jax_compilation_cache_dir"]:
+    if choice.lower() in _OFF or jax.config.values["jax_compilation_cache_dir"]:
         return None
-    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    folder = Path(choice) if choice else home / "deeplab_jax" / "xla"
-    folder = folder / _machine()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in (folder.parent, folder):
-            path.chmod(0o700)
-        if any(not _is_private(path) for path in (folder.parent, folder)):
-            return None
-    except OSError:  # no home, a full disk, another's folder: a cache is not worth an error
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = Path(choice) if choice else home / "deeplab_jax" / "xla"
+        folder = _make_private(folder.absolute() / _machine())
+    except (OSError, RuntimeError) as error:  # no home, a full disk, another's folder
+        if choice:
+            print(f"compile cache {choice} is not used: {error}", file=sys.stderr)
         return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
@@ -40,9 +40,21 @@ def enable() -> Path | None:
     return folder
 
 
-def _is_private(path: Path) -> bool:
-    info = path.lstat()
-    return info.st_uid == os.getuid() and stat.S_ISDIR(info.st_mode) and not info.st_mode & 0o077
+def _make_private(folder: Path) -> Path:
+    """Returns the folder, made if missing with mode 0700; folders that exist are left as they are.
+
+    Raises:
+      OSError: it cannot be made, or others could put programs there.
+    """
+    for path in [*reversed(folder.parents), folder]:
+        if not path.exists():
+            path.mkdir(mode=0o700)
+    for path in (folder.parent, folder):
+        info = path.lstat()
+        is_own = info.st_uid == os.getuid() and stat.S_ISDIR(info.st_mode)
+        if not is_own or info.st_mode & 0o022:
+            raise PermissionError(f"{path} is a link, or others own it or can write there")
+    return folder
 
 
 def _machine() -> str:

@@ -29,25 +29,50 @@ def test_folder_is_the_users_alone(monkeypatch, tmp_path):
     assert compile_cache.enable() is None  # what is set stays
 
 
-def test_it_can_be_off_or_elsewhere(monkeypatch, tmp_path):
-    monkeypatch.setenv(compile_cache.VARIABLE, "off")
+@pytest.mark.parametrize("word", ["off", "OFF", "0"])
+def test_it_can_be_off(monkeypatch, word):
+    monkeypatch.setenv(compile_cache.VARIABLE, word)
     assert compile_cache.enable() is None
     assert not jax.config.values["jax_compilation_cache_dir"]
+
+
+def test_it_can_be_elsewhere_and_leaves_folders_as_they_are(monkeypatch, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine").chmod(0o755)
     monkeypatch.setenv(compile_cache.VARIABLE, str(tmp_path / "mine"))
-    assert compile_cache.enable().parent == tmp_path / "mine"
+    folder = compile_cache.enable()
+    assert folder.parent == tmp_path / "mine"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert folder.parent.stat().st_mode & 0o777 == 0o755
 
 
-def test_a_folder_that_cannot_be_is_no_error(monkeypatch, tmp_path):
+def test_a_folder_that_cannot_be_is_no_error(monkeypatch, tmp_path, capsys):
     (tmp_path / "file").touch()
     monkeypatch.setenv(compile_cache.VARIABLE, str(tmp_path / "file"))
+    assert compile_cache.enable() is None
+    assert "file is not used: " in capsys.readouterr().err
+
+
+def test_nobody_without_a_home_is_no_error(monkeypatch):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv(compile_cache.VARIABLE, raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(compile_cache.Path, "home", no_home)
     assert compile_cache.enable() is None
 
 
 def test_what_others_could_put_there_is_not_run(monkeypatch, tmp_path):
     (tmp_path / "shared").mkdir()
-    (tmp_path / "link").symlink_to(tmp_path / "shared")
-    monkeypatch.setenv(compile_cache.VARIABLE, str(tmp_path / "link"))
-    assert compile_cache.enable() is None
+    (tmp_path / "shared").chmod(0o777)
+    (tmp_path / "own").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "own")
+    for name in ("shared", "link"):
+        before = (tmp_path / name).stat().st_mode
+        monkeypatch.setenv(compile_cache.VARIABLE, str(tmp_path / name))
+        assert compile_cache.enable() is None
+        assert (tmp_path / name).stat().st_mode == before
 
 
 def test_programs_outlive_the_process(tmp_path):
