@@ -37,6 +37,7 @@ class Official(NamedTuple):
       archives: (file as downloaded, folder it unpacks to).
       splits: for training and validation.
       counts: of images in these.
+      recipe: one that reads it.
       unpack: from (archives as found, folder to fill) to files in the layout, under `part`.
     """
 
@@ -44,6 +45,7 @@ class Official(NamedTuple):
     archives: tuple[tuple[str, str], ...]
     splits: tuple[str, str]
     counts: tuple[int, int]
+    recipe: str
     unpack: Callable[[list[Path], Path], None]
 
 
@@ -139,6 +141,7 @@ OFFICIAL = {
         (("VOCtrainval_11-May-2012.tar", "VOCdevkit"), ("benchmark.tgz", "benchmark_RELEASE")),
         ("trainaug", "val"),
         (10_582, 1_449),
+        "configs/voc_r50_os16.py",
         unpack_voc,
     ),
     "ade20k": Official(
@@ -146,6 +149,7 @@ OFFICIAL = {
         (("ADEChallengeData2016.zip", "ADEChallengeData2016"),),
         ("train", "val"),
         (20_210, 2_000),
+        "configs/ade20k_r50_os16.py",
         unpack_ade20k,
     ),
     "cityscapes": Official(
@@ -156,6 +160,7 @@ OFFICIAL = {
         ),
         ("train", "val"),
         (2_975, 500),
+        "configs/cityscapes_r50_os16.py",
         unpack_cityscapes,
     ),
 }
@@ -242,7 +247,7 @@ def prepare(name: str, archives: Path, root: Path, counts: tuple[int, int]) -> N
         except DataError as error:
             fix = f"{error.fix}; or move {target} away (what it was unpacked from will do)"
             raise DataError(error.where, error.what, fix) from error
-        print(f"{name}: complete at {target}; left as it is")
+        print(f"{name}: complete at {target}; left as it is; {_advice(official, root)}")
         return
     found = _locate(official, archives)
     with staged(root, official.part) as partial:
@@ -253,7 +258,12 @@ def prepare(name: str, archives: Path, root: Path, counts: tuple[int, int]) -> N
         except DataError as error:  # of files that are gone when this is read
             where, what = (text.replace(f"{partial}/", "") for text in (error.where, error.what))
             raise DataError(where, what, error.fix) from error
-    print(f"{name}: complete at {target}")
+    print(f"{name}: complete at {target}; {_advice(official, root)}")
+
+
+def _advice(official: Official, root: Path) -> str:
+    command = f"deeplab doctor --config {official.recipe} --config.data.root={root}"
+    return f"run {command} to check every file"
 
 
 def _locate(official: Official, archives: Path) -> list[Path]:
@@ -268,7 +278,9 @@ def _locate(official: Official, archives: Path) -> list[Path]:
 
 
 def check(name: str, root: Path, counts: tuple[int, int]) -> None:
-    """Checks that every image has its mask, the number of images, and Cityscapes' masks.
+    """Checks that every image has its mask, their number and sizes, and Cityscapes' masks.
+
+    Of other masks and of images only the headers are read.
 
     Raises:
       DataError: something is missing, or contradicts something else.
@@ -282,8 +294,31 @@ def check(name: str, root: Path, counts: tuple[int, int]) -> None:
             what = f"split {split!r} has {len(dataset)} images, not {count}"
             fix = "use the official archives, or give --expect-counts"
             raise DataError(str(root / OFFICIAL[name].part), what, fix)
+        check_headers(dataset)
         if name == "cityscapes":
             check_cityscapes(dataset)
+
+
+def check_headers(dataset: "Dataset") -> None:
+    """Checks that all files begin as images do, and that a mask has its image's size.
+
+    Raises:
+      DataError: one is no image, or the sizes differ.
+    """
+    from deeplab_jax.data.images import read_size
+
+    def check_sample(index: int) -> None:
+        image, mask = dataset.source.names(index)
+        sizes = read_size(image), read_size(mask)
+        if sizes[0] != sizes[1]:
+            (height, width), (image_height, image_width) = sizes[1], sizes[0]
+            what = f"is {height} x {width} pixels, but its image {image_height} x {image_width}"
+            raise DataError(mask, what, "use the official archives")
+
+    with ThreadPoolExecutor() as pool:
+        checks = pool.map(check_sample, range(len(dataset)))
+        for _ in _progress(checks, f"headers of {dataset.split}", len(dataset)):
+            pass
 
 
 def check_cityscapes(dataset: "Dataset") -> None:

@@ -102,7 +102,7 @@ def unpack(source: Path, target: Path, rename: Callable[[str], str]) -> int:
         members = _folder_members(source, rename)
         return _write(members, lambda path: path.open("rb"), target, rename)
     try:
-        if zipfile.is_zipfile(source):
+        if _head(source).startswith(b"PK"):  # its table is at the end, which a cut one lacks
             with zipfile.ZipFile(source) as file:
                 members = _zip_members(source, file, rename)
                 return _write(members, lambda key: file.open(key), target, rename)
@@ -112,8 +112,15 @@ def unpack(source: Path, target: Path, rename: Callable[[str], str]) -> int:
     except _DAMAGE as error:
         if isinstance(error, DeepLabError) or getattr(error, "errno", None):
             raise  # of the disk, not of the archive
-        what = f"is damaged or cut short ({error or type(error).__name__})"
+        why = (str(error) or type(error).__name__).splitlines()[0].rstrip(":")
+        what = f"is damaged or cut short ({why}; it starts with {_head(source)!r})"
         raise DataError(str(source), what, "download it again") from error
+
+
+def _head(source: Path) -> bytes:
+    """Returns the bytes that tell what a file is."""
+    with source.open("rb") as file:
+        return file.read(12)
 
 
 def _folder_members(source: Path, rename: Callable[[str], str]) -> list[_Member]:

@@ -164,6 +164,9 @@ def test_archives_or_their_folders_become_the_layout(call, downloads, tmp_path, 
     code, out, err = call(*argv)
     assert (code, err) == (0, "")
     assert "complete at" in out
+    recipe = out.partition("run deeplab doctor --config ")[2].split()[0]
+    assert (_PATH.parents[1] / recipe).is_file()
+    assert out.endswith(f" --config.data.root={root} to check every file\n")
     config = get_config(name)
     for split, count in zip(
         (config.data.train_split, config.data.val_split), _COUNTS[name].split(","), strict=True
@@ -365,6 +368,38 @@ def test_damaged_archives_are_named(call, downloads, tmp_path, name, kept):
     code, _, err = call(dataset, "--archives", path.parent, "--output", root)
     assert code == 3
     assert f"{name}: is damaged or cut short" in err
+    assert "\n" not in err
+    assert "method" not in err  # of tarfile, which would try its five on a ZIP
+    assert not list(root.iterdir())
+
+
+@pytest.mark.parametrize("name", [VOC_TAR, "ADEChallengeData2016.zip"])
+def test_a_page_in_place_of_an_archive_is_one_line(call, downloads, tmp_path, name):
+    dataset = "ade20k" if name.endswith("zip") else "voc"
+    path = downloads(dataset) / name
+    path.write_text("<html>please log in\n" * 100)
+    code, _, err = call(dataset, "--archives", path.parent, "--output", tmp_path / "data")
+    assert code == 3
+    assert f"{path}: is damaged or cut short (file could not be opened successfully; " in err
+    assert "it starts with b'<html>please') - download it again" in err
+    assert "\n" not in err
+
+
+@pytest.mark.parametrize("kind", ["images", "annotations"])
+def test_headers_are_read_before_a_data_set_is_complete(call, downloads, tmp_path, kind):
+    folder, root = downloads("ade20k"), tmp_path / "data"
+    keep_folders(folder)
+    path = next((folder / "ADEChallengeData2016" / kind / "validation").iterdir())
+    if kind == "images":
+        path.write_text("<html>")
+    else:
+        write(path, draw(0, 151, (9, 13)))
+    argv = ("ade20k", "--archives", folder, "--output", root, "--expect-counts", "3,2")
+    code, out, err = call(*argv)
+    assert code == 3
+    what = {"images": "looks like an HTML page", "annotations": "is 9 x 13 pixels, but its image"}
+    assert f"{path.name}: {what[kind]}" in err
+    assert "complete" not in out
     assert not list(root.iterdir())
 
 
