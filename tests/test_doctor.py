@@ -168,6 +168,54 @@ def test_pipes_are_told_and_not_waited_for(make_tree, doctor):
     assert "labels/train/000.png: is a pipe" in items(report, "unreadable-mask")[0]
 
 
+def test_palette_masks_among_grey_ones_are_named(make_tree, doctor):
+    root = make_tree("folder")
+    path = root / "labels/train/003.png"
+    write_png_indices(path, np.array(Image.open(path)), colormap(256))
+    code, _, _, report = doctor("--data", root)
+    assert (code, kinds(report, "warning")) == (0, {"mixed-masks"})
+    assert items(report, "mixed-masks") == ["labels/train/003.png"]
+
+
+def test_grey_stored_as_colours_is_called_so(make_tree, doctor):
+    root = make_tree("folder")
+    path = root / "labels/train/003.png"
+    Image.open(path).convert("RGB").save(path)
+    code, _, _, report = doctor("--data", root)
+    assert (code, kinds(report, "error")) == (3, {"color-mask"})
+    assert "grey stored as RGB, values 0..3, 255" in items(report, "color-mask")[0]
+
+
+def test_masks_turned_by_exif_are_named(make_tree, doctor):
+    root = make_tree("folder")
+    for name, tag in (("002", 6), ("004", 3)):  # on its side, upside down
+        exif = Image.Exif()
+        exif[0x0112] = tag
+        path = root / f"labels/train/{name}.png"
+        Image.open(path).save(path, exif=exif)
+    code, _, _, report = doctor("--data", root)
+    assert code == 3
+    found = {f["severity"]: f["items"] for f in report["findings"] if f["kind"] == "exif"}
+    assert found == {
+        "error": ["labels/train/002.png: EXIF orientation 6"],
+        "warning": ["labels/train/004.png: EXIF orientation 3"],
+    }
+    assert not items(report, "size")
+
+
+def test_copied_masks_are_named(make_tree, doctor):
+    root = make_tree("folder")
+    labels = root / "labels/train"
+    for name in ("006", "008"):
+        (root / f"images/train/{name}.jpg").unlink()
+        shutil.copy(labels / "004.png", root / f"images/train/{name}.png")
+    shutil.copy(labels / "004.png", labels / "006.png")
+    shutil.copy(labels / "001.png", labels / "003.png")
+    *_, report = doctor("--data", root)
+    assert items(report, "image-as-mask") == ["labels/train/006.png"]
+    assert items(report, "same-mask") == ["labels/train/001.png = labels/train/003.png"]
+
+
 def test_name_that_is_not_utf8_can_be_printed(make_tree):
     root = make_tree("folder").resolve()
     odd = root / "images" / "train" / os.fsdecode(b"caf\xe9.jpg")

@@ -42,7 +42,7 @@ class Finding(NamedTuple):
 def check(survey: "Survey") -> list[Finding]:
     """Returns everything that is to be said of a data set, worst first."""
     rules: tuple[Callable[[Survey], Iterable[Finding]], ...] = (
-        _unreadable, _missing, _sizes, _colors, _unknown, _shifted, _duplicates,
+        _unreadable, _missing, _sizes, _colors, _unknown, _shifted, _duplicates, _copied_masks,
         _classes, _ignored, _numbers, _palettes, _notes,
     )  # fmt: skip
     found = [*survey.faults, *(finding for rule in rules for finding in rule(survey))]
@@ -151,10 +151,16 @@ def _missing(survey: "Survey") -> Iterator[Finding]:
 
 def _sizes(survey: "Survey") -> Iterator[Finding]:
     turned, differing, rotated = [], [], []
+    odd_masks: dict[bool, list[str]] = {True: [], False: []}  # by whether they fit nevertheless
     for f in survey.facts:
         if f.image_size is None:
             continue
         name = survey.name(f.sample.image)
+        if f.mask_orientation != 1 and f.orientation == 1:
+            text = f"{survey.name(f.sample.mask)}: EXIF orientation {f.mask_orientation}"
+            if f.mask_size in (f.image_size, f.image_size[::-1]):
+                odd_masks[f.mask_size == f.image_size].append(text)
+                continue
         if f.mask_size is None or f.mask_size == f.image_size:
             if f.orientation != 1:
                 rotated.append(f"{name}: EXIF orientation {f.orientation}")
@@ -178,6 +184,14 @@ def _sizes(survey: "Survey") -> Iterator[Finding]:
         "export the masks again at the size of the images; never smooth when resizing",
         differing,
     )
+    for fits, items in odd_masks.items():
+        yield from _find(
+            "warning" if fits else "error",
+            "exif",
+            "{n} mask{s} {be} turned by EXIF data, the image{s} not",
+            "save these masks as they are meant to lie, without EXIF orientation",
+            items,
+        )
     yield from _find(
         "warning",
         "exif",
@@ -193,6 +207,8 @@ def _colors(survey: "Survey") -> Iterator[Finding]:
     fix = "export class indices as grey or palette PNG"
     if few and len(masks) * 2 > sum(bool(f.mask_size) for f in survey.facts):
         fix = 'declare the colours: config.data.mask_format="color"; --write-config proposes it'
+    if masks and all(f.is_grey for f in masks):
+        fix = "save one of their equal channels as grey PNG: its values are class indices"
     yield from _find(
         "error",
         "color-mask",
@@ -211,6 +227,8 @@ def all_colors(masks: Iterable[Facts]) -> Counter:
 
 
 def _color_text(facts: Facts) -> str:
+    if facts.is_grey:
+        return f"grey stored as RGB, values {_values_text(facts.counts)}"
     number = len(facts.colors)
     if number > 8:
         return f"{'1000 or more' if number >= 1000 else number} colours"
@@ -335,6 +353,31 @@ def _duplicates(survey: "Survey") -> Iterator[Finding]:
     )
 
 
+def _copied_masks(survey: "Survey") -> Iterator[Finding]:
+    yield from _find(
+        "warning",
+        "image-as-mask",
+        "{n} mask{s} {be} the same file as the image",
+        "put the masks there",
+        (survey.name(f.sample.mask) for f in survey.facts if f.is_same_file),
+    )
+    groups: dict[bytes, list[Facts]] = defaultdict(list)
+    for f in survey.facts:
+        if f.image_hash and f.mask_hash and len(f.counts) > 1 and not f.is_same_file:
+            groups[f.mask_hash].append(f)
+    yield from _find(
+        "warning",
+        "same-mask",
+        "{n} mask{s} belong{v} to several images that differ",
+        "compare them with their images: one mask may have been copied over others",
+        (
+            " = ".join(survey.name(f.sample.mask) for f in group)
+            for group in groups.values()
+            if len({f.image_hash for f in group}) > 1
+        ),
+    )
+
+
 def _classes(survey: "Survey") -> Iterator[Finding]:
     names = survey.class_names
     fixes = ("they cannot be learnt", "their IoU is undefined and left out of the mean")
@@ -407,6 +450,15 @@ def _palettes(survey: "Survey") -> Iterator[Finding]:
             for f in masks
             if (odd := [(v, c) for v, c in f.palette.items() if c != usual[v]])
         ),
+    )
+    grey = [f for f in survey.facts if f.mask_kind == "index"]
+    minority, kind = (masks, "palette") if len(masks) <= len(grey) else (grey, "grey")
+    yield from _find(
+        "warning",
+        "mixed-masks",
+        f"{{n}} mask{{s}} {{be}} {kind} among {max(len(masks), len(grey))} that are not",
+        "look whether a value means the same class in both, and export all alike",
+        (survey.name(f.sample.mask) for f in minority if survey.data.mask_format != "color"),
     )
     if masks:
         title = _count("{n} mask{s} {be} palette PNG: indices count, colours do not", len(masks))

@@ -4,6 +4,7 @@
 a fault is decided in `findings.py`. Nothing here writes a file.
 """
 
+import filecmp
 import hashlib
 import itertools
 import os
@@ -28,6 +29,12 @@ from deeplab_jax.data.labels import ColorTable
 from deeplab_jax.errors import DataError
 
 _LOSSY_FORMATS = ("JPEG", "MPO", "WEBP")
+_MODES = {
+    "LA": "grey and alpha",
+    "La": "grey and alpha",
+    "PA": "palette and alpha",
+    "F": "fractions",
+}
 _MAX_COLORS = 1000  # kept of one mask; a table of classes has fewer
 _KERNEL = np.ones((3, 3), np.uint8)
 
@@ -54,10 +61,14 @@ class Facts:
       image_hash: of the decoded pixels, equal for equal pictures alone.
       image_mode: Pillow's, such as "RGB", "L" or "CMYK".
       orientation: of the EXIF data; 1 is upright.
+      is_same_file: image and mask are one file, or equal files.
       mask_size: (height, width); None where it cannot be decoded.
       mask_error: why it cannot be used as it is.
       mask_kind: "index", "palette", "color" or "lossy".
-      counts: {value: pixels}; of a mask in declared colours {class: pixels}.
+      mask_hash: of the decoded values.
+      mask_orientation: as `orientation`.
+      counts: {value: pixels}; of a mask in declared colours {class: pixels}; of colours that are
+        all grey {grey: pixels}.
       interior: {value: pixels whose eight neighbours have the same value}.
       palette: {value used: its colour} of a palette mask.
       colors: {colour: pixels} of a mask in colours that are not declared, the first 1000.
@@ -70,15 +81,23 @@ class Facts:
     image_hash: bytes = b""
     image_mode: str = ""
     orientation: int = 1
+    is_same_file: bool = False
     mask_size: tuple[int, int] | None = None
     mask_error: str = ""
     mask_kind: str = ""
+    mask_hash: bytes = b""
+    mask_orientation: int = 1
     counts: dict[int, int] = field(default_factory=dict)
     interior: dict[int, int] = field(default_factory=dict)
     palette: dict[int, Color] = field(default_factory=dict)
     colors: dict[Color, int] = field(default_factory=dict)
     seconds: float = 0.0
     decode_seconds: float = 0.0
+
+    @property
+    def is_grey(self) -> bool:
+        """Whether a mask in colours that are not declared holds shades of grey alone."""
+        return bool(self.colors) and all(r == g == b for r, g, b in self.colors)
 
 
 def scan(samples: Sequence[Sample], color_table: ColorTable | None = None) -> Iterator[Facts]:
@@ -123,8 +142,17 @@ def scan_sample(sample: Sample, color_table: ColorTable | None = None) -> Facts:
             _scan_mask(facts, color_table)
         except DataError as error:
             facts.mask_error = error.what
+    if facts.image_size and facts.mask_size:
+        facts.is_same_file = _is_same_file(sample.image, sample.mask)
     facts.seconds = time.thread_time() - began
     return facts
+
+
+def _is_same_file(one: str, other: str) -> bool:
+    try:  # compares contents where sizes are equal alone
+        return filecmp.cmp(one, other, shallow=False)
+    except OSError:
+        return False
 
 
 def _scan_mask(facts: Facts, color_table: ColorTable | None) -> None:
@@ -138,19 +166,25 @@ def _scan_mask(facts: Facts, color_table: ColorTable | None) -> None:
         _look_at_refused(facts)
         raise
     with Image.open(path) as header:
+        facts.mask_orientation = orientation(header)
         palette = header.getpalette() if header.mode == "P" else None
     facts.decode_seconds += time.thread_time() - began
     facts.mask_kind = "index" if palette is None else "palette"
     facts.mask_size = label.shape
+    facts.mask_hash = hashlib.sha256(np.array(label.shape).tobytes() + label.data).digest()
+    _count_values(facts, label)
+    if palette:
+        entries = [*zip(palette[::3], palette[1::3], palette[2::3], strict=False)]
+        facts.palette = {v: entries[v] for v in facts.counts if v < len(entries)}
+
+
+def _count_values(facts: Facts, label: np.ndarray) -> None:
     facts.counts = _histogram(label)
     if len(facts.counts) > 1:
         is_inside = cv2.erode(label, _KERNEL) == cv2.dilate(label, _KERNEL)
         facts.interior = _histogram(label, is_inside)
     else:
         facts.interior = dict(facts.counts)
-    if palette:
-        entries = [*zip(palette[::3], palette[1::3], palette[2::3], strict=False)]
-        facts.palette = {v: entries[v] for v in facts.counts if v < len(entries)}
 
 
 def _histogram(label: np.ndarray, where: np.ndarray | None = None) -> dict[int, int]:
@@ -163,7 +197,11 @@ def _histogram(label: np.ndarray, where: np.ndarray | None = None) -> dict[int, 
 
 
 def _look_at_refused(facts: Facts) -> None:
-    """Fills in what can be said of a mask that is no index mask."""
+    """Fills in what can be said of a mask that is no index mask.
+
+    Raises:
+      DataError: it is of a mode that holds neither indices nor colours.
+    """
     path, began = facts.sample.mask, time.thread_time()
     try:
         read_size(path)  # refuses pipes, which would wait, and formats that run programs
@@ -178,6 +216,11 @@ def _look_at_refused(facts: Facts) -> None:
         facts.decode_seconds += time.thread_time() - began
         facts.mask_kind, facts.mask_size = "color", colors.shape[:2]
         facts.colors = _count_colors(colors)
+        if facts.is_grey:
+            _count_values(facts, np.ascontiguousarray(colors[..., 0]))
+    elif mode in _MODES:
+        what = f"is of mode {mode} ({_MODES[mode]}), not one class index per pixel"
+        raise DataError(path, what, "store masks as grey or palette PNG")
 
 
 def _count_colors(colors: np.ndarray) -> dict[Color, int]:
@@ -217,6 +260,7 @@ class Values(NamedTuple):
 _THIN = 0.1  # largest share of inner pixels of a value that is but a seam between others
 _FEW = 5  # a value in so many times fewer masks than is usual is in few
 _MIN_BLENDED = 3  # such values of one mask that make it a blended one
+_SPECK = 16  # pixels, or 1 in 10,000: a slip of the pen
 _MANY = 16  # values, ...
 _MOSTLY = 0.6  # ... of which so many are seams, tell a blended mask without looking at others
 
@@ -262,17 +306,31 @@ def infer_values(facts: Sequence[Facts], ignored: Sequence[int] = (255,)) -> Val
         classes.append(value)
         if len(paths) * _FEW * _FEW <= usual:
             rare[value] = paths
+            if len(paths) * 100 <= len(masks) and all(_is_speck(f, value) for f in found):
+                classes.pop()
+                stray[value] = rare.pop(value)
     shifted = find_shifted([f for f in masks if f.sample.mask not in blended], classes)
     for value, paths in list(rare.items()):
         if shifted.keys() >= set(paths):  # a class of no other mask
             classes.remove(value)
             stray[value] = rare.pop(value)
     present = tuple(value for value in used if value in ignored)
+    # White beside black, without another class, is no border between classes.
+    if (
+        classes == [0]
+        and 255 in present
+        and any(not _is_thin(f, 255) for f in masks if 255 in f.counts)
+    ):
+        return Values((0, 255), (), rare, stray, blended, {}, True)
     return Values(tuple(classes), present, rare, stray, blended, shifted)
 
 
 def _is_thin(facts: Facts, value: int) -> bool:
     return facts.interior.get(value, 0) <= _THIN * facts.counts[value]
+
+
+def _is_speck(facts: Facts, value: int) -> bool:
+    return facts.counts[value] <= max(_SPECK, sum(facts.counts.values()) // 10_000)
 
 
 _SHIFT_GAIN = 0.5  # nats a pixel; CamVid's masks reach 0.2 at most, shifted ones mostly 1

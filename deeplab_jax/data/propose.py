@@ -172,7 +172,10 @@ def _places(survey: Survey, layout: Layout) -> list[Field]:
 def _is_color(survey: Survey) -> bool:
     masks = [f for f in survey.facts if f.mask_kind == "color"]
     readable = sum(bool(f.mask_size) for f in survey.facts)
-    return 2 * len(masks) > readable and 2 <= len(all_colors(masks)) <= _MAX_COLORS
+    colors = all_colors(masks)
+    if all(f.is_grey for f in masks) and len(colors) > 2 and (255, 255, 255) in colors:
+        return False  # no recipe ignores a colour: the masks are to be saved as grey
+    return 2 * len(masks) > readable and 2 <= len(colors) <= _MAX_COLORS
 
 
 def _class_fields(survey: Survey) -> list[Field]:

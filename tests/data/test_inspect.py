@@ -58,6 +58,23 @@ def test_colours_of_a_mask_are_counted(tmp_path):
     assert scan_sample(Sample("train", "m", "", path), table).counts == {0: 5, 1: 15}
 
 
+def test_grey_masks_stored_as_colours_have_values_too(tmp_path):
+    label = np.zeros((4, 5), np.uint8)
+    label[1] = 3
+    path = str(tmp_path / "m.png")
+    Image.fromarray(np.stack([label] * 3, -1)).save(path)
+    facts = scan_sample(Sample("train", "m", "", path))
+    assert (facts.mask_kind, facts.is_grey, facts.counts) == ("color", True, {0: 15, 3: 5})
+    assert "holds colours" in facts.mask_error
+
+
+@pytest.mark.parametrize(("mode", "suffix"), [("LA", "png"), ("F", "tif")])
+def test_mode_that_holds_neither_indices_nor_colours_is_named(tmp_path, mode, suffix):
+    path = str(tmp_path / f"m.{suffix}")
+    Image.new(mode, (5, 4)).save(path)
+    assert f"is of mode {mode} (" in scan_sample(Sample("train", "m", "", path)).mask_error
+
+
 def test_values_above_a_byte_are_counted(tmp_path):
     path = str(tmp_path / "m.png")
     Image.fromarray(np.array([[1, 1000], [1, 1]], np.uint16)).save(path)
@@ -88,6 +105,22 @@ def test_many_odd_values_of_one_mask_are_stray(number, odd):
     values = infer_values(facts_of(*[{0: 60, 1: 40}] * number, {0: 50, 1: 30, **odd}))
     assert values.classes == (0, 1)
     assert values.stray == {value: [f"{number}.png"] for value in odd}
+
+
+def test_few_pixels_of_a_mask_in_a_hundred_are_no_class():
+    usual = [{0: 50, 1: 40, 2: 9}] * 120
+    values = infer_values(facts_of(*usual, {0: 50, 1: 40, 3: 9}))
+    assert (values.classes, values.stray) == ((0, 1, 2), {3: ["120.png"]})
+    values = infer_values(facts_of(*usual, {0: 50, 1: 40, 3: 90}))
+    assert (values.classes, values.rare) == ((0, 1, 2, 3), {3: ["120.png"]})
+
+
+def test_one_odd_value_hides_no_binary_masks():
+    values = infer_values(facts_of(*[{0: 90, 255: 10}] * 20, {0: 80, 128: 5, 255: 15}))
+    assert (values.is_binary, values.classes, values.ignored) == (True, (0, 255), ())
+    assert values.stray == {128: ["20.png"]}
+    seams = facts_of(*[{0: 90, 255: 10}] * 20, {0: 80, 128: 5, 255: 15}, is_thin=(255,))
+    assert not infer_values(seams).is_binary
 
 
 def test_value_of_few_masks_next_to_the_classes_is_a_rare_class():

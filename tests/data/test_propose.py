@@ -97,6 +97,14 @@ def test_binary_masks_are_declared(make_tree, recipe_of):
     assert (config.data.mask_format, config.model.num_classes) == ("binary", 2)
 
 
+def test_void_of_grey_masks_stored_as_colours_becomes_no_class(make_tree, recipe_of):
+    root = make_tree("folder", num_train=6, num_val=2)
+    redraw(root, lambda m: np.stack([m] * 3, -1))
+    config = recipe_of(root)
+    assert (config.data.mask_format, config.model.num_classes) == ("index", 4)
+    assert 255 in config.data.ignore_values
+
+
 def test_names_come_from_classes_json(make_tree, recipe_of):
     root = make_tree("folder", num_train=6, num_val=2)
     (root / "classes.json").write_text('["a", "b", "c", "d"]')
