@@ -298,7 +298,10 @@ def infer_values(facts: Sequence[Facts], ignored: Sequence[int] = (255,)) -> Val
         paths = [f.sample.mask for f in found if f.sample.mask not in blended]
         is_few = len(paths) * _FEW <= usual
         last = classes[-1] if classes else -1
-        if not paths and len(blended) < len(masks):
+        if not paths:  # in mixed masks alone: a class where there are no others, and it is no seam
+            mixed = sum(value in blended[f.sample.mask] for f in found)
+            if len(blended) == len(masks) and 2 * mixed < len(found):
+                classes.append(value)
             continue
         if is_few and value - last > 4 + last // 8:
             stray[value] = paths

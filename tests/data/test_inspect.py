@@ -123,6 +123,12 @@ def test_one_odd_value_hides_no_binary_masks():
     assert not infer_values(seams).is_binary
 
 
+def test_binary_masks_that_are_all_mixed_are_binary_still():
+    mixed = {0: 900, 255: 600} | dict.fromkeys(range(3, 250, 9), 2)
+    values = infer_values(facts_of(*[mixed] * 10, is_thin=range(3, 250)))
+    assert (len(values.blended), values.is_binary, values.classes) == (10, True, (0, 255))
+
+
 def test_value_of_few_masks_next_to_the_classes_is_a_rare_class():
     values = infer_values(facts_of(*[{0: 50, 1: 40, 2: 9}] * 30, {0: 45, 1: 40, 2: 9, 3: 6}))
     assert (values.classes, values.rare) == ((0, 1, 2, 3), {3: ["30.png"]})
