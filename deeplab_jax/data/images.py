@@ -1,8 +1,8 @@
 """The one place where image files are opened: photographs, masks, and masks written back.
 
 Nothing is decoded before its header was checked, and every failure is one line that names the file.
-What cannot be decoded to its last pixel is an error. Damage that decoders themselves let pass is
-not found: flipped bytes, or an end marker put after a cut.
+What cannot be decoded to its last pixel is an error, and so is a PNG whose checksums are wrong.
+Damage that other decoders let pass is not found: flipped bytes, or an end marker put after a cut.
 
 Rules for all images: the EXIF orientation is applied, to masks too. Files of several pictures
 (animations, TIFF pages) are refused; a JPEG's further pictures are previews and are ignored.
@@ -12,6 +12,7 @@ import io
 import os
 import stat
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +32,6 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")  # of the others some run prog
 _LOSSY = ("JPEG", "MPO", "WEBP")  # MPO: a JPEG of several pictures
 _FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright
-_PNG_END = b"IEND\xaeB`\x82"
 
 # Pillow's own limit only warns, at more pixels than `_open` refuses; its other warnings precede
 # an error of ours.
@@ -238,8 +238,8 @@ def _open(name: str, file: BinaryIO) -> ImageFile.ImageFile:
 
 def _open_whole(name: str, data: bytes) -> ImageFile.ImageFile:
     header = _open(name, io.BytesIO(data))
-    # A PNG without its end: Pillow would not mind, and libpng would print a line of its own.
-    if header.format == "PNG" and data.rfind(_PNG_END) < 0:
+    # Damage of a PNG: Pillow would not mind, and libpng would print a line of its own.
+    if header.format == "PNG" and not _is_whole_png(data):
         raise _damaged(name)
     return header
 
@@ -310,19 +310,38 @@ def orientation(header: ImageFile.ImageFile) -> int:
         return 1
 
 
+def _png_chunks(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """Yields kind and length of a PNG's chunks; at each, `file` stands where its data begins."""
+    place = 8
+    file.seek(place)
+    while len(head := file.read(8)) == 8:
+        length = int.from_bytes(head[:4], "big")
+        yield head[4:], length
+        if head[4:] == b"IEND":
+            return
+        place += length + 12
+        file.seek(place)
+
+
 def _png_exif(file: Any) -> bytes:
     """Returns a PNG's EXIF data, which may follow the pixels, where no header of Pillow's goes."""
     place = file.tell()
-    file.seek(8)
-    found = b""
-    while len(head := file.read(8)) == 8 and head[4:] != b"IEND":
-        length = int.from_bytes(head[:4], "big")
-        if head[4:] == b"eXIf":
-            found = file.read(length)
-            break
-        file.seek(length + 4, io.SEEK_CUR)
+    found = next((file.read(size) for kind, size in _png_chunks(file) if kind == b"eXIf"), b"")
     file.seek(place)
     return found
+
+
+def _is_whole_png(data: bytes) -> bool:
+    """Tells whether the end is there and the checksums of what decoding needs are right."""
+    kind, file = b"", io.BytesIO(data)
+    for kind, length in _png_chunks(file):
+        if kind[:1].isupper():
+            start = file.tell()
+            end = start + length
+            checksum = zlib.crc32(memoryview(data)[start - 4 : end])
+            if data[end : end + 4] != checksum.to_bytes(4, "big"):
+                return False
+    return kind == b"IEND"
 
 
 def _damaged(name: str, why: str = "") -> DataError:

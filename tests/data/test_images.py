@@ -225,6 +225,18 @@ def test_cut_png_is_told_by_nobody_but_us(tmp_path, capfd, cut):
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_flipped_byte_of_a_png_is_told_by_nobody_but_us(tmp_path, capfd, seed):
+    data = bytearray(encode(GREY, "PNG"))
+    start = data.index(b"IDAT") + 4
+    data[np.random.default_rng(seed).integers(start, len(data) - 16)] ^= 1 << seed
+    (tmp_path / "a.png").write_bytes(data)
+    for read in (read_image, read_label, read_color_label):
+        with pytest.raises(DataError, match="is damaged or cut short"):
+            read(tmp_path / "a.png")
+    assert capfd.readouterr().err == ""
+
+
 def test_label_keeps_indices_of_grey_palette_and_wide_masks(tmp_path):
     label = np.arange(256, dtype=np.uint8).reshape(16, 16)
     write_png_indices(tmp_path / "palette.png", label, picture(1, 3)[0])
