@@ -69,14 +69,14 @@ class Prediction:
 
         "file", "size" (height, width), the entries of `source`, and "classes": one for each class
         in order, with "name", "share" of the area and mean "confidence" (null where its share
-        is 0).
+        is 0, or where weights gave a confidence that is not finite).
         """
         areas, sums = self._sums()
         classes = [
             {
                 "name": name,
                 "share": float(area) / self.labels.size,
-                "confidence": float(total) / float(area) if area else None,
+                "confidence": float(total) / float(area) if area and np.isfinite(total) else None,
             }
             for name, area, total in zip(self.class_names, areas, sums, strict=True)
         ]

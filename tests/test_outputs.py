@@ -99,6 +99,17 @@ def test_numbers_of_classes_are_those_of_a_plain_count(tmp_path):
     assert prediction.shares.tolist() == [entry["share"] for entry in got["classes"]]
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_confidence_that_is_not_finite_is_null(tmp_path, value):
+    prediction, _ = predict()
+    prediction.confidence[prediction.labels == 1] = value
+    paths = prediction.save(tmp_path, ["palette"])
+    assert sorted(tmp_path.iterdir()) == sorted(paths)
+    classes = json.loads(paths[-1].read_text())["classes"]
+    assert [entry["confidence"] is None for entry in classes] == [False, True, False, False, True]
+    assert classes[1]["share"] > 0
+
+
 def test_strips_change_no_number(monkeypatch):
     prediction, _ = predict()
     whole = prediction.summary()
