@@ -9,10 +9,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-LIMIT = 16  # shapes of one run
+LIMIT = 16  # shapes of one plan
+_MANY = 2.5  # times as many, and only coarse ones are added
 _FEW = 256  # sizes that are merged one by one
-_STEP = 32  # sides of shapes for sizes that come as a surprise
-_WASTE = 1.25  # share of padding that is better than another program
+_STEP = 32  # sides of shapes for sizes that come as a surprise are multiples of it
+_FINE = 1.25  # from one such side to the next; and padding that is better than another program
+_COARSE = 2.0  # the same where shapes are many; for the padding, of each side
+_SMALL = 128 * 128  # pixels of an image that counts as no smaller where shapes are many
+_SPARE = 1.1  # padding at which a plan takes a shape that is there
 
 Size = tuple[int, int]
 
@@ -32,17 +36,27 @@ class Shape(NamedTuple):
 class Buckets:
     """Chooses a shape for each size and stays by it.
 
-    Sizes that are planned share at most `limit` shapes. Others keep their own size as long as
-    shapes are few, then take a shape that fits well, or sides rounded up to multiples of 32.
+    The sizes of one plan share at most `limit` shapes. Sizes that come as a surprise keep their own
+    as long as shapes are few, then take a shape that fits well, or sides rounded up to coarse
+    steps. Plans and surprises together have 2.5 times `limit` shapes; beyond, one is added only for
+    a size that would be padded to more than four times its pixels (but 65536) in all others.
     """
 
     def __init__(self, limit: int = LIMIT):
-        self._limit = limit
+        self._limit, self._many = limit, int(_MANY * limit)
         self._shapes: dict[Size, Shape] = {}
 
     def plan(self, sizes: Iterable[Size]) -> None:
-        """Chooses shapes for all of `sizes`, as often as they occur."""
-        self._shapes |= plan_buckets(sizes, self._limit)
+        """Chooses shapes for those of `sizes` that have none, as often as they occur."""
+        new = Counter(size for size in sizes if size not in self._shapes)
+        known = set(self._shapes.values())
+        for size in list(new):
+            if shape := _fitting(size, known, _SPARE):
+                self._shapes[size] = shape
+                del new[size]
+        room = min(self._limit, self._many - len(known))
+        if room > 0:  # else each is a surprise
+            self._shapes |= plan_buckets(new.elements(), room)
 
     def shape(self, size: Size) -> Shape:
         """Returns the shape for one size (height, width)."""
@@ -54,15 +68,12 @@ class Buckets:
         known = set(self._shapes.values())
         if len(known) < self._limit:
             return Shape(size, is_masked=False)
-        fitting = [
-            shape
-            for shape in known
-            if shape.is_masked and size[0] <= shape.size[0] and size[1] <= shape.size[1]
-        ]
-        best = min(fitting, key=lambda shape: _area(shape.size), default=None)
-        if best is not None and _area(best.size) <= _WASTE * _area(size):
-            return best
-        return Shape((_round_up(size[0], _STEP), _round_up(size[1], _STEP)), is_masked=True)
+        is_fine = len(known) < self._many
+        step, waste = (_FINE, _FINE) if is_fine else (_COARSE, _COARSE**2)
+        own = Shape((_stepped(size[0], step), _stepped(size[1], step)), is_masked=True)
+        # Padding of small images costs less than a program.
+        waste *= 1 if is_fine else max(_SMALL / _area(size), 1)
+        return _fitting(size, known, waste) or own
 
 
 def plan_buckets(sizes: Iterable[Size], limit: int = LIMIT) -> dict[Size, Shape]:
@@ -112,6 +123,25 @@ def _merge(counts: Counter, limit: int) -> dict[Size, Size]:
         owner[owner == second] = first
         owner[owner > second] -= 1
     return {size: (int(h), int(w)) for size, (h, w) in zip(sizes, shapes[owner], strict=True)}
+
+
+def _fitting(size: Size, shapes: Iterable[Shape], waste: float) -> Shape | None:
+    """Returns the smallest shape that a size can be padded to, if not to more than `waste`."""
+    fitting = [
+        shape
+        for shape in shapes
+        if shape.is_masked and size[0] <= shape.size[0] and size[1] <= shape.size[1]
+    ]
+    best = min(fitting, key=lambda shape: (_area(shape.size), shape), default=None)
+    return best if best and _area(best.size) <= waste * _area(size) else None
+
+
+def _stepped(side: int, factor: float) -> int:
+    """Returns the first of 32, 32 * factor, ..., in multiples of 32, that is not below `side`."""
+    step = _STEP
+    while step < side:
+        step = _round_up(int(step * factor), _STEP)
+    return step
 
 
 def _area(size: Size) -> int:

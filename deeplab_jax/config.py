@@ -253,10 +253,9 @@ def _check_protocol(protocol: ConfigDict) -> None:
     fix = "lower it, or pixels between windows are not seen"
     _require("eval.stride", protocol.stride, is_good, "at most config.eval.crop_size", fix)
     scales = protocol.scales
-    is_good = len(scales) > 0 and all(
-        isinstance(scale, int | float) and 0 < scale < math.inf for scale in scales
-    )
-    _require("eval.scales", scales, is_good, "positive numbers")
+    is_good = all(isinstance(scale, int | float) and 0.25 <= scale <= 4 for scale in scales)
+    is_good = is_good and 0 < len(scales) == len(set(scales))
+    _require("eval.scales", scales, is_good, "different numbers from 0.25 to 4")
 
 
 def _check_masks(data: ConfigDict, num_classes: int) -> None:

@@ -70,8 +70,11 @@ def test_protocol_comes_from_the_configuration():
         ({"mode": "slide"}, "config.eval.crop_size: must be 2 positive integers"),
         ({"crop_size": (64, 64)}, "config.eval.crop_size: must be .* empty with whole"),
         ({"mode": "slide", "crop_size": (64, 64), "stride": (65, 64)}, "at most"),
-        ({"scales": ()}, "config.eval.scales: must be positive numbers"),
-        ({"scales": (0.0,)}, "config.eval.scales: must be positive numbers"),
+        ({"scales": ()}, "config.eval.scales: must be different numbers from 0.25 to 4"),
+        ({"scales": (0.0,)}, "config.eval.scales: must be different numbers from 0.25 to 4"),
+        ({"scales": (1e9,)}, "config.eval.scales: must be different numbers from 0.25 to 4"),
+        ({"scales": (1.0, float("nan"))}, "config.eval.scales: must be different numbers"),
+        ({"scales": (1.0, 1)}, "config.eval.scales: must be different numbers"),
     ],
 )
 def test_protocols_that_cannot_be_are_refused(change, what):
@@ -126,6 +129,36 @@ def test_sizes_that_are_not_planned_keep_theirs_until_shapes_are_many():
         assert shape.size[1] >= size[1]
         assert shape.size[0] % 32 == shape.size[1] % 32 == 0
     assert [buckets.shape(size) for size in sizes] == shapes
+
+
+def test_sizes_that_come_one_by_one_share_few_shapes():
+    for low, high in ((100, 1000), (300, 3000), (1, 700)):
+        rng = np.random.default_rng(5)
+        sizes = [tuple(map(int, size)) for size in rng.integers(low, high, (1000, 2))]
+        buckets = Buckets()
+        shapes = [buckets.shape(size) for size in sizes]
+        assert len(set(shapes)) <= 3 * LIMIT
+        padded = sum(np.prod(shape.size) for shape in shapes)
+        assert padded < 2 * sum(np.prod(size) for size in sizes)
+
+
+def test_plans_share_shapes():
+    rng = np.random.default_rng(5)
+    sizes = [tuple(map(int, size)) for size in rng.integers(100, 1000, (500, 2))]
+    buckets = Buckets()
+    buckets.plan(sizes[:100])
+    first = [buckets.shape(size) for size in sizes[:100]]
+    assert len(set(first)) <= LIMIT
+    for start in (100, 200, 300, 400):
+        buckets.plan(sizes[start : start + 100])
+    shapes = [buckets.shape(size) for size in sizes]
+    assert shapes[:100] == first
+    assert len(set(shapes)) <= 3 * LIMIT
+    height, width = max(shape for shape in first if shape.is_masked).size
+    other = Buckets()
+    other.plan(sizes[:100])
+    other.plan([(height - 1, width - 1), (height, width)])
+    assert {other.shape((height - 1, width - 1)), other.shape((height, width))} <= set(first)
 
 
 # The engine
