@@ -295,7 +295,8 @@ def infer_values(facts: Sequence[Facts], ignored: Sequence[int] = (255,)) -> Val
     classes: list[int] = []
     rare, stray = {}, {}
     for value, found in holders.items():
-        paths = [f.sample.mask for f in found if f.sample.mask not in blended]
+        pure = [f for f in found if f.sample.mask not in blended]
+        paths = [f.sample.mask for f in pure]
         is_few = len(paths) * _FEW <= usual
         last = classes[-1] if classes else -1
         if not paths:  # in mixed masks alone: a class where there are no others, and it is no seam
@@ -309,7 +310,7 @@ def infer_values(facts: Sequence[Facts], ignored: Sequence[int] = (255,)) -> Val
         classes.append(value)
         if len(paths) * _FEW * _FEW <= usual:
             rare[value] = paths
-            if len(paths) * 100 <= len(masks) and all(_is_speck(f, value) for f in found):
+            if len(paths) * 100 <= len(masks) and all(_is_speck(f, value) for f in pure):
                 classes.pop()
                 stray[value] = rare.pop(value)
     shifted = find_shifted([f for f in masks if f.sample.mask not in blended], classes)

@@ -111,6 +111,9 @@ def test_few_pixels_of_a_mask_in_a_hundred_are_no_class():
     usual = [{0: 50, 1: 40, 2: 9}] * 120
     values = infer_values(facts_of(*usual, {0: 50, 1: 40, 3: 9}))
     assert (values.classes, values.stray) == ((0, 1, 2), {3: ["120.png"]})
+    mixed = {0: 900, 1: 600} | dict.fromkeys(range(3, 250, 9), 20)
+    values = infer_values(facts_of(*usual, {0: 50, 3: 9}, mixed, is_thin=range(3, 250)))
+    assert (values.classes, values.stray) == ((0, 1, 2), {3: ["120.png"]})
     values = infer_values(facts_of(*usual, {0: 50, 1: 40, 3: 90}))
     assert (values.classes, values.rare) == ((0, 1, 2, 3), {3: ["120.png"]})
 
