@@ -10,9 +10,9 @@ from deeplab_jax.api import Segmenter, load
 from deeplab_jax.config import from_dict
 from deeplab_jax.data import open_dataset
 from deeplab_jax.data.classes import colormap
-from deeplab_jax.errors import ConfigError, DeepLabError
+from deeplab_jax.errors import ConfigError, DeepLabError, clip
 from deeplab_jax.recipe import apply_overrides
-from deeplab_jax.report import page, pictures, reading
+from deeplab_jax.report import checking, page, pictures, reading
 
 
 def write_again(folder: Path, output: Path, overrides: Sequence[str]) -> None:
@@ -26,9 +26,15 @@ def write_again(folder: Path, output: Path, overrides: Sequence[str]) -> None:
     Raises:
       ConfigError: `evaluation.json` is not of this version, or an override cannot be used.
     """
-    result = read_evaluation(folder / "evaluation.json")
+    numbers = folder / "evaluation.json"
+    result = read_evaluation(numbers)
     overrides = [*result["overrides"], *overrides]
-    config = apply_overrides(from_dict(result["config"]), overrides)
+    try:
+        config = apply_overrides(from_dict(result["config"]), overrides)
+    except ConfigError:
+        raise  # it names the field
+    except (ValueError, TypeError, AttributeError, LookupError) as error:
+        raise _not_written(numbers, f"config: {clip(str(error))}") from error
     try:
         segmenter = load(folder, result["step"], overrides)
     except DeepLabError as error:  # the numbers are there all the same
@@ -53,15 +59,21 @@ def read_evaluation(path: Path) -> dict[str, Any]:
     """Returns what `evaluate` wrote.
 
     Raises:
-      ConfigError: it is not JSON, or lacks what this version writes.
+      ConfigError: it is not JSON, or not what this version writes; says what is wrong.
     """
     try:
-        result = json.loads(path.read_text())
-        _ = result["images"], result["environment"], result["config"], result["overrides"]
-    except (ValueError, KeyError, TypeError) as error:
-        fix = f"run deeplab evaluate --checkpoint {path.parent} again"
-        raise ConfigError(str(path), f"is not what evaluate writes ({error!r})", fix) from error
+        result = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise _not_written(path, f"no JSON: {clip(str(error))}") from error
+    fault = checking.find_fault(result)
+    if fault:
+        raise _not_written(path, fault)
     return result
+
+
+def _not_written(path: Path, fault: str) -> ConfigError:
+    fix = f"run deeplab evaluate --checkpoint {path.parent} again"
+    return ConfigError(str(path), f"is not what evaluate writes ({fault})", fix)
 
 
 def _draw(output: Path, result: dict[str, Any], segmenter: Segmenter) -> None:
@@ -91,6 +103,6 @@ def _no_pictures(error: DeepLabError) -> str:
 def _write(output: Path, folder: Path, facts: page.Facts) -> None:
     text = page.build(facts._replace(log=reading.read_log(folder / "log.jsonl")))
     partial = output.with_name(f".{output.name}.tmp")
-    partial.write_text(text, "utf-8")
+    partial.write_text(text, "utf-8", "replace")  # ids may hold half a surrogate pair
     os.replace(partial, output)  # a page is whole or not there
     print(f"report: {output} ({len(text) / 1e6:.1f} MB, {len(facts.pictures)} pictures)")
