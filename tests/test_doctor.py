@@ -228,13 +228,17 @@ def test_name_that_is_not_utf8_can_be_printed(make_tree):
     assert "caf\\udce9.jpg has no mask" in got.stdout
 
 
-def test_split_that_cannot_be_listed_does_not_hide_the_others(make_tree, doctor):
+def test_links_and_names_that_cannot_be_hide_nothing_else(make_tree, doctor):
     root = make_tree("folder")
-    cv2.imwrite(str(root / "images/train/000.png"), np.zeros((65, 97, 3), np.uint8))
-    shutil.copy(root / "images/val/000.jpg", root / "images/val/001.jpg")
+    for name in ("000.png", "001.png"):
+        cv2.imwrite(str(root / "images/train" / name), np.zeros((65, 97, 3), np.uint8))
+    (root / "labels/train/loop").symlink_to(root / "labels/train")
+    shutil.copy(root / "images/train/003.jpg", root / "images/train/004.jpg")
     code, _, _, report = doctor("--data", root)
     assert code == 3
-    assert "has the same name as" in items(report, "files")[0]
+    found = items(report, "files")
+    assert sum("has the same name as" in item for item in found) == 2
+    assert sum("is a link to a folder it lies in" in item for item in found) == 1
     assert len(items(report, "duplicate")) == 1
 
 

@@ -7,7 +7,7 @@ link that leads out of it is refused; so nothing outside is ever opened.
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,12 +92,19 @@ def find_layout(data_config: Any, split: str) -> Layout:
     )
 
 
-def find_files(data_config: Any, split: str) -> Files:
+def _raise(fault: DataError) -> None:
+    raise fault
+
+
+def find_files(
+    data_config: Any, split: str, on_fault: Callable[[DataError], None] = _raise
+) -> Files:
     """Returns the files of a split; whether they are complete is the caller's to judge.
 
     Args:
       data_config: `config.data`.
       split: such as `config.data.train_split`.
+      on_fault: gets what is wrong with one link or name, which is then passed over.
 
     Raises:
       DataError: a folder or list is missing or cannot be read, two files have one stem, or a link
@@ -105,7 +112,9 @@ def find_files(data_config: Any, split: str) -> Files:
     """
     root, layout = Path(data_config.root), find_layout(data_config, split)
     image_folder, mask_folder = root / layout.images, root / layout.masks
-    image_names, mask_names = _list(image_folder, root), _list(mask_folder, root)
+    image_names, mask_names = (
+        _list(folder, root, on_fault) for folder in (image_folder, mask_folder)
+    )
     image_suffixes, lossy = layout.image_suffixes, layout.lossy_mask_suffixes
     is_shared = image_folder.resolve() == mask_folder.resolve()
     if is_shared and not layout.mask_suffix:  # "a.jpg" beside "a.png"
@@ -113,14 +122,14 @@ def find_files(data_config: Any, split: str) -> Files:
     elif not is_shared:  # but one may lie in the other
         image_names = _without(image_names, image_folder, mask_folder)
         mask_names = _without(mask_names, mask_folder, image_folder)
-    images = _by_stem(image_folder, image_names, image_suffixes)
+    images = _by_stem(image_folder, image_names, image_suffixes, on_fault)
     if is_shared and layout.mask_suffix:
         end = layout.mask_suffix.lower()
         images = {stem: path for stem, path in images.items() if not stem.lower().endswith(end)}
     masks: dict[str, str] = {}
     for suffixes in (lossy, layout.mask_suffixes):
         ends = tuple(layout.mask_suffix + suffix for suffix in suffixes)
-        masks |= _by_stem(mask_folder, mask_names, ends)
+        masks |= _by_stem(mask_folder, mask_names, ends, on_fault)
     listed = _read_list(root, layout)
     if listed is None:
         stems = sorted(images.keys() | masks.keys())
@@ -177,21 +186,23 @@ def _without(names: list[str], folder: Path, other: Path) -> list[str]:
     return [name for name in names if not name.startswith(prefix)]
 
 
-def _list(folder: Path, root: Path) -> list[str]:
+def _list(folder: Path, root: Path, on_fault: Callable) -> list[str]:
     """Returns all files under `folder`, as sorted relative paths, hidden ones left out."""
     try:
         if not folder.is_dir():
             fix = "check config.data.root; README shows the layouts"
             raise DataError(str(folder), "is not a folder", fix)
         inside = tuple(os.path.join(os.path.realpath(path), "") for path in (root, folder))
-        return sorted(_walk(str(folder), "", inside, (inside[1],)))
+        return sorted(_walk(str(folder), "", inside, (inside[1],), on_fault))
     except OSError as error:
         fix = "check its permissions, or remove the link"
         where = str(error.filename or folder)
         raise DataError(where, f"cannot be read ({error.strerror})", fix) from error
 
 
-def _walk(folder: str, prefix: str, inside: tuple[str, ...], above: tuple) -> Iterator[str]:
+def _walk(
+    folder: str, prefix: str, inside: tuple[str, ...], above: tuple, on_fault: Callable
+) -> Iterator[str]:
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
@@ -202,16 +213,21 @@ def _walk(folder: str, prefix: str, inside: tuple[str, ...], above: tuple) -> It
                 here = os.path.join(os.path.realpath(entry.path), "")
                 if not here.startswith(inside):
                     what = f"is a link that leads out of {inside[0]} (to {os.readlink(entry.path)})"
-                    raise DataError(entry.path, what, "put the file itself there")
+                    on_fault(DataError(entry.path, what, "put the file itself there"))
+                    continue
             if not is_folder:
                 yield prefix + entry.name
                 continue
             if any(path.startswith(here) for path in above):
-                raise DataError(entry.path, "is a link to a folder it lies in", "remove the link")
-            yield from _walk(entry.path, f"{prefix}{entry.name}/", inside, (*above, here))
+                what = "is a link to a folder it lies in"
+                on_fault(DataError(entry.path, what, "remove the link"))
+                continue
+            yield from _walk(entry.path, f"{prefix}{entry.name}/", inside, (*above, here), on_fault)
 
 
-def _by_stem(folder: Path, names: list[str], suffixes: tuple[str, ...]) -> dict[str, str]:
+def _by_stem(
+    folder: Path, names: list[str], suffixes: tuple[str, ...], on_fault: Callable
+) -> dict[str, str]:
     """Returns {stem: path} of the files that end in one of the suffixes, in any case."""
     found: dict[str, str] = {}
     lowered = tuple(suffix.lower() for suffix in suffixes)
@@ -222,7 +238,9 @@ def _by_stem(folder: Path, names: list[str], suffixes: tuple[str, ...]) -> dict[
         suffix = next(s for s in lowered if lower.endswith(s))
         stem, path = name[: -len(suffix)], str(folder / name)
         if stem in found:
-            raise DataError(path, f"has the same name as {found[stem]}", "remove one of them")
+            what = f"has the same name as {found[stem]}"
+            on_fault(DataError(path, what, "remove one of them"))
+            continue
         found[stem] = path
     return found
 

@@ -176,14 +176,13 @@ def _find_samples(
     used: set[str] = set()
     folders: set[Path] = set()
     for split in splits:
+        passed_over: list[DataError] = []
         try:
-            files = find_files(data, split)
+            files = find_files(data, split, passed_over.append)
         except DataError as error:
-            title = f"split {split} cannot be listed"
-            faults.append(
-                Finding("error", "files", title, error.fix, (f"{error.where}: {error.what}",))
-            )
+            faults += _faults(f"split {split} cannot be listed", [error])
             continue
+        faults += _faults(f"links or names of split {split} that cannot be", passed_over)
         layout = find_layout(data, split)
         folders |= {Path(data.root, layout.images), Path(data.root, layout.masks)}
         used |= {*files.images.values(), *files.masks.values()}
@@ -199,3 +198,11 @@ def _find_samples(
         if str(path) not in used and path.is_file()
     )
     return samples, foreign, faults
+
+
+def _faults(title: str, errors: Sequence[DataError]) -> list[Finding]:
+    """Returns a finding for each way to mend the errors."""
+    by_fix: dict[str, list[str]] = {}
+    for error in errors:
+        by_fix.setdefault(error.fix, []).append(f"{error.where}: {error.what}")
+    return [Finding("error", "files", title, fix, tuple(items)) for fix, items in by_fix.items()]
