@@ -21,7 +21,7 @@ from deeplab_jax import checkpoint, compile_cache
 from deeplab_jax.data import readers
 from deeplab_jax.data.images import read_image, read_size
 from deeplab_jax.data.transforms import fit_size, resize_image
-from deeplab_jax.errors import CheckpointError, DataError
+from deeplab_jax.errors import CheckpointError, DataError, ResourceError
 from deeplab_jax.inference import Engine, Item, network_logits
 from deeplab_jax.models import build_model
 from deeplab_jax.outputs import Prediction
@@ -80,16 +80,21 @@ class Segmenter:
             evaluation; the result has the image's own size.
 
         Raises:
-          DataError: the file cannot be used.
+          DataError: the file cannot be used, or the image is too large for memory.
           ValueError: the array has another shape or dtype.
         """
-        [(key, arrays)] = self.engine.segment([self._item(image)])
+
+        def refuse(key: tuple, error: ResourceError) -> None:
+            raise _too_large(key[1], error) from error
+
+        [(key, arrays)] = self.engine.segment([self._item(image)], refuse)
         return self._prediction(key, arrays)
 
     def segment(self, images: Sequence[Image]) -> Iterator[Prediction | DataError]:
         """Yields the segmentation of each image, in order; files are read ahead.
 
-        A file that cannot be used is no end: its error is yielded in its place.
+        A file that cannot be used, or an image too large for memory, is no end: its error is
+        yielded in its place.
 
         Args:
           images: as for a call.
@@ -113,8 +118,11 @@ class Segmenter:
                 else:
                     yield item._replace(key=(index, *item.key))
 
+        def refuse(key: tuple, error: ResourceError) -> None:
+            errors[key[0]] = _too_large(key[2], error)
+
         turn = 0
-        for (index, *key), arrays in self.engine.segment(items()):
+        for (index, *key), arrays in self.engine.segment(items(), refuse):
             for place in range(turn, index):
                 yield errors.pop(place)
             yield self._prediction(tuple(key), arrays)
@@ -160,6 +168,13 @@ class Segmenter:
             except DataError:  # which reading it will tell
                 continue
             yield fit_size(size[0], size[1], base) if base else size
+
+
+def _too_large(file: str | None, error: ResourceError) -> DataError:
+    """Returns what is wrong with an image, named by its file if it has one."""
+    if file is None:
+        return DataError(error.where, error.what, error.fix)
+    return DataError(file, f"{error.where} {error.what}", error.fix)
 
 
 def load(path: str | Path, step: int | str = "latest", overrides: Sequence[str] = ()) -> Segmenter:

@@ -118,6 +118,7 @@ class Engine:
         """Compiles nothing yet; `load` comes first."""
         self.protocol, self.buckets = protocol, Buckets()
         self.programs: dict[tuple, Any] = {}
+        self._refused: dict[tuple, Any] = {}  # programs that memory was too little for
         numerics = model.numerics
         self._dtype, self._num_classes = numerics.wide_dtype, model.num_classes
         devices = jax.local_devices()
@@ -166,12 +167,19 @@ class Engine:
 
         return self._run(items, begin)
 
-    def segment(self, items: Iterable[Item]) -> Iterator[tuple[Any, list[np.ndarray]]]:
+    def segment(
+        self, items: Iterable[Item], refuse: Callable[[Any, ResourceError], None] | None = None
+    ) -> Iterator[tuple[Any, list[np.ndarray]]]:
         """Yields (key, [labels uint8 (*size), confidence float32 (*size)]), in order.
 
         Confidence is the probability of the chosen class.
+
+        Args:
+          items: what to segment.
+          refuse: takes the key of an image too large for memory, and the error, before what follows
+            it is yielded; without it, the error is raised.
         """
-        return self._run(items, partial(_assemble, self._decide))
+        return self._run(items, partial(_assemble, self._decide), refuse)
 
     def scores(self, items: Iterable[Item]) -> Iterator[tuple[Any, list[np.ndarray]]]:
         """Yields (key, [scores (*size, C)]), in order: large, and on the host.
@@ -196,7 +204,12 @@ class Engine:
         views = self.protocol.views(item.image, item.size, self._dtype)
         self._pieces(item, views, 0, _Logits(self, 0, views), piece)
 
-    def _run(self, items: Iterable[Item], begin: Callable) -> Iterator[tuple[Any, Any]]:
+    def _run(
+        self,
+        items: Iterable[Item],
+        begin: Callable,
+        refuse: Callable[[Any, ResourceError], None] | None = None,
+    ) -> Iterator[tuple[Any, Any]]:
         """Yields (key, result), with two groups in work on each device."""
         pending: deque[tuple[Any, Callable]] = deque()
         for number, group in enumerate(self._groups(items)):
@@ -206,8 +219,13 @@ class Engine:
             first = 0
             for item, own in zip(group, views, strict=True):
                 piece, finish = begin(item, self._devices[turn])
-                self._pieces(item, own, first, logits, piece)
-                pending.append((item.key, finish))
+                try:
+                    self._pieces(item, own, first, logits, piece)
+                    pending.append((item.key, finish))
+                except _TooLargeError as error:
+                    if refuse is None:
+                        raise
+                    refuse(item.key, error)
                 first += len(own)
             while len(pending) > 2 * len(self._devices) * len(group):
                 key, finish = pending.popleft()
@@ -218,13 +236,11 @@ class Engine:
     def _groups(self, items: Iterable[Item]) -> Iterator[list[Item]]:
         """Yields images that follow each other and fit into one batch."""
         group: list[Item] = []
-        shape: Shape | None = None
-        is_simple = self.protocol.num_views == 1 and self.protocol.mode == "whole"
-        is_simple = is_simple and self.protocol.scales == (1.0,)
+        shape: tuple[Shape, np.dtype] | None = None
+        is_simple = self.protocol.num_views == 1 and self.protocol.is_plain
         for item in items:
-            height, width = item.image.shape[:2]
-            own = self.buckets.shape((height, width)) if is_simple else None
-            limit = self.batch_size(own) if own else 1  # else its views are a batch
+            own = (self.buckets.shape(_size(item.image)), item.image.dtype) if is_simple else None
+            limit = self.batch_size(own[0]) if own else 1  # else its views are a batch
             if group and (own != shape or len(group) >= limit):
                 yield group
                 group = []
@@ -252,7 +268,11 @@ class Engine:
           first: see there.
           logits: of the group.
           piece: takes a window of the result and the arguments of `_sample`.
+
+        Raises:
+          _TooLargeError: the network needs more memory than there is.
         """
+        logits.size = item.size
         rows, columns = self._piece
         last: jax.Array | None = None
         for top in range(0, item.size[0], rows):
@@ -284,8 +304,18 @@ class Engine:
         weight, scale = pad(weight).astype(self._dtype), np.pad(scale, (0, spare))
         return [Axis(pad(index), weight, scale.astype(self._dtype))]
 
-    def _run_network(self, turn: int, views: Sequence[View], shape: Shape) -> jax.Array:
-        """Returns the logits of views that share a shape; those of missing ones mean nothing."""
+    def _run_network(self, turn: int, views: Sequence[View], shape: Shape, size: Size) -> jax.Array:
+        """Returns the logits of views that share a shape; those of missing ones mean nothing.
+
+        Args:
+          turn: number of the device.
+          views: at most a batch.
+          shape: theirs.
+          size: of the image in work, for messages.
+
+        Raises:
+          _TooLargeError: the network needs more memory than there is.
+        """
         batch, (height, width) = self.batch_size(shape), shape.size
         images = np.zeros((batch, height, width, 3), views[0].image.dtype)
         extent = np.full((batch, 2), (height, width), np.int32) if shape.is_masked else None
@@ -299,8 +329,10 @@ class Engine:
         arguments = variables, *jax.device_put((images, extent), device)
         key = (device, batch, shape, images.dtype)
         if key not in self.programs:
-            self.programs[key] = self._network.lower(*arguments).compile()
-            _check_memory(self.programs[key], device, shape.size)
+            if key not in self._refused:
+                self._refused[key] = self._network.lower(*arguments).compile()
+            _check_memory(self._refused[key], device, size, self.protocol.mode == "slide")
+            self.programs[key] = self._refused.pop(key)
         return self.programs[key](*arguments)
 
 
@@ -323,13 +355,22 @@ def _assemble(decide: Callable, item: Item, device: jax.Device) -> tuple[Callabl
     return piece, finish
 
 
+class _TooLargeError(ResourceError):
+    """An image that needs more memory than there is."""
+
+
 class _Logits:
-    """The network's output for the views of a group, computed when asked for."""
+    """The network's output for the views of a group, computed when asked for.
+
+    Attributes:
+      size: of the image in work, for messages.
+    """
 
     def __init__(self, engine: Engine, turn: int, views: list[View]):
         self._engine, self._turn, self._views = engine, turn, views
         self._shapes = [engine.buckets.shape(_size(view.image)) for view in views]
         self._ready: dict[int, tuple[jax.Array, int]] = {}
+        self.size: Size = (0, 0)
 
     def get(self, number: int, last: jax.Array | None) -> tuple[jax.Array, int]:
         """Returns (logits of a batch, which of them is the view's).
@@ -345,7 +386,7 @@ class _Logits:
                 k for k in range(number, end) if k not in self._ready and self._shapes[k] == shape
             ]
             views = [self._views[k] for k in numbers]
-            batch = self._engine._run_network(self._turn, views, shape)
+            batch = self._engine._run_network(self._turn, views, shape, self.size)
             self._ready |= {k: (batch, row) for row, k in enumerate(numbers)}
         return self._ready[number]
 
@@ -358,19 +399,22 @@ def _size(image: np.ndarray) -> Size:
     return image.shape[0], image.shape[1]
 
 
-def _check_memory(program: Any, device: jax.Device, size: Size) -> None:
+def _check_memory(program: Any, device: jax.Device, size: Size, is_slide: bool) -> None:
     """Refuses an image before the system ends the process for it.
 
     Raises:
-      ResourceError: the program needs more memory than there is.
+      _TooLargeError: the program needs more memory than there is.
     """
     analysis, free = program.memory_analysis(), _free_memory(device)
     needed = analysis.temp_size_in_bytes + analysis.output_size_in_bytes if analysis else 0
     if free is not None and needed > free:
-        raise ResourceError(
+        how, fix = "as a whole", "use windows"
+        if is_slide:
+            how, fix = "in these windows", "use smaller windows"
+        raise _TooLargeError(
             f"image of {size[0]} x {size[1]} pixels",
-            f"needs {needed / 2**30:.1f} GiB as a whole, and {free / 2**30:.1f} GiB are free",
-            "use windows: --config.eval.mode=slide --config.eval.crop_size=512,512"
+            f"needs {needed / 2**30:.1f} GiB {how}, and {free / 2**30:.1f} GiB are free",
+            f"{fix}: --config.eval.mode=slide --config.eval.crop_size=512,512"
             " --config.eval.stride=341,341",
         )
 

@@ -36,7 +36,8 @@ class View:
     """One picture for the network.
 
     Attributes:
-      image: (h, w, 3), uint8 RGB, or floating point and normalised.
+      image: (h, w, 3), uint8 RGB, or floating point and normalised; all views of one protocol are
+        floating point unless it is plain.
       parts: tables for rows and columns; the view adds the sum of what they say to the scores.
     """
 
@@ -77,6 +78,11 @@ class Protocol:
         return f"{where}, {scales}, {flip}, {values} resized to the original size"
 
     @property
+    def is_plain(self) -> bool:
+        """Whether the network sees an image as it is, or mirrored."""
+        return self.mode == "whole" and self.scales == (1.0,)
+
+    @property
     def num_views(self) -> int:
         """Over how many versions of an image the scores are averaged."""
         return len(self.scales) * (1 + self.flip)
@@ -95,11 +101,13 @@ class Protocol:
         Args:
           image: (h, w, 3), as in `View`.
           size: (height, width) of the result.
-          dtype: of pictures that have to be resized.
+          dtype: of pictures, unless they are passed on as they are.
         """
+        if not self.is_plain:  # one dtype for all: they share batches and programs
+            image = _normalize(image, dtype)
         views: list[View] = []
         for scale in self.scales:
-            scaled = image if scale == 1 else _rescale(image, scale, dtype)
+            scaled = image if scale == 1 else _rescale(image, scale)
             for is_flipped in (False, True)[: 1 + self.flip]:
                 picture = scaled[:, ::-1] if is_flipped else scaled
                 whole = _whole if self.mode == "whole" else self._windows
@@ -172,13 +180,17 @@ def _scaled(size: Sequence[int], scale: float) -> Size:
     return height, width
 
 
-def _rescale(image: np.ndarray, scale: float, dtype: Any) -> np.ndarray:
-    """Returns the normalised image scaled; positions follow `scale`, not the ratio of sizes."""
+def _normalize(image: np.ndarray, dtype: Any) -> np.ndarray:
+    """Returns the image normalised, in `dtype`; floating point is already."""
     from deeplab_jax.data.transforms import MEAN, STD
 
     x = image.astype(dtype)
-    if image.dtype == np.uint8:
-        x = (x - MEAN) * (1 / STD)
+    return (x - MEAN) * (1 / STD) if image.dtype == np.uint8 else x
+
+
+def _rescale(image: np.ndarray, scale: float) -> np.ndarray:
+    """Returns the normalised image scaled; positions follow `scale`, not the ratio of sizes."""
+    x, dtype = image, image.dtype
     for axis, size in enumerate(_scaled(image.shape[:2], scale)):
         (low, high), weight = sampling(size, image.shape[axis], scale)
         weight = np.expand_dims(weight, (2 - axis, 3)[:: 1 if axis else -1]).astype(dtype)

@@ -1,17 +1,21 @@
 """Protocols are the reference's; shapes, pieces and batches are bounded and change nothing."""
 
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
-from deeplab_jax import inference
+from deeplab_jax import api, inference
 from deeplab_jax.buckets import LIMIT, Buckets, plan_buckets
 from deeplab_jax.config import get_config, validate
-from deeplab_jax.errors import ConfigError, ResourceError
+from deeplab_jax.errors import ConfigError, DataError, ResourceError
 from deeplab_jax.inference import Engine, Item
-from deeplab_jax.models import DeepLabV3Plus, Numerics
+from deeplab_jax.models import DeepLabV3Plus, Numerics, build_model
 from deeplab_jax.protocol import Protocol, read_protocol, sampling
 from deeplab_jax.recipe import apply_overrides
+from deeplab_jax.train_state import init_variables
 
 # Protocols
 
@@ -268,8 +272,96 @@ def test_windows_and_flips_equal_a_plain_loop(network, monkeypatch, softmax_firs
     np.testing.assert_allclose(got, total / 2, atol=1e-5 * np.abs(total).max())
 
 
+@pytest.mark.parametrize("mode", ["slide", "whole"])
+@pytest.mark.parametrize("scales", [(1.0, 1.25), (1.25, 1.0, 0.75)])
+def test_views_of_several_scales_share_batches(network, monkeypatch, mode, scales):
+    windows = ((32, 32), (20, 20)) if mode == "slide" else ((), ())
+    protocol = Protocol(mode, *windows, scales, flip=True)
+    items = [Item(0, picture(0, 50, 45), (50, 45)), Item(1, picture(1, 40, 56), (61, 80))]
+    results = []
+    for batch in (1, 4):
+        engine = Engine(network[0], protocol).load(network[1])
+        engine.buckets = Buckets(limit=1)  # all whole views share one shape, the worst case
+        engine.plan([item.image.shape[:2] for item in items])
+        monkeypatch.setattr(engine, "batch_size", lambda shape, batch=batch: batch)
+        results.append(dict(engine.scores(items)))
+        assert len(engine.programs) == 1
+    for key, [expected] in results[0].items():
+        atol = 1e-5 * np.abs(expected).max()
+        np.testing.assert_allclose(results[1][key][0], expected, rtol=0, atol=atol)
+
+
+def test_images_of_two_dtypes_do_not_share_a_batch(network, monkeypatch):
+    from deeplab_jax.data.transforms import normalize
+
+    images = [picture(0, 40, 50), normalize(picture(1, 40, 50)), picture(2, 40, 50)]
+    engine = Engine(network[0], Protocol()).load(network[1])
+    monkeypatch.setattr(engine, "batch_size", lambda shape: 4)
+    got = dict(engine.scores(Item(k, image, (40, 50)) for k, image in enumerate(images)))
+    for k in range(3):
+        expected = plain_scores(network, picture(k, 40, 50), (40, 50))
+        np.testing.assert_allclose(got[k][0], expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_several_scales_need_few_programs(network):
+    engine = Engine(network[0], Protocol(scales=(0.75, 1.0, 1.25))).load(network[1])
+    rng = np.random.default_rng(3)
+    sizes = [tuple(map(int, rng.integers(20, 70, 2))) for _ in range(25)]
+    engine.buckets = Buckets(limit=3)
+    engine.plan(sizes)
+    items = (Item(k, picture(k, *size), size) for k, size in enumerate(sizes))
+    assert len(dict(engine.segment(items))) == 25
+    assert len(engine.programs) <= 3
+
+
+def test_image_that_does_not_fit_is_refused_each_time(network, monkeypatch):
+    monkeypatch.setattr(inference, "_free_memory", lambda device: 1000)
+    engine = Engine(network[0], Protocol()).load(network[1])
+    engine.buckets = Buckets(limit=1)
+    engine.plan([(40, 50), (33, 50)])
+    items = [Item(k, picture(k, *size), size) for k, size in enumerate([(33, 50), (40, 50)])]
+    for item in [*items, items[0]]:
+        own = f"image of {item.size[0]} x 50 pixels"  # not that of the shape
+        with pytest.raises(ResourceError, match=own):
+            list(engine.segment([item]))
+    refused = {}
+    assert list(engine.segment(items, refused.__setitem__)) == []
+    assert list(refused) == [0, 1]
+    monkeypatch.setattr(inference, "_free_memory", lambda device: None)
+    assert len(list(engine.segment(items))) == 2
+    assert len(engine.programs) == 1
+
+
 def test_image_that_does_not_fit_is_refused_with_the_way_out(network, monkeypatch):
     monkeypatch.setattr(inference, "_free_memory", lambda device: 1000)
     engine = Engine(network[0], Protocol()).load(network[1])
     with pytest.raises(ResourceError, match=r"40 x 50 pixels.*--config\.eval\.mode=slide"):
         list(engine.segment([Item(0, picture(0, 40, 50), (40, 50))]))
+
+
+def test_image_that_does_not_fit_is_an_error_in_its_place(tmp_path, monkeypatch):
+    config = get_config("folder", depth=18)
+    config.model.num_classes, config.model.width, config.model.stem = 5, 8, "7x7"
+    config.model.head_channels, config.model.low_level_channels = 8, 4
+    variables = init_variables(build_model(config.model), 0)
+    names = tuple("abcde")
+    info = SimpleNamespace(step=1, class_names=names, palette=np.zeros((5, 3), np.uint8))
+    model = api.Segmenter(tmp_path, info, config, variables)
+    files = []
+    for number, height in enumerate((40, 45, 50, 45)):
+        files.append(tmp_path / f"{number}.png")
+        Image.fromarray(picture(number, height, 48)).save(files[-1])
+    free = iter([None, 0, 0, None, 0, 0])  # asked until a shape's program may run
+    monkeypatch.setattr(inference, "_free_memory", lambda device: next(free))
+    monkeypatch.setattr(model.engine, "plan", lambda sizes: list(sizes))  # in the files' order
+    results = list(model.segment([*files[:2], tmp_path / "none.png", files[3], files[2]]))
+    kinds = [type(result) for result in results]
+    assert kinds == [api.Prediction, DataError, DataError, DataError, api.Prediction]
+    assert str(results[1]).startswith(f"{files[1]}: image of 45 x 48 pixels needs ")
+    assert "--config.eval.mode=slide" in str(results[1])
+    assert str(results[2]).startswith(str(tmp_path / "none.png"))
+    assert str(results[3]).startswith(f"{files[3]}: image of 45 x 48 pixels needs ")
+    with pytest.raises(DataError, match=r"1\.png: image of 45 x 48 pixels needs"):
+        model(files[1])
+    with pytest.raises(DataError, match=r"^image of 45 x 48 pixels: needs"):
+        model(picture(1, 45, 48))
