@@ -182,7 +182,9 @@ def network():
         if leaf.ndim < 4:
             return np.full(leaf.shape, path[-1].key in ("var", "scale"), np.float32)
         kernel = rng.normal(size=leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1]) / 2)
-        return (kernel - kernel.mean(2, keepdims=True)).astype(np.float32)
+        if path[1].key == "classifier":  # elsewhere depthwise kernels would be 0, and all scores
+            kernel -= kernel.mean(2, keepdims=True)
+        return kernel.astype(np.float32)
 
     return model, jax.tree_util.tree_map_with_path(draw, shapes)
 
@@ -198,6 +200,7 @@ def plain_scores(network, image, size):
 
     model, variables = network
     logits = jax.jit(model.apply)(variables, normalize(image)[None]).logits
+    assert logits.std() > 0
     return np.asarray(ops.resize_bilinear(logits, size)[0])
 
 
