@@ -14,6 +14,7 @@ from deeplab_jax import compile_cache
 def settings_return():
     names = [name for name in jax.config.values if "_cache_" in name]
     before = {name: jax.config.values[name] for name in names}
+    jax.config.update("jax_compilation_cache_dir", None)  # whatever other tests use
     yield
     for name, value in before.items():
         jax.config.update(name, value)
@@ -81,6 +82,7 @@ def test_programs_outlive_the_process(tmp_path):
         "jax.block_until_ready(jax.jit(lambda x: x * 3 + 1)(2.0))"
     )
     environment = os.environ | {compile_cache.VARIABLE: str(tmp_path)}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     for _ in range(2):
         subprocess.run([sys.executable, "-c", code], env=environment, check=True)
         assert list(tmp_path.glob("*/*-cache"))

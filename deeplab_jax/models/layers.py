@@ -153,7 +153,7 @@ def fold_batch_norm(variables: Any) -> dict[str, Any]:
 
 def _fold(params: Any, stats: Any) -> Any:
     if not isinstance(params, Mapping):
-        return params
+        return np.array(params)  # a copy: a view would keep training from donating its state
     if "norm" not in params:
         return {key: _fold(value, stats.get(key, {})) for key, value in params.items()}
     norm, kernel = params["norm"], params["conv"]["kernel"]
