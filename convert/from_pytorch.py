@@ -60,16 +60,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--multi-grid", metavar="D,D,D", type=_integers, help="dilations of layer 4, as 1,2,4"
     )
-    parser.add_argument(
-        "--optimizer",
-        action="store_true",
-        help="also momentum and iteration: a run that `train --workdir DIR` continues",
-    )
-    parser.add_argument(
-        "--iteration",
-        metavar="N",
-        type=int,
-        help="steps done; needed with --optimizer where the file does not say it",
+    add_progress_flags(
+        parser, "also momentum and iteration: a run that `train --workdir DIR` continues"
     )
     parser.add_argument("--config.x", metavar="VALUE", help="any field of the recipe")
     args, overrides = parser.parse(argv)
@@ -136,6 +128,17 @@ def to_run(info: Any, iteration: int) -> Any:
     """
     counters = {norm: count - iteration for norm, count in info.counters.items()}
     return dataclasses.replace(info, kind="run", step=iteration, counters=counters)
+
+
+def add_progress_flags(parser: argparse.ArgumentParser, purpose: str) -> None:
+    """Adds `--optimizer`, described by `purpose`, and `--iteration`; see `check_progress_flags`."""
+    parser.add_argument("--optimizer", action="store_true", help=purpose)
+    parser.add_argument(
+        "--iteration",
+        metavar="N",
+        type=int,
+        help="steps done; needed with --optimizer where the file does not say it",
+    )
 
 
 def check_progress_flags(args: argparse.Namespace) -> None:

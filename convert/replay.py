@@ -12,7 +12,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from convert import MAX_ITERATION
-from convert.from_pytorch import check_progress_flags, classes, to_run
+from convert.from_pytorch import add_progress_flags, check_progress_flags, classes, to_run
 from convert.to_pytorch import check_dialect, check_output, to_state_dict, write
 from deeplab_jax import cli
 from deeplab_jax.errors import ConfigError, NumericError
@@ -53,16 +53,8 @@ def main(argv: list[str]) -> None:
         choices=("float32", "float64", "bfloat16"),
         help="of the computation; default: float32",
     )
-    parser.add_argument(
-        "--optimizer",
-        action="store_true",
-        help="start from the checkpoint's momentum and iteration, and write them to --output",
-    )
-    parser.add_argument(
-        "--iteration",
-        metavar="N",
-        type=int,
-        help="steps done; needed with --optimizer where the file does not say it",
+    add_progress_flags(
+        parser, "start from the checkpoint's momentum and iteration, and write them to --output"
     )
     parser.add_argument("--config.x", metavar="VALUE", help="any field of the recipe")
     args, overrides = parser.parse(argv)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from deeplab_jax.data import Dataset
 from deeplab_jax.errors import DataError, shorten
+from deeplab_jax.whole_file import whole_file
 
 _FILE = "bad_samples.txt"  # a line each: id, tab, reason
 _SECONDS = 10.0  # between lines of progress
@@ -35,10 +36,8 @@ def leave_out(dataset: Dataset, limit: int, workdir: Path, is_continued: bool) -
         bad = _read(path)
     else:
         bad = _find(dataset)
-        workdir.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".tmp")
-        partial.write_text("".join(f"{name}\t{why}\n" for name, why in bad.items()), "utf-8")
-        os.replace(partial, path)
+        with whole_file(path) as file:
+            file.writelines(f"{name}\t{why}\n".encode() for name, why in bad.items())
     if len(bad) > limit:
         raise DataError(
             str(path),

@@ -12,6 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import NoReturn
 
 from deeplab_jax import __version__
@@ -121,6 +122,24 @@ def _as_resource_error(error: Exception) -> ResourceError | None:
         fix = "lower config.train.batch_size or config.data.crop_size, or use bfloat16"
         return ResourceError("device", what, fix)
     return None
+
+
+def check_writable(path: Path, flag: str) -> None:
+    """Refuses a place where a file could not be written, before the work that makes it.
+
+    Args:
+      path: the file.
+      flag: that names it.
+
+    Raises:
+      ResourceError: the folder is missing, or one of both is not writable.
+    """
+    fix = f"choose another {flag}, or create its folder"
+    if path.is_dir() or not path.parent.is_dir():
+        what = "is a folder" if path.is_dir() else f"there is no folder {path.parent}"
+        raise ResourceError(str(path), what, fix)
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ResourceError(str(path), "is not writable", f"choose another {flag}, or its mode")
 
 
 class Parser(argparse.ArgumentParser):

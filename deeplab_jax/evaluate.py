@@ -5,11 +5,9 @@
 Writes `evaluation.json` and `report.html`. The measuring itself is `deeplab_jax.evaluator`.
 """
 
-import os
 from pathlib import Path
 
 from deeplab_jax import cli
-from deeplab_jax.errors import ResourceError
 
 _EXAMPLES = """\
   deeplab evaluate --checkpoint runs/camvid_r50_os16
@@ -33,7 +31,7 @@ def main(argv: list[str]) -> None:
     if args.json:
         numbers = Path(args.json)
         page = numbers.with_name(f"{numbers.stem}_report.html")
-        check_writable(numbers)
+        cli.check_writable(numbers, "--json")
     from deeplab_jax.api import load
     from deeplab_jax.evaluator import evaluate_checkpoint
     from deeplab_jax.report.write import write_evaluated
@@ -42,24 +40,6 @@ def main(argv: list[str]) -> None:
     evaluate_checkpoint(segmenter, numbers, overrides)
     if numbers.is_file():  # not with --json /dev/stdout
         write_evaluated(page, numbers, segmenter)
-
-
-def check_writable(path: Path, flag: str = "--json") -> None:
-    """Refuses a place where a file could not be written, before the work that makes it.
-
-    Args:
-      path: the file.
-      flag: that names it.
-
-    Raises:
-      ResourceError: the folder is missing, or one of both is not writable.
-    """
-    fix = f"choose another {flag}, or create its folder"
-    if path.is_dir() or not path.parent.is_dir():
-        what = "is a folder" if path.is_dir() else f"there is no folder {path.parent}"
-        raise ResourceError(str(path), what, fix)
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise ResourceError(str(path), "is not writable", f"choose another {flag}, or its mode")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ import os
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -22,6 +21,7 @@ from deeplab_jax.data.classes import CLASS_NAMES
 from deeplab_jax.data.images import JPEG_SIDE, write_overlay, write_png, write_png_indices
 from deeplab_jax.data.labels import CITYSCAPES_IDS
 from deeplab_jax.errors import ConfigError, DataError, shorten
+from deeplab_jax.whole_file import whole_file
 
 _STRIP_PIXELS = 2**20  # looked at together, so that temporary arrays stay small
 _CITYSCAPES_NAME = re.compile(r"[^_]+_\d+_\d+(?=_|$)")  # <city>_<sequence>_<frame>
@@ -126,9 +126,9 @@ class Prediction:
         if not force:
             check_free(paths)
         for name, path in zip(formats, paths, strict=False):
-            with _whole_file(path) as file:
+            with whole_file(path) as file:
                 FORMATS[name].write(self, file)
-        with _whole_file(paths[-1]) as file:
+        with whole_file(paths[-1]) as file:
             file.write(json.dumps(self.summary(), indent=1, allow_nan=False).encode() + b"\n")
         return paths
 
@@ -182,22 +182,6 @@ def check_free(paths: Iterable[Path]) -> None:
         what = "exists already" if len(found) == 1 else "exist already"
         fix = "choose another folder, or replace them with --force (force=True)"
         raise ConfigError(", ".join(found[:5]) + rest, what, fix)
-
-
-@contextmanager
-def _whole_file(path: Path) -> Iterator[BinaryIO]:
-    """Opens a file that appears under its name when it is complete, or never."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(partial, "wb") as file:
-            yield file
-        os.replace(partial, path)
-    except OSError as error:
-        error.filename = error.filename or str(path)  # a write that fails does not say where
-        raise
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _row_strips(shape: tuple[int, ...]) -> Iterator[slice]:

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from deeplab_jax.whole_file import whole_file
+
 _PLAIN_SECONDS = 10.0  # between lines where the output is not a terminal
 _SMOOTHING = 0.9  # of the loss that people see
 
@@ -30,9 +32,8 @@ class JsonLog:
                         kept.append(line + "\n")
                 except (ValueError, KeyError, TypeError):
                     continue  # such as a line that a kill cut short
-        partial = path.with_suffix(".tmp")
-        partial.write_text("".join(kept))
-        os.replace(partial, path)
+        with whole_file(path) as file:
+            file.writelines(line.encode() for line in kept)
         self._file = path.open("a")
 
     def write(self, event: str, step: int, values: dict[str, Any]) -> None:

@@ -45,6 +45,7 @@ from deeplab_jax.protocol import read_protocol
 from deeplab_jax.start import check_start, load_start
 from deeplab_jax.train_state import State, eval_variables, init_state
 from deeplab_jax.train_step import Metrics, make_update
+from deeplab_jax.whole_file import whole_file
 
 
 @dataclass(frozen=True)
@@ -362,9 +363,8 @@ def is_evaluation_owed(workdir: Path, plan: Plan, start: int) -> bool:
 
 def write_config(workdir: Path, config: ConfigDict) -> None:
     """Writes `config.json`, for people; what counts is in the checkpoints."""
-    partial = workdir / "config.tmp"
-    partial.write_text(config_lib.to_json(config) + "\n")
-    os.replace(partial, workdir / "config.json")
+    with whole_file(workdir / "config.json") as file:
+        file.write(f"{config_lib.to_json(config)}\n".encode())
 
 
 def restore_or_init(config: ConfigDict, workdir: Path, plan: Plan, mesh: Mesh) -> State:

@@ -29,8 +29,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from deeplab_jax import cli
 from deeplab_jax.config import PUBLISHED_MIOU, get_config
 from deeplab_jax.errors import ConfigError, DataError, DeepLabError
-from deeplab_jax.evaluate import check_writable
 from deeplab_jax.recipe import apply_overrides, load_recipe
+from deeplab_jax.whole_file import whole_file
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -145,7 +145,7 @@ def crosscheck(rows: Sequence[Row], job: Job, path: Path) -> list[dict[str, Any]
       ConfigError: the file is something else's.
       ResourceError: it cannot be written.
     """
-    check_writable(path)
+    cli.check_writable(path, "--json")
     _read(path)
     entries = []
     for row in rows:
@@ -187,12 +187,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _write(path: Path, rows: dict[str, Any]) -> None:
     """Replaces the file in one go, so that it is whole whenever this process ends."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        partial.write_text(json.dumps({"units": _UNITS, "rows": rows}, indent=1) + "\n")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        file.write(json.dumps({"units": _UNITS, "rows": rows}, indent=1).encode() + b"\n")
 
 
 def check(row: Row, job: Job, earlier: dict[str, Any] | None) -> dict[str, Any]:

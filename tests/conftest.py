@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 # Before anything imports jax; commands that tests start inherit them.
@@ -15,9 +16,11 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {devices}".strip()
 
 import cv2
+import jax
 import numpy as np
 import pytest
 from absl import flags
+from jax.experimental.compilation_cache import compilation_cache
 
 from deeplab_jax.data.classes import colormap
 from deeplab_jax.data.images import write_png_indices
@@ -76,6 +79,43 @@ def torch_reference():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def _compiled(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("compiled"))
+
+
+@pytest.fixture(scope="module")
+def compile_once(_compiled):
+    """Compiles each program once in all modules that use this; yields the settings."""
+    settings = {
+        "jax_compilation_cache_dir": _compiled,
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    with _configured(settings):
+        yield settings
+
+
+@pytest.fixture(scope="module")
+def compile_quickly(compile_once):
+    """As `compile_once`, without optimising; yields an environment for commands to do likewise."""
+    settings = {"jax_disable_most_optimizations": True}
+    with _configured(settings):
+        settings |= compile_once
+        yield os.environ | {name.upper(): str(value) for name, value in settings.items()}
+
+
+@contextmanager
+def _configured(settings):
+    before = {name: jax.config.values[name] for name in settings}
+    for values in (settings, before):
+        compilation_cache.reset_cache()  # it remembers the folder, or that there was none
+        for name, value in values.items():
+            jax.config.update(name, value)
+        if values is settings:
+            yield
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
 import deeplab_jax
@@ -19,25 +18,10 @@ from deeplab_jax.models import build_model
 from deeplab_jax.prepare import normalize
 from deeplab_jax.train_state import init_variables
 
+pytestmark = pytest.mark.usefixtures("compile_once")
+
 CLASSES = 4
 ENDS = (".png", "_overlay.jpg", ".json")  # of the files of an image
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_once(tmp_path_factory):
-    """Compiles each program once for all commands of this file."""
-    options = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: jax.config.values[name] for name in options}
-    for values in (options, before):
-        compilation_cache.reset_cache()  # it remembers the folder, or that there was none
-        for name, value in values.items():
-            jax.config.update(name, value)
-        if values is options:
-            yield
 
 
 def random_variables(run_config, seed):

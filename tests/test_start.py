@@ -7,13 +7,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from deeplab_jax import checkpoint, cli, config, sharding, start, trainer
 from deeplab_jax.errors import CheckpointError
 from deeplab_jax.models import build_model
 from deeplab_jax.optimizer import build_optimizer
 from deeplab_jax.train_state import init_state, init_variables
+
+pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 CLASSIFIERS = ("aux_classifier", "classifier")
@@ -36,24 +37,6 @@ def get_config():
     c.log.every_steps = 1
     return c
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_options(tmp_path_factory):
-    """Compiles quickly, and each program once."""
-    options = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-        "jax_disable_most_optimizations": True,
-    }
-    before = {name: jax.config.values[name] for name in options}
-    for values in (options, before):
-        compilation_cache.reset_cache()  # it remembers the folder, or that there was none
-        for name, value in values.items():
-            jax.config.update(name, value)
-        if values is options:
-            yield
 
 
 def make_config(**model):

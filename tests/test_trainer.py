@@ -14,7 +14,6 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from deeplab_jax import checkpoint, cli, config, sharding, trainer
 from deeplab_jax.data import SampleOrder, open_dataset
@@ -23,6 +22,8 @@ from deeplab_jax.models import build_model
 from deeplab_jax.optimizer import build_optimizer
 from deeplab_jax.recipe import load_recipe
 from deeplab_jax.train_state import init_state, init_variables
+
+pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 TABLE = [f"{name}_r{depth}_os{os}" for name, depth, os in config.PUBLISHED_MIOU]
@@ -65,27 +66,6 @@ def get_config():
     return c
 """
 TOTAL = 14
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_options(tmp_path_factory):
-    """Compiles quickly, and each program once for all runs; returns it as an environment."""
-    options = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-        "jax_disable_most_optimizations": True,
-    }
-    before = {name: jax.config.values[name] for name in options}
-    _configure(options)
-    yield os.environ | {name.upper(): str(value) for name, value in options.items()}
-    _configure(before)
-
-
-def _configure(options):
-    compilation_cache.reset_cache()  # it remembers the folder, or that there was none
-    for name, value in options.items():
-        jax.config.update(name, value)
 
 
 @pytest.fixture(scope="module")
@@ -370,9 +350,9 @@ def kill_while_training(command, workdir, environment, rng, lines):
 
 
 def test_killed_run_ends_bit_for_bit_as_the_uninterrupted(
-    tiny, finished, tmp_path, compile_options
+    tiny, finished, tmp_path, compile_quickly
 ):
-    kill_while_training(tiny, tmp_path, compile_options, np.random.default_rng(0), lines=4)
+    kill_while_training(tiny, tmp_path, compile_quickly, np.random.default_rng(0), lines=4)
     assert call(*tiny, "--workdir", tmp_path) == 0
     assert log_of(tmp_path) == log_of(finished)
 
@@ -380,22 +360,22 @@ def test_killed_run_ends_bit_for_bit_as_the_uninterrupted(
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_run_killed_three_times_ends_bit_for_bit_as_the_uninterrupted(
-    seed, tiny, finished, tmp_path, compile_options
+    seed, tiny, finished, tmp_path, compile_quickly
 ):
     rng = np.random.default_rng(seed)
     for _ in range(3):
-        kill_while_training(tiny, tmp_path, compile_options, rng, lines=rng.integers(1, 4))
+        kill_while_training(tiny, tmp_path, compile_quickly, rng, lines=rng.integers(1, 4))
     assert call(*tiny, "--workdir", tmp_path) == 0
     assert log_of(tmp_path) == log_of(finished)
 
 
 @pytest.mark.slow
-def test_ctrl_c_with_reading_processes_saves(tiny, tmp_path, compile_options):
+def test_ctrl_c_with_reading_processes_saves(tiny, tmp_path, compile_quickly):
     """A terminal sends Ctrl-C to the processes that read as well."""
     arguments = [*tiny[1:], "--workdir", str(tmp_path), "--config.data.num_workers=2"]
     process = subprocess.Popen(
         [sys.executable, "-m", "deeplab_jax.train", *arguments],
-        env=compile_options,
+        env=compile_quickly,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -416,12 +396,12 @@ def test_ctrl_c_with_reading_processes_saves(tiny, tmp_path, compile_options):
 
 @pytest.mark.parametrize("redirection", ["", "2>&1"])
 def test_reader_of_the_output_that_leaves_stops_the_run_as_a_signal_does(
-    tiny, finished, tmp_path, compile_options, redirection
+    tiny, finished, tmp_path, compile_quickly, redirection
 ):
     command = shlex.join([sys.executable, "-m", "deeplab_jax.train", *tiny[1:]])
     workdir = tmp_path / "run"
     pipe = f"{command} --workdir {workdir} {redirection} | head -1; exit ${{PIPESTATUS[0]}}"
-    got = subprocess.run(["bash", "-c", pipe], env=compile_options, capture_output=True, text=True)
+    got = subprocess.run(["bash", "-c", pipe], env=compile_quickly, capture_output=True, text=True)
     assert got.returncode == 141
     assert got.stdout.count("\n") == 1
     # The first step is told once the second runs.

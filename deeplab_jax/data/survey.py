@@ -150,19 +150,20 @@ def _survey(
     samples, foreign, faults = _find_samples(data, splits)
     table = ColorTable(classes) if classes and data.mask_format == "color" else None
     facts = list(watch(scan(samples, table), len(samples)))
-    if classes and is_certain:
+    values = None if classes and is_certain else infer_values(facts, data.ignore_values)
+    if classes and values and len(classes.names) != len(values.classes):
+        values = None  # named ones count, whether or not they occur
+    is_described = classes is not None and values is None
+    if classes is not None and values is None:
         known = label_map(data, len(classes.names))
         meaning = {int(v): int(known[v]) for v in (known != INVALID).nonzero()[0]}
         ignored = [value for value, number in meaning.items() if number == 255]
         values = infer_values(facts, ignored)
     else:
-        values = infer_values(facts, data.ignore_values)
-        if classes and len(classes.names) != len(values.classes):
-            return _survey(data, splits, classes, lambda *_: iter(facts), batch_size)
+        assert values is not None
         meaning = dict.fromkeys(values.ignored, 255)
         meaning |= {value: number for number, value in enumerate(values.classes)}
     names = classes.names if classes else tuple(f"class_{i}" for i in range(len(values.classes)))
-    is_described = classes is not None and is_certain
     root = Path(data.root)
     return Survey(root, data, facts, splits, values, meaning, names, batch_size, is_described,
                   foreign, faults)  # fmt: skip

@@ -1,7 +1,6 @@
 """Gathers what a page shows, and writes it."""
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from deeplab_jax.data.classes import colormap
 from deeplab_jax.errors import ConfigError, DeepLabError, clip
 from deeplab_jax.recipe import apply_overrides
 from deeplab_jax.report import checking, page, pictures, reading
+from deeplab_jax.whole_file import whole_file
 
 
 def write_again(folder: Path, output: Path, overrides: Sequence[str]) -> None:
@@ -102,7 +102,6 @@ def _no_pictures(error: DeepLabError) -> str:
 
 def _write(output: Path, folder: Path, facts: page.Facts) -> None:
     text = page.build(facts._replace(log=reading.read_log(folder / "log.jsonl")))
-    partial = output.with_name(f".{output.name}.tmp")
-    partial.write_text(text, "utf-8", "replace")  # ids may hold half a surrogate pair
-    os.replace(partial, output)  # a page is whole or not there
+    with whole_file(output) as file:
+        file.write(text.encode("utf-8", "replace"))  # ids may hold half a surrogate pair
     print(f"report: {output} ({len(text) / 1e6:.1f} MB, {len(facts.pictures)} pictures)")

@@ -5,7 +5,6 @@ import functools
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from convert import keymap
 from convert.source import abstract_variables
@@ -13,32 +12,6 @@ from deeplab_jax import cli
 from deeplab_jax.config import get_config
 
 _STEMS = {name: dialect.stem for name, dialect in keymap.DIALECTS.items()}
-
-
-@pytest.fixture(scope="session")
-def _compiled(tmp_path_factory):
-    return tmp_path_factory.mktemp("compiled")
-
-
-@pytest.fixture(scope="module")
-def compile_quickly(_compiled):
-    """Compiles without optimising, and each program once in all modules that use this."""
-    options = {
-        "jax_compilation_cache_dir": str(_compiled),
-        "jax_persistent_cache_min_compile_time_secs": 0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-        "jax_disable_most_optimizations": True,
-    }
-    before = {name: jax.config.values[name] for name in options}
-    _configure(options)
-    yield
-    _configure(before)
-
-
-def _configure(options):
-    for name, value in options.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -59,13 +58,8 @@ def folder(make_tensors, make_tree, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def run(call, folder, monkeypatch):
-    """Yields run(words) -> standard output of a command of the README."""
-
-    # Compiles in half the time, in the script's process too.
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
+def run(call, folder, compile_quickly):
+    """Returns run(words) -> standard output of a command of the README."""
 
     def run(words):
         words, is_script = list(words), words[0] == "python"
@@ -74,7 +68,8 @@ def run(call, folder, monkeypatch):
         if "--config" in words and "replay" not in words:  # whose batches say their size
             words += TRAINING
         if is_script:
-            end = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True)
+            command = [sys.executable, *words[1:]]
+            end = subprocess.run(command, env=compile_quickly, capture_output=True, text=True)
             # Drawn weights do not score what the table says: exit code 1, and a verdict.
             assert end.returncode == 1, end.stderr
             return end.stdout
@@ -83,8 +78,7 @@ def run(call, folder, monkeypatch):
         assert code == 0, (words, err)
         return out
 
-    yield run
-    jax.config.update("jax_disable_most_optimizations", before)
+    return run
 
 
 def test_commands_of_the_readme_run_in_their_order(run):

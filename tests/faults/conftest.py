@@ -1,8 +1,6 @@
 """A tiny run, the data it trains on, and the command line around both."""
 
-import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from deeplab_jax import cli
 
@@ -25,25 +23,9 @@ def get_config():
 """
 
 
-@pytest.fixture(scope="package", autouse=True)
-def compile_options(tmp_path_factory):
-    """Compiles quickly, and each program once for all runs."""
-    options = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-        "jax_disable_most_optimizations": True,
-    }
-    before = {name: jax.config.values[name] for name in options}
-    _configure(options)
-    yield
-    _configure(before)
-
-
-def _configure(options):
-    compilation_cache.reset_cache()  # it remembers the folder, or that there was none
-    for name, value in options.items():
-        jax.config.update(name, value)
+@pytest.fixture(scope="module", autouse=True)
+def _compile_quickly(compile_quickly):
+    """Every module here trains."""
 
 
 @pytest.fixture

@@ -248,15 +248,9 @@ def get_config():
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    """The environment of training commands: they compile quickly, and each program once."""
-    return os.environ | {
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    }
+def environment(compile_quickly):
+    """The environment of training commands, which see one device."""
+    return compile_quickly | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
 
 
 @pytest.fixture(scope="module")
@@ -266,7 +260,7 @@ def memo():
 
 
 @pytest.fixture
-def start(compiled, make_tree, tmp_path):
+def start(environment, make_tree, tmp_path):
     """Returns start(name) -> a training process that leads its own group, in its workdir."""
     root = make_tree("folder", num_train=16, num_val=2)
     (root / "tiny.py").write_text(TINY)
@@ -276,7 +270,7 @@ def start(compiled, make_tree, tmp_path):
         command = [sys.executable, "-m", "deeplab_jax.train", "--config", f"{root}/tiny.py"]
         command += [f"--config.data.root={root}", "--workdir", str(tmp_path / name)]
         process = subprocess.Popen(
-            command, env=compiled, stderr=subprocess.PIPE, text=True, start_new_session=True
+            command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
         process.workdir, process.root = tmp_path / name, root
         started.append(process)
