@@ -4,17 +4,17 @@ Which are left out is written to `<workdir>/bad_samples.txt` and read back by a 
 order of samples stays a function of the seed and of the ids that remain.
 """
 
-import os
-import time
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from deeplab_jax.data import Dataset
+from deeplab_jax.data.pipeline import num_threads
+from deeplab_jax.data.readers import in_threads, reading
 from deeplab_jax.errors import DataError, shorten
+from deeplab_jax.progress import counting
 from deeplab_jax.whole_file import whole_file
 
 _FILE = "bad_samples.txt"  # a line each: id, tab, reason
-_SECONDS = 10.0  # between lines of progress
 
 
 def leave_out(dataset: Dataset, limit: int, workdir: Path, is_continued: bool) -> Dataset:
@@ -28,6 +28,7 @@ def leave_out(dataset: Dataset, limit: int, workdir: Path, is_continued: bool) -
 
     Raises:
       DataError: more samples are bad.
+      ReaderError: reading one does not end.
     """
     if not limit:
         return dataset
@@ -61,23 +62,22 @@ def _read(path: Path) -> dict[str, str]:
 
 def _find(dataset: Dataset) -> dict[str, str]:
     """Returns {id: why it cannot be used}, after reading every sample once."""
-    bad: dict[str, str] = {}
-    total, told = len(dataset), time.perf_counter()
+    total, names = len(dataset), dataset.source.names
     print(f"reading {total} training samples, to leave out bad ones", flush=True)
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        reasons = pool.map(lambda index: _fault(dataset, index), range(total))
-        for index, reason in enumerate(reasons):
+    read = partial(_fault, dataset)
+    bad: dict[str, str] = {}
+    with counting(total, "training samples read") as count:
+        for index, reason in enumerate(in_threads(read, range(total), num_threads(), names)):
             if reason:
                 bad[dataset.ids[index]] = reason
-            if time.perf_counter() - told > _SECONDS:
-                told = time.perf_counter()
-                print(f"read {index + 1} of {total}, {len(bad)} bad", flush=True)
+            count()
     return bad
 
 
 def _fault(dataset: Dataset, index: int) -> str:
     try:
-        dataset.read(index)
+        with reading(index):
+            dataset.read(index)
     except DataError as error:
         return " ".join(str(error).split())
     return ""

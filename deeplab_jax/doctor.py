@@ -9,6 +9,7 @@ data set is ever changed. Exit code 0 if nothing is wrong but warnings, else 3.
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from deeplab_jax import cli
@@ -80,6 +81,7 @@ def _check_arguments(args: Any, overrides: list[str]) -> None:
 
     Raises:
       ConfigError: naming what does not.
+      ResourceError: `--json` could not be written.
     """
     if bool(args.data) == bool(args.config):
         fix = "name a folder with --data or a recipe with --config"
@@ -91,6 +93,8 @@ def _check_arguments(args: Any, overrides: list[str]) -> None:
     if not 0 < args.val_fraction < 1:
         raise ConfigError("--val-fraction", f"must be between 0 and 1, got {args.val_fraction}",
                           "use a value such as 0.2")  # fmt: skip
+    if args.json:
+        cli.check_writable(Path(args.json), "--json")
     if args.seed < 0:
         raise ConfigError("--seed", f"must not be negative, got {args.seed}", "use 0, 1, ...")
 

@@ -99,6 +99,7 @@ class Evaluator:
 
         Raises:
           DataError: an image or label cannot be used.
+          ReaderError: reading one does not end.
         """
         indices = list(range(len(self._dataset)) if indices is None else indices)
         self._plan(indices)

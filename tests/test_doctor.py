@@ -260,6 +260,15 @@ def test_arguments_that_do_not_fit_are_refused(doctor, argv, advice):
     assert advice in err
 
 
+def test_json_that_cannot_be_written_is_refused_before_the_work(make_tree, tmp_path, capsys):
+    root, path = make_tree("folder"), tmp_path / "missing" / "report.json"
+    with pytest.raises(SystemExit) as end:
+        cli.main(["doctor", "--data", str(root), "--json", str(path)])
+    out, err = capsys.readouterr()
+    assert (end.value.code, out) == (5, "")
+    assert "choose another --json, or create its folder" in err
+
+
 def test_neither_help_nor_a_run_imports_jax(make_tree):
     code = f"""
 import sys

@@ -120,7 +120,7 @@ def train_batches(
     if num_workers:
         yield from readers.in_processes(load, steps, num_workers, name_of)
     else:
-        yield from readers.in_threads(load, steps, _num_threads(), name_of)
+        yield from readers.in_threads(load, steps, num_threads(), name_of)
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,8 @@ class _BatchLoader:
         return batch
 
 
-def _num_threads() -> int:
+def num_threads() -> int:
+    """Returns how many threads of this process read files."""
     return min(_MAX_THREADS, os.cpu_count() or 1)
 
 
@@ -169,7 +170,7 @@ def eval_examples(
       ReaderError: a sample does not end.
     """
     read = functools.partial(_eval_example, dataset, resize_base)
-    return readers.in_threads(read, indices, _num_threads(), dataset.source.names)
+    return readers.in_threads(read, indices, num_threads(), dataset.source.names)
 
 
 def _eval_example(dataset: Dataset, resize_base: tuple[int, ...], index: int) -> EvalExample:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from deeplab_jax import checkpoint
+from deeplab_jax.bad_samples import leave_out
 from deeplab_jax.data import eval_examples, open_dataset, readers, train_batches
 from deeplab_jax.errors import DataError, ReaderError
 
@@ -124,6 +125,14 @@ def test_slow_readers_that_go_on_are_no_failure(dataset, monkeypatch):
     monkeypatch.setattr(readers, "PATIENCE", 1.5)
     faulty = with_fault(dataset, lambda: time.sleep(0.6), is_every=True)
     assert len(read(faulty, stop=1)) == 1  # 2.4 s
+
+
+def test_sample_that_hangs_while_bad_ones_are_sought_is_told(dataset, monkeypatch, tmp_path):
+    monkeypatch.setattr(readers, "PATIENCE", 1.5)
+    faulty = with_fault(dataset, hang)
+    error = raised(lambda: leave_out(faulty, 1, tmp_path, False), seconds=6)
+    assert error.where == dataset.source.names(BAD)[0]
+    assert not list(tmp_path.iterdir())
 
 
 def test_thread_that_hangs_does_not_keep_the_process(tmp_path):
