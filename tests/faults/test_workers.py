@@ -209,7 +209,7 @@ def test_process_that_is_stopped_between_samples_is_told_by_its_last(dataset, mo
     time.sleep(1)  # until it has filled its buffer
     os.kill(readers._children()[0], signal.SIGSTOP)
     time.sleep(10)  # nobody waits
-    error = raised(lambda: next(batches), seconds=1)
+    error = raised(lambda: next(batches), seconds=6)  # less than another 8
     assert error.where in [dataset.source.names(index)[0] for index in range(len(dataset))]
     assert error.what.startswith("going on after this and its mask")
     batches.close()
