@@ -46,7 +46,8 @@ _FOLDER_KEYS = ("images", "masks", "mask_suffix", "split_file", "mask_format", "
                 "ignore_values", "class_values", "class_colors")  # fmt: skip
 
 # Keys that may differ between a run and its continuation: they cannot change a result.
-_FREE_ON_RESUME = ("name", "data.root", "data.source", "data.num_workers", "log.every_steps")
+_FREE_ON_RESUME = ("name", "data.root", "data.source", "data.num_workers", "log.every_steps",
+                   "model.remat", "mesh.space", "mesh.check_every_steps")  # fmt: skip
 
 
 def get_config(dataset: str, depth: int = 50, output_stride: int = 16) -> ConfigDict:
@@ -89,6 +90,9 @@ def get_config(dataset: str, depth: int = 50, output_stride: int = 16) -> Config
     c.model.dropout_rate = 0.1  # whole channels, before each classifier; [0, 1)
     c.model.dtype = "float32"  # of the computation: float32, bfloat16 or float64
     c.model.freeze_batch_norm = False  # train with the running statistics
+    # Stages of the backbone, of 1 to 4, whose activations are computed again in the backward
+    # pass instead of kept: less memory, more time.
+    c.model.remat = ()
 
     c.data = ConfigDict()
     c.data.dataset = dataset
@@ -120,6 +124,9 @@ def get_config(dataset: str, depth: int = 50, output_stride: int = 16) -> Config
 
     c.train = ConfigDict()
     c.train.batch_size = batch  # over all devices and hosts
+    # Parts that a batch is taken in, one after the other, before one step of the optimiser: less
+    # memory. Batch norm then sees a part at a time.
+    c.train.accumulate = 1
     # The loss averages this many groups of rows, each over its own valid pixels, as the
     # reference's processes do; it also sets the epoch's length. The table's runs used 8.
     c.train.reference_processes = 8 if is_row else 1
@@ -131,6 +138,13 @@ def get_config(dataset: str, depth: int = 50, output_stride: int = 16) -> Config
     c.train.momentum = 0.9
     c.train.weight_decay = 5e-4  # on every parameter
     c.train.aux_weight = 0.4  # of the auxiliary head's loss
+
+    c.mesh = ConfigDict()
+    # Devices that share an image, each with a band of its rows; the others split the batch. With
+    # more, a batch of 8 or 16 uses a pod.
+    c.mesh.space = 1
+    # Steps between two comparisons of the parameters that devices and hosts hold; 0: never.
+    c.mesh.check_every_steps = 500
 
     c.eval = ConfigDict()
     c.eval.every_epochs = 10  # and after the last step
@@ -195,7 +209,7 @@ def validate(config: ConfigDict) -> None:
     _check_masks(data, model.num_classes)
     for key in ("model.width", "model.head_channels", "model.low_level_channels",
                 "model.aux_channels", "train.epochs", "eval.every_epochs", "log.every_steps",
-                "train.reference_processes"):  # fmt: skip
+                "train.reference_processes", "train.accumulate", "mesh.space"):  # fmt: skip
         value = _get(config, key)
         _require(key, value, value >= 1, "1 or more")
     for name in ("width", "head_channels", "low_level_channels", "aux_channels"):
@@ -203,7 +217,7 @@ def validate(config: ConfigDict) -> None:
         _require(f"model.{name}", model[name], is_small, f"at most {MAX_CHANNELS}")
     _require("model.width", model.width, model.width % 2 == 0, "an even number")
     for key in ("train.steps", "checkpoint.every_steps", "data.num_workers", "data.skip_bad",
-                "train.weight_decay", "train.aux_weight"):  # fmt: skip
+                "train.weight_decay", "train.aux_weight", "mesh.check_every_steps"):  # fmt: skip
         value = _get(config, key)
         _require(key, value, 0 <= value < math.inf, "0 or more")
     _require("seed", config.seed, 0 <= config.seed < 2**32, "0 to 4294967295")
@@ -214,7 +228,10 @@ def validate(config: ConfigDict) -> None:
     power = train.poly_power
     _require("train.poly_power", power, 0 < power < math.inf, "a positive number")
     _require("train.momentum", train.momentum, 0 <= train.momentum < 1, "0 <= momentum < 1")
-    _require_batch(train.batch_size, train.reference_processes)
+    is_good = len(set(model.remat)) == len(model.remat) and set(model.remat) <= {1, 2, 3, 4}
+    _require("model.remat", tuple(model.remat), is_good, "different stages, 1 to 4")
+    _require_batch(train)
+    _require_height(data.crop_size[0], model.output_stride, config.mesh.space)
     init = config.init
     _require("init.head", init.head, init.head in ("load", "skip"), "load or skip")
     fix = "name the checkpoint: --config.init.checkpoint=DIR"
@@ -309,20 +326,42 @@ def _require_values(key: str, values: Any, largest: int, count: int | None = Non
     _require(key, tuple(values), is_good, f"{number}{unique}numbers in 0..{largest}", fix)
 
 
-def _require_batch(batch: int, processes: int) -> None:
-    if batch < 2:
+def _require_batch(train: ConfigDict) -> None:
+    batch, processes, parts = train.batch_size, train.reference_processes, train.accumulate
+    if batch < 2 * parts:
+        few = "must be at least 2" if parts == 1 else f"must be at least 2 x {parts} parts"
         raise ConfigError(
             "config.train.batch_size",
-            f"must be at least 2, got {batch} (the image-pool norm would see one value)",
-            "use 2 or more, with a smaller config.data.crop_size if memory is short",
+            f"{few}, got {batch} (the image-pool norm would see one value)",
+            f"use {2 * parts} or more, with a smaller config.data.crop_size if memory is short",
         )
-    if batch % processes:
-        nearest = max(processes, round(batch / processes) * processes)
+    for name, count, text in (
+        ("reference_processes", processes, "groups"), ("accumulate", parts, "parts")
+    ):  # fmt: skip
+        if batch % count:
+            nearest = nearest_multiple(batch, math.lcm(processes, parts))
+            raise ConfigError(
+                "config.train.batch_size",
+                f"{batch} does not divide into config.train.{name}={count} {text}",
+                f"use {nearest}, or set config.train.{name}=1",
+            )
+
+
+def _require_height(height: int, stride: int, space: int) -> None:
+    """Bands of rows must be whole at every layer: what uneven ones compute is not proven."""
+    unit = stride * space
+    if space > 1 and height % unit:
+        near = sorted({max(unit, height // unit * unit), -(-height // unit) * unit})
         raise ConfigError(
-            "config.train.batch_size",
-            f"{batch} does not divide into config.train.reference_processes={processes} groups",
-            f"use {nearest}, or set config.train.reference_processes=1",
+            "config.data.crop_size",
+            f"height {height} does not divide by output stride x config.mesh.space = {unit}",
+            f"use a height of {' or '.join(map(str, near))}, or another config.mesh.space",
         )
+
+
+def nearest_multiple(value: int, unit: int) -> int:
+    """Returns the positive multiple of `unit` nearest to `value`."""
+    return max(unit, round(value / unit) * unit)
 
 
 def steps_per_epoch(config: ConfigDict, num_samples: int) -> int:

@@ -3,40 +3,79 @@
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
 
+from deeplab_jax.config import nearest_multiple
 from deeplab_jax.errors import ConfigError
 
-DATA_AXIS = "data"
+DATA_AXIS = "data"  # splits the batch
+SPACE_AXIS = "space"  # splits the rows of each image
 
 
 def make_mesh(
-    batch_size: int, devices: Sequence[jax.Device] | None = None, num_groups: int = 1
+    batch_size: int,
+    devices: Sequence[jax.Device] | None = None,
+    num_groups: int = 1,
+    space: int = 1,
+    accumulate: int = 1,
 ) -> Mesh:
-    """Returns a mesh over all devices (or those given) whose axis splits the batch.
+    """Returns the mesh ("data", "space") over all devices, or those given.
 
     Args:
       batch_size: over all devices.
       devices: all by default.
       num_groups: what else the batch must divide into, for the advice when it does not.
+      space: devices that share an image.
+      accumulate: parts that the batch is taken in; each must divide over the devices.
 
     Raises:
-      ConfigError: `batch_size` does not divide over the devices.
+      ConfigError: the devices do not divide by `space`, or the batch over what is left of them.
     """
     devices = jax.devices() if devices is None else devices
-    count = len(devices)
-    if batch_size % count:
-        unit = math.lcm(count, num_groups)
-        nearest = max(unit, round(batch_size / unit) * unit)
+    count, remainder = divmod(len(devices), space)
+    if remainder:
+        raise ConfigError(
+            "config.mesh.space",
+            f"{len(devices)} devices do not divide into groups of {space}",
+            f"use one of {', '.join(map(str, _divisors(len(devices))))}",
+        )
+    if batch_size % (count * accumulate):
+        nearest = nearest_multiple(batch_size, math.lcm(count * accumulate, num_groups))
+        parts = f" in {accumulate} parts" if accumulate > 1 else ""
+        shared = f" / config.mesh.space={space}" if space > 1 else ""
         raise ConfigError(
             "config.train.batch_size",
-            f"{batch_size} does not divide over {count} devices",
+            f"{batch_size} does not divide over {len(devices)} devices{shared}{parts}",
             f"use {nearest}, or fewer devices",
         )
-    return jax.make_mesh((count,), (DATA_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+    axes = (DATA_AXIS, SPACE_AXIS)
+    kinds = (AxisType.Auto, AxisType.Auto)
+    return jax.make_mesh((count, space), axes, axis_types=kinds, devices=devices)
+
+
+def mesh_of(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Returns the mesh of a run, see `make_mesh`.
+
+    Raises:
+      ConfigError: as `make_mesh`.
+    """
+    train = config.train
+    return make_mesh(
+        train.batch_size,
+        devices,
+        num_groups=train.reference_processes,
+        space=config.mesh.space,
+        accumulate=train.accumulate,
+    )
+
+
+def _divisors(number: int) -> list[int]:
+    return [k for k in range(1, number + 1) if number % k == 0]
 
 
 def platform(mesh: Mesh) -> str:
@@ -53,9 +92,14 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Returns the layout of a batch: rows in order over the devices."""
-    return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+def batch_sharding(mesh: Mesh, has_rows: bool = False) -> NamedSharding:
+    """Returns the layout of a batch (B, ...), in order over the devices.
+
+    Args:
+      mesh: from `make_mesh`.
+      has_rows: of pictures (B, H, ...), whose rows are split as well.
+    """
+    return NamedSharding(mesh, PartitionSpec(DATA_AXIS, *[SPACE_AXIS] * has_rows))
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> list[int]:
@@ -65,22 +109,42 @@ def local_rows(mesh: Mesh, batch_size: int) -> list[int]:
     return sorted(rows)
 
 
-def to_devices(batches: Iterator, mesh: Mesh, depth: int = 2) -> Iterator:
+def put_batch(batch: Any, mesh: Mesh, batch_size: int) -> Any:
+    """Returns a batch's arrays on the devices.
+
+    Args:
+      batch: pytree of arrays (R, ...) with this host's rows, those of `local_rows`; pictures have
+        three or four dimensions.
+      mesh: where they go.
+      batch_size: of the global batch.
+    """
+    position = {row: k for k, row in enumerate(local_rows(mesh, batch_size))}
+
+    def put(array: np.ndarray) -> jax.Array:
+        sharding = batch_sharding(mesh, has_rows=array.ndim > 2)
+
+        def part(index: Any) -> np.ndarray:
+            rows = range(batch_size)[index[0]]
+            own = slice(position[rows[0]], position[rows[-1]] + 1)  # rows of a device are adjacent
+            return array[(own, *index[1:])]
+
+        return jax.make_array_from_callback((batch_size, *array.shape[1:]), sharding, part)
+
+    return jax.tree.map(put, batch)
+
+
+def to_devices(batches: Iterator, mesh: Mesh, batch_size: int, depth: int = 2) -> Iterator:
     """Yields (batch, batch on the devices), copying up to `depth` batches ahead.
 
     Args:
-      batches: tuples of arrays holding this host's rows.
+      batches: as for `put_batch`.
       mesh: where they go.
+      batch_size: of the global batch.
       depth: batches whose copy is under way while the current one computes.
     """
-    sharding = batch_sharding(mesh)
     queue: deque = deque()
-
-    def put(array: np.ndarray) -> jax.Array:
-        return jax.make_array_from_process_local_data(sharding, array)
-
     for batch in batches:
-        queue.append((batch, jax.tree.map(put, batch)))
+        queue.append((batch, put_batch(batch, mesh, batch_size)))
         if len(queue) > depth:
             yield queue.popleft()
     yield from queue

@@ -115,9 +115,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         is_begun = checkpoint.latest_step(workdir) is not None
         dataset = leave_out(dataset, data.skip_bad, workdir, is_begun)
         plan = make_plan(config, len(dataset))
-        mesh = sharding.make_mesh(
-            config.train.batch_size, num_groups=config.train.reference_processes
-        )
+        mesh = sharding.mesh_of(config)
         notes = warnings(config)
         if is_begun:
             check_continuation(workdir, config, dataset)
@@ -201,7 +199,8 @@ class Run:
                 return state, error
             if stop:
                 return state, _interrupted(stop[0], self.start, self.plan.total)
-        batches = sharding.to_devices(self._batches(), self.mesh)
+        size = self.config.train.batch_size
+        batches = sharding.to_devices(self._batches(), self.mesh, size)
         for step in range(self.start + 1, self.plan.total + 1):
             began = time.perf_counter()
             try:
@@ -305,11 +304,13 @@ def make_train_step(
 ) -> Callable[..., tuple[State, Metrics]]:
     """Returns the jitted step(state, image, label, box) -> (state, metrics) over the mesh.
 
-    The batch is split over devices, everything else is replicated; the state is donated.
+    The batch, and by the mesh its images' rows, are split over devices; everything else is
+    replicated. The state is donated.
     """
     model = build_model(config.model, sharding.platform(mesh))
     update = make_update(model, config, total_steps)
-    whole, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+    whole, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+    pictures = sharding.batch_sharding(mesh, has_rows=True)
 
     def train_step(
         state: State, image: jax.Array, label: jax.Array, box: jax.Array
@@ -318,7 +319,7 @@ def make_train_step(
 
     return jax.jit(
         train_step,
-        in_shardings=(whole, split, split, split),
+        in_shardings=(whole, pictures, pictures, rows),
         out_shardings=(whole, whole),
         donate_argnums=0,
     )

@@ -65,7 +65,7 @@ def batches(c, mesh, stop):
         scale_range=c.data.scale_range,
         num_workers=0,
     )
-    return sharding.to_devices(local, mesh)
+    return sharding.to_devices(local, mesh, BATCH)
 
 
 def test_same_samples_in_the_same_rows_on_any_number_of_devices(make_config):
@@ -105,8 +105,8 @@ def test_losses_do_not_depend_on_the_number_of_devices(make_config, quick_compil
 
 
 def test_mesh_has_one_axis_over_the_devices_given_or_all():
-    assert sharding.make_mesh(8).shape == {"data": 4}
-    assert mesh_of(2).shape == {"data": 2}
+    assert sharding.make_mesh(8).shape == {"data": 4, "space": 1}
+    assert mesh_of(2).shape == {"data": 2, "space": 1}
 
 
 def test_advised_batch_also_divides_into_the_losses_groups():
@@ -128,7 +128,7 @@ def test_batch_that_does_not_divide_over_the_devices_names_the_nearest(batch, co
 
 def test_rows_lie_in_order_over_the_devices():
     mesh = mesh_of(4)
-    (batch,) = [on_device for _, on_device in sharding.to_devices(iter([(np.arange(8),)]), mesh)]
+    (batch,) = [on_device for _, on_device in sharding.to_devices(iter([(np.arange(8),)]), mesh, 8)]
     shards = sorted(batch[0].addressable_shards, key=lambda shard: shard.device.id)
     assert [shard.data.tolist() for shard in shards] == [[0, 1], [2, 3], [4, 5], [6, 7]]
     assert sharding.local_rows(mesh, 8) == list(range(8))
@@ -142,7 +142,7 @@ def test_batches_are_copied_two_ahead_and_come_in_order():
             taken.append(number)
             yield (np.full(4, number),)
 
-    stream = sharding.to_devices(source(), mesh_of(2))
+    stream = sharding.to_devices(source(), mesh_of(2), 4)
     batch, on_device = next(stream)
     assert taken == [0, 1, 2]
     assert batch[0][0] == on_device[0][0] == 0

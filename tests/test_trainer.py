@@ -498,7 +498,7 @@ def test_step_moves_nothing_between_host_and_devices(tiny_config, finished):
     state = trainer.restore_or_init(tiny_config, finished, plan, mesh)
     train_step = trainer.make_train_step(tiny_config, plan.total, mesh)
     batch = (np.zeros((4, 64, 64, 3), "u1"), np.zeros((4, 64, 64), "u1"), np.full((4, 4), 64, "i4"))
-    on_device = jax.device_put(batch, sharding.batch_sharding(mesh))
+    on_device = sharding.put_batch(batch, mesh, 4)
     with jax.transfer_guard("disallow"):
         state, _ = train_step(state, *on_device)
         with pytest.raises(Exception, match="Disallowed host-to-device transfer"):

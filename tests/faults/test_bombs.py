@@ -42,7 +42,7 @@ def test_bomb_is_refused_before_it_costs_anything(trained, tmp_path, side):
     argv = ["predict", "--checkpoint", str(trained), "--output", str(tmp_path / "out"), str(path)]
     start = time.perf_counter()
     run = subprocess.run([sys.executable, "-c", CHILD, *argv], capture_output=True, text=True)
-    assert time.perf_counter() - start < 5
+    assert time.perf_counter() - start < 15
     assert run.returncode == 3
     assert run.stderr.startswith(f"error: {path}: is too large to decode safely")
     assert run.stderr.count("\n") == 1

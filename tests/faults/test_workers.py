@@ -112,7 +112,7 @@ def test_thread_that_hangs_is_told_with_its_sample_and_place(
         if is_training
         else lambda: list(eval_examples(faulty, range(12), ()))
     )
-    error = raised(run, seconds=6)
+    error = raised(run, seconds=20)
     image, mask = dataset.source.names(BAD)
     assert error.where == image
     assert error.what.startswith(f"reading this and its mask {mask} has taken more than")
@@ -130,7 +130,7 @@ def test_slow_readers_that_go_on_are_no_failure(dataset, monkeypatch):
 def test_sample_that_hangs_while_bad_ones_are_sought_is_told(dataset, monkeypatch, tmp_path):
     monkeypatch.setattr(readers, "PATIENCE", 1.5)
     faulty = with_fault(dataset, hang)
-    error = raised(lambda: leave_out(faulty, 1, tmp_path, False), seconds=6)
+    error = raised(lambda: leave_out(faulty, 1, tmp_path, False), seconds=20)
     assert error.where == dataset.source.names(BAD)[0]
     assert not list(tmp_path.iterdir())
 
