@@ -2,8 +2,31 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from deeplab_jax.models import ops
+
+
+def row_weights(labels: jax.Array, num_groups: int, ignore_index: int = 255) -> jax.Array:
+    """Returns what each row of the batch must weigh for the loss to be a mean over groups' means.
+
+    Args:
+      labels: int (B, H, W), class ids or `ignore_index`.
+      num_groups: contiguous groups of rows of the batch, each averaged over its own valid pixels
+        as the reference's processes do; must divide B.
+      ignore_index: label of pixels that do not count.
+
+    Returns:
+      (B,): 1 / (number of groups x valid pixels of the row's group); any finite value in a group
+      without valid pixels.
+    """
+    batch = labels.shape[0]
+    # A mask of members, not a reshape: rows may lie on other devices than their group's others.
+    group = np.arange(batch) // (batch // num_groups)
+    is_member = group[None] == np.arange(num_groups)[:, None]  # (G, B)
+    valid = jnp.sum(labels != ignore_index, (1, 2))
+    counts = jnp.sum(jnp.where(is_member, valid[None], 0), 1, keepdims=True)
+    return jnp.sum(jnp.where(is_member, 1 / (num_groups * jnp.maximum(counts, 1)), 0), 0)
 
 
 def segmentation_loss(
@@ -11,38 +34,33 @@ def segmentation_loss(
     aux_logits: jax.Array,
     labels: jax.Array,
     *,
-    num_groups: int = 1,
+    weights: jax.Array,
     aux_weight: float = 0.4,
     ignore_index: int = 255,
 ) -> dict[str, jax.Array]:
-    """Computes the training loss.
+    """Computes the training loss, or a part of it.
 
     Args:
       logits: (B, h, w, C), resized to the labels' size here.
       aux_logits: (B, h', w', C), likewise.
       labels: int (B, H, W), class ids or `ignore_index`.
-      num_groups: contiguous groups of rows of the batch, each averaged over its own valid pixels
-        as the reference's processes do; must divide B.
+      weights: (B,), of each row's sum over pixels: `row_weights` of the whole batch.
       aux_weight: of the auxiliary head's loss.
       ignore_index: label of pixels that do not count.
 
     Returns:
       Scalars "loss_main", "loss_aux" (already weighted) and their sum "loss".
     """
-    main = _grouped_cross_entropy(logits, labels, num_groups, ignore_index)
-    aux = aux_weight * _grouped_cross_entropy(aux_logits, labels, num_groups, ignore_index)
+    main = _weighted_cross_entropy(logits, labels, weights, ignore_index)
+    aux = aux_weight * _weighted_cross_entropy(aux_logits, labels, weights, ignore_index)
     return {"loss_main": main, "loss_aux": aux, "loss": main + aux}
 
 
-def _grouped_cross_entropy(logits, labels, num_groups, ignore_index):
-    """Mean over groups of each group's mean over valid pixels; 0 for a group without any."""
+def _weighted_cross_entropy(logits, labels, weights, ignore_index):
     logits = ops.resize_bilinear(logits, labels.shape[1:])
     is_valid = labels != ignore_index
     # A comparison instead of a gather: its gradient needs no scatter.
     is_class = labels[..., None] == jnp.arange(logits.shape[-1]).reshape(1, 1, 1, -1)
     picked = jnp.sum(jnp.where(is_class, logits, 0), -1)
     per_pixel = jnp.where(is_valid, jax.nn.logsumexp(logits, -1) - picked, 0)
-    per_row = jnp.sum(per_pixel, (1, 2)).reshape(num_groups, -1)
-    valid_per_row = jnp.sum(is_valid, (1, 2)).reshape(num_groups, -1)
-    sums, counts = per_row.sum(1), valid_per_row.sum(1)
-    return jnp.mean(sums / jnp.maximum(counts, 1))
+    return jnp.sum(weights * jnp.sum(per_pixel, (1, 2)))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from deeplab_jax.losses import segmentation_loss
+from deeplab_jax.losses import row_weights, segmentation_loss
 from deeplab_jax.models import DeepLabV3Plus
 from deeplab_jax.optimizer import build_optimizer
 from deeplab_jax.train_state import State
@@ -17,11 +17,43 @@ Metrics = dict[str, jax.Array]
 
 
 def gradients(
-    loss_fn: Callable, params: Any, *args: Any
-) -> tuple[Any, tuple[Any, dict[str, jax.Array]]]:
-    """Returns (gradient, (batch_stats, losses)) of `loss_fn(params, *args)`."""
-    (_, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, *args)
-    return grads, aux
+    loss_fn: Callable, parts: int, params: Any, batch_stats: Any, batch: Any, key: jax.Array
+) -> tuple[Any, Any, dict[str, jax.Array]]:
+    """Returns (gradient, batch_stats, losses), summed over the parts of a batch.
+
+    Args:
+      loss_fn: (params, batch_stats, batch, key) -> (loss, (batch_stats, losses)) whose losses are
+        sums over rows.
+      parts: the batch is taken in so many, one after the other, each starting from the statistics
+        that the one before it left. Part k holds the rows that are k modulo `parts`, which lie on
+        every device.
+      params: parameters.
+      batch_stats: running statistics.
+      batch: pytree of arrays (B, ...).
+      key: of dropout; each part's own is made from it.
+    """
+    value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+
+    def take(batch_stats: Any, batch: Any, key: jax.Array) -> Any:
+        (_, (batch_stats, losses)), grads = value_and_grad(params, batch_stats, batch, key)
+        return grads, batch_stats, losses
+
+    if parts == 1:
+        return take(batch_stats, batch, key)
+
+    def split(array: jax.Array) -> jax.Array:
+        return jnp.moveaxis(array.reshape(-1, parts, *array.shape[1:]), 1, 0)
+
+    def add(total: Any, x: Any) -> tuple[Any, None]:
+        grads, batch_stats, losses = take(total[1], *x)
+        grads, losses = jax.tree.map(jnp.add, (total[0], total[2]), (grads, losses))
+        return (grads, batch_stats, losses), None
+
+    xs = jax.tree.map(split, batch), jax.random.split(key, parts)
+    shapes = jax.eval_shape(take, batch_stats, *jax.tree.map(lambda array: array[0], xs))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    total, _ = jax.lax.scan(add, (zeros[0], batch_stats, zeros[2]), xs)
+    return total
 
 
 def make_update(
@@ -43,7 +75,8 @@ def make_update(
     optimizer, schedule = build_optimizer(config.train, total_steps)
     train = config.train
 
-    def loss_fn(params, batch_stats, images, labels, key):
+    def loss_fn(params, batch_stats, batch, key):
+        images, labels, weights = batch
         output, updated = model.apply(
             {"params": params, "batch_stats": batch_stats},
             images,
@@ -56,15 +89,16 @@ def make_update(
             output.logits,
             output.aux_logits,
             labels,
-            num_groups=train.reference_processes,
+            weights=weights,
             aux_weight=train.aux_weight,
         )
         return losses["loss"], (updated["batch_stats"], losses)
 
     def update(state: State, images: jax.Array, labels: jax.Array) -> tuple[State, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), state["step"])
-        grads, (batch_stats, losses) = gradients(
-            loss_fn, state["params"], state["batch_stats"], images, labels, key
+        batch = images, labels, row_weights(labels, train.reference_processes)
+        grads, batch_stats, losses = gradients(
+            loss_fn, train.accumulate, state["params"], state["batch_stats"], batch, key
         )
         updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
         grad_norm = optax.global_norm(grads)

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deeplab_jax.losses import segmentation_loss
+from deeplab_jax.losses import row_weights, segmentation_loss
 
 
 @pytest.fixture(autouse=True)
@@ -28,8 +28,10 @@ def _by_hand(logits, labels):
     return -rows[np.arange(len(rows)), labels[valid]].mean()
 
 
-def _loss(logits, labels, **options):
-    return segmentation_loss(logits, logits, jnp.asarray(labels, jnp.int32), **options)
+def _loss(logits, labels, num_groups=1, **options):
+    labels = jnp.asarray(labels, jnp.int32)
+    weights = row_weights(labels, num_groups)
+    return segmentation_loss(logits, logits, labels, weights=weights, **options)
 
 
 def test_one_group_is_the_mean_over_valid_pixels():
@@ -72,7 +74,7 @@ def test_logits_are_resized_to_the_labels():
     _, labels = _random()
     small = jnp.ones((4, 2, 3, 3)) * jnp.array([1.0, 2.0, 3.0]).reshape(1, 1, 1, 3)
     constant = jnp.broadcast_to(small[:, :1, :1], (4, 4, 6, 3))
-    losses = segmentation_loss(small, small, jnp.asarray(labels, jnp.int32))
+    losses = _loss(small, labels)
     np.testing.assert_allclose(losses["loss_main"], _by_hand(np.asarray(constant), labels))
 
 

@@ -9,7 +9,7 @@ import pytest
 from convert import keymap
 from convert.source import abstract_variables
 from deeplab_jax.config import get_config
-from deeplab_jax.losses import segmentation_loss
+from deeplab_jax.losses import row_weights, segmentation_loss
 from deeplab_jax.models import build_model
 
 
@@ -43,7 +43,9 @@ def test_network_and_loss_equal_ours(torch_reference, depth, stride):
         @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
         def apply(variables):
             output, updated = model.apply(variables, images, is_train=True, mutable=["batch_stats"])
-            return segmentation_loss(*output, labels), updated["batch_stats"]
+            return segmentation_loss(*output, labels, weights=row_weights(labels, 1)), updated[
+                "batch_stats"
+            ]
 
         losses, batch_stats = apply(variables)
     assert float(losses["loss_main"]) == pytest.approx(main.item(), rel=1e-12)

@@ -37,6 +37,7 @@ def build_model(model: Any, platform: str | None = None) -> DeepLabV3Plus:
         width=model.width,
         stem=model.stem,
         multi_grid=tuple(model.multi_grid),
+        remat=tuple(model.remat),
         head_channels=model.head_channels,
         low_level_channels=model.low_level_channels,
         aux_channels=model.aux_channels,

@@ -101,6 +101,7 @@ class DeepLabV3Plus(nn.Module):
       width: channels of the backbone's first layer.
       stem: "deep" or "7x7".
       multi_grid: dilations of the last layer's blocks in place of its own; () for none.
+      remat: layers of the backbone (1 to 4) that are computed again in the backward pass.
       head_channels: of ASPP and decoder.
       low_level_channels: of the decoder's shortcut.
       aux_channels: of the auxiliary head.
@@ -115,6 +116,7 @@ class DeepLabV3Plus(nn.Module):
     width: int = 64
     stem: str = "deep"
     multi_grid: tuple[int, ...] = ()
+    remat: tuple[int, ...] = ()
     head_channels: int = 512
     low_level_channels: int = 48
     aux_channels: int = 512
@@ -151,6 +153,7 @@ class DeepLabV3Plus(nn.Module):
             self.width,
             self.stem,
             self.multi_grid,
+            self.remat,
             name="backbone",
         )
         low_level, _, middle, top = backbone(x, is_train, extent)

@@ -189,16 +189,10 @@ class Conv(nn.Module):
             return ops.depthwise_conv3x3(x, kernel, self.dilation, self.numerics.platform)
         if self.kernel_size == 1:
             return ops.conv1x1(x, kernel, self.stride, self.numerics.precision)
-        padding = (self.kernel_size // 2) * self.dilation
-        return lax.conv_general_dilated(
-            x,
-            kernel,
-            window_strides=(self.stride, self.stride),
-            padding=[(padding, padding)] * 2,
-            rhs_dilation=(self.dilation, self.dilation),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            precision=self.numerics.precision,
-        )
+        precision = self.numerics.precision
+        if self.numerics.platform == "gpu" and self.dilation > 1 and self.stride == 1:
+            return ops.conv3x3_by_products(x, kernel, self.dilation, precision)
+        return ops.conv(x, kernel, self.stride, self.dilation, precision)
 
 
 class ConvBNReLU(nn.Module):

@@ -15,20 +15,21 @@ import numpy as np
 from jax import lax
 
 
-def shift(x: jax.Array, rows: int = 0, columns: int = 0) -> jax.Array:
-    """Moves a picture by whole pixels; what comes in from outside is zero.
+def shift(x: jax.Array, rows: int = 0, columns: int = 0, fill: float = 0) -> jax.Array:
+    """Moves a picture by whole pixels.
 
     Args:
       x: (B, H, W, C).
       rows: how far down; negative moves up.
       columns: how far right; negative moves left.
+      fill: what comes in from outside.
 
     Returns:
       Same shape; element (b, i, j, c) is x[b, i - rows, j - columns, c].
     """
     # One same-size pad: padding first and slicing afterwards makes shards of unequal height.
     edges = [(0, 0, 0), (rows, -rows, 0), (columns, -columns, 0), (0, 0, 0)]
-    return lax.pad(x, jnp.zeros((), x.dtype), edges)
+    return lax.pad(x, jnp.asarray(fill, x.dtype), edges)
 
 
 def shrink(extent: jax.Array | None, stride: int) -> jax.Array | None:
@@ -73,6 +74,79 @@ def conv1x1(
     x = x[:, ::stride, ::stride] if stride > 1 else x
     axes = (((3,), (0,)), ((), ()))
     return lax.dot_general(x, kernel[0, 0], axes, precision, preferred_element_type=dtype)
+
+
+def conv(
+    x: jax.Array,
+    kernel: jax.Array,
+    stride: int = 1,
+    dilation: int = 1,
+    precision: lax.Precision = lax.Precision.HIGHEST,
+) -> jax.Array:
+    """Convolves with an odd kernel and symmetric zero padding of dilation * (size // 2).
+
+    Args:
+      x: (B, H, W, I).
+      kernel: (K, K, I, O).
+      stride: between outputs, in pixels.
+      dilation: between taps, in pixels.
+      precision: of the products.
+
+    Returns:
+      (B, ceil(H / stride), ceil(W / stride), O).
+    """
+    padding = (kernel.shape[0] // 2) * dilation
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(stride, stride),
+        padding=[(padding, padding)] * 2,
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=precision,
+    )
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def conv3x3_by_products(
+    x: jax.Array, kernel: jax.Array, dilation: int, precision: lax.Precision
+) -> jax.Array:
+    """As `conv` 3x3 at stride 1, with the kernel's gradient as nine matrix products.
+
+    XLA hands cuDNN a dilated convolution and its gradient towards `x`, but not that towards the
+    kernel, which becomes a convolution with a window as large as the picture.
+    """
+    return conv(x, kernel, 1, dilation, precision)
+
+
+def _products_forward(x, kernel, dilation, precision):
+    return conv3x3_by_products(x, kernel, dilation, precision), (x, kernel)
+
+
+def _products_backward(dilation, precision, residuals, g):
+    x, kernel = residuals
+    dx = conv(g, kernel[::-1, ::-1].swapaxes(2, 3), 1, dilation, precision)
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    axes = (((0, 1, 2), (0, 1, 2)), ((), ()))
+    taps = [
+        lax.dot_general(tap, g, axes, precision, preferred_element_type=wide)
+        for tap in _taps(x, dilation)
+    ]
+    return dx, jnp.stack(taps).reshape(kernel.shape).astype(kernel.dtype)
+
+
+conv3x3_by_products.defvjp(_products_forward, _products_backward)
+
+
+def _taps(x, dilation):
+    """Yields what each of the nine taps of a 3x3 convolution sees, row by row."""
+    height, width = x.shape[1:3]
+    padded = jnp.pad(x, ((0, 0), (0, 0), (dilation, dilation), (0, 0)))
+    for i in range(3):
+        down = (1 - i) * dilation
+        row = shift(padded, rows=down) if abs(down) < height else jnp.zeros_like(padded)
+        for j in range(3):
+            yield row[:, :, j * dilation : j * dilation + width]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -120,16 +194,8 @@ depthwise_conv3x3.defvjp(_depthwise_forward, _depthwise_backward)
 
 def _depthwise_kernel_by_taps(x, g, dilation):
     """Nine reductions, which accelerators fuse."""
-    height, width = x.shape[1:3]
     dtype = jnp.promote_types(x.dtype, jnp.float32)
-    padded = jnp.pad(x, ((0, 0), (0, 0), (dilation, dilation), (0, 0)))
-    taps = []
-    for i in range(3):
-        down = (1 - i) * dilation
-        row = shift(padded, rows=down) if abs(down) < height else jnp.zeros_like(padded)
-        for j in range(3):
-            tap = row[:, :, j * dilation : j * dilation + width]
-            taps.append(jnp.sum((tap * g).astype(dtype), axis=(0, 1, 2)))
+    taps = [jnp.sum((tap * g).astype(dtype), axis=(0, 1, 2)) for tap in _taps(x, dilation)]
     return jnp.stack(taps).reshape(3, 3, 1, -1)
 
 
@@ -153,6 +219,62 @@ def _depthwise_kernel_by_rows(x, g, dilation):
 
     total, _ = lax.scan(add_row, jnp.zeros((9, channels), dtype), jnp.arange(batch * height))
     return total.reshape(3, 3, 1, channels)
+
+
+@jax.custom_vjp
+def max_pool3x3(x: jax.Array) -> jax.Array:
+    """Takes the maximum over 3x3 pixels at stride 2, padding 1.
+
+    The gradient goes to the first of equal maxima in reading order, as PyTorch's does.
+
+    Args:
+      x: (B, H, W, C), floating point.
+
+    Returns:
+      (B, ceil(H / 2), ceil(W / 2), C).
+    """
+    window, strides = (1, 3, 3, 1), (1, 2, 2, 1)
+    return lax.reduce_window(
+        x, -jnp.inf, lax.max, window, strides, [(0, 0), (1, 1), (1, 1), (0, 0)]
+    )
+
+
+def _max_pool_forward(x):
+    # Which tap won is kept, not found again by comparing with the maximum: a compiler may compute
+    # a value twice, and rounded otherwise the second time no tap would equal it.
+    height, width = x.shape[1:3]
+    edges = [(0, 0, 0), (0, height % 2, 0), (0, width % 2, 0), (0, 0, 0)]
+    even = lax.pad(x, jnp.asarray(-jnp.inf, x.dtype), edges)
+    taps = [
+        tap
+        for row in (shift(even[:, 1::2], 1, 0, -jnp.inf), even[:, 0::2], even[:, 1::2])
+        for tap in (shift(row[:, :, 1::2], 0, 1, -jnp.inf), row[:, :, 0::2], row[:, :, 1::2])
+    ]
+    best, winner = taps[0], jnp.zeros(taps[0].shape, jnp.uint8)
+    for number, tap in enumerate(taps[1:], 1):
+        winner = jnp.where(tap > best, jnp.uint8(number), winner)
+        best = jnp.maximum(best, tap)
+    return best, (winner, x.shape)
+
+
+def _max_pool_backward(residuals, g):
+    winner, (_, height, width, _) = residuals
+    rows = []
+    for i in range(3):
+        left, middle, right = (jnp.where(winner == 3 * i + j, g, 0) for j in range(3))
+        rows.append(_interleave(middle, right + shift(left, columns=-1), 2))
+    above, same, below = rows
+    dx = _interleave(same, below + shift(above, rows=-1), 1)
+    return (dx[:, :height, :width],)
+
+
+max_pool3x3.defvjp(_max_pool_forward, _max_pool_backward)
+
+
+def _interleave(even, odd, axis):
+    """Returns elements of `even` and `odd` in turn along an axis."""
+    shape = (*even.shape[:axis], 2 * even.shape[axis], *even.shape[axis + 1 :])
+    return jnp.stack([even, odd], axis + 1).reshape(shape)
 
 
 def resize_bilinear(x: jax.Array, size: Sequence[int]) -> jax.Array:

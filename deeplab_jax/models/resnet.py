@@ -96,6 +96,7 @@ class ResNet(nn.Module):
       width: channels of the stem and of the first layer's 3x3 convolutions.
       stem: "deep" (three 3x3 convolutions) or "7x7".
       multi_grid: dilations of the last layer's blocks in place of its own; () for none.
+      remat: layers (1 to 4) of whose blocks only the inputs are kept for the backward pass.
     """
 
     depth: int
@@ -104,6 +105,7 @@ class ResNet(nn.Module):
     width: int = 64
     stem: str = "deep"
     multi_grid: tuple[int, ...] = ()
+    remat: tuple[int, ...] = ()
 
     @nn.compact
     def __call__(
@@ -114,14 +116,16 @@ class ResNet(nn.Module):
         # Zeros around what is not negative change no maximum.
         x = ops.keep_inside(x, ops.shrink(extent, 2))
         extent = ops.shrink(extent, 4)
-        x = nn.max_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1)])
+        x = ops.max_pool3x3(x)
         block = BasicBlock if self.depth < 50 else Bottleneck
         maps = []
         for layer, dilations in enumerate(self.dilations()):
             stride = _STRIDES[self.output_stride][layer]
+            is_kept = layer + 1 not in self.remat
+            layer_block = block if is_kept else nn.remat(block, static_argnums=(2,))
             for index, dilation in enumerate(dilations):
                 own = stride if index == 0 else 1
-                x = block(
+                x = layer_block(
                     self.width * 2**layer,
                     own,
                     dilation,

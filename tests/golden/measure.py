@@ -18,7 +18,7 @@ from deeplab_jax import metrics
 from deeplab_jax.config import get_config
 from deeplab_jax.data import transforms
 from deeplab_jax.inference import network_logits
-from deeplab_jax.losses import segmentation_loss
+from deeplab_jax.losses import row_weights, segmentation_loss
 from deeplab_jax.models import build_model, ops
 from deeplab_jax.optimizer import build_optimizer, poly_schedule
 from deeplab_jax.prepare import prepare
@@ -234,7 +234,9 @@ def loss():
     labels = recipe.draw_labels("loss", (2, 16, 24), 21, share_ignored=0.3).astype(np.int32)
 
     def weighted(logits):
-        losses = segmentation_loss(logits, logits, labels, aux_weight=expected["scale"])
+        weights = row_weights(labels, 1)
+        scale = expected["scale"]
+        losses = segmentation_loss(logits, logits, labels, weights=weights, aux_weight=scale)
         return losses["loss_aux"]
 
     value, grad = jax.value_and_grad(weighted)(logits)

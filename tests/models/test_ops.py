@@ -2,6 +2,7 @@
 
 import json
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,6 +56,11 @@ def test_shift_moves_pixels_and_fills_with_zero(rows, columns):
     np.testing.assert_array_equal(ops.shift(x, rows, columns), shifted)
 
 
+def test_shift_fills_with_what_is_asked_for():
+    shifted = ops.shift(_normal(1, 3, 3, 1), 1, -1, -jnp.inf)
+    assert np.isneginf(shifted[0, :, :, 0]).tolist() == [[True] * 3] + [[False, False, True]] * 2
+
+
 @pytest.mark.parametrize(("size", "stride"), [((6, 8), 1), ((6, 8), 2), ((7, 5), 2)])
 def test_conv1x1_equals_lax(size, stride):
     x, kernel = _normal(2, *size, 5), _normal(1, 1, 5, 3, seed=1)
@@ -70,6 +76,43 @@ def test_conv1x1_of_bfloat16_can_end_in_float32():
     exact = ops.conv1x1(x.astype(jnp.float64), kernel.astype(jnp.float64))
     assert wide.dtype == jnp.float32
     np.testing.assert_allclose(wide, exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dilation", [1, 2, 4, 18])
+@pytest.mark.parametrize("size", [(8, 8), (5, 13), (20, 3)])
+def test_conv3x3_by_products_equals_lax(dilation, size):
+    x, kernel = _normal(2, *size, 4), _normal(3, 3, 4, 5, seed=1)
+    _assert_same_function(
+        lambda x, k: ops.conv3x3_by_products(x, k, dilation, lax.Precision.HIGHEST),
+        lambda x, k: _lax_conv(x, k, 1, dilation),
+        x,
+        kernel,
+    )
+
+
+def test_kernels_gradient_in_bfloat16_is_summed_in_float32():
+    x, g = (_normal(2, 64, 64, 1, seed=k).astype(jnp.bfloat16) for k in (0, 1))
+    kernel = jnp.ones((3, 3, 1, 1), jnp.bfloat16)
+    functions = (
+        lambda k: ops.conv3x3_by_products(x, k, 2, lax.Precision.DEFAULT),
+        lambda k: ops.depthwise_conv3x3(x, k, 2, "gpu"),
+    )
+    exact = jax.vjp(lambda k: _lax_conv(x.astype(float), k, 1, 2), kernel.astype(float))[1](
+        g.astype(float)
+    )[0]
+    for function in functions:
+        got = jax.vjp(function, kernel)[1](g)[0].astype(float)
+        assert abs(got - exact).max() < 2**-8 * abs(exact).max()
+
+
+@pytest.mark.parametrize("size", [(8, 6), (7, 6), (8, 5), (1, 1), (2, 3)])
+def test_max_pool_equals_lax(size):
+    def plain(x):
+        return nn.max_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1)])
+
+    _assert_same_function(ops.max_pool3x3, plain, _normal(2, *size, 4))
+    ties = jnp.round(_normal(2, *size, 4))  # the first of equal maxima is the one
+    _assert_same_function(ops.max_pool3x3, plain, ties)
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
