@@ -1,0 +1,184 @@
+"""A training step, compiled but not run, and what its compiler says of it.
+
+What a device holds, which collectives move how much, and on GPUs which convolutions cuDNN does not
+get: facts of the program. Cycles are the TPU compiler's own estimate, never a measurement.
+"""
+
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from deeplab_jax import sharding
+from deeplab_jax.models import build_model
+from deeplab_jax.optimizer import build_optimizer
+from deeplab_jax.targets import Target, compile_devices, compiler_options
+from deeplab_jax.train_state import init_state
+from deeplab_jax.trainer import make_train_step
+
+_COLLECTIVE = re.compile(
+    r' = (?P<result>[^"%]+?) '
+    r"(?P<kind>all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute"
+    r"|collective-broadcast|ragged-all-to-all)(?P<start>-start)?\("
+)
+_SHAPE = re.compile(r"\b(pred|bf16|[suf]\d+)\w*\[([\d,]*)\]")
+_CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
+_WINDOW = re.compile(r"window={size=([\dx]+)")
+_LARGEST_KERNEL = 7  # of the network's own convolutions
+
+
+@dataclass(frozen=True)
+class Program:
+    """A compiled step, as one device sees it.
+
+    Attributes:
+      seconds: that compiling took.
+      arguments: bytes of the state and the batch.
+      outputs: bytes of the new state and the metrics.
+      aliased: bytes of outputs that lie where arguments lay.
+      temporaries: bytes of everything between.
+      collectives: {kind: (how many, bytes of their results)}.
+      flops: of one step; None where the compiler does not say.
+      cycles: of one step, estimated; None where the compiler does not say.
+      unrecognised: names of the convolutions that cuDNN does not get as what they are (GPU).
+    """
+
+    seconds: float
+    arguments: int
+    outputs: int
+    aliased: int
+    temporaries: int
+    collectives: dict[str, tuple[int, int]]
+    flops: float | None
+    cycles: int | None
+    unrecognised: tuple[str, ...]
+
+    @property
+    def needed(self) -> int:
+        """Bytes that must fit on a device."""
+        return self.arguments + self.outputs - self.aliased + self.temporaries
+
+
+def step_program(config: ConfigDict, target: Target, total_steps: int = 1000) -> Program:
+    """Compiles the training step for a target and reads the program.
+
+    Args:
+      config: the run's.
+      target: call `targets.prepare_environment` with it before JAX is imported.
+      total_steps: of the schedule.
+
+    Raises:
+      ConfigError: the batch or the picture does not divide over the devices.
+      ResourceError: the target's compiler is not installed.
+    """
+    devices = compile_devices(target)
+    began = time.perf_counter()
+    compiled = compile_step(config, devices, total_steps, compiler_options(target))
+    return read_program(compiled, time.perf_counter() - began)
+
+
+def compile_step(
+    config: ConfigDict,
+    devices: Sequence[jax.Device],
+    total_steps: int,
+    options: Mapping[str, Any] | None = None,
+) -> jax.stages.Compiled:
+    """Returns the training step of a run, compiled for the devices.
+
+    Args:
+      config: the run's.
+      devices: real, or of `targets.compile_devices`.
+      total_steps: of the schedule.
+      options: of the compiler.
+
+    Raises:
+      ConfigError: the batch or the picture does not divide over the devices.
+    """
+    mesh = sharding.mesh_of(config, devices)
+    step = make_train_step(config, total_steps, mesh)
+    lowered = step.lower(*abstract_arguments(config, total_steps))
+    return lowered.compile(compiler_options=dict(options or {}))
+
+
+def abstract_arguments(config: ConfigDict, total_steps: int) -> tuple[Any, ...]:
+    """Returns shapes and types of the training step's state, image, label and box."""
+    model = build_model(config.model)
+    optimizer, _ = build_optimizer(config.train, total_steps)
+    state = jax.eval_shape(lambda: init_state(model, optimizer, config.seed))
+    batch, (height, width) = config.train.batch_size, config.data.crop_size
+    image = jax.ShapeDtypeStruct((batch, height, width, 3), jnp.uint8)
+    label = jax.ShapeDtypeStruct((batch, height, width), jnp.uint8)
+    return state, image, label, jax.ShapeDtypeStruct((batch, 4), jnp.int32)
+
+
+def read_program(compiled: jax.stages.Compiled, seconds: float) -> Program:
+    """Returns the facts of a compiled program that took `seconds` to compile."""
+    memory: Any = compiled.memory_analysis()
+    text = compiled.as_text() or ""
+    costs = compiled.cost_analysis()
+    return Program(
+        seconds=seconds,
+        arguments=memory.argument_size_in_bytes,
+        outputs=memory.output_size_in_bytes,
+        aliased=memory.alias_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        collectives=read_collectives(text),
+        flops=(costs or {}).get("flops"),
+        cycles=read_cycles(text),
+        unrecognised=tuple(read_unrecognised(text)),
+    )
+
+
+def read_collectives(text: str) -> dict[str, tuple[int, int]]:
+    """Counts the collectives of a program's text.
+
+    Returns:
+      {kind: (how many, bytes of their results on a device)}. One that moves several arrays counts
+      once. Those inside a loop count once, not once a turn.
+    """
+    found: dict[str, tuple[int, int]] = {}
+    for match in _COLLECTIVE.finditer(_without_comments(text)):
+        kind, count = match["kind"], found.get(match["kind"], (0, 0))
+        shapes = _SHAPE.findall(match["result"])
+        if match["start"] and kind != "all-reduce":  # what it starts from, what it ends with, flags
+            shapes = [shape for shape in shapes if shape[1]]
+            shapes = shapes[len(shapes) // 2 :]
+        size = sum(_item_size(dtype) * prod(map(int, filter(None, sides.split(","))))
+                   for dtype, sides in shapes)  # fmt: skip
+        found[kind] = (count[0] + 1, count[1] + size)
+    return found
+
+
+def _without_comments(text: str) -> str:
+    return re.sub(r"/\*.*?\*/", "", text)
+
+
+def _item_size(dtype: str) -> int:
+    return max(1, int(re.sub(r"\D", "", dtype) or 8) // 8)
+
+
+def read_cycles(text: str) -> int | None:
+    """Returns the sum of the cycles that the TPU's compiler estimates for each operation."""
+    cycles = [int(number) for number in _CYCLES.findall(text)]
+    return sum(cycles) if cycles else None
+
+
+def read_unrecognised(text: str) -> Iterator[str]:
+    """Yields the convolutions of a GPU's program that cuDNN does not get as what they are."""
+    if "__cudnn$conv" not in text:
+        return
+    for line in text.splitlines():
+        window = _WINDOW.search(line)
+        is_convolution = " convolution(" in line or "__cudnn$conv" in line
+        if not (window and is_convolution):
+            continue
+        is_large = max(map(int, window[1].split("x"))) > _LARGEST_KERNEL
+        if is_large or " convolution(" in line:
+            name = re.search(r'op_name="([^"]*)"', line)
+            yield f"{window[1]} {name[1] if name else line.split(' = ')[0].strip()}"
