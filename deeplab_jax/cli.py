@@ -15,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
 
-from deeplab_jax import __version__
+from deeplab_jax import __version__, distributed
 from deeplab_jax.errors import ConfigError, DeepLabError, Interrupted, ResourceError
 from deeplab_jax.progress import discard
 
@@ -86,6 +86,7 @@ def run(command: Callable[[list[str]], None], argv: Sequence[str] | None = None)
         sys.stdout.flush()
     except BrokenPipeError:  # after all was done
         discard(sys.stdout)
+    distributed.leave(code)
     sys.exit(code)
 
 

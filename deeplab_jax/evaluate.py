@@ -7,7 +7,7 @@ Writes `evaluation.json` and `report.html`. The measuring itself is `deeplab_jax
 
 from pathlib import Path
 
-from deeplab_jax import cli
+from deeplab_jax import cli, distributed
 
 _EXAMPLES = """\
   deeplab evaluate --checkpoint runs/camvid_r50_os16
@@ -26,12 +26,14 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--step", default="latest", help="latest, best or a number")
     parser.add_argument("--json", metavar="FILE", help="where the numbers go, and FILE_report.html")
     parser.add_argument("--config.x", metavar="VALUE", help="any field of the checkpoint's recipe")
+    distributed.add_arguments(parser)
     args, overrides = parser.parse(argv)
     numbers, page = Path(args.checkpoint, "evaluation.json"), Path(args.checkpoint, "report.html")
     if args.json:
         numbers = Path(args.json)
         page = numbers.with_name(f"{numbers.stem}_report.html")
         cli.check_writable(numbers, "--json")
+    distributed.start(args.coordinator, args.num_processes, args.process_id)
     from deeplab_jax.api import load
     from deeplab_jax.evaluator import evaluate_checkpoint
     from deeplab_jax.report.write import write_evaluated

@@ -5,7 +5,7 @@
 The loop itself is `deeplab_jax.trainer.train`.
 """
 
-from deeplab_jax import cli
+from deeplab_jax import cli, distributed
 
 _EXAMPLES = """\
   deeplab train --config configs/camvid_r50_os16.py --config.data.root=camvid
@@ -26,11 +26,13 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--config.x", metavar="VALUE", help="any field, such as --config.train.lr=0.02"
     )
+    distributed.add_arguments(parser)
     args, overrides = parser.parse(argv)
     from deeplab_jax.recipe import load_recipe
 
     config = load_recipe(args.config, overrides)
     workdir = args.workdir or f"runs/{config.name}"
+    distributed.start(args.coordinator, args.num_processes, args.process_id)
     from deeplab_jax import compile_cache
     from deeplab_jax.trainer import train
 
