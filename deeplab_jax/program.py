@@ -28,6 +28,9 @@ _COLLECTIVE = re.compile(
     r"|collective-broadcast|ragged-all-to-all)(?P<start>-start)?\("
 )
 _SHAPE = re.compile(r"\b(pred|bf16|[suf]\d+)\w*\[([\d,]*)\]")
+_HEADER = re.compile(r"(ENTRY )?%?([\w.-]+) .*{$")
+_CALLED = re.compile(r"(?:body|calls|to_apply|\w+_computations?)={?(%?[\w.-]+(?:, %?[\w.-]+)*)")
+_TURNS = re.compile(r'"known_trip_count":{"n":"?(\d+)')
 _CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
 _WINDOW = re.compile(r"window={size=([\dx]+)")
 _LARGEST_KERNEL = 7  # of the network's own convolutions
@@ -100,10 +103,17 @@ def compile_step(
     Raises:
       ConfigError: the batch or the picture does not divide over the devices.
     """
-    mesh = sharding.mesh_of(config, devices)
-    step = make_train_step(config, total_steps, mesh)
-    lowered = step.lower(*abstract_arguments(config, total_steps))
+    lowered = lower_step(config, devices, total_steps)
     return lowered.compile(compiler_options=dict(options or {}))
+
+
+def lower_step(
+    config: ConfigDict, devices: Sequence[jax.Device], total_steps: int
+) -> jax.stages.Lowered:
+    """Returns what `compile_step` compiles."""
+    mesh = sharding.mesh_of(config, devices)
+    step: Any = make_train_step(config, total_steps, mesh)
+    return step.lower(*abstract_arguments(config, total_steps))
 
 
 def abstract_arguments(config: ConfigDict, total_steps: int) -> tuple[Any, ...]:
@@ -139,46 +149,83 @@ def read_collectives(text: str) -> dict[str, tuple[int, int]]:
     """Counts the collectives of a program's text.
 
     Returns:
-      {kind: (how many, bytes of their results on a device)}. One that moves several arrays counts
-      once. Those inside a loop count once, not once a turn.
+      {kind: (how many a step, bytes of their results on a device)}. One that moves several arrays
+      counts once; one inside a loop counts every turn whose number the compiler knows.
     """
     found: dict[str, tuple[int, int]] = {}
-    for match in _COLLECTIVE.finditer(_without_comments(text)):
-        kind, count = match["kind"], found.get(match["kind"], (0, 0))
-        shapes = _SHAPE.findall(match["result"])
-        if match["start"] and kind != "all-reduce":  # what it starts from, what it ends with, flags
-            shapes = [shape for shape in shapes if shape[1]]
-            shapes = shapes[len(shapes) // 2 :]
-        size = sum(_item_size(dtype) * prod(map(int, filter(None, sides.split(","))))
-                   for dtype, sides in shapes)  # fmt: skip
-        found[kind] = (count[0] + 1, count[1] + size)
+    for line, times, _ in _instructions(text):
+        match = _COLLECTIVE.search(line)
+        if match:
+            count, size = found.get(match["kind"], (0, 0))
+            size += times * _result_bytes(match)
+            found[match["kind"]] = count + times, size
     return found
 
 
-def _without_comments(text: str) -> str:
-    return re.sub(r"/\*.*?\*/", "", text)
-
-
-def _item_size(dtype: str) -> int:
-    return max(1, int(re.sub(r"\D", "", dtype) or 8) // 8)
+def _result_bytes(match: re.Match) -> int:
+    shapes = _SHAPE.findall(match["result"])
+    if match["start"] and match["kind"] != "all-reduce":  # operands, results, then flags
+        shapes = [shape for shape in shapes if shape[1]]
+        shapes = shapes[len(shapes) // 2 :]
+    sizes = (prod(map(int, filter(None, sides.split(",")))) for _, sides in shapes)
+    items = (max(8, int(re.sub(r"\D", "", dtype) or 8)) // 8 for dtype, _ in shapes)
+    return sum(size * item for size, item in zip(sizes, items, strict=True))
 
 
 def read_cycles(text: str) -> int | None:
-    """Returns the sum of the cycles that the TPU's compiler estimates for each operation."""
-    cycles = [int(number) for number in _CYCLES.findall(text)]
+    """Returns the sum of the cycles that the TPU's compiler estimates for each operation.
+
+    Operations of the entry and of what it calls count as often as they run; those inside a fusion
+    are part of its own figure. Collectives have no figure.
+    """
+    cycles = [
+        int(match[1]) * times
+        for line, times, is_fused in _instructions(text)
+        if not is_fused and (match := _CYCLES.search(line))
+    ]
     return sum(cycles) if cycles else None
 
 
+def _instructions(text: str) -> Iterator[tuple[str, int, bool]]:
+    """Yields (instruction, times it runs, whether inside a fusion); all branches count as taken."""
+    bodies: dict[str, list[str]] = {}
+    entry = name = ""
+    for line in re.sub(r"/\*.*?\*/", "", text).splitlines():  # comments: /*index=5*/
+        header = None if line.startswith(" ") else _HEADER.match(line)
+        if header:
+            name = header[2]
+            bodies[name] = []
+            entry = name if header[1] else entry
+        elif name:
+            bodies[name].append(line)
+    waiting = [(entry, 1, False)]
+    while waiting:
+        name, times, is_fused = waiting.pop()
+        for line in bodies.get(name, ()):
+            yield line, times, is_fused
+            turns = _TURNS.search(line) if " while(" in line else None
+            inner = times * int(turns[1]) if turns else times
+            called = ", ".join(_CALLED.findall(line)).replace("%", "")
+            waiting += [
+                (other, inner, is_fused or " fusion(" in line)
+                for other in called.split(", ")
+                if other
+            ]
+
+
 def read_unrecognised(text: str) -> Iterator[str]:
-    """Yields the convolutions of a GPU's program that cuDNN does not get as what they are."""
+    """Yields the convolutions of a GPU's program that cuDNN does not get as what they are.
+
+    A kernel's gradient that is none to XLA becomes a convolution whose window is as large as the
+    picture; one that nothing takes stays a convolution of XLA's own.
+    """
     if "__cudnn$conv" not in text:
         return
     for line in text.splitlines():
+        is_own = " convolution(" in line
         window = _WINDOW.search(line)
-        is_convolution = " convolution(" in line or "__cudnn$conv" in line
-        if not (window and is_convolution):
+        if not window or not (is_own or "__cudnn$conv" in line):
             continue
-        is_large = max(map(int, window[1].split("x"))) > _LARGEST_KERNEL
-        if is_large or " convolution(" in line:
+        if is_own or max(map(int, window[1].split("x"))) > _LARGEST_KERNEL:
             name = re.search(r'op_name="([^"]*)"', line)
             yield f"{window[1]} {name[1] if name else line.split(' = ')[0].strip()}"
