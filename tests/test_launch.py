@@ -240,9 +240,9 @@ class Place:
                 pass
 
 
-def end(process):
+def end(process, seconds=60):
     """Returns (exit code, output, errors)."""
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=seconds)
     return process.returncode, output, errors
 
 
@@ -635,6 +635,105 @@ def test_slurm_script_alone_says_how_it_is_used(place):
 
 
 # ---- Real runs
+
+TINY = """
+from deeplab_jax import config
+
+
+def get_config():
+    c = config.get_config("folder", depth=18, output_stride=16)
+    c.model.num_classes = 4
+    c.model.atrous_rates = (1, 2, 3)
+    c.model.width, c.model.head_channels = 8, 16
+    c.model.low_level_channels, c.model.aux_channels = 4, 8
+    c.data.crop_size = (64, 64)
+    c.data.resize_base = (97, 65)
+    c.train.batch_size = 4
+    c.train.steps = 30
+    c.eval.every_epochs = 5
+    c.checkpoint.every_steps = 3
+    c.log.every_steps = 1
+    return c
+"""
+
+
+@pytest.fixture
+def train(place, make_tree):
+    """Returns train(launcher, arguments, workdir) -> the process; environments of one device."""
+    root = make_tree("folder", num_train=16, num_val=4)
+    (place.root / "tiny.py").write_text(TINY)
+    place.env |= {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
+        "PYTHONPATH": str(ROOT),
+    }
+
+    def start(*launcher, workdir, **env):
+        command = ["--config", "tiny.py", f"--config.data.root={root}", "--workdir", workdir]
+        return place.start(*launcher, sys.executable, "-m", "deeplab_jax.train", *command, **env)
+
+    return start
+
+
+def log_of(path):
+    return [json.loads(line) for line in (path / "log.jsonl").open()]
+
+
+def saved_step(path):
+    folder = path / "checkpoints"
+    return max((int(p.name) for p in folder.glob("*") if p.name.isdigit()), default=0)
+
+
+@pytest.mark.slow
+def test_training_goes_on_after_kill_9_where_it_was_saved(place, train):
+    launcher = [LAUNCH, "--hosts", "local:2", "--backoff", 0, "--grace", 10]
+    code, output, _ = end(train(*launcher, "--logs", "whole", "--", workdir="whole"), 400)
+    assert code == 0, output
+    process = train(*launcher, "--logs", "killed", "--", workdir="killed")
+    until(lambda: saved_step(place.root / "killed") >= 6, 200)
+    second = [p for p in (place.root / "cache/deeplab_jax/launch").glob("*-1")]
+    pid = int(max(second, key=lambda p: p.stat().st_mtime).read_text().split()[0])
+    assert "deeplab_jax.train" in Path(f"/proc/{pid}/cmdline").read_text()
+    os.kill(pid, signal.SIGKILL)
+    code, output, _ = end(process, 400)
+    assert code == 0, output
+    assert "1:137" in output
+    assert "continuing at step" in output
+    whole, killed = log_of(place.root / "whole"), log_of(place.root / "killed")
+    assert [line["params_sha256"] for line in killed if "params_sha256" in line] == [
+        line["params_sha256"] for line in whole if "params_sha256" in line
+    ]
+    losses = [
+        {line["step"]: line["loss"] for line in log if "loss" in line} for log in (whole, killed)
+    ]
+    assert sorted(losses[0]) == list(range(1, 31))
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.slow
+def test_training_stops_with_one_save_for_all(place, train):
+    launcher = [LAUNCH, "--hosts", "local:2", "--logs", "logs"]
+    process = train(*launcher, "--", workdir="run")
+    until(lambda: saved_step(place.root / "run") >= 3, 200)
+    os.killpg(process.pid, signal.SIGINT)
+    code, output, _ = end(process, 200)
+    assert code == 130
+    assert "0:143 1:143" in output
+    step = saved_step(place.root / "run")
+    assert f"stopped by SIGTERM and saved at step {step} of 30" in output
+    code, output, _ = end(train(*launcher, "--", workdir="run"), 400)
+    assert code == 0
+    assert f"continuing at step {step} of 30" in output
+
+
+@pytest.mark.slow
+def test_slurm_tasks_find_each_other_and_train(place, train):
+    env = {"SLURM_JOB_ID": os.getpid(), "SLURM_NTASKS": 2, "SLURM_CPUS_PER_TASK": 1}
+    code, _, errors = end(train(SLURM, workdir="run", **env), 400)
+    log = (place.root / "runs" / "slurm" / f"{os.getpid()}-0.log").read_text()
+    assert code == 0, errors + log
+    assert "2 x cpu" in log
+    assert "done: 30 steps" in log
 
 
 def test_scripts_are_clean():
