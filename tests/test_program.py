@@ -1,4 +1,3 @@
-
 import jax
 import jax.numpy as jnp
 import pytest
@@ -6,6 +5,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from deeplab_jax import program, targets
 from deeplab_jax.config import get_config
+from deeplab_jax.models import ops
 
 
 @pytest.fixture(scope="module")
@@ -142,3 +142,62 @@ def test_the_step_that_is_compiled_is_the_runs(small, compile_quickly):
     assert got.aliased == whole  # the state is donated
     assert got.flops > 0
     assert set(got.collectives) == {"all-reduce"}
+
+
+def devices_of(text):
+    """Devices that are not there, and the options to compile for them."""
+    target = targets.parse_target(text)
+    if not targets.has_compiler(target):
+        pytest.skip(f"needs: {targets.install_command(target)}")
+    targets.prepare_environment(target)
+    return targets.compile_devices(target), targets.compiler_options(target)
+
+
+@pytest.mark.parametrize(
+    ("convolve", "count"), [(ops.conv, 1), (ops.conv3x3_by_products, 0)], ids=["plain", "products"]
+)
+def test_cudnn_gets_dilated_kernels_gradients_only_as_products(convolve, count):
+    devices, options = devices_of("h200")
+
+    def loss(kernel, x):
+        stride = (1,) if convolve is ops.conv else ()
+        y = convolve(x, kernel, *stride, 4, jax.lax.Precision.DEFAULT)
+        return jnp.sum(y.astype(jnp.float32) ** 2)
+
+    kernel = jax.ShapeDtypeStruct((3, 3, 128, 128), jnp.bfloat16)
+    x = jax.ShapeDtypeStruct((2, 32, 32, 128), jnp.bfloat16)
+    layout = jax.sharding.SingleDeviceSharding(devices[0])
+    lowered = jax.jit(jax.grad(loss, (0, 1)), in_shardings=layout).lower(kernel, x)
+    got = program.read_program(lowered.compile(compiler_options=options), seconds=0)
+    assert len(got.unrecognised) == count, got.unrecognised
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_cudnn_gets_every_kernels_gradient_of_the_network(dtype):
+    devices, options = devices_of("h200")
+    config = get_config("voc", 50, 8)
+    config.model.dtype = dtype
+    compiled = program.compile_step(config, devices, 1000, options)
+    assert program.read_program(compiled, seconds=0).unrecognised == ()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("text", "dataset", "space", "kinds"),
+    [
+        ("v5e:2x4", "ade20k", 1, {"all-reduce"}),
+        ("v5e:4x8", "cityscapes", 4, {"all-reduce", "collective-permute"}),
+    ],
+)
+def test_what_a_tpu_slice_communicates(text, dataset, space, kinds):
+    devices, options = devices_of(text)
+    config = get_config(dataset, 50, 16)
+    config.model.dtype, config.mesh.space = "bfloat16", space
+    got = program.read_program(program.compile_step(config, devices, 1000, options), seconds=0)
+    assert set(got.collectives) == kinds
+    assert got.collectives["all-reduce"][0] <= (125 if space == 1 else 130)
+    if space > 1:  # what a prototype of this network needed
+        assert got.collectives["collective-permute"][0] <= 144
+        assert got.temporaries <= 638 * 2**20
+        assert got.cycles <= 26e6

@@ -106,6 +106,7 @@ def test_devices_that_are_not_there_can_be_compiled_for(text, kind):
     assert len(devices) == target.num_devices
     assert {device.device_kind for device in devices} == {kind}
     sharding = jax.sharding.SingleDeviceSharding(devices[0])
-    lowered = jax.jit(jnp.sin, in_shardings=sharding).lower(jnp.zeros((8, 128)))
+    x = jax.ShapeDtypeStruct((8, 128), jnp.float32)
+    lowered = jax.jit(jnp.sin, in_shardings=sharding).lower(x)
     compiled = lowered.compile(compiler_options=targets.compiler_options(target))
     assert compiled.memory_analysis().argument_size_in_bytes == 8 * 128 * 4

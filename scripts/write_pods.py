@@ -1,0 +1,237 @@
+"""Compiles training steps for devices that are not there and writes the tables of docs/pods.md.
+
+    python scripts/write_pods.py tpu        # needs libtpu: pip install "jax[tpu]"; 4 minutes a row
+    python scripts/write_pods.py gpu        # needs the CUDA plugin, no GPU; half a minute a row
+    python scripts/write_pods.py estimate   # needs no compiler: the others' figures beside ours
+
+Each row is saved in docs/pods.json as soon as it is known. A row whose program, JAX and compiler
+are those of its last figures is not compiled again, so the command can be cut off and repeated.
+Only what stands between a table's two markers in docs/pods.md is rewritten.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import re
+import time
+from collections.abc import Iterable
+from datetime import date
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from deeplab_jax import targets
+from deeplab_jax.recipe import load_recipe
+from deeplab_jax.whole_file import whole_file
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS, PAGE = ROOT / "docs" / "pods.json", ROOT / "docs" / "pods.md"
+MIB = 2**20
+_STEPS = 1000  # of the schedule, whose length shapes no program
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A training step to compile."""
+
+    target: str
+    recipe: str
+    dtype: str
+    space: int = 1
+
+    @property
+    def key(self) -> str:
+        """Its name in docs/pods.json."""
+        return f"{self.target} {self.recipe} {self.dtype} space={self.space}"
+
+    def config(self) -> Any:
+        """Returns the recipe with the row's dtype and mesh."""
+        changes = (f"model.dtype={self.dtype}", f"mesh.space={self.space}")
+        path = ROOT / "configs" / f"{self.recipe}.py"
+        return load_recipe(str(path), [f"--config.{change}" for change in changes])
+
+
+_TABLE_RECIPES = [
+    f"{dataset}_r{depth}_os{stride}"
+    for dataset in ("voc", "ade20k", "cityscapes")
+    for depth in (50, 101)
+    for stride in (16, 8)
+]
+ROWS = {
+    "tpu": [
+        Row("v5e:2x4", "ade20k_r50_os16", "bfloat16"),
+        Row("v5e:4x4", "ade20k_r50_os16", "bfloat16"),
+        Row("v5e:4x4", "ade20k_r101_os8", "bfloat16"),
+        Row("v5e:2x4", "cityscapes_r50_os16", "bfloat16"),
+        Row("v5e:4x4", "cityscapes_r50_os16", "bfloat16", space=2),
+        Row("v5e:4x8", "cityscapes_r50_os16", "bfloat16", space=4),
+        Row("v5e:4x4", "cityscapes_r101_os8", "bfloat16", space=2),
+    ],
+    "gpu": [
+        *(Row("h200", recipe, dtype) for recipe in _TABLE_RECIPES
+          for dtype in ("float32", "bfloat16")),
+        *(Row("h100", recipe, dtype) for recipe in ("ade20k_r50_os16", "cityscapes_r101_os8")
+          for dtype in ("float32", "bfloat16")),
+        Row("h200:8", "ade20k_r50_os16", "bfloat16"),
+        Row("h200:8", "ade20k_r101_os8", "bfloat16"),
+        Row("h200:16", "cityscapes_r101_os8", "bfloat16", space=2),
+    ],
+}  # fmt: skip
+
+
+def main() -> None:
+    """Brings one table up to date, and writes all that are known."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("table", choices=[*ROWS])
+    table = parser.parse_args().table
+    targets.prepare_environment(targets.parse_target(ROWS[table][0].target))
+    for row in ROWS[table]:
+        facts = update(row, read_results().get(row.key, {}))
+        results = read_results() | {row.key: facts}  # another table's may be written meanwhile
+        with whole_file(RESULTS) as file:
+            file.write(f"{json.dumps(results, indent=1, sort_keys=True)}\n".encode())
+    PAGE.write_text(rewrite(PAGE.read_text(), read_results()))
+
+
+def read_results() -> dict[str, Any]:
+    """Returns {key of a row: its figures}."""
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+
+
+def update(row: Row, known: dict[str, Any]) -> dict[str, Any]:
+    """Returns a row's figures: those known, where they are of the same program and compiler."""
+    import jax
+
+    from deeplab_jax import program
+
+    jax.clear_caches()
+    target = targets.parse_target(row.target)
+    devices = targets.compile_devices(target)
+    lowered = program.lower_step(row.config(), devices, _STEPS)
+    identity = {
+        "program": hashlib.sha256(lowered.as_text().encode()).hexdigest()[:16],
+        "jax": metadata.version("jax"),
+        "compiler": targets.compiler_version(target),
+    }
+    if identity.items() <= known.items():
+        print(f"{row.key}: known", flush=True)
+        return known
+    began = time.perf_counter()
+    try:
+        compiled = lowered.compile(compiler_options=targets.compiler_options(target))
+        facts = dataclasses.asdict(program.read_program(compiled, time.perf_counter() - began))
+    except jax.errors.JaxRuntimeError as error:
+        facts = {"error": str(error).splitlines()[0]}
+    print(f"{row.key}: {facts.get('error') or facts['seconds']}", flush=True)
+    return identity | {"date": str(date.today()), "machine": _machine()} | facts
+
+
+def _machine() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{os.cpu_count()} cores of {names[0] if names else platform.machine()}"
+
+
+def rewrite(page: str, results: dict[str, Any]) -> str:
+    """Returns the page with its tables as the results make them.
+
+    Raises:
+      ValueError: a table has no place in the page.
+    """
+    for name, lines in (("tpu", tpu_table(results)), ("gpu", gpu_table(results))):
+        block = re.compile(f"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        if not block.search(page):
+            raise ValueError(f"{PAGE} has no <!-- table: {name} --> ... <!-- end -->")
+        body = "\n".join([*lines, "", _origin(name, results), ""])
+        page = block.sub(lambda match, body=body: f"{match[1]}\n{body}\n{match[2]}", page)
+    return page
+
+
+def tpu_table(results: dict[str, Any]) -> Iterable[str]:
+    """Yields the lines of the table of TPU slices."""
+    yield (
+        "| recipe | slice, chips | mesh data x space | compile, s | temporaries, MiB a chip "
+        "| needed, MiB a chip | GFLOP a chip | all-reduces | permutes | other collectives "
+        "| estimated cycles, millions |"
+    )
+    yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+    for row, facts in _known("tpu", results):
+        target = targets.parse_target(row.target)
+        start = f"| {row.recipe} | {row.target}, {target.num_devices} "
+        start += f"| {target.num_devices // row.space} x {row.space} "
+        if "error" in facts:
+            yield f"{start}| - | - | {facts['error']} | - | - | - | - | - |"
+            continue
+        moved = facts["collectives"]
+        others = [f"{kind}: {_moved(moved, kind)}" for kind in sorted(moved)
+                  if kind not in ("all-reduce", "collective-permute")]  # fmt: skip
+        yield (
+            f"{start}| {facts['seconds']:.0f} | {_memory(facts)} "
+            f"| {_needed(facts, target)} | {facts['flops'] / 1e9:.0f} "
+            f"| {_moved(moved, 'all-reduce')} | {_moved(moved, 'collective-permute')} "
+            f"| {'; '.join(others) or 'none'} | {facts['cycles'] / 1e6:.1f} |"
+        )
+
+
+def gpu_table(results: dict[str, Any]) -> Iterable[str]:
+    """Yields the lines of the table of GPUs."""
+    yield (
+        "| recipe | GPUs | mesh data x space | dtype | compile, s | temporaries, MiB a GPU "
+        "| needed, MiB a GPU | kernels' gradients that cuDNN does not get | collectives |"
+    )
+    yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+    for row, facts in _known("gpu", results):
+        target = targets.parse_target(row.target)
+        start = f"| {row.recipe} | {row.target} | {target.num_devices // row.space} x {row.space} "
+        start += f"| {row.dtype} "
+        if "error" in facts:
+            yield f"{start}| - | - | {facts['error']} | - | - |"
+            continue
+        moved = [f"{kind}: {_moved(facts['collectives'], kind)}" for kind in facts["collectives"]]
+        yield (
+            f"{start}| {facts['seconds']:.0f} | {_memory(facts)} | {_needed(facts, target)} "
+            f"| {len(facts['unrecognised'])} | {'; '.join(sorted(moved)) or 'none'} |"
+        )
+
+
+def _known(table: str, results: dict[str, Any]) -> list[tuple[Row, dict[str, Any]]]:
+    return [(row, results[row.key]) for row in ROWS[table] if row.key in results]
+
+
+def _moved(collectives: dict[str, Any], kind: str) -> str:
+    if kind not in collectives:
+        return "0"
+    count, size = collectives[kind]
+    return f"{count} ({size / MIB:.1f} MiB)"
+
+
+def _memory(facts: dict[str, Any]) -> str:
+    return f"{facts['temporaries'] / MIB:.0f}"
+
+
+def _needed(facts: dict[str, Any], target: targets.Target) -> str:
+    arguments = facts["arguments"] + facts["outputs"] - facts["aliased"]
+    needed = arguments + facts["temporaries"]
+    share = f"{100 * needed / target.memory_bytes:.0f} %"
+    return f"{needed / MIB:.0f}, {share}" if needed < target.memory_bytes else f"{share}: too much"
+
+
+def _origin(table: str, results: dict[str, Any]) -> str:
+    """Returns the line under a table: the command, and where and when its figures are from."""
+    rows = [facts for _, facts in _known(table, results)]
+    if not rows:
+        return f"Not compiled yet: `python scripts/write_pods.py {table}`."
+    said = (sorted({facts[name] for facts in rows}) for name in
+            ("machine", "date", "jax", "compiler"))  # fmt: skip
+    machines, dates, versions, compilers = (", ".join(names) for names in said)
+    return (
+        f"`python scripts/write_pods.py {table}`; compiled on {machines}; {dates}; "
+        f"jax {versions}, {compilers}. Nothing was executed."
+    )
+
+
+if __name__ == "__main__":
+    main()
