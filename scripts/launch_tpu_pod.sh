@@ -26,8 +26,9 @@ hosts:
 options:
   --dir DIR                where the command starts on each host (default: the home folder;
                            local: here)
-  --setup FILE             shell script that runs on each host before every start of the command:
-                           install, mount; a new or rebooted host lacks both
+  --setup FILE             shell script that runs on each host before every start of the command,
+                           in the home folder (local: --dir): install, mount; a new or rebooted
+                           host lacks both
   --logs DIR               one file for each host (default: runs/launch/NAME)
   --max-restarts N         restarts in a row, default 5; 30 minutes of running end a row
   --backoff SECONDS        wait before the first restart, default 10; doubled up to 5 minutes
@@ -157,8 +158,9 @@ reach() {
 
 # PHASE COMMAND...: runs a command on all hosts; sets $outcome to the exit code that counts.
 run_everywhere() {
-  local host token first=''
+  local host token folder=$dir first=''
   phase_token=$launch_id.$attempt.$1
+  [[ $1 == run || $backend == local ]] || folder=. # which the setup may have to make
   shift
   running=$count
   set -m # own process groups: Ctrl-C is ours to hand on
@@ -169,7 +171,7 @@ run_everywhere() {
     if [[ $token == *.run && $backend != tpu ]]; then
       line+=(--coordinator "$coordinator" --num-processes "$count" --process-id "$host")
     fi
-    run_host "$host" "$(on_host host_run "$key-$host" "$token" "$grace" "$dir" "${line[@]}")" &
+    run_host "$host" "$(on_host host_run "$key-$host" "$token" "$grace" "$folder" "${line[@]}")" &
     clients[host]=$!
   done
   set +m

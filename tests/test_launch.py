@@ -502,9 +502,10 @@ def test_refusal_of_gcloud_is_shown(place):
 
 def test_preempted_slice_is_created_anew(place):
     (place.root / "states").write_text("READY PREEMPTED")
-    (place.root / "setup.sh").write_text("touch ready-$PLACE\n")
+    folder = place.root / "new"
+    (place.root / "setup.sh").write_text(f"touch ready; mkdir -p {folder}; cp ../*.py {folder}\n")
     create = ["--recreate", "v5litepod-16", "--version", "v2-alpha-tpuv5-lite", "--spot"]
-    create += ["--create-flag=--network=net", "--setup", "setup.sh", "--dir", place.root]
+    create += ["--create-flag=--network=net", "--setup", "setup.sh", "--dir", folder]
     code, output, _ = place.run(*POD, *create, act="143,done")
     assert code == 0
     assert [call[:2] for call in place.calls("delete")] == [["pod", "--zone=here"]]
@@ -512,9 +513,9 @@ def test_preempted_slice_is_created_anew(place):
         ["pod", "--zone=here", "--accelerator-type=v5litepod-16", "--version=v2-alpha-tpuv5-lite",
          "--spot", "--network=net"]
     ]  # fmt: skip
-    assert place.counts("start") == [2, 2]
+    assert output.count("place 0:") == 2
     assert "is PREEMPTED: deleting it" in output
-    assert (place.root / "ready-1").exists()
+    assert (place.root / "host1" / "ready").exists()
 
 
 def test_preempted_slice_is_waited_for(place):
