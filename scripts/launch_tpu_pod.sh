@@ -3,11 +3,12 @@
 # docs/pods.md leads through it; --help says what it takes. It runs where `gcloud` is, not on a host.
 set -euo pipefail
 
-POLL=0.2                            # seconds between two looks at the hosts
-SETTLE=${LAUNCH_SETTLE:-3}          # seconds in which hosts that fail together may say why
-SLICE_POLL=${LAUNCH_SLICE_POLL:-30} # seconds between two looks at a slice that is not ready
-HEALTHY=1800                        # a run of so many seconds starts the count of restarts anew
-LOST=71                             # stands for the exit code of a host that can no longer be asked
+POLL=0.2                              # seconds between two looks at the hosts
+SETTLE=${LAUNCH_SETTLE:-3}            # seconds in which hosts that fail together may say why
+SLICE_POLL=${LAUNCH_SLICE_POLL:-30}   # seconds between two looks at a slice that is not ready
+SLICE_WATCH=${LAUNCH_SLICE_WATCH:-60} # seconds between two looks at one that runs
+HEALTHY=1800                          # a run of so many seconds starts the count of restarts anew
+LOST=71                               # stands for the exit code of a host that can no longer be asked
 
 usage() {
   cat <<'END'
@@ -158,7 +159,7 @@ reach() {
 
 # PHASE COMMAND...: runs a command on all hosts; sets $outcome to the exit code that counts.
 run_everywhere() {
-  local host token folder=$dir first=''
+  local host token folder=$dir first='' watched=$SECONDS
   phase_token=$launch_id.$attempt.$1
   [[ $1 == run || $backend == local ]] || folder=. # which the setup may have to make
   shift
@@ -184,6 +185,11 @@ run_everywhere() {
     fi
     [[ -z $stopping || -n $told ]] || tell TERM
     [[ $stopping != now ]] || kill_rest
+    if [[ $backend == tpu ]] && ((SECONDS >= watched + SLICE_WATCH)); then
+      watched=$SECONDS
+      slice_state 2>/dev/null
+      [[ $state != @(MISSING|PREEMPTED|TERMINATED|STOPPED) ]] || abandon "the slice is $state"
+    fi
     nap
   done
   outcome=$failed
@@ -251,12 +257,17 @@ kill_rest() {
   say "killing what is left"
   [[ $stopping == now ]] && stopping=killed
   tell KILL
-  wait_for_rest 20 && return
+  wait_for_rest 20 || abandon "it does not answer"
+}
+
+# WHY: ends the clients of the hosts that still run; these hosts count as dead.
+abandon() {
+  local host
   for ((host = 0; host < count; host++)); do
-    [[ -e $scratch/ended.$host ]] && continue
+    [[ ! -e $scratch/ended.$host ]] || continue
     kill -KILL -- "-${clients[host]}" 2>/dev/null || true
     : >"$scratch/ended.$host"
-    say "host $host does not answer"
+    say "host $host is given up: $1"
   done
   look
 }
