@@ -141,12 +141,13 @@ conv3x3_by_products.defvjp(_products_forward, _products_backward)
 def _taps(x, dilation):
     """Yields what each of the nine taps of a 3x3 convolution sees, row by row."""
     height, width = x.shape[1:3]
-    padded = jnp.pad(x, ((0, 0), (0, 0), (dilation, dilation), (0, 0)))
     for i in range(3):
         down = (1 - i) * dilation
-        row = shift(padded, rows=down) if abs(down) < height else jnp.zeros_like(padded)
+        # Rows first: where they are split over devices, what travels is not yet padded.
+        row = shift(x, rows=down) if abs(down) < height else jnp.zeros_like(x)
+        padded = jnp.pad(row, ((0, 0), (0, 0), (dilation, dilation), (0, 0)))
         for j in range(3):
-            yield row[:, :, j * dilation : j * dilation + width]
+            yield padded[:, :, j * dilation : j * dilation + width]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
