@@ -37,22 +37,7 @@ def make_mesh(
       ConfigError: the devices do not divide by `space`, or the batch over what is left of them.
     """
     devices = jax.devices() if devices is None else devices
-    count, remainder = divmod(len(devices), space)
-    if remainder:
-        raise ConfigError(
-            "config.mesh.space",
-            f"{len(devices)} devices do not divide into groups of {space}",
-            f"use one of {', '.join(map(str, _divisors(len(devices))))}",
-        )
-    if batch_size % (count * accumulate):
-        nearest = nearest_multiple(batch_size, math.lcm(count * accumulate, num_groups))
-        parts = f" in {accumulate} parts" if accumulate > 1 else ""
-        shared = f" / config.mesh.space={space}" if space > 1 else ""
-        raise ConfigError(
-            "config.train.batch_size",
-            f"{batch_size} does not divide over {len(devices)} devices{shared}{parts}",
-            f"use {nearest}, or fewer devices",
-        )
+    count = _check_shape(batch_size, len(devices), num_groups, space, accumulate)
     axes = (DATA_AXIS, SPACE_AXIS)
     kinds = (AxisType.Auto, AxisType.Auto)
     return jax.make_mesh((count, space), axes, axis_types=kinds, devices=devices)
@@ -72,6 +57,41 @@ def mesh_of(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> 
         space=config.mesh.space,
         accumulate=train.accumulate,
     )
+
+
+def mesh_shape(config: ConfigDict, num_devices: int) -> tuple[int, int]:
+    """Returns the sizes (data, space) of the mesh of a run over so many devices.
+
+    Raises:
+      ConfigError: as `make_mesh`.
+    """
+    train, space = config.train, config.mesh.space
+    groups = train.reference_processes
+    count = _check_shape(train.batch_size, num_devices, groups, space, train.accumulate)
+    return count, space
+
+
+def _check_shape(
+    batch_size: int, num_devices: int, num_groups: int, space: int, accumulate: int
+) -> int:
+    """Returns how many groups of devices share the batch; raises as `make_mesh`."""
+    count, remainder = divmod(num_devices, space)
+    if remainder:
+        raise ConfigError(
+            "config.mesh.space",
+            f"{num_devices} devices do not divide into groups of {space}",
+            f"use one of {', '.join(map(str, _divisors(num_devices)))}",
+        )
+    if batch_size % (count * accumulate):
+        nearest = nearest_multiple(batch_size, math.lcm(count * accumulate, num_groups))
+        parts = f" in {accumulate} parts" if accumulate > 1 else ""
+        shared = f" / config.mesh.space={space}" if space > 1 else ""
+        raise ConfigError(
+            "config.train.batch_size",
+            f"{batch_size} does not divide over {num_devices} devices{shared}{parts}",
+            f"use {nearest}, or fewer devices",
+        )
+    return count
 
 
 def _divisors(number: int) -> list[int]:
