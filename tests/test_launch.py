@@ -409,12 +409,12 @@ def test_asked_to_stop_waits_for_the_save(place, number, code):
 
 def test_asked_to_stop_waits_for_what_the_command_started(place):
     script = f'{sys.executable} program.py run "$@"; true'  # a shell that ends at once
-    command = ["--hosts", "local:1", "--", "bash", "-c", script, "shell"]
+    command = ["--hosts", "local:2", "--", "bash", "-c", script, "shell"]
     process = place.start(LAUNCH, *command)
-    place.wait_for("start", [1, 0])
+    place.wait_for("start", [1, 1])
     process.send_signal(signal.SIGTERM)
     assert end(process)[0] == 143
-    assert place.counts("saved") == [1, 0]
+    assert place.counts("saved") == [1, 1]
 
 
 def test_asked_to_stop_twice_kills(place):
