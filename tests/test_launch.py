@@ -45,7 +45,7 @@ act = act if not who or int(who) == place else "run"
 def stop(number, frame):
     note("term")
     if act != "deaf":
-        time.sleep(0.5)
+        time.sleep(2 if act == "slow" else 0.5)
         note("saved")
         sys.exit(143)
 
@@ -408,7 +408,7 @@ def test_asked_to_stop_waits_for_the_save(place, number, code):
 
 
 def test_asked_to_stop_waits_for_what_the_command_started(place):
-    script = f'{sys.executable} program.py run "$@"; true'  # a shell that ends at once
+    script = f'{sys.executable} program.py 1:slow "$@"; true'  # a shell that ends at once
     command = ["--hosts", "local:2", "--", "bash", "-c", script, "shell"]
     process = place.start(LAUNCH, *command)
     place.wait_for("start", [1, 1])
