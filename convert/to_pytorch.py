@@ -196,7 +196,7 @@ def envelope(
 
 def _num_samples(info: Any) -> int | None:
     """Returns how many images a run trains on; None where it is not known."""
-    match = re.match(r"(\d+) images ", info.data)  # see trainer.fingerprint
+    match = re.match(r"(\d+) images ", info.data)  # see rundir.fingerprint
     return int(match[1]) if match else None
 
 

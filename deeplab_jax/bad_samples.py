@@ -7,6 +7,7 @@ order of samples stays a function of the seed and of the ids that remain.
 from functools import partial
 from pathlib import Path
 
+from deeplab_jax import hosts
 from deeplab_jax.data import Dataset
 from deeplab_jax.data.pipeline import num_threads
 from deeplab_jax.data.readers import in_threads, reading
@@ -24,7 +25,8 @@ def leave_out(dataset: Dataset, limit: int, workdir: Path, is_continued: bool) -
       dataset: the training split.
       limit: `config.data.skip_bad`; 0 reads nothing.
       workdir: created if missing.
-      is_continued: a run has saved there: its list counts, and nothing is read again.
+      is_continued: a run has saved there: its list counts, and nothing is read again. Of several
+        hosts the first reads, for all.
 
     Raises:
       DataError: more samples are bad.
@@ -33,12 +35,13 @@ def leave_out(dataset: Dataset, limit: int, workdir: Path, is_continued: bool) -
     if not limit:
         return dataset
     path = workdir / _FILE
-    if is_continued and path.is_file():
+    with hosts.together():
+        if hosts.is_first() and not (is_continued and path.is_file()):
+            found = _find(dataset)
+            with whole_file(path) as file:
+                file.writelines(f"{name}\t{why}\n".encode() for name, why in found.items())
+    with hosts.together():
         bad = _read(path)
-    else:
-        bad = _find(dataset)
-        with whole_file(path) as file:
-            file.writelines(f"{name}\t{why}\n".encode() for name, why in bad.items())
     if len(bad) > limit:
         raise DataError(
             str(path),

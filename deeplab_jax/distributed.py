@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from deeplab_jax.errors import ConfigError, ResourceError
+from deeplab_jax.progress import discard
 
 _CONNECT_SECONDS = 300  # for all processes to have come; a slice's hosts do not boot at once
 _HEARTBEAT_SECONDS = 60  # without a sign of life until a process counts as dead
@@ -213,6 +214,8 @@ def _initialize(arguments: dict[str, Any], seconds: float) -> None:
     if _is_started:
         from deeplab_jax import hosts
 
+        if not hosts.is_first():
+            discard(sys.stdout)  # the first speaks for all
         hosts.exchange(None)  # connections between processors are made within 30 s or never
 
 

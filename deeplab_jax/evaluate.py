@@ -34,13 +34,21 @@ def main(argv: list[str]) -> None:
         page = numbers.with_name(f"{numbers.stem}_report.html")
         cli.check_writable(numbers, "--json")
     distributed.start(args.coordinator, args.num_processes, args.process_id)
+    from deeplab_jax import hosts
     from deeplab_jax.api import load
+    from deeplab_jax.checkpoint import find_step
     from deeplab_jax.evaluator import evaluate_checkpoint
     from deeplab_jax.report.write import write_evaluated
+    from deeplab_jax.rundir import as_path
 
-    segmenter = load(args.checkpoint, args.step, overrides)
-    evaluate_checkpoint(segmenter, numbers, overrides)
-    if numbers.is_file():  # not with --json /dev/stdout
+    with hosts.together():
+        as_path(args.checkpoint)
+        find_step(args.checkpoint, args.step)
+    hosts.compare(hosts.software() | {"arguments": [args.step, *overrides]})
+    with hosts.watched(args.checkpoint):
+        segmenter = load(args.checkpoint, args.step, overrides)
+        evaluate_checkpoint(segmenter, numbers, overrides)
+    if hosts.is_first() and numbers.is_file():  # not with --json /dev/stdout
         write_evaluated(page, numbers, segmenter)
 
 

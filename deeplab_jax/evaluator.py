@@ -1,5 +1,6 @@
 """Evaluation: a data set's images to one confusion matrix, and what is read from it."""
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -7,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
-from deeplab_jax import metrics
+from deeplab_jax import hosts, metrics
 from deeplab_jax.api import Segmenter
 from deeplab_jax.data import Dataset, eval_examples, open_dataset
 from deeplab_jax.data.images import read_size
@@ -20,6 +22,8 @@ from deeplab_jax.models import DeepLabV3Plus
 from deeplab_jax.progress import counting
 from deeplab_jax.protocol import TABLE, Protocol, read_protocol
 from deeplab_jax.summary import environment, summarize
+
+_IMAGES_A_ROUND = 8  # that a host counts between two questions to the others
 
 
 @dataclass(frozen=True)
@@ -87,44 +91,54 @@ class Evaluator:
         indices: Iterable[int] | None = None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> EvalResult | None:
-        """Evaluates `variables` on this host's devices.
+        """Evaluates `variables` on the devices of all hosts, each of which has a share of images.
 
         Args:
-          variables: {"params", "batch_stats"}; arrays of any layout this host holds whole.
+          variables: {"params", "batch_stats"}; arrays of any layout each host holds whole.
           indices: which images; all by default.
-          should_stop: asked before each image.
+          should_stop: asked before each image; of several hosts one that says so stops all.
 
         Returns:
-          The counts, or None if `should_stop` said so.
+          The counts, the same on all hosts, or None if `should_stop` said so.
 
         Raises:
-          DataError: an image or label cannot be used.
-          ReaderError: reading one does not end.
+          DataError: an image or label cannot be used; on all hosts.
+          ReaderError: reading one does not end; on all hosts.
         """
         indices = list(range(len(self._dataset)) if indices is None else indices)
         self._plan(indices)
         # Images of one shape follow each other, and fill batches.
         shapes = {k: self.engine.shapes(size) for k, size in self._sizes.items()}
         positions = sorted(range(len(indices)), key=lambda k: shapes.get(indices[k], []))
-        is_stopped = False
+        own = hosts.share(positions)
+        rounds = _Rounds(len(positions))
 
         def items() -> Iterator[Item]:
-            nonlocal is_stopped
-            order = [indices[k] for k in positions]
+            order = [indices[k] for k in own]
             examples = eval_examples(self._dataset, order, self._resize_base)
-            for position, example in zip(positions, examples, strict=True):
-                if should_stop():
-                    is_stopped = True
+            for turn, (position, example) in enumerate(zip(own, examples, strict=True)):
+                if rounds.is_over(turn, should_stop):
                     return
                 label = example.label
                 yield Item(position, example.image, (label.shape[0], label.shape[1]), label)
 
-        counts = dict(self.engine.load(variables).count(items()))
-        if is_stopped:
+        counts: dict[int, np.ndarray] = {}
+        failure = None
+        try:
+            counts |= self.engine.load(variables).count(items())
+        except Exception as error:
+            if not hosts.are_several():
+                raise
+            failure = error
+        rounds.finish(failure is not None)
+        if (common := hosts.common_error(failure)) is not None:
+            raise common from failure
+        if rounds.answer:
             return None
         ids = [self._dataset.ids[index] for index in indices]
-        matrices = [counts[position] for position in range(len(indices))]
-        return _sum_up(matrices, self._dataset.class_names, ids, str(self.engine.protocol))
+        matrices = [counts[position] for position in own]
+        names = self._dataset.class_names
+        return _gather(_sum_up(matrices, names, ids, str(self.engine.protocol)), positions)
 
     def _plan(self, indices: list[int]) -> None:
         """Reads the headers of images that were not yet, and plans shapes for all."""
@@ -139,6 +153,44 @@ class Evaluator:
             self._sizes[index] = size
         if new:
             self.engine.plan(self._sizes.values())
+
+
+class _Rounds:
+    """Asks all hosts now and then whether to stop evaluating, each host as often as the others."""
+
+    def __init__(self, num_images: int):
+        self._every = _IMAGES_A_ROUND if hosts.are_several() else 1
+        largest_share = -(-num_images // jax.process_count())
+        self._left = -(-largest_share // self._every)
+        self._poll = hosts.Poll()
+        self.answer = 0  # other than 0: stop
+
+    def is_over(self, turn: int, should_stop: Callable[[], bool]) -> bool:
+        """Tells, before the image of that number in a host's share, whether to leave it."""
+        if turn % self._every == 0:
+            self._ask(should_stop())
+        return bool(self.answer)
+
+    def finish(self, has_failed: bool) -> None:
+        """Answers the others until they are through, too."""
+        while hosts.are_several() and self._left and not self.answer:
+            self._ask(has_failed)
+
+    def _ask(self, wants_to_stop: bool) -> None:
+        self._left -= 1
+        self.answer = self._poll.ask(int(wants_to_stop))
+
+
+def _gather(result: EvalResult, positions: Sequence[int]) -> EvalResult:
+    """Returns the counts of all hosts from those of each one's share of `positions`."""
+    confusion, size = np.zeros_like(result.confusion), len(result.confusion)
+    per_image = np.zeros((len(positions), 3, size), np.int64)
+    own = np.concatenate([result.confusion.ravel(), result.per_image.ravel()])
+    for host, data in enumerate(hosts.exchange_bytes(own.tobytes())):
+        values = np.frombuffer(data, np.int64)
+        confusion += values[: size * size].reshape(size, size)
+        per_image[hosts.share(positions, host)] = values[size * size :].reshape(-1, 3, size)
+    return dataclasses.replace(result, confusion=confusion, per_image=per_image)
 
 
 def _sum_up(
@@ -171,7 +223,8 @@ def evaluate_checkpoint(
     start = time.perf_counter()
     protocol = read_protocol(config.eval)
     evaluator = Evaluator(segmenter.model, dataset, config.eval.resize_base, protocol)
-    with counting(len(dataset), "images evaluated") as count:
+    share = len(hosts.share(range(len(dataset))))
+    with counting(share, "images evaluated") as count:
         result = evaluator(segmenter.variables, should_stop=lambda: bool(count()))
     segmenter.engine = evaluator.engine  # what comes after need not compile again
     assert result is not None  # nothing asks it to stop
@@ -192,8 +245,9 @@ def evaluate_checkpoint(
         "config": config.to_dict(),
         "environment": environment(),
     }
-    path.write_text(json.dumps(header | result.summary() | origin, indent=1) + "\n")
-    print(f"numbers: {path}")
+    if hosts.is_first():
+        path.write_text(json.dumps(header | result.summary() | origin, indent=1) + "\n")
+        print(f"numbers: {path}")
     return result
 
 

@@ -21,8 +21,15 @@ class JsonLog:
     Each line has "event": "train" (a step), "eval" or "end", and "step": optimiser steps done.
     """
 
-    def __init__(self, path: Path, step: int):
-        """Opens `path` and drops what was logged after `step`, and the end: both come again."""
+    def __init__(self, path: Path | None, step: int):
+        """Opens `path` and drops what was logged after `step`, and the end: both come again.
+
+        Without a path nothing is kept: another host writes the log.
+        """
+        if path is None:
+            path = Path(os.devnull)
+            self._file = path.open("a")
+            return
         kept = []
         if path.exists():
             for line in path.read_text(errors="replace").splitlines():

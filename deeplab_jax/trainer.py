@@ -5,15 +5,12 @@
 <workdir>/checkpoints/   the latest and the best step
 """
 
-import fcntl
 import hashlib
-import os
-import platform
 import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,28 +21,25 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from deeplab_jax import checkpoint, sharding
+from deeplab_jax import checkpoint, hosts, rundir, sharding
 from deeplab_jax import config as config_lib
 from deeplab_jax.bad_samples import leave_out
 from deeplab_jax.data import Dataset, open_dataset, train_batches
-from deeplab_jax.errors import (
-    ConfigError,
-    DataError,
-    Interrupted,
-    NumericError,
-    ReaderError,
-    ResourceError,
-)
+from deeplab_jax.errors import DataError, Interrupted, NumericError, ReaderError, ResourceError
 from deeplab_jax.evaluator import Evaluator
 from deeplab_jax.models import build_model
 from deeplab_jax.optimizer import build_optimizer
 from deeplab_jax.prepare import prepare
 from deeplab_jax.progress import Display, JsonLog, Speed
 from deeplab_jax.protocol import read_protocol
+from deeplab_jax.replicas import Replicas
 from deeplab_jax.start import check_start, load_start
+from deeplab_jax.stopping import interrupted, stop_signals
 from deeplab_jax.train_state import State, eval_variables, init_state
 from deeplab_jax.train_step import Metrics, make_update
-from deeplab_jax.whole_file import whole_file
+
+_FREE_ON_HOSTS = ("data.root", "data.num_workers")  # what may differ between hosts
+_FAILED = 255  # a host's vote to save and end, as it cannot go on; others are signals' numbers
 
 
 @dataclass(frozen=True)
@@ -104,44 +98,75 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
       ReaderError: a thread or process that reads samples died or hangs; the state was saved.
       ResourceError: a checkpoint could not be written.
     """
-    config_lib.validate(config)
-    workdir = Path(workdir)
-    data, model_config = config.data, config.model
-    dataset = open_dataset(data, model_config.num_classes, data.train_split)
-    validation = open_dataset(data, model_config.num_classes, data.val_split)
     with ExitStack() as held:
-        if data.skip_bad:  # what it finds is written there
-            held.enter_context(_lock(workdir))
-        is_begun = checkpoint.latest_step(workdir) is not None
+        run, state = _begin(config, workdir, held)
+        if run.is_done:
+            print(
+                f"already finished: {run.workdir} holds step {run.start} of {run.plan.total}",
+                flush=True,
+            )
+            # A kill may have cut the end of the log off.
+            return log_end(JsonLog(run.log_path, run.start), state)
+        held.enter_context(hosts.watched(run.workdir))
+        with stop_signals() as stop:
+            return run.go(state, stop)
+
+
+def _begin(config: ConfigDict, workdir: str | Path, held: ExitStack) -> tuple["Run", State]:
+    """Returns the run and its state where it starts; what is wrong with either is raised here.
+
+    Args:
+      config: as of `train`.
+      workdir: as of `train`.
+      held: takes the lock.
+    """
+    values = {f"config.{k}": v for k, v in config_lib.flatten(config).items()}
+    facts = {k: v for k, v in values.items() if k[len("config.") :] not in _FREE_ON_HOSTS}
+    hosts.compare(hosts.software() | facts)
+    with hosts.together():
+        config_lib.validate(config)
+        workdir = rundir.as_path(workdir)
+    rundir.check_shared(workdir)
+    data, model_config = config.data, config.model
+    with hosts.together():
+        dataset = open_dataset(data, model_config.num_classes, data.train_split)
+        validation = open_dataset(data, model_config.num_classes, data.val_split)
+        latest = checkpoint.latest_step(workdir)
+    hosts.compare(
+        {
+            "training data": rundir.fingerprint(dataset),
+            "validation data": rundir.fingerprint(validation),
+            "last saved step": latest,
+        }
+    )
+    is_begun = latest is not None
+    if data.skip_bad:  # what it finds is written there
+        with hosts.together():
+            held.enter_context(rundir.lock(workdir))
         dataset = leave_out(dataset, data.skip_bad, workdir, is_begun)
+    with hosts.together():
         plan = make_plan(config, len(dataset))
         mesh = sharding.mesh_of(config)
         notes = warnings(config)
         if is_begun:
-            check_continuation(workdir, config, dataset)
+            rundir.check_continuation(workdir, config, dataset)
         else:
             notes += check_start(config, dataset.class_names)
         if not data.skip_bad:  # a start that is refused leaves no folder behind
-            held.enter_context(_lock(workdir))
-        write_config(workdir, config)  # an unusable place shows before anything compiles
-        for warning in notes:
-            print(f"warning: {warning}", flush=True)
-        state = restore_or_init(config, workdir, plan, mesh)
-        start = int(state["step"])
-        is_owed = is_evaluation_owed(workdir, plan, start)
-        if start >= plan.total and not is_owed:
-            print(f"already finished: {workdir} holds step {start} of {plan.total}", flush=True)
-            # A kill may have cut the end of the log off.
-            return log_end(JsonLog(workdir / "log.jsonl", start), state)
+            held.enter_context(rundir.lock(workdir))
+        rundir.write_config(workdir, config)  # an unusable place shows before anything compiles
+    for warning in notes:
+        print(f"warning: {warning}", flush=True)
+    state = restore_or_init(config, workdir, plan, mesh)
+    run = Run(config, workdir, plan, mesh, dataset, validation, int(state["step"]))
+    if not run.is_done:
         print(
             f"{config.name}: {len(dataset)} training and {len(validation)} validation images, "
             f"{model_config.num_classes} classes, {plan.total} steps of {config.train.batch_size}, "
             f"{mesh.size} x {jax.default_backend()}, work directory {workdir}",
             flush=True,
         )
-        run = Run(config, workdir, plan, mesh, dataset, validation, start, is_owed)
-        with _stop_signals() as stop:
-            return run.go(state, stop)
+    return run, state
 
 
 class Run:
@@ -156,11 +181,12 @@ class Run:
         dataset: Dataset,
         validation: Dataset,
         start: int,
-        is_evaluation_owed: bool,
     ):
         self.config, self.workdir, self.plan, self.mesh = config, workdir, plan, mesh
         self.dataset, self.start = dataset, start
-        self.is_evaluation_owed = is_evaluation_owed  # the run stopped in it
+        self.is_evaluation_owed = is_evaluation_owed(workdir, plan, start)  # the run stopped in it
+        self.is_done = start >= plan.total and not self.is_evaluation_owed
+        self.log_path = workdir / "log.jsonl" if hosts.is_first() else None
         model = build_model(config.model)
         self.train_step = make_train_step(config, plan.total, mesh)
         protocol = read_protocol(config.eval)
@@ -172,14 +198,18 @@ class Run:
             class_names=dataset.class_names,
             palette=dataset.palette,
             counters=checkpoint.read_info(workdir).counters if is_begun else {},
-            data=fingerprint(dataset),
+            data=rundir.fingerprint(dataset),
         )
+        self.replicas = Replicas(mesh)
+        self.poll = hosts.Poll()
+        self.failure: Exception | None = None  # of this host's reading
+        self.agreed = 0  # what all hosts stop for: a signal's number, or _FAILED
         self.speed = Speed(config.train.batch_size)
         self.pending: deque = deque()  # (step, row ids, metrics) whose values are not yet read
 
     def go(self, state: State, stop: list[int]) -> dict[str, Any]:
         """Trains to the end or to the first reason to stop; both leave by `_finish`."""
-        self.log = JsonLog(self.workdir / "log.jsonl", self.start)
+        self.log = JsonLog(self.log_path, self.start)
         # A reader that leaves, as in `... | head`, stops the run as a signal does.
         on_gone = partial(stop.append, int(signal.SIGPIPE))
         self.display = Display(self.plan.total, self.start, on_gone)
@@ -192,34 +222,65 @@ class Run:
 
     def _steps(self, state: State, stop: list[int]) -> tuple[State, Exception | None]:
         """Runs steps; returns the state after the last one and why it was the last."""
+        batches = sharding.to_devices(self._batches(), self.mesh, self.config.train.batch_size)
         if self.is_evaluation_owed:
             try:
                 self._evaluate(self.start, state, stop)
             except Exception as error:
                 return state, error
-            if stop:
-                return state, _interrupted(stop[0], self.start, self.plan.total)
-        size = self.config.train.batch_size
-        batches = sharding.to_devices(self._batches(), self.mesh, size)
+            if self.agreed:
+                return state, interrupted(self.agreed, self.start, self.plan.total)
         for step in range(self.start + 1, self.plan.total + 1):
-            began = time.perf_counter()
             try:
-                batch, on_device = next(batches)
+                batch, on_device = self._next(batches, is_first=step == self.start + 1)
             except Exception as error:  # ours or not: the state is whole
                 return state, error
-            self.speed.waited(time.perf_counter() - began)
             state, metrics = self.train_step(state, *on_device[1:])
             self.pending.append((step, batch.index, metrics))
             try:
                 self._read_metrics(keep=1)  # one step late: the device is never kept waiting
-                self._save_if_due(step, state, stop)
+                self._do_what_is_due(step, state, stop)
             except Exception as error:
                 return state, error
-            if stop:
-                return state, _interrupted(stop[0], step, self.plan.total)
+            self._agree(stop)
+            if self.agreed == _FAILED:
+                return state, hosts.common_error(self.failure)
+            if self.agreed:
+                return state, interrupted(self.agreed, step, self.plan.total)
         return state, None
 
+    def _next(self, batches: Iterator, is_first: bool) -> tuple[Any, Any]:
+        """Returns the next batch, as it was read and on the devices."""
+        began = time.perf_counter()
+        if is_first:  # hosts cannot vote yet
+            with hosts.together():
+                got: Any = next(batches, None)
+                if self.failure is not None:
+                    raise self.failure
+        else:
+            got = next(batches)
+        self.speed.waited(time.perf_counter() - began)
+        return got
+
+    def _agree(self, stop: list[int]) -> None:
+        """Lets all hosts know what one of them must stop for; they learn it a step later.
+
+        The batches that are read ahead last until then when reading is what failed.
+        """
+        if not self.agreed:
+            own = stop[0] if stop else 0
+            self.agreed = self.poll.ask(own if self.failure is None else _FAILED)
+
     def _batches(self) -> Iterator:
+        """Yields batches of this host's rows; of several hosts, a failure only ends them."""
+        try:
+            yield from self._read_batches()
+        except Exception as error:
+            if not hosts.are_several():
+                raise
+            self.failure = error
+
+    def _read_batches(self) -> Iterator:
         data = self.config.data
         return train_batches(
             self.dataset,
@@ -252,17 +313,19 @@ class Run:
     def _not_finite(self, step: int, index: np.ndarray, values: dict[str, float]) -> NumericError:
         ids = ", ".join(self.dataset.ids[i] for i in index[:8])
         self.saver.wait()  # a save may be under way
-        last = checkpoint.latest_step(self.workdir)
-        kept = f"the last saved step, {last}, is kept" if last else "nothing was saved before"
         return NumericError(
             str(self.workdir),
             f"step {step} is not finite: loss {values['loss']}, gradient norm "
             f"{values['grad_norm']}, else the new weights; lr {values['lr']:.3g}, images {ids}",
-            f"lower config.train.lr or look at these images; {kept}",
+            f"lower config.train.lr or look at these images; {self._kept()}",
         )
 
-    def _save_if_due(self, step: int, state: State, stop: list[int]) -> None:
+    def _do_what_is_due(self, step: int, state: State, stop: list[int]) -> None:
+        """Compares devices, evaluates and saves after some steps."""
+        every = self.config.mesh.check_every_steps
         if not self.plan.is_save_due(step):
+            if every and step % every == 0:
+                self._compare_devices(step, state)
             return
         self._read_metrics()  # a state that is not finite is never saved
         metrics = self._evaluate(step, state, stop) if self.plan.is_eval_due(step) else None
@@ -273,6 +336,7 @@ class Run:
         """Evaluates and logs; None when asked to stop, in which case the continuation does it."""
         result = self.evaluate(eval_variables(state), should_stop=lambda: bool(stop))
         if result is None:
+            self.agreed = max(hosts.exchange(stop[0] if stop else 0))
             return None
         summary = result.summary()
         scores = {key: summary[key] for key in ("mean_iou", "pixel_accuracy", "iou")}
@@ -280,14 +344,23 @@ class Run:
         self.display.say(f"step {step}: validation mean IoU {100 * result.mean_iou:.2f} %")
         return {"mean_iou": result.mean_iou}
 
+    def _compare_devices(self, step: int, state: State) -> None:
+        """Refuses to go on, or to save, when devices no longer hold the same state."""
+        self.replicas.check(state, step, self._kept())
+
+    def _kept(self) -> str:
+        last = checkpoint.latest_step(self.workdir)
+        return f"the last saved step, {last}, is kept" if last else "nothing was saved before"
+
     def _save(self, step: int, state: State, metrics: dict[str, float] | None = None) -> None:
+        if self.config.mesh.check_every_steps:
+            self._compare_devices(step, state)
         items = {name: item for name, item in state.items() if name != "step"}
         self.saver.save(step, items, self.info, metrics)
 
     def _finish(self, state: State, reason: Exception | None) -> dict[str, Any]:
         """The one exit: saves what is worth saving, waits for the disk, then says why."""
-        is_whole = not isinstance(reason, NumericError | ResourceError)
-        if is_whole or isinstance(reason, ReaderError):
+        if _can_save(reason):
             self._read_metrics()
             step = int(state["step"])
             if step > self.start:
@@ -297,6 +370,14 @@ class Run:
             raise reason
         self.display.say(f"done: {self.plan.total} steps")
         return log_end(self.log, state)
+
+
+def _can_save(reason: Exception | None) -> bool:
+    """Tells whether the state is whole, and all hosts are here to save it."""
+    if reason is None or isinstance(reason, Interrupted | DataError | ReaderError):
+        return True  # hosts have agreed in these
+    lost = NumericError | ResourceError | jax.errors.JaxRuntimeError
+    return not hosts.are_several() and not isinstance(reason, lost)
 
 
 def make_train_step(
@@ -325,47 +406,10 @@ def make_train_step(
     )
 
 
-def check_continuation(workdir: Path, config: ConfigDict, dataset: Dataset) -> None:
-    """Refuses to continue what another configuration or other data began.
-
-    Raises:
-      ConfigError: `workdir` holds a run with another configuration (says where it differs), or
-        something that is not a run.
-    """
-    info = checkpoint.read_info(workdir)
-    if info.kind != "run" or info.config is None:
-        what = f"holds a checkpoint of kind {info.kind}, not a run"
-        raise ConfigError(str(workdir), what, "choose another --workdir")
-    changes = config_lib.difference(info.config, config)
-    if changes:
-        raise ConfigError(
-            str(workdir),
-            f"holds a run with another configuration ({'; '.join(changes)})",
-            "continue it with its own, or choose another --workdir",
-        )
-    if not info.data:
-        print(f"{workdir}: on which data it was trained is not known, so that is not compared")
-    elif info.data != fingerprint(dataset):
-        what = f"trained on {info.data}, and {config.data.root} now has {fingerprint(dataset)}"
-        raise ConfigError(str(workdir), what, "restore the data, or choose another --workdir")
-
-
-def fingerprint(dataset: Dataset) -> str:
-    """Returns a text that changes when samples are added, removed or renamed."""
-    digest = hashlib.sha256("\n".join(dataset.ids).encode()).hexdigest()
-    return f"{len(dataset)} images ({digest[:12]})"
-
-
 def is_evaluation_owed(workdir: Path, plan: Plan, start: int) -> bool:
     """Tells whether the run stopped in, or failed in, the evaluation of its latest step."""
     is_due = start > 0 and plan.is_eval_due(start)
     return is_due and checkpoint.read_info(workdir).metrics is None
-
-
-def write_config(workdir: Path, config: ConfigDict) -> None:
-    """Writes `config.json`, for people; what counts is in the checkpoints."""
-    with whole_file(workdir / "config.json") as file:
-        file.write(f"{config_lib.to_json(config)}\n".encode())
 
 
 def restore_or_init(config: ConfigDict, workdir: Path, plan: Plan, mesh: Mesh) -> State:
@@ -429,61 +473,3 @@ def tree_hash(tree: Any) -> str:
         digest.update(jax.tree_util.keystr(path).encode())
         digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
     return digest.hexdigest()
-
-
-@contextmanager
-def _lock(workdir: Path) -> Iterator[None]:
-    """Keeps other processes from training in `workdir` meanwhile; creates it.
-
-    The system releases the lock when the process ends, however it does. Where the file system has
-    no locks there is no protection. Of several hosts the first holds it for all.
-    """
-    workdir.mkdir(parents=True, exist_ok=True)
-    if jax.process_index() != 0:
-        yield
-        return
-    with (workdir / ".lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            what = f"another process trains here ({file.read()})"
-            fix = "wait for it, or choose another --workdir"
-            raise ConfigError(str(workdir), what, fix) from None
-        except OSError:
-            pass
-        file.truncate(0)
-        file.write(f"pid {os.getpid()} on {platform.node()}")
-        file.flush()
-        yield
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Yields a list that receives the first SIGINT or SIGTERM; a second one acts at once."""
-    received: list[int] = []
-    previous: dict[int, Any] = {}
-
-    def remember(number: int, frame: Any) -> None:
-        received.append(number)
-        signal.signal(number, previous[number])
-        with suppress(BrokenPipeError):
-            text = b"\nstopping after this step; again to quit at once\n"
-            os.write(2, text)  # print may be at work
-
-    try:
-        for number in (int(signal.SIGINT), int(signal.SIGTERM)):
-            previous[number] = signal.signal(number, remember)
-    except ValueError:  # not the main thread: the caller handles signals
-        pass
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def _interrupted(number: int, step: int, total: int) -> Interrupted:
-    name = signal.Signals(number).name
-    what = f"stopped by {name} and saved at step {step} of {total}"
-    return Interrupted("train", what, "repeat the command to go on", 128 + number)

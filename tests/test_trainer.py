@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from deeplab_jax import checkpoint, cli, config, sharding, trainer
+from deeplab_jax import checkpoint, cli, config, rundir, sharding, trainer
 from deeplab_jax.data import SampleOrder, open_dataset
 from deeplab_jax.errors import ConfigError, DataError
 from deeplab_jax.models import build_model
@@ -315,7 +315,7 @@ def test_weights_are_not_continued_as_a_run(tiny_config, tmp_path):
     variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     checkpoint.save_once(tmp_path, variables, checkpoint.Info(kind="weights", config=tiny_config))
     with pytest.raises(ConfigError, match="of kind weights, not a run"):
-        trainer.check_continuation(tmp_path, tiny_config, None)
+        rundir.check_continuation(tmp_path, tiny_config, None)
 
 
 def kill_while_training(command, workdir, environment, rng, lines):
@@ -433,7 +433,7 @@ def test_file_system_without_locks_is_used_without(tiny, finished, monkeypatch):
     def fail(*args):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(trainer.fcntl, "flock", fail)
+    monkeypatch.setattr(rundir.fcntl, "flock", fail)
     assert call(*tiny, "--workdir", finished) == 0
 
 
