@@ -161,7 +161,9 @@ def _loss(config: ConfigDict, kind: str) -> tuple[Any, tuple[Any, ...]]:
             mutable=["batch_stats"],
         )
         weights, aux_weight = row_weights(labels, 1), config.train.aux_weight
-        losses = segmentation_loss(*output, labels, weights=weights, aux_weight=aux_weight)
+        losses = segmentation_loss(
+            output.logits, output.aux_logits, labels, weights=weights, aux_weight=aux_weight
+        )
         return losses["loss"]
 
     state = abstract_state(config)

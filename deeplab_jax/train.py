@@ -5,12 +5,19 @@
 The loop itself is `deeplab_jax.trainer.train`.
 """
 
+from typing import TYPE_CHECKING
+
 from deeplab_jax import cli, distributed
+from deeplab_jax.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 _EXAMPLES = """\
   deeplab train --config configs/camvid_r50_os16.py --config.data.root=camvid
   deeplab train --config configs/ade20k_r50_os16.py --config.init.backbone=DIR --workdir runs/ade
   deeplab train --config configs/voc_r50_os16.py --config.init.backbone=none --config.seed=1
+  deeplab train --config configs/ade20k_r50_os16.py --dry-run --target v5e:4x4
 The same command again continues where the run stopped."""
 
 
@@ -26,18 +33,44 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--config.x", metavar="VALUE", help="any field, such as --config.train.lr=0.02"
     )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="write nothing: tell what the run computes, needs and reads, and whether it fits",
+    )
+    parser.add_argument(
+        "--target",
+        metavar="T",
+        help="devices that a dry run is for: v5e:4x4, v5p:4x4x4, h200, h100:8, cpu:8, ...; they"
+        " need not be here; default: those that are",
+    )
     distributed.add_arguments(parser)
     args, overrides = parser.parse(argv)
+    if args.target is not None and not args.dry_run:
+        raise ConfigError("--target", "is for a dry run only", "add --dry-run, or drop --target")
     from deeplab_jax.recipe import load_recipe
 
     config = load_recipe(args.config, overrides)
     workdir = args.workdir or f"runs/{config.name}"
+    if args.dry_run:
+        _dry_run(config, workdir, args.target)
+        return
     distributed.start(args.coordinator, args.num_processes, args.process_id)
     from deeplab_jax import compile_cache
     from deeplab_jax.trainer import train
 
     compile_cache.enable()
     train(config, workdir)
+
+
+def _dry_run(config: "ConfigDict", workdir: str, target: str | None) -> None:
+    from deeplab_jax import targets
+
+    if target is not None:
+        targets.prepare_environment(targets.parse_target(target))
+    from deeplab_jax.dry_run import dry_run
+
+    dry_run(config, workdir, target)
 
 
 if __name__ == "__main__":
