@@ -1,0 +1,431 @@
+"""Two processes on this machine stand in for two hosts, with two virtual devices each."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from deeplab_jax import checkpoint, distributed, rundir, sharding
+from deeplab_jax.errors import ConfigError, NumericError
+from deeplab_jax.replicas import Replicas, checksum
+
+TRAIN = [sys.executable, "-m", "deeplab_jax.train"]
+SECONDS = 150  # by which any run here has ended
+TOTAL = 20
+
+# Losses of 4 groups; dropout that would show any change of rows; saved only when told to.
+RECIPE = """
+from deeplab_jax import config
+
+
+def get_config():
+    c = config.get_config("folder", depth=18, output_stride=16)
+    c.name = "tiny"
+    c.model.num_classes = 4
+    c.model.atrous_rates = (1, 2, 3)
+    c.model.width, c.model.head_channels = 8, 16
+    c.model.low_level_channels, c.model.aux_channels = 4, 8
+    c.model.dropout_rate = 0.5
+    c.data.crop_size = (64, 64)
+    c.data.resize_base = (97, 65)
+    c.train.batch_size = 4
+    c.train.reference_processes = 2
+    c.train.steps = 20
+    c.eval.every_epochs = 9
+    c.checkpoint.every_steps = 50
+    c.log.every_steps = 1
+    c.mesh.check_every_steps = 4
+    return c
+"""
+
+# Trains after a change that is made on one host alone.
+DRIVER = """
+import os, signal, sys
+import jax, numpy as np
+from deeplab_jax import cli, evaluator, train, trainer
+
+def corrupt_a_copy(step):
+    make = trainer.make_train_step
+    def make_spied(*args):
+        inner = make(*args)
+        def train_step(state, *batch):
+            at = int(state["step"]) + 1
+            state, metrics = inner(state, *batch)
+            if at == step and jax.process_index() == 1:
+                name, leaf = next(iter(state["params"]["classifier"].items()))
+                parts = [np.array(s.data) for s in leaf.addressable_shards]
+                parts[1].flat[0] = np.nextafter(parts[1].flat[0], 9)
+                devices = [s.device for s in leaf.addressable_shards]
+                parts = [jax.device_put(p, d) for p, d in zip(parts, devices)]
+                bad = jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, parts)
+                state["params"]["classifier"][name] = bad
+            return state, metrics
+        return train_step
+    trainer.make_train_step = make_spied
+
+def stop_while_evaluating():
+    evaluator._IMAGES_A_ROUND = 1
+    inner = trainer.Evaluator.__call__
+    def evaluate(*args, **options):
+        if jax.process_index() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return inner(*args, **options)
+    trainer.Evaluator.__call__ = evaluate
+
+exec(sys.argv[1])
+cli.run(train.main, sys.argv[2:])
+"""
+
+
+@pytest.fixture(scope="module")
+def memo():
+    return {}
+
+
+@pytest.fixture
+def root(memo, make_tree):
+    """The folder with the data and the recipe."""
+    if "root" not in memo:
+        memo["root"] = make_tree("folder", num_train=8, num_val=5)
+        (memo["root"] / "tiny.py").write_text(RECIPE)
+    return memo["root"]
+
+
+@pytest.fixture
+def environment(compile_quickly):
+    return {k: v for k, v in compile_quickly.items() if k != "XLA_FLAGS"}
+
+
+class Run:
+    """Processes of one command, on the same machine."""
+
+    def __init__(self, commands, environment, devices=2):
+        flags = f"--xla_force_host_platform_device_count={devices}"
+        environment = environment | {"XLA_FLAGS": flags, "NPROC": "64"}
+        self.processes = [
+            subprocess.Popen(
+                [str(part) for part in command],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for command in commands
+        ]
+
+    def wait_for_step(self, workdir, step):
+        """Returns once the log has a training step."""
+        log, end = workdir / "log.jsonl", time.monotonic() + SECONDS
+        while not (log.exists() and f'"train", "step": {step},' in log.read_text()):
+            assert time.monotonic() < end
+            assert all(process.poll() is None for process in self.processes), self.end()
+            time.sleep(0.02)
+
+    def end(self):
+        """Returns (exit codes, standard outputs, standard errors)."""
+        try:
+            texts = [process.communicate(timeout=SECONDS) for process in self.processes]
+        finally:
+            for process in self.processes:
+                process.kill()
+        codes = [process.returncode for process in self.processes]
+        return codes, [out for out, _ in texts], [err for _, err in texts]
+
+
+def pair(command, environment, own=((), ())):
+    """Starts a command as two processes with arguments of their own."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    joined = ["--coordinator", f"127.0.0.1:{port}", "--num-processes", "2", "--process-id"]
+    return Run([[*command, *joined, i, *own[i]] for i in range(2)], environment)
+
+
+def train(root, workdir, *options, start=TRAIN):
+    options = [f"--config.data.root={root}", *options]
+    return [*start, "--config", root / "tiny.py", "--workdir", workdir, *options]
+
+
+def drive(change):
+    return [sys.executable, "-c", DRIVER, change]
+
+
+def lines_of(workdir):
+    return [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
+
+
+def error_lines(errors):
+    return [[s for s in text.splitlines() if s.startswith(("error:", "train:"))] for text in errors]
+
+
+# One run on changing hosts and devices
+
+
+def test_run_goes_on_with_other_hosts_and_devices_and_ends_as_on_one(root, environment, tmp_path):
+    wide = environment | {"JAX_ENABLE_X64": "1"}
+    options = ["--config.model.dtype=float64"]
+    alone, moved = tmp_path / "alone", tmp_path / "moved"
+    codes, _, errors = Run([train(root, alone, *options)], wide, devices=1).end()
+    assert codes == [0], errors
+
+    command = train(root, moved, *options)
+    run = pair(command, wide)
+    run.wait_for_step(moved, 5)
+    run.processes[1].send_signal(signal.SIGTERM)
+    codes, _, errors = run.end()
+    assert codes == [143, 143], errors
+    assert error_lines(errors)[0] == error_lines(errors)[1]
+    saved = checkpoint.latest_step(moved)
+    assert 6 <= saved <= 8
+    assert f"stopped by SIGTERM and saved at step {saved} of {TOTAL}" in errors[0]
+
+    for devices in (1, 4):
+        run = Run([command], wide, devices)
+        run.wait_for_step(moved, saved + 1)
+        run.processes[0].send_signal(signal.SIGTERM)
+        assert run.end()[0] == [143]
+        saved = checkpoint.latest_step(moved)
+    codes, outputs, errors = pair(command, wide).end()
+    assert codes == [0, 0], errors
+    assert f"continuing at step {saved} of {TOTAL}" in outputs[0]
+    assert outputs[1].replace("[Gloo]", "").strip() == "" or "step" not in outputs[1]
+
+    there, here = lines_of(alone), lines_of(moved)
+    assert [line["event"] for line in there] == [line["event"] for line in here]
+    losses = [[k["loss"] for k in log if k["event"] == "train"] for log in (here, there)]
+    assert len(losses[0]) == TOTAL
+    np.testing.assert_allclose(losses[0][0], losses[1][0], rtol=1e-12)
+    np.testing.assert_allclose(losses[0][:5], losses[1][:5], rtol=1e-9)
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)
+    scores = [[line for line in log if line["event"] == "eval"] for log in (here, there)]
+    assert scores[0] == scores[1]
+
+    evaluate = [sys.executable, "-m", "deeplab_jax.evaluate", "--checkpoint", moved]
+    files = tmp_path / "two.json", tmp_path / "one.json"
+    codes, _, errors = pair([*evaluate, "--json", files[0]], wide).end()
+    assert codes == [0, 0], errors
+    assert Run([[*evaluate, "--json", files[1]]], wide).end()[0] == [0]
+    two, one = (json.loads(file.read_text()) for file in files)
+    del two["environment"], one["environment"]
+    assert two == one
+    assert one["num_images"] == 5
+
+
+def test_death_of_a_host_ends_the_others_and_the_run_goes_on_where_it_saved(
+    root, environment, tmp_path
+):
+    command = train(root, tmp_path, "--config.checkpoint.every_steps=3", "--config.train.steps=8")
+    run = pair(command, environment)
+    run.wait_for_step(tmp_path, 5)
+    run.processes[1].kill()
+    began = time.monotonic()
+    codes, _, errors = run.end()
+    assert time.monotonic() - began < 90
+    assert codes[0] not in (0, None)
+    assert codes[1] == -signal.SIGKILL
+    saved = checkpoint.latest_step(tmp_path)
+    assert saved in (3, 6)
+    codes, outputs, errors = pair(command, environment).end()
+    assert codes == [0, 0], errors
+    assert f"continuing at step {saved} of 8" in outputs[0]
+    assert [line["step"] for line in lines_of(tmp_path) if line["event"] == "train"] == [
+        *range(1, 9)
+    ]
+
+
+# What one host has, all are told of
+
+
+def test_sample_that_one_host_cannot_read_ends_all_after_a_common_save(
+    root, environment, tmp_path, memo
+):
+    import shutil
+
+    other = tmp_path / "other"
+    shutil.copytree(root, other)
+    for path in sorted((other / "images" / "train").iterdir())[4:]:
+        path.write_bytes(path.read_bytes()[:100])
+    options = ["--config.train.batch_size=4", "--config.data.num_workers=0"]
+    command = train(root, tmp_path / "run", *options)
+    run = pair(command, environment, own=((), [f"--config.data.root={other}"]))
+    codes, _, errors = run.end()
+    assert codes == [3, 3], errors
+    first, second = error_lines(errors)
+    assert len(first) == 1
+    assert first == second
+    assert str(other) in first[0]
+    assert "(process 1)" in first[0]
+
+
+def test_stop_while_evaluating_is_common_and_leaves_the_evaluation_owed(
+    root, environment, tmp_path
+):
+    options = ["--config.train.steps=4", "--config.eval.every_epochs=1"]
+    command = train(root, tmp_path, *options, start=drive("stop_while_evaluating()"))
+    codes, _, errors = pair(command, environment).end()
+    assert codes == [143, 143], errors
+    assert checkpoint.latest_step(tmp_path) == 2
+    assert checkpoint.read_info(tmp_path).metrics is None
+    assert not any(line["event"] == "eval" for line in lines_of(tmp_path))
+
+
+def test_copy_that_drifts_away_on_one_host_stops_all_and_is_never_saved(
+    root, environment, tmp_path
+):
+    command = train(root, tmp_path, start=drive("corrupt_a_copy(step=6)"))
+    codes, _, errors = pair(command, environment).end()
+    assert codes == [6, 6], errors
+    first, second = error_lines(errors)
+    assert first == second
+    assert "after step 8 devices hold different parameters: device " in first[0]
+    assert "(process 1) has" in first[0]
+    assert "3 of 4 have" in first[0]
+    assert checkpoint.latest_step(tmp_path) is None
+
+
+# What is refused at the start, by all hosts with one line and in seconds
+
+
+REFUSED = {
+    "another configuration": (
+        [],
+        ["--config.train.lr=0.02"],
+        "differ in config.train.lr: 0.02 on ",
+    ),
+    "a batch that does not divide": (
+        ["--config.train.batch_size=6"],
+        [],
+        "6 does not divide over 4 devices - use 8, or fewer devices",
+    ),
+    "an address": (["--workdir=gs://bucket/run"], [], "mount the bucket (gcsfuse), or use NFS"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_all_hosts_refuse(name, root, environment, tmp_path):
+    options, own, expected = REFUSED[name]
+    workdir = tmp_path / "run"
+    command = train(root, workdir, *options)
+    codes, _, errors = pair(command, environment, own=((), own)).end()
+    assert codes == [2, 2], errors
+    first, second = error_lines(errors)
+    assert first == second
+    assert len(first) == 1
+    assert expected in first[0]
+    assert not workdir.exists()
+
+
+def test_work_directory_that_is_not_shared_is_refused_by_all(root, environment, tmp_path):
+    command = [*TRAIN, "--config", root / "tiny.py", f"--config.data.root={root}", "--workdir"]
+    folders = [tmp_path / "a", tmp_path / "b"]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    joined = ["--coordinator", f"127.0.0.1:{port}", "--num-processes", "2", "--process-id"]
+    commands = [[*command, folders[i], *joined, i] for i in range(2)]
+    codes, _, errors = Run(commands, environment).end()
+    assert codes == [2, 2], errors
+    first, second = error_lines(errors)
+    assert "(process 0) writes here is not seen by " in first[0]
+    assert "use a path that every host mounts" in second[0]
+    assert not any(folder.exists() for folder in folders)
+
+
+# Without other processes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("10.0.0.2:80", None, None), "add --num-processes and --process-id"),
+        ((None, 2, 0), "add --coordinator"),
+        (("10.0.0.2", 2, 1), "10.0.0.2 is not HOST:PORT"),
+        (("10.0.0.2:80", 2, 2), "must be from 0 to 1"),
+        (("10.0.0.2:80", 0, 0), "must be 1 or more"),
+    ],
+)
+def test_flags_that_do_not_fit_are_refused(arguments, expected):
+    with pytest.raises(ConfigError, match=expected):
+        distributed.start(*arguments)
+
+
+def test_coordinator_that_does_not_answer_is_one_line(environment):
+    code = "from deeplab_jax import distributed; distributed.start('127.0.0.1:9', 2, 1, seconds=1)"
+    codes, _, errors = Run([[sys.executable, "-c", code]], environment).end()
+    assert codes == [5]
+    assert errors[0].count("\n") == 1
+    assert errors[0].startswith("error: --coordinator: 127.0.0.1:9 does not answer (")
+
+
+SRUN = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_STEP_NODELIST": "n[1-2]",
+    "SLURM_NTASKS": "2",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+}
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({}, None),
+        ({**SRUN}, {"cluster_detection_method": "slurm"}),
+        (
+            {**SRUN, "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "2"},
+            {"cluster_detection_method": "slurm", "local_device_ids": []},
+        ),
+        ({**SRUN, "SLURM_STEP_NUM_TASKS": "1"}, None),
+        ({**SRUN, "SLURM_NTASKS": "1"}, None),
+        (
+            {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:3"},
+            {"cluster_detection_method": "ompi"},
+        ),
+        ({"OMPI_COMM_WORLD_SIZE": "1"}, None),
+        ({"TPU_WORKER_HOSTNAMES": "a,b", "TPU_SKIP_MDS_QUERY": "1"}, {}),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, None),
+        ({"MEGASCALE_NUM_SLICES": "2"}, {}),
+        ({"TPU_WORKER_HOSTNAMES": "a,b", "JAX_PLATFORMS": "cpu"}, None),
+        ({"TPU_ML_PLATFORM": "JAX"}, {}),
+    ],
+)
+def test_cluster_is_found_in_the_environment(environ, expected):
+    assert distributed._find_cluster(environ) == expected
+
+
+def test_address_is_no_work_directory():
+    for text in ("gs://bucket/run", "gs:/bucket/run", "s3://bucket"):
+        with pytest.raises(ConfigError, match="is an address"):
+            rundir.as_path(text)
+    assert rundir.as_path("runs/a:b") == Path("runs/a:b")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "bool"])
+def test_checksum_sees_each_bit_and_each_place(dtype):
+    x = np.asarray(np.arange(8) % 2, dtype)
+    sums = {int(checksum({"a": x}))}
+    for k in range(8):
+        changed = x.copy()
+        changed[k] = not changed[k]
+        sums.add(int(checksum({"a": changed})))
+    assert len(sums) == 9
+    assert int(checksum([x, x[:3]])) != int(checksum([x[:3], x]))
+
+
+def test_copy_that_differs_is_found_on_one_host():
+    mesh = sharding.make_mesh(4)
+    whole = sharding.replicated(mesh)
+    values = np.arange(6, dtype=np.float32)
+    replicas = Replicas(mesh)
+    replicas.check({"a": jax.device_put(values, whole)}, 3, "kept")
+    parts = [jax.device_put(values + (k == 2) * 1e-6, d) for k, d in enumerate(jax.devices())]
+    bad = jax.make_array_from_single_device_arrays((6,), whole, parts)
+    with pytest.raises(NumericError, match=r"device 2 of .* has .*; 3 of 4 have .* kept"):
+        replicas.check({"a": bad}, 3, "kept")
