@@ -62,12 +62,12 @@ _TABLE_RECIPES = [
 ]
 ROWS = {
     "tpu": [
-        Row("v5e:2x4", "ade20k_r50_os16", "bfloat16"),
         Row("v5e:4x4", "ade20k_r50_os16", "bfloat16"),
-        Row("v5e:4x4", "ade20k_r101_os8", "bfloat16"),
-        Row("v5e:2x4", "cityscapes_r50_os16", "bfloat16"),
-        Row("v5e:4x4", "cityscapes_r50_os16", "bfloat16", space=2),
         Row("v5e:4x8", "cityscapes_r50_os16", "bfloat16", space=4),
+        Row("v5e:4x4", "cityscapes_r50_os16", "bfloat16", space=2),
+        Row("v5e:2x4", "ade20k_r50_os16", "bfloat16"),
+        Row("v5e:2x4", "cityscapes_r50_os16", "bfloat16"),
+        Row("v5e:4x4", "ade20k_r101_os8", "bfloat16"),
         Row("v5e:4x4", "cityscapes_r101_os8", "bfloat16", space=2),
     ],
     "gpu": [
@@ -79,6 +79,18 @@ ROWS = {
         Row("h200:8", "ade20k_r101_os8", "bfloat16"),
         Row("h200:16", "cityscapes_r101_os8", "bfloat16", space=2),
     ],
+    "estimate": [
+        Row("v5e:2x4", "ade20k_r50_os16", "bfloat16"),
+        Row("v5e:4x4", "ade20k_r50_os16", "bfloat16"),
+        Row("v5e:4x4", "cityscapes_r50_os16", "bfloat16", space=2),
+        Row("v5e:4x8", "cityscapes_r50_os16", "bfloat16", space=4),
+        Row("v5e:4x4", "ade20k_r101_os8", "bfloat16"),
+        Row("h200", "voc_r101_os8", "float32"),
+        Row("h200", "ade20k_r50_os16", "bfloat16"),
+        Row("h200", "cityscapes_r50_os16", "float32"),
+        Row("h100", "cityscapes_r101_os8", "bfloat16"),
+        Row("h200:8", "ade20k_r50_os16", "bfloat16"),
+    ],
 }  # fmt: skip
 
 
@@ -89,11 +101,14 @@ def main() -> None:
     table = parser.parse_args().table
     targets.prepare_environment(targets.parse_target(ROWS[table][0].target))
     for row in ROWS[table]:
-        facts = update(row, read_results().get(row.key, {}))
-        results = read_results() | {row.key: facts}  # another table's may be written meanwhile
+        if table == "estimate":
+            key, facts = _estimate_key(row), estimate_row(row)
+        else:
+            key, facts = row.key, update(row, read_results().get(row.key, {}))
+        results = read_results() | {key: facts}  # another table's may be written meanwhile
         with whole_file(RESULTS) as file:
             file.write(f"{json.dumps(results, indent=1, sort_keys=True)}\n".encode())
-    PAGE.write_text(rewrite(PAGE.read_text(), read_results()))
+        PAGE.write_text(rewrite(PAGE.read_text(), results))
 
 
 def read_results() -> dict[str, Any]:
@@ -129,6 +144,19 @@ def update(row: Row, known: dict[str, Any]) -> dict[str, Any]:
     return identity | {"date": str(date.today()), "machine": _machine()} | facts
 
 
+def estimate_row(row: Row) -> dict[str, Any]:
+    """Returns what a dry run without the target's compiler says."""
+    from deeplab_jax.estimate import estimate
+
+    print(row.key, flush=True)
+    facts = dataclasses.asdict(estimate(row.config(), targets.parse_target(row.target)))
+    return {"date": str(date.today()), "jax": metadata.version("jax")} | facts
+
+
+def _estimate_key(row: Row) -> str:
+    return f"estimate {row.key}"
+
+
 def _machine() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -141,11 +169,12 @@ def rewrite(page: str, results: dict[str, Any]) -> str:
     Raises:
       ValueError: a table has no place in the page.
     """
-    for name, lines in (("tpu", tpu_table(results)), ("gpu", gpu_table(results))):
+    tables = {"tpu": tpu_table, "gpu": gpu_table, "estimate": estimate_table}
+    for name, table in tables.items():
         block = re.compile(f"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         if not block.search(page):
             raise ValueError(f"{PAGE} has no <!-- table: {name} --> ... <!-- end -->")
-        body = "\n".join([*lines, "", _origin(name, results), ""])
+        body = "\n".join([*table(results), "", _origin(name, results), ""])
         page = block.sub(lambda match, body=body: f"{match[1]}\n{body}\n{match[2]}", page)
     return page
 
@@ -197,8 +226,34 @@ def gpu_table(results: dict[str, Any]) -> Iterable[str]:
         )
 
 
+def estimate_table(results: dict[str, Any]) -> Iterable[str]:
+    """Yields the lines of the table of estimates beside the compilers' figures."""
+    yield (
+        "| recipe | target | mesh data x space | dtype | temporaries, MiB a device: estimate "
+        "| compiler | ratio | needed: estimate | compiler | ratio "
+        "| MiB between devices: estimate | compiler |"
+    )
+    yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+    for row, ours in _known("estimate", results):
+        facts = results.get(row.key, {})
+        if "temporaries" not in facts:
+            continue
+        data = targets.parse_target(row.target).num_devices // row.space
+        pairs = [
+            (ours["temporaries"], facts["temporaries"]),
+            (ours["arguments"] + ours["temporaries"], _total(facts)),
+        ]
+        sizes = [f"{a / MIB:.0f} | {b / MIB:.0f} | {a / b:.2f}" for a, b in pairs]
+        moved = [sum(size for _, size in side["collectives"].values()) for side in (ours, facts)]
+        yield (
+            f"| {row.recipe} | {row.target} | {data} x {row.space} | {row.dtype} "
+            f"| {' | '.join(sizes)} | {' | '.join(f'{size / MIB:.0f}' for size in moved)} |"
+        )
+
+
 def _known(table: str, results: dict[str, Any]) -> list[tuple[Row, dict[str, Any]]]:
-    return [(row, results[row.key]) for row in ROWS[table] if row.key in results]
+    keys = {row: _estimate_key(row) if table == "estimate" else row.key for row in ROWS[table]}
+    return [(row, results[key]) for row, key in keys.items() if key in results]
 
 
 def _moved(collectives: dict[str, Any], kind: str) -> str:
@@ -212,9 +267,12 @@ def _memory(facts: dict[str, Any]) -> str:
     return f"{facts['temporaries'] / MIB:.0f}"
 
 
+def _total(facts: dict[str, Any]) -> int:
+    return facts["arguments"] + facts["outputs"] - facts["aliased"] + facts["temporaries"]
+
+
 def _needed(facts: dict[str, Any], target: targets.Target) -> str:
-    arguments = facts["arguments"] + facts["outputs"] - facts["aliased"]
-    needed = arguments + facts["temporaries"]
+    needed = _total(facts)
     share = f"{100 * needed / target.memory_bytes:.0f} %"
     return f"{needed / MIB:.0f}, {share}" if needed < target.memory_bytes else f"{share}: too much"
 
@@ -222,14 +280,16 @@ def _needed(facts: dict[str, Any], target: targets.Target) -> str:
 def _origin(table: str, results: dict[str, Any]) -> str:
     """Returns the line under a table: the command, and where and when its figures are from."""
     rows = [facts for _, facts in _known(table, results)]
+    command = f"`python scripts/write_pods.py {table}`"
     if not rows:
-        return f"Not compiled yet: `python scripts/write_pods.py {table}`."
-    said = (sorted({facts[name] for facts in rows}) for name in
-            ("machine", "date", "jax", "compiler"))  # fmt: skip
-    machines, dates, versions, compilers = (", ".join(names) for names in said)
+        return f"Not made yet: {command}."
+    names = {key: ", ".join(sorted({facts[key] for facts in rows if key in facts}))
+             for key in ("machine", "date", "jax", "compiler")}  # fmt: skip
+    if table == "estimate":
+        return f"{command}, {names['date']}, jax {names['jax']}; compilers as above."
     return (
-        f"`python scripts/write_pods.py {table}`; compiled on {machines}; {dates}; "
-        f"jax {versions}, {compilers}. Nothing was executed."
+        f"{command}; compiled on {names['machine']}; {names['date']}; jax {names['jax']}, "
+        f"{names['compiler']}. Nothing was executed."
     )
 
 

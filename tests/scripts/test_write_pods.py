@@ -17,6 +17,8 @@ old
 More prose.
 <!-- table: gpu -->
 <!-- end -->
+<!-- table: estimate -->
+<!-- end -->
 The end.
 """
 ORIGIN = {"machine": "2 cores", "date": "2026-01-02", "jax": "0.10.2", "compiler": "libtpu 1"}
@@ -42,7 +44,7 @@ def script():
 
 
 def test_only_what_stands_between_the_markers_is_rewritten(script):
-    tpu, gpu = script.ROWS["tpu"][5], script.ROWS["gpu"][0]
+    tpu, gpu = script.ROWS["tpu"][1], script.ROWS["gpu"][0]
     page = script.rewrite(PAGE, {tpu.key: FACTS, gpu.key: FACTS})
     assert page.startswith("# Pods\nProse stays.\n<!-- table: tpu -->\n")
     assert "<!-- end -->\nMore prose.\n<!-- table: gpu -->\n" in page
@@ -60,8 +62,24 @@ def test_only_what_stands_between_the_markers_is_rewritten(script):
 def test_what_cannot_be_compiled_says_why(script):
     row = script.ROWS["tpu"][0]
     page = script.rewrite(PAGE, {row.key: ORIGIN | {"error": "it needs 20 G of 16 G"}})
-    assert "| v5e:2x4, 8 | 8 x 1 | - | - | it needs 20 G of 16 G |" in page
-    assert "Not compiled yet: `python scripts/write_pods.py gpu`." in page
+    assert "| v5e:4x4, 16 | 16 x 1 | - | - | it needs 20 G of 16 G |" in page
+    assert "Not made yet: `python scripts/write_pods.py gpu`." in page
+
+
+def test_estimates_stand_beside_what_the_compiler_says(script):
+    row = script.ROWS["estimate"][3]
+    ours = {
+        "arguments": 300 << 20,
+        "temporaries": 1200 << 20,
+        "collectives": {"all-reduce": [100, 3 << 20]},
+    }
+    ours |= {"date": "2026-01-03", "jax": "0.10.2"}
+    page = script.rewrite(PAGE, {row.key: FACTS, f"estimate {row.key}": ours})
+    assert (
+        "| cityscapes_r50_os16 | v5e:4x8 | 8 x 4 | bfloat16 | 1200 | 1000 | 1.20 "
+        "| 1500 | 1300 | 1.15 | 3 | 2 |"
+    ) in page
+    assert "`python scripts/write_pods.py estimate`, 2026-01-03, jax 0.10.2;" in page
 
 
 def test_a_page_without_a_place_for_a_table_is_an_error(script):
