@@ -56,7 +56,7 @@ class ReaderError(ResourceError):
 
 
 class NumericError(DeepLabError, ArithmeticError):
-    """Training produced a value that is not finite."""
+    """Training produced a value that is not finite, or states that differ between devices."""
 
     exit_code = 6
 

@@ -93,10 +93,11 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
       ConfigError: a value cannot be used, or differs from the run's that is being continued; or
         another process trains in `workdir`.
       DataError: a data set or sample cannot be used; the state was saved.
-      NumericError: the loss or a gradient is not finite; nothing was saved since it was.
+      NumericError: the loss or a gradient is not finite, or devices no longer hold the same state;
+        nothing was saved since.
       Interrupted: Ctrl-C, SIGTERM, or the reader of the output has gone; the state was saved.
       ReaderError: a thread or process that reads samples died or hangs; the state was saved.
-      ResourceError: a checkpoint could not be written.
+      ResourceError: a checkpoint could not be written, or another host is gone.
     """
     with ExitStack() as held:
         run, state = _begin(config, workdir, held)
