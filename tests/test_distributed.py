@@ -1,6 +1,7 @@
 """Two processes on this machine stand in for two hosts, with two virtual devices each."""
 
 import json
+import shutil
 import signal
 import socket
 import subprocess
