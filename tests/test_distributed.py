@@ -244,7 +244,7 @@ def test_death_of_a_host_ends_the_others_and_the_run_goes_on_where_it_saved(
 # What one host has, all are told of
 
 
-def test_sample_that_one_host_cannot_read_ends_all_after_a_common_save(root, environment, tmp_path):
+def test_sample_that_one_host_cannot_read_ends_all_with_the_same_line(root, environment, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(root, other)
     for path in sorted((other / "images" / "train").iterdir())[4:]:
