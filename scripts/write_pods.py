@@ -65,10 +65,10 @@ ROWS = {
         Row("v5e:4x4", "ade20k_r50_os16", "bfloat16"),
         Row("v5e:4x8", "cityscapes_r50_os16", "bfloat16", space=4),
         Row("v5e:4x4", "cityscapes_r50_os16", "bfloat16", space=2),
-        Row("v5e:2x4", "ade20k_r50_os16", "bfloat16"),
-        Row("v5e:2x4", "cityscapes_r50_os16", "bfloat16"),
         Row("v5e:4x4", "ade20k_r101_os8", "bfloat16"),
         Row("v5e:4x4", "cityscapes_r101_os8", "bfloat16", space=2),
+        Row("v5e:2x4", "ade20k_r50_os16", "bfloat16"),
+        Row("v5e:2x4", "cityscapes_r50_os16", "bfloat16"),
     ],
     "gpu": [
         *(Row("h200", recipe, dtype) for recipe in _TABLE_RECIPES
