@@ -43,7 +43,9 @@ class ASPP(nn.Module):
             branches.append(branch(x, is_train, extent))
         pooled = self._image_mean(x, extent)
         pooled = ConvBNReLU(self.features, self.numerics, name="image_pool")(pooled, is_train)
-        branches.append(jnp.broadcast_to(pooled, branches[0].shape))
+        # Wide, for the gradient of a broadcast is a sum over the map.
+        wide = jnp.broadcast_to(pooled.astype(self.numerics.wide_dtype), branches[0].shape)
+        branches.append(wide.astype(x.dtype))
         x = jnp.concatenate(branches, -1)  # (B, H, W, 5 * features)
         return ConvBNReLU(self.features, self.numerics, 3, name="merge")(x, is_train, extent)
 
