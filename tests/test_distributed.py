@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jax
@@ -48,28 +47,50 @@ def get_config():
 
 # Trains after a change that is made on one host alone.
 DRIVER = """
-import os, signal, sys
+import os, signal, sys, time
 import jax, numpy as np
-from deeplab_jax import cli, evaluator, train, trainer
+from deeplab_jax import checkpoint, cli, evaluator, train, trainer
+from deeplab_jax.errors import DataError
 
-def corrupt_a_copy(step):
+def after_step(step, change):
     make = trainer.make_train_step
     def make_spied(*args):
         inner = make(*args)
         def train_step(state, *batch):
             at = int(state["step"]) + 1
             state, metrics = inner(state, *batch)
-            if at == step and jax.process_index() == 1:
-                name, leaf = next(iter(state["params"]["classifier"].items()))
-                parts = [np.array(s.data) for s in leaf.addressable_shards]
-                parts[1].flat[0] = np.nextafter(parts[1].flat[0], 9)
-                devices = [s.device for s in leaf.addressable_shards]
-                parts = [jax.device_put(p, d) for p, d in zip(parts, devices)]
-                bad = jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, parts)
-                state["params"]["classifier"][name] = bad
+            if at == step and jax.process_index() == jax.process_count() - 1:
+                change(state)
             return state, metrics
         return train_step
     trainer.make_train_step = make_spied
+
+def corrupt_a_copy(state):
+    name, leaf = next(iter(state["params"]["classifier"].items()))
+    parts = [np.array(s.data) for s in leaf.addressable_shards]
+    parts[1].flat[0] = np.nextafter(parts[1].flat[0], 9)
+    devices = [s.device for s in leaf.addressable_shards]
+    parts = [jax.device_put(p, d) for p, d in zip(parts, devices)]
+    bad = jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, parts)
+    state["params"]["classifier"][name] = bad
+
+def stop(state):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+def die_when_saved(state):
+    workdir = sys.argv[sys.argv.index("--workdir") + 1]
+    while checkpoint.latest_step(workdir) is None:
+        time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def fail_to_read(batch):
+    inner = trainer.train_batches
+    def batches(*args, **options):
+        for k, item in enumerate(inner(*args, **options), 1):
+            if k == batch and jax.process_index() == 1:
+                raise DataError("x.jpg", "is cut", "restore it")
+            yield item
+    trainer.train_batches = batches
 
 def stop_while_evaluating():
     evaluator._IMAGES_A_ROUND = 1
@@ -121,14 +142,6 @@ class Run:
             for command in commands
         ]
 
-    def wait_for_step(self, workdir, step):
-        """Returns once the log has a training step."""
-        log, end = workdir / "log.jsonl", time.monotonic() + SECONDS
-        while not (log.exists() and f'"train", "step": {step},' in log.read_text()):
-            assert time.monotonic() < end
-            assert all(process.poll() is None for process in self.processes), self.end()
-            time.sleep(0.02)
-
     def end(self):
         """Returns (exit codes, standard outputs, standard errors)."""
         try:
@@ -158,6 +171,11 @@ def drive(change):
     return [sys.executable, "-c", DRIVER, change]
 
 
+def stopped_at(step):
+    """A start of a run whose last process gets SIGTERM in a step."""
+    return drive(f"after_step({step}, stop)")
+
+
 def lines_of(workdir):
     return [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
 
@@ -177,23 +195,21 @@ def test_run_goes_on_with_other_hosts_and_devices_and_ends_as_on_one(root, envir
     assert codes == [0], errors
 
     command = train(root, moved, *options)
-    run = pair(command, wide)
-    run.wait_for_step(moved, 5)
-    run.processes[1].send_signal(signal.SIGTERM)
-    codes, _, errors = run.end()
+    codes, _, errors = pair(train(root, moved, *options, start=stopped_at(5)), wide).end()
     assert codes == [143, 143], errors
     assert error_lines(errors)[0] == error_lines(errors)[1]
     saved = checkpoint.latest_step(moved)
-    assert 6 <= saved <= 8
+    assert 5 < saved <= 8
     assert f"stopped by SIGTERM and saved at step {saved} of {TOTAL}" in errors[0]
 
     for devices in (1, 4):
-        run = Run([command], wide, devices)
-        run.wait_for_step(moved, saved + 1)
-        run.processes[0].send_signal(signal.SIGTERM)
-        assert run.end()[0] == [143]
-        saved = checkpoint.latest_step(moved)
-    codes, outputs, errors = pair(command, wide).end()
+        stopped = train(root, moved, *options, start=stopped_at(saved + 1))
+        codes, _, errors = Run([stopped], wide, devices).end()
+        assert codes == [143], errors
+        assert checkpoint.latest_step(moved) == saved + 1
+        saved += 1
+    # Each host holds bands of two images' rows then.
+    codes, outputs, errors = pair([*command, "--config.mesh.space=2"], wide).end()
     assert codes == [0, 0], errors
     assert f"continuing at step {saved} of {TOTAL}" in outputs[0]
     assert outputs[1].replace("[Gloo]", "").strip() == "" or "step" not in outputs[1]
@@ -222,17 +238,14 @@ def test_run_goes_on_with_other_hosts_and_devices_and_ends_as_on_one(root, envir
 def test_death_of_a_host_ends_the_others_and_the_run_goes_on_where_it_saved(
     root, environment, tmp_path
 ):
-    command = train(root, tmp_path, "--config.checkpoint.every_steps=3", "--config.train.steps=8")
-    run = pair(command, environment)
-    run.wait_for_step(tmp_path, 5)
-    run.processes[1].kill()
-    began = time.monotonic()
-    codes, _, errors = run.end()
-    assert time.monotonic() - began < 90
+    options = ["--config.checkpoint.every_steps=3", "--config.train.steps=8"]
+    command = train(root, tmp_path, *options)
+    killed = train(root, tmp_path, *options, start=drive("after_step(5, die_when_saved)"))
+    codes, _, errors = pair(killed, environment).end()  # which is given SECONDS
     assert codes[0] not in (0, None)
     assert codes[1] == -signal.SIGKILL
     saved = checkpoint.latest_step(tmp_path)
-    assert saved in (3, 6)
+    assert saved == 3
     codes, outputs, errors = pair(command, environment).end()
     assert codes == [0, 0], errors
     assert f"continuing at step {saved} of 8" in outputs[0]
@@ -261,6 +274,18 @@ def test_sample_that_one_host_cannot_read_ends_all_with_the_same_line(root, envi
     assert "(process 1)" in first[0]
 
 
+def test_sample_that_one_host_cannot_read_later_ends_all_with_the_same_saved_step(
+    root, environment, tmp_path
+):
+    command = train(root, tmp_path, start=drive("fail_to_read(batch=8)"))
+    codes, _, errors = pair(command, environment).end()
+    assert codes == [3, 3], errors
+    first, second = error_lines(errors)
+    assert first == second
+    assert first[0].startswith("error: x.jpg on ")
+    assert 5 <= checkpoint.latest_step(tmp_path) <= 8
+
+
 def test_stop_while_evaluating_is_common_and_leaves_the_evaluation_owed(
     root, environment, tmp_path
 ):
@@ -276,7 +301,7 @@ def test_stop_while_evaluating_is_common_and_leaves_the_evaluation_owed(
 def test_copy_that_drifts_away_on_one_host_stops_all_and_is_never_saved(
     root, environment, tmp_path
 ):
-    command = train(root, tmp_path, start=drive("corrupt_a_copy(step=6)"))
+    command = train(root, tmp_path, start=drive("after_step(6, corrupt_a_copy)"))
     codes, _, errors = pair(command, environment).end()
     assert codes == [6, 6], errors
     first, second = error_lines(errors)
