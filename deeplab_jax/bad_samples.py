@@ -4,6 +4,7 @@ Which are left out is written to `<workdir>/bad_samples.txt` and read back by a 
 order of samples stays a function of the seed and of the ids that remain.
 """
 
+from collections.abc import Container
 from functools import partial
 from pathlib import Path
 
@@ -34,14 +35,15 @@ def leave_out(dataset: Dataset, limit: int, workdir: Path, is_continued: bool) -
     """
     if not limit:
         return dataset
-    path = workdir / _FILE
+    path, listed = workdir / _FILE, None
     with hosts.together():
-        if hosts.is_first() and not (is_continued and path.is_file()):
-            found = _find(dataset)
-            with whole_file(path) as file:
-                file.writelines(f"{name}\t{why}\n".encode() for name, why in found.items())
-    with hosts.together():
-        bad = _read(path)
+        if hosts.is_first():  # others may see an older list for a while
+            if not (is_continued and path.is_file()):
+                found = _find(dataset)
+                with whole_file(path) as file:
+                    file.writelines(f"{name}\t{why}\n".encode() for name, why in found.items())
+            listed = _read(path)
+    bad: dict[str, str] = hosts.exchange(listed)[0]
     if len(bad) > limit:
         raise DataError(
             str(path),
@@ -51,6 +53,20 @@ def leave_out(dataset: Dataset, limit: int, workdir: Path, is_continued: bool) -
         )
     if bad:
         print(f"{len(bad)} bad samples are left out: {path}", flush=True)
+    return _without(dataset, bad)
+
+
+def without_listed(dataset: Dataset, workdir: Path) -> Dataset:
+    """Returns the data set without the samples that a run in `workdir` left out, if it did.
+
+    Raises:
+      DataError: the list cannot be read.
+    """
+    path = workdir / _FILE
+    return _without(dataset, _read(path)) if path.is_file() else dataset
+
+
+def _without(dataset: Dataset, bad: Container[str]) -> Dataset:
     return dataset.select([i for i, name in enumerate(dataset.ids) if name not in bad])
 
 

@@ -5,9 +5,7 @@ Importing this is cheap. A verb's module defines its arguments; what it runs imp
 
 import argparse
 import difflib
-import errno
 import os
-import shutil
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -16,7 +14,13 @@ from pathlib import Path
 from typing import NoReturn
 
 from deeplab_jax import __version__, distributed
-from deeplab_jax.errors import ConfigError, DeepLabError, Interrupted, ResourceError
+from deeplab_jax.errors import (
+    ConfigError,
+    DeepLabError,
+    Interrupted,
+    ResourceError,
+    as_resource_error,
+)
 from deeplab_jax.progress import discard
 
 VERBS = {
@@ -78,10 +82,12 @@ def run(command: Callable[[list[str]], None], argv: Sequence[str] | None = None)
     except SystemExit as end:  # argparse's, after --help
         code = int(end.code or 0)
     except Exception as error:
-        known = _as_resource_error(error)
-        if known is None:
+        known = as_resource_error(error)
+        if known is None and not distributed.is_started():
             raise  # a bug of ours: the traceback is what a report needs
-        code = render(known)
+        if known is None:
+            traceback.print_exc()  # first, and then the others must learn that this one is gone
+        code = 1 if known is None else render(known)
     try:
         sys.stdout.flush()
     except BrokenPipeError:  # after all was done
@@ -104,25 +110,6 @@ def _tell(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
     except BrokenPipeError:  # after Ctrl-C in `... 2>&1 | tee log`, which ends both
         discard(sys.stderr)
-
-
-def _as_resource_error(error: Exception) -> ResourceError | None:
-    """Returns what an exception about a file or out-of-memory means to a user."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        where = str(error.filename or ".")
-        free = shutil.disk_usage(os.path.dirname(where) or ".").free
-        return ResourceError(where, f"the disk is full ({free} bytes free)", "free some space")
-    if isinstance(error, OSError) and error.filename is not None:
-        fix = "check that it exists, its owner and its mode, or choose another place"
-        return ResourceError(str(error.filename), (error.strerror or str(error)).lower(), fix)
-    if isinstance(error, MemoryError):
-        fix = "lower config.train.batch_size or config.data.crop_size"
-        return ResourceError("memory", f"is exhausted ({error})", fix)
-    if "RESOURCE_EXHAUSTED" in str(error):
-        what = "out of memory (" + str(error).split("RESOURCE_EXHAUSTED:")[-1].split("\n")[0] + ")"
-        fix = "lower config.train.batch_size or config.data.crop_size, or use bfloat16"
-        return ResourceError("device", what, fix)
-    return None
 
 
 def check_writable(path: Path, flag: str) -> None:

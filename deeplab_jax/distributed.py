@@ -80,6 +80,11 @@ def start(
     _initialize(arguments, seconds)
 
 
+def is_started() -> bool:
+    """Tells whether this process is one of several."""
+    return _is_started
+
+
 def leave(code: int) -> None:
     """Parts from the other processes before this one exits with `code`.
 

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from deeplab_jax import checkpoint, dry_run_text, flops, rundir, sharding, targets
 from deeplab_jax import estimate as estimate_lib
+from deeplab_jax.bad_samples import without_listed
 from deeplab_jax.data import Dataset, TrainBatch, open_dataset, train_batches
 from deeplab_jax.errors import DeepLabError, ResourceError
 from deeplab_jax.optimizer import build_optimizer
@@ -200,6 +201,8 @@ def _inputs(config: ConfigDict, path: Path) -> Inputs:
     data, classes = config.data, config.model.num_classes
     dataset = _attempt(errors, open_dataset, data, classes, data.train_split)
     _attempt(errors, open_dataset, data, classes, data.val_split)
+    if dataset and data.skip_bad:
+        dataset = _attempt(errors, without_listed, dataset, path)
     number = len(dataset) if dataset else _PUBLISHED.get((data.dataset, data.train_split))
     plan = None if number is None else _attempt(errors, make_plan, config, number)
     notes = warnings(config)

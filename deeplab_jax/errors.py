@@ -3,6 +3,9 @@
 Every command renders these as `error: <where>: <what> - <fix>` (see `cli.run`).
 """
 
+import errno
+import os
+import shutil
 from collections.abc import Iterable
 
 _CLIPPED = 80  # characters of a quoted name
@@ -71,6 +74,25 @@ class Interrupted(DeepLabError):
     def __init__(self, where: str, what: str, fix: str, exit_code: int):
         super().__init__(where, what, fix)
         self.exit_code = exit_code
+
+
+def as_resource_error(error: Exception) -> ResourceError | None:
+    """Returns what an exception about a file or out-of-memory means to a user."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = str(error.filename or ".")
+        free = shutil.disk_usage(os.path.dirname(where) or ".").free
+        return ResourceError(where, f"the disk is full ({free} bytes free)", "free some space")
+    if isinstance(error, OSError) and error.filename is not None:
+        fix = "check that it exists, its owner and its mode, or choose another place"
+        return ResourceError(str(error.filename), (error.strerror or str(error)).lower(), fix)
+    if isinstance(error, MemoryError):
+        fix = "lower config.train.batch_size or config.data.crop_size"
+        return ResourceError("memory", f"is exhausted ({error})", fix)
+    if "RESOURCE_EXHAUSTED" in str(error):
+        what = "out of memory (" + str(error).split("RESOURCE_EXHAUSTED:")[-1].split("\n")[0] + ")"
+        fix = "lower config.train.batch_size or config.data.crop_size, or use bfloat16"
+        return ResourceError("device", what, fix)
+    return None
 
 
 def shorten(names: Iterable[object], limit: int = 10) -> str:

@@ -32,7 +32,6 @@ def main(argv: list[str]) -> None:
     if args.json:
         numbers = Path(args.json)
         page = numbers.with_name(f"{numbers.stem}_report.html")
-        cli.check_writable(numbers, "--json")
     distributed.start(args.coordinator, args.num_processes, args.process_id)
     from deeplab_jax import hosts
     from deeplab_jax.api import load
@@ -41,12 +40,14 @@ def main(argv: list[str]) -> None:
     from deeplab_jax.report.write import write_evaluated
     from deeplab_jax.rundir import as_path
 
-    with hosts.together():
-        as_path(args.checkpoint)
-        find_step(args.checkpoint, args.step)
-    hosts.compare(hosts.software() | {"arguments": [args.step, *overrides]})
     with hosts.watched(args.checkpoint):
-        segmenter = load(args.checkpoint, args.step, overrides)
+        with hosts.together():
+            if args.json and hosts.is_first():
+                cli.check_writable(numbers, "--json")
+            as_path(args.checkpoint)
+            step = find_step(args.checkpoint, args.step)
+        hosts.compare(hosts.software() | {"step": step, "arguments": overrides})
+        segmenter = load(args.checkpoint, step, overrides)
         evaluate_checkpoint(segmenter, numbers, overrides)
     if hosts.is_first() and numbers.is_file():  # not with --json /dev/stdout
         write_evaluated(page, numbers, segmenter)

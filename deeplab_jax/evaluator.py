@@ -21,6 +21,7 @@ from deeplab_jax.inference import Engine, Item
 from deeplab_jax.models import DeepLabV3Plus
 from deeplab_jax.progress import counting
 from deeplab_jax.protocol import TABLE, Protocol, read_protocol
+from deeplab_jax.rundir import fingerprint
 from deeplab_jax.summary import environment, summarize
 
 _IMAGES_A_ROUND = 8  # that a host counts between two questions to the others
@@ -106,10 +107,12 @@ class Evaluator:
           ReaderError: reading one does not end; on all hosts.
         """
         indices = list(range(len(self._dataset)) if indices is None else indices)
-        self._plan(indices)
+        with hosts.together():
+            self._plan(indices)
         # Images of one shape follow each other, and fill batches.
         shapes = {k: self.engine.shapes(size) for k, size in self._sizes.items()}
         positions = sorted(range(len(indices)), key=lambda k: shapes.get(indices[k], []))
+        positions = hosts.exchange(positions)[0]  # one order for all, whatever their files say
         own = hosts.share(positions)
         rounds = _Rounds(len(positions))
 
@@ -167,8 +170,9 @@ class _Rounds:
 
     def is_over(self, turn: int, should_stop: Callable[[], bool]) -> bool:
         """Tells, before the image of that number in a host's share, whether to leave it."""
+        wants_to_stop = should_stop()
         if turn % self._every == 0:
-            self._ask(should_stop())
+            self._ask(wants_to_stop)
         return bool(self.answer)
 
     def finish(self, has_failed: bool) -> None:
@@ -219,7 +223,9 @@ def evaluate_checkpoint(
       DataError: the data cannot be used.
     """
     config = segmenter.config
-    dataset = open_dataset(config.data, config.model.num_classes, config.data.val_split)
+    with hosts.together():
+        dataset = open_dataset(config.data, config.model.num_classes, config.data.val_split)
+    hosts.compare({"data": fingerprint(dataset)})
     start = time.perf_counter()
     protocol = read_protocol(config.eval)
     evaluator = Evaluator(segmenter.model, dataset, config.eval.resize_base, protocol)

@@ -100,6 +100,8 @@ def common_error(failure: Exception | None) -> DeepLabError | None:
     Args:
       failure: of this host. Of one that is not ours the traceback is printed here.
     """
+    if failure is not None:
+        failure = errors.as_resource_error(failure) or failure
     if failure is not None and not isinstance(failure, DeepLabError):
         traceback.print_exception(failure)
     told = exchange([name(), _described(failure)])

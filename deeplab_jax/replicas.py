@@ -18,15 +18,18 @@ from deeplab_jax.errors import NumericError, shorten
 
 
 def checksum(tree: Any) -> jax.Array:
-    """Returns a uint32 that any change of a single bit, or of two numbers' places, changes.
+    """Returns a uint32 that any change within one number changes, and others all but surely.
 
-    Each 32 bits are multiplied by an odd number of their place's own, and summed modulo 2^32.
+    Each 32 bits are mixed with their place, one to one, and summed modulo 2^32.
     """
     total = jnp.zeros((), jnp.uint32)
     for leaf in jax.tree.leaves(tree):
         words = _words(leaf)
-        odd = 2 * lax.iota(jnp.uint32, words.size) + 1
-        total = total * np.uint32(0x9E3779B1) + jnp.sum(words * odd, dtype=jnp.uint32)
+        mixed = words + np.uint32(0x9E3779B9) * lax.iota(jnp.uint32, words.size)
+        mixed = (mixed ^ (mixed >> 16)) * np.uint32(0x7FEB352D)
+        mixed = (mixed ^ (mixed >> 15)) * np.uint32(0x846CA68B)
+        mixed = mixed ^ (mixed >> 16)
+        total = total * np.uint32(0x9E3779B1) + jnp.sum(mixed, dtype=jnp.uint32)
     return total
 
 
@@ -74,16 +77,18 @@ class Replicas:
         if len(counts) == 1:
             return
         (usual, most), *_ = counts.most_common()
+        is_clear = 2 * most > len(sums)  # else which are wrong is not known
         names = dict(enumerate(hosts.exchange(hosts.name())))
         devices = list(zip(self._mesh.devices.flat, sums, strict=True))
         odd = [
             f"device {d.id} of {names[d.process_index]} has {value:08x}"
             for d, value in devices
-            if value != usual
+            if value != usual or not is_clear
         ]
-        rest = f"{most} of {len(sums)} have {usual:08x}"
+        rest = f"{most} of {len(sums)} have {usual:08x}" if is_clear else "none is in the majority"
         raise NumericError(
             "hosts",
             f"after step {step} devices hold different parameters: {shorten(odd, 8)}; {rest}",
-            f"repeat the command, without that machine if it happens again; {kept}",
+            "see that all hosts have the same files to start from, and repeat the command, without"
+            f" that machine if it happens again; {kept}",
         )

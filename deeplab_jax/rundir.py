@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import jax
 from ml_collections import ConfigDict
 
 from deeplab_jax import checkpoint, hosts
@@ -38,11 +39,11 @@ def as_path(text: str | os.PathLike) -> Path:
 
 
 def check_shared(workdir: Path) -> None:
-    """Refuses a directory that not every host sees; leaves nothing there.
+    """Refuses a directory that not every host sees and can write to; leaves nothing there.
 
     Raises:
-      ConfigError: names the hosts that do not.
-      OSError: the first host cannot write there.
+      ConfigError: names the hosts that do not see it.
+      ResourceError: one cannot write there.
     """
     if not hosts.are_several():
         return
@@ -54,6 +55,11 @@ def check_shared(workdir: Path) -> None:
                 made = _make(workdir)
                 token.touch()
         seen = hosts.exchange([hosts.name(), _appears(token)])
+        if all(is_seen for _, is_seen in seen):
+            with hosts.together():
+                own = token.with_name(f"{token.name}-{jax.process_index()}")
+                own.touch()
+                own.unlink()
     finally:
         if hosts.is_first():
             token.unlink(missing_ok=True)

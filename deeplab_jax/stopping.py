@@ -17,14 +17,15 @@ def stop_signals() -> Iterator[list[int]]:
 
     def remember(number: int, frame: Any) -> None:
         received.append(number)
-        signal.signal(number, previous[number])
+        for other, handler in previous.items():
+            signal.signal(other, handler)
         with suppress(BrokenPipeError):
             text = b"\nstopping after this step; again to quit at once\n"
             os.write(2, text)  # print may be at work
 
     try:
         for number in (int(signal.SIGINT), int(signal.SIGTERM)):
-            previous[number] = signal.signal(number, remember)
+            previous[number] = signal.signal(number, remember) or signal.SIG_DFL
     except ValueError:  # not the main thread: the caller handles signals
         pass
     try:

@@ -42,7 +42,7 @@ def main(argv: list[str]) -> None:
         "--target",
         metavar="T",
         help="devices that a dry run is for: v5e:4x4, v5p:4x4x4, h200, h100:8, cpu:8, ...; they"
-        " need not be here; default: those that are",
+        " need not be here; default: those of this machine",
     )
     distributed.add_arguments(parser)
     args, overrides = parser.parse(argv)
@@ -53,6 +53,9 @@ def main(argv: list[str]) -> None:
     config = load_recipe(args.config, overrides)
     workdir = args.workdir or f"runs/{config.name}"
     if args.dry_run:
+        if args.coordinator is not None or args.num_processes is not None:
+            fix = "name the devices of all hosts with --target"
+            raise ConfigError("--coordinator", "a dry run is one process", fix)
         _dry_run(config, workdir, args.target)
         return
     distributed.start(args.coordinator, args.num_processes, args.process_id)

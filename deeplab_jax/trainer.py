@@ -100,6 +100,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
       ResourceError: a checkpoint could not be written, or another host is gone.
     """
     with ExitStack() as held:
+        held.enter_context(hosts.watched(workdir))
         run, state = _begin(config, workdir, held)
         if run.is_done:
             print(
@@ -108,7 +109,6 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
             )
             # A kill may have cut the end of the log off.
             return log_end(JsonLog(run.log_path, run.start), state)
-        held.enter_context(hosts.watched(run.workdir))
         with stop_signals() as stop:
             return run.go(state, stop)
 
@@ -216,6 +216,8 @@ class Run:
         self.display = Display(self.plan.total, self.start, on_gone)
         with self.display.live(), checkpoint.Saver(self.workdir) as self.saver:
             try:
+                if self.config.mesh.check_every_steps:  # they may have read different files
+                    self._compare_devices(self.start, state)
                 state, reason = self._steps(state, stop)
                 return self._finish(state, reason)
             finally:
@@ -312,7 +314,8 @@ class Run:
                 self.display.step(step, values, is_last)
 
     def _not_finite(self, step: int, index: np.ndarray, values: dict[str, float]) -> NumericError:
-        ids = ", ".join(self.dataset.ids[i] for i in index[:8])
+        told = hosts.exchange([self.dataset.ids[i] for i in index])
+        ids = ", ".join(list(dict.fromkeys(name for own in told for name in own))[:8])
         self.saver.wait()  # a save may be under way
         return NumericError(
             str(self.workdir),

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,10 @@ os.environ.setdefault("NPROC", "64")  # XLA's threads: enough for its collective
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     devices = "--xla_force_host_platform_device_count=4"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {devices}".strip()
+
+# A shell's background job ignores Ctrl-C, and so would every process that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import cv2
 import jax

@@ -104,7 +104,7 @@ def test_losses_do_not_depend_on_the_number_of_devices(make_config, quick_compil
         np.testing.assert_allclose(losses[count], losses[1], rtol=1e-9)
 
 
-def test_mesh_has_one_axis_over_the_devices_given_or_all():
+def test_mesh_is_over_the_devices_given_or_all():
     assert sharding.make_mesh(8).shape == {"data": 4, "space": 1}
     assert mesh_of(2).shape == {"data": 2, "space": 1}
 
