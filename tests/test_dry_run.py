@@ -106,6 +106,19 @@ def test_a_target_is_for_a_dry_run(tmp_path):
         train.main(["--config", "x.py", "--target", "h200"])
 
 
+def test_a_dry_run_has_no_other_processes():
+    recipe = str(ROOT / "configs/voc_r50_os16.py")
+    with pytest.raises(ConfigError, match="name the devices of all hosts with --target"):
+        train.main(["--config", recipe, "--dry-run", "--num-processes", "2"])
+
+
+def test_samples_that_the_run_left_out_are_left_out(tiny, tmp_path):
+    tiny.data.skip_bad = 1
+    assert dry_run._inputs(tiny, tmp_path).num_samples == 12
+    (tmp_path / "bad_samples.txt").write_text("003\tis cut\n")
+    assert dry_run._inputs(tiny, tmp_path).num_samples == 11
+
+
 def test_unreadable_samples_are_errors_unless_they_may_be_left_out(tiny, tmp_path):
     for path in (Path(tiny.data.root) / "images/train").iterdir():
         path.write_bytes(b"no picture")
