@@ -367,7 +367,7 @@ def test_mistake_of_one_host_ends_all(place, code):
 
 
 def test_mistake_counts_before_the_death_it_causes(place):
-    place.env["LAUNCH_SETTLE"] = "2"
+    place.env["LAUNCH_SETTLE"] = "10"
     script = "case ${*: -1} in 0) exit 134 ;; 1) sleep 0.7; exit 3 ;; esac"
     command = ["--hosts", "local:2", "--backoff", 0, "--", "bash", "-c", script, "x"]
     code, output, _ = end(place.start(LAUNCH, *command))
