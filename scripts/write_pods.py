@@ -285,11 +285,13 @@ def _origin(table: str, results: dict[str, Any]) -> str:
         return f"Not made yet: {command}."
     names = {key: ", ".join(sorted({facts[key] for facts in rows if key in facts}))
              for key in ("machine", "date", "jax", "compiler")}  # fmt: skip
+    missing = [row.key for row in ROWS[table] if row.key not in results]
+    rest = f" Not compiled yet: {'; '.join(missing)}." if missing else ""
     if table == "estimate":
-        return f"{command}, {names['date']}, jax {names['jax']}; compilers as above."
+        return f"{command}, {names['date']}, jax {names['jax']}; compilers as above.{rest}"
     return (
         f"{command}; compiled on {names['machine']}; {names['date']}; jax {names['jax']}, "
-        f"{names['compiler']}. Nothing was executed."
+        f"{names['compiler']}. Nothing was executed.{rest}"
     )
 
 
