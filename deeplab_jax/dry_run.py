@@ -20,12 +20,12 @@ from ml_collections import ConfigDict
 from deeplab_jax import checkpoint, dry_run_text, flops, rundir, sharding, targets
 from deeplab_jax import estimate as estimate_lib
 from deeplab_jax.bad_samples import without_listed
-from deeplab_jax.data import Dataset, TrainBatch, open_dataset, train_batches
+from deeplab_jax.data import Dataset, TrainBatch, open_dataset
 from deeplab_jax.errors import DeepLabError, ResourceError
 from deeplab_jax.optimizer import build_optimizer
 from deeplab_jax.program import Program, compile_step, read_program
 from deeplab_jax.start import check_start
-from deeplab_jax.trainer import Plan, make_plan, warnings
+from deeplab_jax.trainer import Plan, make_plan, read_batches, warnings
 
 # Images of the training splits as they are published, for where they are not here.
 _PUBLISHED = {("voc", "trainaug"): 10582, ("ade20k", "train"): 20210, ("cityscapes", "train"): 2975}
@@ -235,22 +235,8 @@ def _attempt(errors: list[DeepLabError], function: Any, *arguments: Any) -> Any:
 
 def _first_batch(config: ConfigDict, dataset: Dataset, plan: Plan) -> TrainBatch:
     """Returns all rows of step 0, which threads read whatever the number of workers."""
-    data, batch = config.data, config.train.batch_size
-    return next(
-        train_batches(
-            dataset,
-            seed=config.seed,
-            batch_size=batch,
-            steps_per_epoch=plan.steps_per_epoch,
-            start=0,
-            stop=1,
-            rows=range(batch),
-            crop_size=tuple(data.crop_size),
-            resize_base=tuple(data.resize_base),
-            scale_range=tuple(data.scale_range),
-            num_workers=0,
-        )
-    )
+    rows = range(config.train.batch_size)
+    return next(read_batches(config, dataset, plan, range(1), rows, num_workers=0))
 
 
 def _rates(config: ConfigDict, total: int) -> tuple[float, ...]:

@@ -17,11 +17,11 @@ from ml_collections import ConfigDict
 
 from deeplab_jax import sharding
 from deeplab_jax.flops import subprograms
-from deeplab_jax.losses import row_weights, segmentation_loss
 from deeplab_jax.models import build_model
 from deeplab_jax.optimizer import build_optimizer
 from deeplab_jax.targets import Target
 from deeplab_jax.train_state import init_state
+from deeplab_jax.train_step import make_loss
 
 _TRACED = 2  # images of the traced batch: with one, a norm would see a single value
 _SUMS_PER_NORM = 1.7  # all-reduces: one each way, and parallel branches share theirs
@@ -127,7 +127,7 @@ def kept_bytes(config: ConfigDict, kind: str) -> Kept:
     params = arguments[0]
 
     def forward(params: Any, *rest: Any) -> Any:
-        return jax.vjp(lambda params: loss(params, *rest), params)[1]
+        return jax.vjp(lambda params: loss(params, *rest), params, has_aux=True)[1]
 
     program = jax.make_jaxpr(forward)(params, *arguments[1:]).jaxpr
     given = set(map(id, program.invars))
@@ -149,29 +149,14 @@ def _group(config: ConfigDict, array: Any) -> str:
 
 def _loss(config: ConfigDict, kind: str) -> tuple[Any, tuple[Any, ...]]:
     """Returns the training loss of a few images, and shapes and types of its arguments."""
-    model = build_model(config.model, kind)
-
-    def loss(params: Any, stats: Any, images: jax.Array, labels: jax.Array, key: Any) -> jax.Array:
-        output, _ = model.apply(
-            {"params": params, "batch_stats": stats},
-            images,
-            is_train=True,
-            use_dropout=True,
-            rngs={"dropout": key},
-            mutable=["batch_stats"],
-        )
-        weights, aux_weight = row_weights(labels, 1), config.train.aux_weight
-        losses = segmentation_loss(
-            output.logits, output.aux_logits, labels, weights=weights, aux_weight=aux_weight
-        )
-        return losses["loss"]
-
+    loss = make_loss(build_model(config.model, kind), config.train.aux_weight, use_dropout=True)
     state = abstract_state(config)
     size = (_TRACED, *config.data.crop_size)
     images = jax.ShapeDtypeStruct((*size, 3), jnp.float32)
     labels = jax.ShapeDtypeStruct(size, jnp.int32)
+    weights = jax.ShapeDtypeStruct((_TRACED,), jnp.float32)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    return loss, (state["params"], state["batch_stats"], images, labels, key)
+    return loss, (state["params"], state["batch_stats"], (images, labels, weights), key)
 
 
 def _sums(config: ConfigDict, is_split: bool) -> tuple[int, int]:
@@ -195,7 +180,7 @@ def _sums(config: ConfigDict, is_split: bool) -> tuple[int, int]:
 def _halos(config: ConfigDict, kind: str, data: int, space: int) -> tuple[int, int]:
     """Returns how many permutes of how many bytes: the rows that bands need of their neighbours."""
     loss, arguments = _loss(config, kind)
-    program = jax.make_jaxpr(jax.grad(loss))(*arguments).jaxpr
+    program = jax.make_jaxpr(jax.grad(loss, has_aux=True))(*arguments).jaxpr
     images = config.train.batch_size / data / config.train.accumulate
     number = size = 0.0
     for rows, array in _neighbours(program):

@@ -16,10 +16,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from deeplab_jax import sharding
-from deeplab_jax.models import build_model
-from deeplab_jax.optimizer import build_optimizer
+from deeplab_jax.estimate import abstract_state
 from deeplab_jax.targets import Target, compile_devices, compiler_options
-from deeplab_jax.train_state import init_state
 from deeplab_jax.trainer import make_train_step
 
 _COLLECTIVE = re.compile(
@@ -113,18 +111,16 @@ def lower_step(
     """Returns what `compile_step` compiles."""
     mesh = sharding.mesh_of(config, devices)
     step: Any = make_train_step(config, total_steps, mesh)
-    return step.lower(*abstract_arguments(config, total_steps))
+    return step.lower(*abstract_arguments(config))
 
 
-def abstract_arguments(config: ConfigDict, total_steps: int) -> tuple[Any, ...]:
+def abstract_arguments(config: ConfigDict) -> tuple[Any, ...]:
     """Returns shapes and types of the training step's state, image, label and box."""
-    model = build_model(config.model)
-    optimizer, _ = build_optimizer(config.train, total_steps)
-    state = jax.eval_shape(lambda: init_state(model, optimizer, config.seed))
     batch, (height, width) = config.train.batch_size, config.data.crop_size
     image = jax.ShapeDtypeStruct((batch, height, width, 3), jnp.uint8)
     label = jax.ShapeDtypeStruct((batch, height, width), jnp.uint8)
-    return state, image, label, jax.ShapeDtypeStruct((batch, 4), jnp.int32)
+    box = jax.ShapeDtypeStruct((batch, 4), jnp.int32)
+    return abstract_state(config), image, label, box
 
 
 def read_program(compiled: jax.stages.Compiled, seconds: float) -> Program:

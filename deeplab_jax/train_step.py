@@ -56,6 +56,31 @@ def gradients(
     return total
 
 
+def make_loss(model: DeepLabV3Plus, aux_weight: float, use_dropout: bool) -> Callable:
+    """Returns the loss whose gradient a step takes.
+
+    It maps (params, batch_stats, (images, labels, weights of `row_weights`), dropout's key) to
+    (loss, (new batch_stats, losses)).
+    """
+
+    def loss_fn(params: Any, batch_stats: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Any]:
+        images, labels, weights = batch
+        output, updated = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            images,
+            is_train=True,
+            use_dropout=use_dropout,
+            rngs={"dropout": key},
+            mutable=["batch_stats"],
+        )
+        losses = segmentation_loss(
+            output.logits, output.aux_logits, labels, weights=weights, aux_weight=aux_weight
+        )
+        return losses["loss"], (updated["batch_stats"], losses)
+
+    return loss_fn
+
+
 def make_update(
     model: DeepLabV3Plus, config: ConfigDict, total_steps: int, *, use_dropout: bool = True
 ) -> Callable[[State, jax.Array, jax.Array], tuple[State, Metrics]]:
@@ -75,24 +100,7 @@ def make_update(
     optimizer, schedule = build_optimizer(config.train, total_steps)
     train = config.train
 
-    def loss_fn(params, batch_stats, batch, key):
-        images, labels, weights = batch
-        output, updated = model.apply(
-            {"params": params, "batch_stats": batch_stats},
-            images,
-            is_train=True,
-            use_dropout=use_dropout,
-            rngs={"dropout": key},
-            mutable=["batch_stats"],
-        )
-        losses = segmentation_loss(
-            output.logits,
-            output.aux_logits,
-            labels,
-            weights=weights,
-            aux_weight=train.aux_weight,
-        )
-        return losses["loss"], (updated["batch_stats"], losses)
+    loss_fn = make_loss(model, train.aux_weight, use_dropout)
 
     def update(state: State, images: jax.Array, labels: jax.Array) -> tuple[State, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), state["step"])

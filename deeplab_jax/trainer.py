@@ -9,7 +9,7 @@ import hashlib
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from deeplab_jax import checkpoint, hosts, rundir, sharding
 from deeplab_jax import config as config_lib
 from deeplab_jax.bad_samples import leave_out
-from deeplab_jax.data import Dataset, open_dataset, train_batches
+from deeplab_jax.data import Dataset, TrainBatch, open_dataset, train_batches
 from deeplab_jax.errors import DataError, Interrupted, NumericError, ReaderError, ResourceError
 from deeplab_jax.evaluator import Evaluator
 from deeplab_jax.models import build_model
@@ -276,28 +276,16 @@ class Run:
 
     def _batches(self) -> Iterator:
         """Yields batches of this host's rows; of several hosts, a failure only ends them."""
+        config = self.config
+        rows = sharding.local_rows(self.mesh, config.train.batch_size)
+        steps = range(self.start, self.plan.total)
+        workers = config.data.num_workers
         try:
-            yield from self._read_batches()
+            yield from read_batches(config, self.dataset, self.plan, steps, rows, workers)
         except Exception as error:
             if not hosts.are_several():
                 raise
             self.failure = error
-
-    def _read_batches(self) -> Iterator:
-        data = self.config.data
-        return train_batches(
-            self.dataset,
-            seed=self.config.seed,
-            batch_size=self.config.train.batch_size,
-            steps_per_epoch=self.plan.steps_per_epoch,
-            start=self.start,
-            stop=self.plan.total,
-            rows=sharding.local_rows(self.mesh, self.config.train.batch_size),
-            crop_size=tuple(data.crop_size),
-            resize_base=tuple(data.resize_base),
-            scale_range=tuple(data.scale_range),
-            num_workers=data.num_workers,
-        )
 
     def _read_metrics(self, keep: int = 0) -> None:
         """Reads all but the newest `keep` steps' metrics, logs them, and checks them."""
@@ -382,6 +370,31 @@ def _can_save(reason: Exception | None) -> bool:
         return True  # hosts have agreed in these
     lost = NumericError | ResourceError | jax.errors.JaxRuntimeError
     return not hosts.are_several() and not isinstance(reason, lost)
+
+
+def read_batches(
+    config: ConfigDict,
+    dataset: Dataset,
+    plan: Plan,
+    steps: range,
+    rows: Sequence[int],
+    num_workers: int,
+) -> Iterator[TrainBatch]:
+    """Yields the batches of a run's steps, as many of their rows as are asked for."""
+    data = config.data
+    return train_batches(
+        dataset,
+        seed=config.seed,
+        batch_size=config.train.batch_size,
+        steps_per_epoch=plan.steps_per_epoch,
+        start=steps.start,
+        stop=steps.stop,
+        rows=rows,
+        crop_size=tuple(data.crop_size),
+        resize_base=tuple(data.resize_base),
+        scale_range=tuple(data.scale_range),
+        num_workers=num_workers,
+    )
 
 
 def make_train_step(

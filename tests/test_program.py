@@ -135,7 +135,7 @@ def test_the_step_that_is_compiled_is_the_runs(small, compile_quickly):
     devices = jax.devices()
     compiled = program.compile_step(small, devices, total_steps=10)
     got = program.read_program(compiled, seconds=0)
-    state, *batch = program.abstract_arguments(small, total_steps=10)
+    state, *batch = program.abstract_arguments(small)
     split = sum(leaf.size * leaf.dtype.itemsize for leaf in batch) // len(devices)
     whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     assert got.arguments == split + whole
