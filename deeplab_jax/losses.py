@@ -24,8 +24,9 @@ def row_weights(labels: jax.Array, num_groups: int, ignore_index: int = 255) -> 
     # A mask of members, not a reshape: rows may lie on other devices than their group's others.
     group = np.arange(batch) // (batch // num_groups)
     is_member = group[None] == np.arange(num_groups)[:, None]  # (G, B)
-    valid = jnp.sum(labels != ignore_index, (1, 2))
-    counts = jnp.sum(jnp.where(is_member, valid[None], 0), 1, keepdims=True)
+    # One sum over rows and pixels: where both are split, two sums are two all-reduces.
+    is_valid = is_member[..., None, None] & (labels != ignore_index)[None]  # (G, B, H, W)
+    counts = jnp.sum(is_valid, (1, 2, 3)).reshape(-1, 1)
     return jnp.sum(jnp.where(is_member, 1 / (num_groups * jnp.maximum(counts, 1)), 0), 0)
 
 
@@ -63,4 +64,4 @@ def _weighted_cross_entropy(logits, labels, weights, ignore_index):
     is_class = labels[..., None] == jnp.arange(logits.shape[-1]).reshape(1, 1, 1, -1)
     picked = jnp.sum(jnp.where(is_class, logits, 0), -1)
     per_pixel = jnp.where(is_valid, jax.nn.logsumexp(logits, -1) - picked, 0)
-    return jnp.sum(weights * jnp.sum(per_pixel, (1, 2)))
+    return jnp.sum(weights.reshape(-1, 1, 1) * per_pixel)
