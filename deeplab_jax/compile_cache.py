@@ -47,8 +47,7 @@ def _make_private(folder: Path) -> Path:
       OSError: it cannot be made, or others could put programs there.
     """
     for path in [*reversed(folder.parents), folder]:
-        if not path.exists():
-            path.mkdir(mode=0o700)
+        path.mkdir(mode=0o700, exist_ok=True)  # another process may make it meanwhile
     for path in (folder.parent, folder):
         info = path.lstat()
         is_own = info.st_uid == os.getuid() and stat.S_ISDIR(info.st_mode)

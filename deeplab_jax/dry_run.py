@@ -6,7 +6,6 @@ with the error of what is missing, or of what does not fit.
 
 import os
 import shutil
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from deeplab_jax.bad_samples import without_listed
 from deeplab_jax.data import Dataset, TrainBatch, open_dataset
 from deeplab_jax.errors import DeepLabError, ResourceError
 from deeplab_jax.optimizer import build_optimizer
-from deeplab_jax.program import Program, compile_step, read_program
+from deeplab_jax.program import Program, step_program
 from deeplab_jax.start import check_start
 from deeplab_jax.trainer import Plan, make_plan, read_batches, warnings
 
@@ -274,16 +273,13 @@ def _memory(
 def _compile(
     config: ConfigDict, goal: targets.Target, devices: Sequence[Any], is_here: bool
 ) -> Program:
-    options = {} if is_here else targets.compiler_options(goal)
-    began = time.perf_counter()
     try:
-        compiled = compile_step(config, devices, 1000, options)  # whose length shapes no program
+        return step_program(config, devices, {} if is_here else targets.compiler_options(goal))
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         text = " ".join(str(error).split("RESOURCE_EXHAUSTED:")[-1].split())[:150]
         raise ResourceError(goal.name, f"does not hold the step ({text})", advice(config)) from None
-    return read_program(compiled, time.perf_counter() - began)
 
 
 def _machine() -> int:

@@ -38,12 +38,13 @@ def _network(facts: "Facts") -> Iterator[str]:
         yield f"  {part:20}{facts.parameters[part] / 1e6:14.2f}{macs / 1e9:14.2f}"
     numbers, macs = sum(facts.parameters.values()), sum(facts.macs.values())
     yield f"  {'all':20}{numbers / 1e6:14.2f}{macs / 1e9:14.2f}"
-    batch = facts.config.train.batch_size
-    step = 2 * flops.TRAINING * macs * batch
+    batch, remat = facts.config.train.batch_size, facts.config.model.remat
+    step = 2 * flops.step_macs(facts.config, facts.macs)
     text = (
         f"{step / 1e12:.1f} TFLOP, {step / facts.num_devices / 1e12:.2f} a device (ours, counted:"
     )
-    yield _row("a training step", f"{text} 2 x {flops.TRAINING} x GMAC x {batch} images)")
+    again = f", layers {', '.join(map(str, sorted(remat)))} once more" if remat else ""
+    yield _row("a training step", f"{text} 2 x {flops.TRAINING} x GMAC x {batch} images{again})")
     yield ""
 
 

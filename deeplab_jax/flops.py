@@ -36,6 +36,18 @@ def count_macs(config: ConfigDict) -> dict[str, int]:
     return macs
 
 
+def step_macs(config: ConfigDict, macs: dict[str, int]) -> int:
+    """Returns the multiply-adds of a training step.
+
+    Args:
+      config: the run's; what `model.remat` names is computed forward once more.
+      macs: of `count_macs`.
+    """
+    again = {f"layer{layer}" for layer in config.model.remat}
+    image = sum(number * (TRAINING + (part in again)) for part, number in macs.items())
+    return image * config.train.batch_size
+
+
 def count_parameters(config: ConfigDict) -> dict[str, int]:
     """Returns {part: parameters}, as `PARTS` are ordered."""
     model = build_model(config.model)

@@ -17,7 +17,6 @@ from ml_collections import ConfigDict
 
 from deeplab_jax import sharding
 from deeplab_jax.estimate import abstract_state
-from deeplab_jax.targets import Target, compile_devices, compiler_options
 from deeplab_jax.trainer import make_train_step
 
 _COLLECTIVE = re.compile(
@@ -31,6 +30,7 @@ _CALLED = re.compile(r"(?:body|calls|to_apply|\w+_computations?)={?(%?[\w.-]+(?:
 _TURNS = re.compile(r'"known_trip_count":{"n":"?(\d+)')
 _CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
 _WINDOW = re.compile(r"window={size=([\dx]+)")
+_STEPS = 1000  # of the schedule, whose length shapes no program
 _LARGEST_KERNEL = 7  # of the network's own convolutions
 
 
@@ -66,52 +66,40 @@ class Program:
         return self.arguments + self.outputs - self.aliased + self.temporaries
 
 
-def step_program(config: ConfigDict, target: Target, total_steps: int = 1000) -> Program:
-    """Compiles the training step for a target and reads the program.
-
-    Args:
-      config: the run's.
-      target: call `targets.prepare_environment` with it before JAX is imported.
-      total_steps: of the schedule.
-
-    Raises:
-      ConfigError: the batch or the picture does not divide over the devices.
-      ResourceError: the target's compiler is not installed.
-    """
-    devices = compile_devices(target)
-    began = time.perf_counter()
-    compiled = compile_step(config, devices, total_steps, compiler_options(target))
-    return read_program(compiled, time.perf_counter() - began)
-
-
-def compile_step(
-    config: ConfigDict,
-    devices: Sequence[jax.Device],
-    total_steps: int,
-    options: Mapping[str, Any] | None = None,
-) -> jax.stages.Compiled:
-    """Returns the training step of a run, compiled for the devices.
+def step_program(
+    config: ConfigDict, devices: Sequence[jax.Device], options: Mapping[str, Any] | None = None
+) -> Program:
+    """Compiles the training step of a run and reads the program.
 
     Args:
       config: the run's.
       devices: real, or of `targets.compile_devices`.
-      total_steps: of the schedule.
-      options: of the compiler.
+      options: of the compiler: `targets.compiler_options`.
 
     Raises:
       ConfigError: the batch or the picture does not divide over the devices.
     """
-    lowered = lower_step(config, devices, total_steps)
-    return lowered.compile(compiler_options=dict(options or {}))
+    return compile_program(lower_step(config, devices), options)
 
 
-def lower_step(
-    config: ConfigDict, devices: Sequence[jax.Device], total_steps: int
-) -> jax.stages.Lowered:
-    """Returns what `compile_step` compiles."""
+def lower_step(config: ConfigDict, devices: Sequence[jax.Device]) -> jax.stages.Lowered:
+    """Returns the training step of a run, traced for the devices.
+
+    Raises:
+      ConfigError: the batch or the picture does not divide over the devices.
+    """
     mesh = sharding.mesh_of(config, devices)
-    step: Any = make_train_step(config, total_steps, mesh)
+    step: Any = make_train_step(config, _STEPS, mesh)
     return step.lower(*abstract_arguments(config))
+
+
+def compile_program(
+    lowered: jax.stages.Lowered, options: Mapping[str, Any] | None = None
+) -> Program:
+    """Compiles what was traced and reads the program."""
+    began = time.perf_counter()
+    compiled = lowered.compile(compiler_options=dict(options or {}))
+    return read_program(compiled, time.perf_counter() - began)
 
 
 def abstract_arguments(config: ConfigDict) -> tuple[Any, ...]:

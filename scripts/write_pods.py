@@ -1,7 +1,8 @@
 """Compiles training steps for devices that are not there and writes the tables of docs/pods.md.
 
     python scripts/write_pods.py tpu        # needs libtpu: pip install "jax[tpu]"; 4 minutes a row
-    python scripts/write_pods.py gpu        # needs the CUDA plugin, no GPU; half a minute a row
+    python scripts/write_pods.py gpu        # needs the CUDA plugin, no GPU; a minute a row
+    python scripts/write_pods.py memory     # the same
     python scripts/write_pods.py estimate   # needs no compiler: the others' figures beside ours
 
 Each row is saved in docs/pods.json as soon as it is known. A row whose program, JAX and compiler
@@ -16,7 +17,6 @@ import json
 import os
 import platform
 import re
-import time
 from collections.abc import Iterable
 from datetime import date
 from importlib import metadata
@@ -30,7 +30,6 @@ from deeplab_jax.whole_file import whole_file
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, PAGE = ROOT / "docs" / "pods.json", ROOT / "docs" / "pods.md"
 MIB = 2**20
-_STEPS = 1000  # of the schedule, whose length shapes no program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,15 +40,17 @@ class Row:
     recipe: str
     dtype: str
     space: int = 1
+    setting: str = ""  # another, such as "train.accumulate=2"
 
     @property
     def key(self) -> str:
         """Its name in docs/pods.json."""
-        return f"{self.target} {self.recipe} {self.dtype} space={self.space}"
+        return f"{self.target} {self.recipe} {self.dtype} space={self.space} {self.setting}".strip()
 
     def config(self) -> Any:
-        """Returns the recipe with the row's dtype and mesh."""
-        changes = (f"model.dtype={self.dtype}", f"mesh.space={self.space}")
+        """Returns the recipe with the row's settings."""
+        changes = [f"model.dtype={self.dtype}", f"mesh.space={self.space}"]
+        changes += [self.setting] * bool(self.setting)
         path = ROOT / "configs" / f"{self.recipe}.py"
         return load_recipe(str(path), [f"--config.{change}" for change in changes])
 
@@ -79,6 +80,13 @@ ROWS = {
         Row("h200:8", "ade20k_r101_os8", "bfloat16"),
         Row("h200:16", "cityscapes_r101_os8", "bfloat16", space=2),
     ],
+    "memory": [
+        Row("h200", "ade20k_r101_os8", "bfloat16", setting=setting)
+        for setting in (
+            "", "model.remat=4", "model.remat=3", "model.remat=1,2,3,4",
+            "train.accumulate=2", "train.accumulate=4", "model.freeze_batch_norm=true",
+        )
+    ],
     "estimate": [
         Row("v5e:2x4", "ade20k_r50_os16", "bfloat16"),
         Row("v5e:4x4", "ade20k_r50_os16", "bfloat16"),
@@ -89,7 +97,10 @@ ROWS = {
         Row("h200", "ade20k_r50_os16", "bfloat16"),
         Row("h200", "cityscapes_r50_os16", "float32"),
         Row("h100", "cityscapes_r101_os8", "bfloat16"),
+        Row("h200", "ade20k_r101_os8", "bfloat16", setting="model.remat=1,2,3,4"),
+        Row("h200", "ade20k_r101_os8", "bfloat16", setting="train.accumulate=2"),
         Row("h200:8", "ade20k_r50_os16", "bfloat16"),
+        Row("h200:16", "cityscapes_r101_os8", "bfloat16", space=2),
     ],
 }  # fmt: skip
 
@@ -125,7 +136,7 @@ def update(row: Row, known: dict[str, Any]) -> dict[str, Any]:
     jax.clear_caches()
     target = targets.parse_target(row.target)
     devices = targets.compile_devices(target)
-    lowered = program.lower_step(row.config(), devices, _STEPS)
+    lowered = program.lower_step(row.config(), devices)
     identity = {
         "program": hashlib.sha256(lowered.as_text().encode()).hexdigest()[:16],
         "jax": metadata.version("jax"),
@@ -134,10 +145,9 @@ def update(row: Row, known: dict[str, Any]) -> dict[str, Any]:
     if identity.items() <= known.items():
         print(f"{row.key}: known", flush=True)
         return known
-    began = time.perf_counter()
     try:
-        compiled = lowered.compile(compiler_options=targets.compiler_options(target))
-        facts = dataclasses.asdict(program.read_program(compiled, time.perf_counter() - began))
+        got = program.compile_program(lowered, targets.compiler_options(target))
+        facts = dataclasses.asdict(got) | {"needed": got.needed}
     except jax.errors.JaxRuntimeError as error:
         facts = {"error": str(error).splitlines()[0]}
     print(f"{row.key}: {facts.get('error') or facts['seconds']}", flush=True)
@@ -149,7 +159,8 @@ def estimate_row(row: Row) -> dict[str, Any]:
     from deeplab_jax.estimate import estimate
 
     print(row.key, flush=True)
-    facts = dataclasses.asdict(estimate(row.config(), targets.parse_target(row.target)))
+    got = estimate(row.config(), targets.parse_target(row.target))
+    facts = dataclasses.asdict(got) | {"needed": got.needed}
     return {"date": str(date.today()), "jax": metadata.version("jax")} | facts
 
 
@@ -169,7 +180,12 @@ def rewrite(page: str, results: dict[str, Any]) -> str:
     Raises:
       ValueError: a table has no place in the page.
     """
-    tables = {"tpu": tpu_table, "gpu": gpu_table, "estimate": estimate_table}
+    tables = {
+        "tpu": tpu_table,
+        "gpu": gpu_table,
+        "memory": memory_table,
+        "estimate": estimate_table,
+    }
     for name, table in tables.items():
         block = re.compile(f"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         if not block.search(page):
@@ -226,6 +242,23 @@ def gpu_table(results: dict[str, Any]) -> Iterable[str]:
         )
 
 
+def memory_table(results: dict[str, Any]) -> Iterable[str]:
+    """Yields the lines of the table of what lowers memory."""
+    known = _known("memory", results)
+    row, whole = known[0] if known else (None, {})
+    if row is None or row.setting or "temporaries" not in whole:
+        return
+    yield f"| {row.recipe}, {row.target}, {row.dtype} | temporaries, MiB | of the recipe's |"
+    yield "| --- | --- | --- |"
+    for row, facts in known:
+        start = f"| {f'`--config.{row.setting}`' if row.setting else 'the recipe'} "
+        if "error" in facts:
+            yield f"{start}| {facts['error']} | - |"
+            continue
+        share = facts["temporaries"] / whole["temporaries"]
+        yield f"{start}| {_memory(facts)} | {100 * share:.0f} % |"
+
+
 def estimate_table(results: dict[str, Any]) -> Iterable[str]:
     """Yields the lines of the table of estimates beside the compilers' figures."""
     yield (
@@ -241,13 +274,14 @@ def estimate_table(results: dict[str, Any]) -> Iterable[str]:
         data = targets.parse_target(row.target).num_devices // row.space
         pairs = [
             (ours["temporaries"], facts["temporaries"]),
-            (ours["arguments"] + ours["temporaries"], _total(facts)),
+            (ours["needed"], facts["needed"]),
         ]
         sizes = [f"{a / MIB:.0f} | {b / MIB:.0f} | {a / b:.2f}" for a, b in pairs]
         moved = [sum(size for _, size in side["collectives"].values()) for side in (ours, facts)]
         yield (
-            f"| {row.recipe} | {row.target} | {data} x {row.space} | {row.dtype} "
-            f"| {' | '.join(sizes)} | {' | '.join(f'{size / MIB:.0f}' for size in moved)} |"
+            f"| {f'{row.recipe} {row.setting}'.strip()} | {row.target} | {data} x {row.space} "
+            f"| {row.dtype} | {' | '.join(sizes)} "
+            f"| {' | '.join(f'{size / MIB:.0f}' for size in moved)} |"
         )
 
 
@@ -267,12 +301,8 @@ def _memory(facts: dict[str, Any]) -> str:
     return f"{facts['temporaries'] / MIB:.0f}"
 
 
-def _total(facts: dict[str, Any]) -> int:
-    return facts["arguments"] + facts["outputs"] - facts["aliased"] + facts["temporaries"]
-
-
 def _needed(facts: dict[str, Any], target: targets.Target) -> str:
-    needed = _total(facts)
+    needed = facts["needed"]
     share = f"{100 * needed / target.memory_bytes:.0f} %"
     return f"{needed / MIB:.0f}, {share}" if needed < target.memory_bytes else f"{share}: too much"
 

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from deeplab_jax import flops
+from deeplab_jax import estimate, flops
 from deeplab_jax.config import get_config
 
 
@@ -44,3 +44,21 @@ def test_what_a_loop_does_counts_every_turn():
 
     program = jax.make_jaxpr(jax.jit(body))(jnp.ones((4, 4))).jaxpr
     assert sum(number for _, number in flops.products(program)) == 5 * 4**3
+
+
+def test_layers_that_are_computed_again_count_once_more():
+    config = get_config("folder", 18, 16)
+    config.model.num_classes, config.data.crop_size = 4, (64, 64)
+
+    def products_of_a_gradient():
+        loss, (params, *rest) = estimate._loss(config, "tpu")
+        program = jax.make_jaxpr(jax.grad(loss, has_aux=True))(params, *rest).jaxpr
+        return sum(number for _, number in flops.products(program))
+
+    macs, batch = flops.count_macs(config), config.train.batch_size
+    plain, in_program = flops.step_macs(config, macs), products_of_a_gradient()
+    assert plain == batch * flops.TRAINING * sum(macs.values())
+    config.model.remat = (2, 4)
+    again = macs["layer2"] + macs["layer4"]
+    assert flops.step_macs(config, macs) - plain == batch * again
+    assert products_of_a_gradient() - in_program == estimate._TRACED * again

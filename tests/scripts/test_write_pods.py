@@ -17,6 +17,8 @@ old
 More prose.
 <!-- table: gpu -->
 <!-- end -->
+<!-- table: memory -->
+<!-- end -->
 <!-- table: estimate -->
 <!-- end -->
 The end.
@@ -28,6 +30,7 @@ FACTS = ORIGIN | {
     "outputs": 250 << 20,
     "aliased": 250 << 20,
     "temporaries": 1000 << 20,
+    "needed": 1300 << 20,
     "collectives": {"all-reduce": [118, 3 << 19], "collective-permute": [4, 1 << 20]},
     "flops": 4.0e11,
     "cycles": 21_040_000,
@@ -66,11 +69,21 @@ def test_what_cannot_be_compiled_says_why(script):
     assert "Not made yet: `python scripts/write_pods.py gpu`." in page
 
 
+def test_settings_stand_beside_the_recipe(script):
+    rows = script.ROWS["memory"]
+    half = FACTS | {"temporaries": 500 << 20}
+    page = script.rewrite(PAGE, {rows[0].key: FACTS, rows[1].key: half})
+    assert "| the recipe | 1000 | 100 % |" in page
+    assert f"| `--config.{rows[1].setting}` | 500 | 50 % |" in page
+    assert "| 50 % |" not in script.rewrite(PAGE, {rows[1].key: half})  # of what is not known
+
+
 def test_estimates_stand_beside_what_the_compiler_says(script):
     row = script.ROWS["estimate"][3]
     ours = {
         "arguments": 300 << 20,
         "temporaries": 1200 << 20,
+        "needed": 1500 << 20,
         "collectives": {"all-reduce": [100, 3 << 20]},
     }
     ours |= {"date": "2026-01-03", "jax": "0.10.2"}
@@ -90,7 +103,7 @@ def test_a_page_without_a_place_for_a_table_is_an_error(script):
 def test_a_program_is_compiled_again_only_when_it_changed(script, monkeypatch, capsys):
     row = script.Row("cpu:2", "voc_r50_os16", "float32")
 
-    def lower(config, devices, total_steps):
+    def lower(config, devices):
         assert config.model.dtype == "float32"
         assert len(devices) == 2
         return jax.jit(lambda x: x + change).lower(jnp.zeros(3))
