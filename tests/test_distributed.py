@@ -197,11 +197,11 @@ def test_run_goes_on_with_other_hosts_and_devices_and_ends_as_on_one(root, envir
     assert codes == [0], errors
 
     command = train(root, moved, *options)
-    codes, _, errors = pair(train(root, moved, *options, start=stopped_at(5)), wide).end()
+    codes, _, errors = pair(train(root, moved, *options, start=stopped_at(1)), wide).end()
     assert codes == [143, 143], errors
     assert error_lines(errors)[0] == error_lines(errors)[1]
     saved = checkpoint.latest_step(moved)
-    assert 5 < saved <= 8
+    assert 1 < saved <= 4
     assert f"stopped by SIGTERM and saved at step {saved} of {TOTAL}" in errors[0]
 
     for devices in (1, 4):
@@ -221,8 +221,8 @@ def test_run_goes_on_with_other_hosts_and_devices_and_ends_as_on_one(root, envir
     losses = [[k["loss"] for k in log if k["event"] == "train"] for log in (here, there)]
     assert len(losses[0]) == TOTAL
     np.testing.assert_allclose(losses[0][0], losses[1][0], rtol=1e-12)
-    np.testing.assert_allclose(losses[0][:5], losses[1][:5], rtol=1e-9)
-    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)
+    np.testing.assert_allclose(losses[0][:10], losses[1][:10], rtol=1e-9)  # all four kinds
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-8)
     scores = [[line for line in log if line["event"] == "eval"] for log in (here, there)]
     assert scores[0] == scores[1]
 
