@@ -180,7 +180,22 @@ def validate(config: ConfigDict) -> None:
     Raises:
       ConfigError: naming the first field that cannot be used, what is accepted, and the fix.
     """
-    model, data, train = config.model, config.data, config.train
+    _check_model(config.model)
+    _check_data(config.data, config.model.num_classes)
+    _check_protocol(config.eval)
+    for key in ("eval.every_epochs", "log.every_steps", "mesh.space"):
+        value = _get(config, key)
+        _require(key, value, value >= 1, "1 or more")
+    for key in ("checkpoint.every_steps", "mesh.check_every_steps"):
+        value = _get(config, key)
+        _require(key, value, 0 <= value < math.inf, "0 or more")
+    _require("seed", config.seed, 0 <= config.seed < 2**32, "0 to 4294967295")
+    _check_train(config.train)
+    _require_height(config.data.crop_size[0], config.model.output_stride, config.mesh.space)
+    _check_init(config.init)
+
+
+def _check_model(model: ConfigDict) -> None:
     _require("model.depth", model.depth, model.depth in (18, 34, 50, 101), "18, 34, 50 or 101")
     _require("model.output_stride", model.output_stride, model.output_stride in (8, 16), "8 or 16")
     _require("model.stem", model.stem, model.stem in ("deep", "7x7"), "deep or 7x7")
@@ -191,36 +206,37 @@ def validate(config: ConfigDict) -> None:
     fix = "count the classes, without the ignored one"
     _require("model.num_classes", model.num_classes, 2 <= model.num_classes <= 255, "2 to 255", fix)
     _require("model.dropout_rate", model.dropout_rate, 0 <= model.dropout_rate < 1, "0 <= rate < 1")
-    _require("data.dataset", data.dataset, data.dataset in DATASETS, ", ".join(DATASETS))
     _require_ints("model.atrous_rates", model.atrous_rates, 3)
+    for name in ("width", "head_channels", "low_level_channels", "aux_channels"):
+        is_good = 1 <= model[name] <= MAX_CHANNELS
+        _require(f"model.{name}", model[name], is_good, f"1 to {MAX_CHANNELS}")
+    _require("model.width", model.width, model.width % 2 == 0, "an even number")
+    is_good = len(set(model.remat)) == len(model.remat) and set(model.remat) <= {1, 2, 3, 4}
+    _require("model.remat", tuple(model.remat), is_good, "different stages, 1 to 4")
+
+
+def _check_data(data: ConfigDict, num_classes: int) -> None:
+    _require("data.dataset", data.dataset, data.dataset in DATASETS, ", ".join(DATASETS))
     _require_ints("data.crop_size", data.crop_size, 2)
     _require_ints("data.resize_base", data.resize_base, 2)
-    if config.eval.resize_base:
-        _require_ints("eval.resize_base", config.eval.resize_base, 2)
-    _check_protocol(config.eval)
     scale = data.scale_range
     is_range = len(scale) == 2 and all(isinstance(value, int | float) for value in scale)
     is_range = is_range and 0 < scale[0] <= scale[1] < math.inf
     _require("data.scale_range", scale, is_range, "(low, high), 0 < low <= high")
     names = data.class_names
-    is_named = not names or len(names) == model.num_classes
+    is_named = not names or len(names) == num_classes
     fix = "name each class once, or correct config.model.num_classes"
-    _require("data.class_names", len(names), is_named, f"{model.num_classes} names or none", fix)
-    _check_masks(data, model.num_classes)
-    for key in ("model.width", "model.head_channels", "model.low_level_channels",
-                "model.aux_channels", "train.epochs", "eval.every_epochs", "log.every_steps",
-                "train.reference_processes", "train.accumulate", "mesh.space"):  # fmt: skip
-        value = _get(config, key)
-        _require(key, value, value >= 1, "1 or more")
-    for name in ("width", "head_channels", "low_level_channels", "aux_channels"):
-        is_small = model[name] <= MAX_CHANNELS
-        _require(f"model.{name}", model[name], is_small, f"at most {MAX_CHANNELS}")
-    _require("model.width", model.width, model.width % 2 == 0, "an even number")
-    for key in ("train.steps", "checkpoint.every_steps", "data.num_workers", "data.skip_bad",
-                "train.weight_decay", "train.aux_weight", "mesh.check_every_steps"):  # fmt: skip
-        value = _get(config, key)
-        _require(key, value, 0 <= value < math.inf, "0 or more")
-    _require("seed", config.seed, 0 <= config.seed < 2**32, "0 to 4294967295")
+    _require("data.class_names", len(names), is_named, f"{num_classes} names or none", fix)
+    _check_masks(data, num_classes)
+    for name in ("num_workers", "skip_bad"):
+        _require(f"data.{name}", data[name], 0 <= data[name] < math.inf, "0 or more")
+
+
+def _check_train(train: ConfigDict) -> None:
+    for name in ("epochs", "reference_processes", "accumulate"):
+        _require(f"train.{name}", train[name], train[name] >= 1, "1 or more")
+    for name in ("steps", "weight_decay", "aux_weight"):
+        _require(f"train.{name}", train[name], 0 <= train[name] < math.inf, "0 or more")
     _require("train.lr", train.lr, 0 < train.lr < math.inf, "a positive rate")
     accepted = f"0 to config.train.lr ({train.lr})"
     fix = "lower it, or raise config.train.lr"
@@ -228,11 +244,10 @@ def validate(config: ConfigDict) -> None:
     power = train.poly_power
     _require("train.poly_power", power, 0 < power < math.inf, "a positive number")
     _require("train.momentum", train.momentum, 0 <= train.momentum < 1, "0 <= momentum < 1")
-    is_good = len(set(model.remat)) == len(model.remat) and set(model.remat) <= {1, 2, 3, 4}
-    _require("model.remat", tuple(model.remat), is_good, "different stages, 1 to 4")
     _require_batch(train)
-    _require_height(data.crop_size[0], model.output_stride, config.mesh.space)
-    init = config.init
+
+
+def _check_init(init: ConfigDict) -> None:
     _require("init.head", init.head, init.head in ("load", "skip"), "load or skip")
     fix = "name the checkpoint: --config.init.checkpoint=DIR"
     is_used = init.head == "load" or bool(init.checkpoint)
@@ -257,6 +272,8 @@ def _require_ints(key: str, value: Any, count: int) -> None:
 
 
 def _check_protocol(protocol: ConfigDict) -> None:
+    if protocol.resize_base:
+        _require_ints("eval.resize_base", protocol.resize_base, 2)
     _require("eval.mode", protocol.mode, protocol.mode in ("whole", "slide"), "whole or slide")
     is_slide, fix = protocol.mode == "slide", "give both, or use config.eval.mode=whole"
     for key in ("crop_size", "stride"):

@@ -121,30 +121,13 @@ def _begin(config: ConfigDict, workdir: str | Path, held: ExitStack) -> tuple["R
       workdir: as of `train`.
       held: takes the lock.
     """
-    values = {f"config.{k}": v for k, v in config_lib.flatten(config).items()}
-    facts = {k: v for k, v in values.items() if k[len("config.") :] not in _FREE_ON_HOSTS}
-    hosts.compare(hosts.software() | facts)
-    with hosts.together():
-        config_lib.validate(config)
-        workdir = rundir.as_path(workdir)
-    rundir.check_shared(workdir)
-    data, model_config = config.data, config.model
-    with hosts.together():
-        dataset = open_dataset(data, model_config.num_classes, data.train_split)
-        validation = open_dataset(data, model_config.num_classes, data.val_split)
-        latest = checkpoint.latest_step(workdir)
-    hosts.compare(
-        {
-            "training data": rundir.fingerprint(dataset),
-            "validation data": rundir.fingerprint(validation),
-            "last saved step": latest,
-        }
-    )
-    is_begun = latest is not None
-    if data.skip_bad:  # what it finds is written there
+    workdir = _agree_on_run(config, workdir)
+    dataset, validation, is_begun = _open_data(config, workdir)
+    skip_bad = config.data.skip_bad
+    if skip_bad:  # what it finds is written there
         with hosts.together():
             held.enter_context(rundir.lock(workdir))
-        dataset = leave_out(dataset, data.skip_bad, workdir, is_begun)
+        dataset = leave_out(dataset, skip_bad, workdir, is_begun)
     with hosts.together():
         plan = make_plan(config, len(dataset))
         mesh = sharding.mesh_of(config)
@@ -153,7 +136,7 @@ def _begin(config: ConfigDict, workdir: str | Path, held: ExitStack) -> tuple["R
             rundir.check_continuation(workdir, config, dataset)
         else:
             notes += check_start(config, dataset.class_names)
-        if not data.skip_bad:  # a start that is refused leaves no folder behind
+        if not skip_bad:  # a start that is refused leaves no folder behind
             held.enter_context(rundir.lock(workdir))
         rundir.write_config(workdir, config)  # an unusable place shows before anything compiles
     for warning in notes:
@@ -163,11 +146,40 @@ def _begin(config: ConfigDict, workdir: str | Path, held: ExitStack) -> tuple["R
     if not run.is_done:
         print(
             f"{config.name}: {len(dataset)} training and {len(validation)} validation images, "
-            f"{model_config.num_classes} classes, {plan.total} steps of {config.train.batch_size}, "
+            f"{config.model.num_classes} classes, {plan.total} steps of {config.train.batch_size}, "
             f"{mesh.size} x {jax.default_backend()}, work directory {workdir}",
             flush=True,
         )
     return run, state
+
+
+def _agree_on_run(config: ConfigDict, workdir: str | Path) -> Path:
+    """Returns the work directory, once hosts agree on software and settings and all see it."""
+    values = {f"config.{k}": v for k, v in config_lib.flatten(config).items()}
+    facts = {k: v for k, v in values.items() if k[len("config.") :] not in _FREE_ON_HOSTS}
+    hosts.compare(hosts.software() | facts)
+    with hosts.together():
+        config_lib.validate(config)
+        path = rundir.as_path(workdir)
+    rundir.check_shared(path)
+    return path
+
+
+def _open_data(config: ConfigDict, workdir: Path) -> tuple[Dataset, Dataset, bool]:
+    """Returns both splits, and whether the run has begun: the same on all hosts."""
+    data, num_classes = config.data, config.model.num_classes
+    with hosts.together():
+        dataset = open_dataset(data, num_classes, data.train_split)
+        validation = open_dataset(data, num_classes, data.val_split)
+        latest = checkpoint.latest_step(workdir)
+    hosts.compare(
+        {
+            "training data": rundir.fingerprint(dataset),
+            "validation data": rundir.fingerprint(validation),
+            "last saved step": latest,
+        }
+    )
+    return dataset, validation, latest is not None
 
 
 class Run:

@@ -113,10 +113,10 @@ def test_templates_are_valid(dataset, depth, output_stride):
         ("seed", 2**32, "0 to 4294967295"),
         ("init__head", "new", "load or skip"),
         ("init__head", "skip", "load without config.init.checkpoint"),
-        ("model__width", 65538, "at most 65536"),
-        ("model__head_channels", 2 * 10**18, "at most 65536"),
-        ("model__low_level_channels", 65537, "at most 65536"),
-        ("model__aux_channels", 65537, "at most 65536"),
+        ("model__width", 65538, "1 to 65536"),
+        ("model__head_channels", 2 * 10**18, "1 to 65536"),
+        ("model__low_level_channels", 65537, "1 to 65536"),
+        ("model__aux_channels", 65537, "1 to 65536"),
     ],
 )
 def test_value_that_cannot_be_used_is_named_with_what_is_accepted(field, bad, accepted):
