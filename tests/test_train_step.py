@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deeplab_jax import sharding
+from deeplab_jax import flops, sharding
 from deeplab_jax.config import get_config
 from deeplab_jax.models import build_model
 from deeplab_jax.optimizer import build_optimizer
@@ -223,5 +223,5 @@ def _equations(jaxpr):
     """Yields all equations, of inner functions too."""
     for equation in jaxpr.eqns:
         yield equation
-        for inner in jax.core.jaxprs_in_params(equation.params):
+        for inner in flops.subprograms(equation):
             yield from _equations(inner)
