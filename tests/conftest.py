@@ -38,6 +38,21 @@ sys.path.insert(0, str(_GOLDEN))  # its modules import each other
 _SHARED = Path(__file__).resolve().parents[2] / "shared"
 _CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 _BLOCK = 8  # pixels a side; a 65 x 97 image has 117 blocks
+_TINY = """
+from deeplab_jax import config
+
+
+def get_config():
+    c = config.get_config("folder", depth=18, output_stride=16)
+    c.model.num_classes = 4
+    c.model.atrous_rates = (1, 2, 3)
+    c.model.width, c.model.head_channels = 8, 16
+    c.model.low_level_channels, c.model.aux_channels = 4, 8
+    c.data.crop_size = (64, 64)
+    c.data.resize_base = (97, 65)
+    c.train.batch_size = 4
+    c.log.every_steps = 1
+"""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -121,6 +136,20 @@ def _configured(settings):
             jax.config.update(name, value)
         if values is settings:
             yield
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe():
+    """Returns tiny_recipe(changes) -> text of a recipe that trains on `make_tree("folder")`.
+
+    Changes are one a line, as `train.steps = 2`.
+    """
+
+    def tiny_recipe(changes):
+        lines = [f"    c.{change}\n" for change in changes.strip().splitlines()]
+        return f"{_TINY}{''.join(lines)}    return c\n"
+
+    return tiny_recipe
 
 
 @pytest.fixture

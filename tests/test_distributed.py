@@ -21,28 +21,14 @@ SECONDS = 300  # by which any run here has ended
 TOTAL = 20
 
 # Losses of 4 groups; dropout that would show any change of rows; saved only when told to.
-RECIPE = """
-from deeplab_jax import config
-
-
-def get_config():
-    c = config.get_config("folder", depth=18, output_stride=16)
-    c.name = "tiny"
-    c.model.num_classes = 4
-    c.model.atrous_rates = (1, 2, 3)
-    c.model.width, c.model.head_channels = 8, 16
-    c.model.low_level_channels, c.model.aux_channels = 4, 8
-    c.model.dropout_rate = 0.5
-    c.data.crop_size = (64, 64)
-    c.data.resize_base = (97, 65)
-    c.train.batch_size = 4
-    c.train.reference_processes = 2
-    c.train.steps = 20
-    c.eval.every_epochs = 9
-    c.checkpoint.every_steps = 50
-    c.log.every_steps = 1
-    c.mesh.check_every_steps = 4
-    return c
+CHANGES = """
+name = "tiny"
+model.dropout_rate = 0.5
+train.reference_processes = 2
+train.steps = 20
+eval.every_epochs = 9
+checkpoint.every_steps = 50
+mesh.check_every_steps = 4
 """
 
 DEATH = "distributed._HEARTBEAT_SECONDS = 10; after_step(5, die_when_saved)"
@@ -114,11 +100,11 @@ def memo():
 
 
 @pytest.fixture
-def root(memo, make_tree):
+def root(memo, make_tree, tiny_recipe):
     """The folder with the data and the recipe."""
     if "root" not in memo:
         memo["root"] = make_tree("folder", num_train=8, num_val=5)
-        (memo["root"] / "tiny.py").write_text(RECIPE)
+        (memo["root"] / "tiny.py").write_text(tiny_recipe(CHANGES))
     return memo["root"]
 
 

@@ -19,33 +19,25 @@ pytestmark = pytest.mark.usefixtures("compile_quickly")
 CONFIGS = Path(__file__).parents[1] / "configs"
 CLASSIFIERS = ("aux_classifier", "classifier")
 NAMES = ("sky", "road", "tree", "car")
-RECIPE = """
-from deeplab_jax import config
 
 
-def get_config():
-    c = config.get_config("folder", depth=18, output_stride=16)
-    c.model.num_classes = 4
-    c.model.atrous_rates = (1, 2, 3)
-    c.model.width, c.model.head_channels = 8, 16
-    c.model.low_level_channels, c.model.aux_channels = 4, 8
-    c.data.crop_size = (64, 64)
-    c.data.resize_base = (97, 65)
-    c.train.batch_size = 4
-    c.train.steps = 3
-    c.eval.every_epochs = 9
-    c.log.every_steps = 1
-    return c
-"""
+@pytest.fixture
+def recipe_text(tiny_recipe):
+    return tiny_recipe("train.steps = 3\neval.every_epochs = 9")
 
 
-def make_config(**model):
-    """Returns the recipe above with fields of the model changed."""
-    scope = {}
-    exec(RECIPE, scope)
-    c = scope["get_config"]()
-    c.model.update(model)
-    return c
+@pytest.fixture
+def make_config(recipe_text):
+    """Returns make_config(**model) -> that recipe's, with fields of the model changed."""
+
+    def make_config(**model):
+        scope = {}
+        exec(recipe_text, scope)
+        c = scope["get_config"]()
+        c.model.update(model)
+        return c
+
+    return make_config
 
 
 def draw_variables(c, seed=0):
@@ -56,7 +48,7 @@ def draw_variables(c, seed=0):
 
 
 @pytest.fixture
-def write(tmp_path):
+def write(make_config, tmp_path):
     """Returns write(kind, names, metrics, **model) -> (path, config, items): random, saved."""
 
     def write(kind="weights", names=NAMES, metrics=None, **model):
@@ -125,7 +117,7 @@ def test_whole_network_is_loaded_and_nothing_else_changes(write, capsys):
 
 
 @pytest.mark.parametrize("classes", [3, 4])
-def test_skipped_head_is_as_drawn_and_all_else_is_loaded(write, capsys, classes):
+def test_skipped_head_is_as_drawn_and_all_else_is_loaded(write, make_config, capsys, classes):
     path, _, items = write()
     c = make_config(num_classes=classes)
     drawn = new_state(c)
@@ -142,7 +134,7 @@ def test_skipped_head_is_as_drawn_and_all_else_is_loaded(write, capsys, classes)
     )
 
 
-def test_other_class_count_is_told_with_names_and_counts(write):
+def test_other_class_count_is_told_with_names_and_counts(write, make_config):
     path, *_ = write(num_classes=21, names=())
     c = make_config(num_classes=5)
     c.init.checkpoint = str(path)
@@ -155,7 +147,7 @@ def test_other_class_count_is_told_with_names_and_counts(write):
     assert "; 21 classes there, 5 here - new classifiers: --config.init.head=skip" in text
 
 
-def test_class_count_is_no_matter_when_the_head_is_skipped(write):
+def test_class_count_is_no_matter_when_the_head_is_skipped(write, make_config):
     path, *_ = write(num_classes=21, names=())
     c = make_config(num_classes=5, head_channels=12)
     c.init.checkpoint, c.init.head = str(path), "skip"
@@ -174,7 +166,7 @@ def test_class_count_is_no_matter_when_the_head_is_skipped(write):
         ({"head_channels": 12}, "batch_stats/aspp/image_pool/norm/var: (16,) saved, (12,) wanted"),
     ],
 )
-def test_other_network_is_told_by_name(write, head, model, text):
+def test_other_network_is_told_by_name(write, make_config, head, model, text):
     path, *_ = write(num_classes=3)
     c = make_config(num_classes=3, **model)
     c.init.checkpoint, c.init.head = str(path), head
@@ -203,7 +195,7 @@ def test_other_names_of_as_many_classes_are_warned_of(write):
     assert start.check_start(c, ("sky", "wall", "tree", "bus")) == []
 
 
-def test_backbone_is_named_elsewhere(write):
+def test_backbone_is_named_elsewhere(write, make_config):
     path, *_ = write("backbone")
     c = make_config()
     c.init.checkpoint = str(path)
@@ -225,12 +217,12 @@ def break_list(path):
 
 @pytest.mark.parametrize("damage", [remove, break_description, break_list])
 def test_checkpoint_that_cannot_be_read_is_told_before_anything_is_written(
-    write, make_tree, tmp_path, capsys, damage
+    write, recipe_text, make_tree, tmp_path, capsys, damage
 ):
     path, *_ = write()
     damage(path)
     root = make_tree("folder", num_train=4, num_val=1)
-    (root / "tiny.py").write_text(RECIPE)
+    (root / "tiny.py").write_text(recipe_text)
     options = [f"--config.data.root={root}", f"--config.init.checkpoint={path}"]
     workdir = tmp_path / "run"
     assert call("train", "--config", root / "tiny.py", "--workdir", workdir, *options) == 4
@@ -250,10 +242,10 @@ def test_table_row_starts_from_a_checkpoint_without_a_backbone(write):
 
 
 def test_fine_tuning_to_other_classes_and_going_on_once_the_source_is_gone(
-    write, make_tree, tmp_path, monkeypatch, capsys
+    write, recipe_text, make_tree, tmp_path, monkeypatch, capsys
 ):
     root = make_tree("folder", num_train=8, num_val=1, num_classes=3)
-    (root / "tiny.py").write_text(RECIPE)
+    (root / "tiny.py").write_text(recipe_text)
     source, workdir = write("run")[0], tmp_path / "tuned"
     devices = jax.devices()[:1]  # for one the step compiles sooner
     monkeypatch.setattr(jax, "devices", lambda: devices)
@@ -312,7 +304,7 @@ def test_checkpoint_of_another_kind_is_no_backbone(write):
         start.check_start(c, NAMES)
 
 
-def test_backbone_of_another_depth_does_not_fit(write):
+def test_backbone_of_another_depth_does_not_fit(write, make_config):
     path, *_ = write("backbone", depth=50)
     c = make_config()
     c.init.backbone = str(path)

@@ -4,24 +4,6 @@ import pytest
 
 from deeplab_jax import cli
 
-RECIPE = """
-from deeplab_jax import config
-
-
-def get_config():
-    c = config.get_config("folder", depth=18, output_stride=16)
-    c.model.num_classes = 4
-    c.model.atrous_rates = (1, 2, 3)
-    c.model.width, c.model.head_channels = 8, 16
-    c.model.low_level_channels, c.model.aux_channels = 4, 8
-    c.data.crop_size = (64, 64)
-    c.data.resize_base = (97, 65)
-    c.train.batch_size = 4
-    c.train.steps = 2
-    c.log.every_steps = 1
-    return c
-"""
-
 
 @pytest.fixture(scope="module", autouse=True)
 def _compile_quickly(compile_quickly):
@@ -65,9 +47,9 @@ def memo():
 
 
 @pytest.fixture
-def train(tmp_path):
+def train(tmp_path, tiny_recipe):
     """Returns train(root, *overrides) -> the command, into a work directory of its own."""
-    (tmp_path / "tiny.py").write_text(RECIPE)
+    (tmp_path / "tiny.py").write_text(tiny_recipe("train.steps = 2"))
 
     def train(root, *overrides):
         flags = [f"--config.data.{override}" for override in overrides]

@@ -233,26 +233,12 @@ def test_process_that_does_not_start_is_told(dataset, monkeypatch):
 
 TIMES = ("images_per_second", "data_wait")
 
-TINY = """
-from deeplab_jax import config
-
-
-def get_config():
-    c = config.get_config("folder", depth=18, output_stride=16)
-    c.name = "tiny"
-    c.model.num_classes = 4
-    c.model.atrous_rates = (1, 2, 3)
-    c.model.width, c.model.head_channels = 8, 16
-    c.model.low_level_channels, c.model.aux_channels = 4, 8
-    c.data.crop_size = (64, 64)
-    c.data.resize_base = (97, 65)
-    c.data.num_workers = 2
-    c.train.batch_size = 4
-    c.train.steps = 100
-    c.eval.every_epochs = 100
-    c.checkpoint.every_steps = 100
-    c.log.every_steps = 1
-    return c
+CHANGES = """
+name = "tiny"
+data.num_workers = 2
+train.steps = 100
+eval.every_epochs = 100
+checkpoint.every_steps = 100
 """
 
 
@@ -269,10 +255,10 @@ def memo():
 
 
 @pytest.fixture
-def start(environment, make_tree, tmp_path):
+def start(environment, make_tree, tiny_recipe, tmp_path):
     """Returns start(name) -> a training process that leads its own group, in its workdir."""
     root = make_tree("folder", num_train=16, num_val=2)
-    (root / "tiny.py").write_text(TINY)
+    (root / "tiny.py").write_text(tiny_recipe(CHANGES))
     started = []
 
     def make(name="run"):
