@@ -1,5 +1,5 @@
-import errno
-import fcntl
+"""Steps, saves and evaluations: stopped, continued, killed, and where numbers are not finite."""
+
 import json
 import os
 import shlex
@@ -8,99 +8,24 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
-from deeplab_jax import checkpoint, cli, config, rundir, sharding, trainer
+from deeplab_jax import checkpoint, sharding, trainer
 from deeplab_jax.data import SampleOrder, open_dataset
-from deeplab_jax.errors import ConfigError, DataError
+from deeplab_jax.errors import DataError
 from deeplab_jax.models import build_model
 from deeplab_jax.optimizer import build_optimizer
-from deeplab_jax.recipe import load_recipe
-from deeplab_jax.train_state import init_state, init_variables
+from deeplab_jax.train_state import init_state
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
-CONFIGS = Path(__file__).parents[1] / "configs"
-TABLE = [f"{name}_r{depth}_os{os}" for name, depth, os in config.PUBLISHED_MIOU]
-ORDINARY = ("voc_r50_os8", "cityscapes_r50_os16")  # with ResNet-18; the others are slow
-
-# Makes a recipe of the table small; what it trains on and how is left alone.
-SMALL = [
-    "--config.model.width=8",
-    "--config.model.head_channels=16",
-    "--config.model.low_level_channels=4",
-    "--config.model.aux_channels=8",
-    "--config.data.crop_size=64,64",
-    "--config.data.resize_base=128,64",
-    "--config.data.num_workers=0",
-    "--config.eval.resize_base=128,64",
-    "--config.train.batch_size=8",
-    "--config.train.steps=2",
-    "--config.log.every_steps=1",
-]
-
-# 4 steps an epoch; saved after 3, 6, 9, 12 and evaluated after 8; so most saves are in mid-epoch.
-TINY = """
-from deeplab_jax import config
-
-
-def get_config():
-    c = config.get_config("folder", depth=18, output_stride=16)
-    c.name = "tiny"
-    c.model.num_classes = 4
-    c.model.atrous_rates = (1, 2, 3)
-    c.model.width, c.model.head_channels = 8, 16
-    c.model.low_level_channels, c.model.aux_channels = 4, 8
-    c.data.crop_size = (64, 64)
-    c.data.resize_base = (97, 65)
-    c.train.batch_size = 4
-    c.train.steps = 14
-    c.eval.every_epochs = 2
-    c.checkpoint.every_steps = 3
-    c.log.every_steps = 1
-    return c
-"""
-TOTAL = 14
-
-
-@pytest.fixture(scope="module")
-def memo():
-    """What the tests of this file share; `make_tree` cannot be asked from a wider scope."""
-    return {}
+TOTAL = 14  # the tiny recipe's steps
 
 
 @pytest.fixture
-def tiny(memo, make_tree):
-    """The command that trains the tiny recipe, without its work directory."""
-    if "tiny" not in memo:
-        root = make_tree("folder", num_train=16, num_val=2)
-        (root / "tiny.py").write_text(TINY)
-        memo["tiny"] = ["train", "--config", f"{root}/tiny.py", f"--config.data.root={root}"]
-    return memo["tiny"]
-
-
-@pytest.fixture
-def tiny_config(tiny):
-    return load_recipe(tiny[2], tiny[3:])
-
-
-@pytest.fixture
-def finished(memo, tiny, tmp_path_factory):
-    """The work directory of the uninterrupted run; not to be changed."""
-    if "finished" not in memo:
-        workdir = tmp_path_factory.mktemp("finished")
-        assert call(*tiny, "--workdir", workdir) == 0
-        memo["finished"] = workdir
-    return memo["finished"]
-
-
-@pytest.fixture
-def interrupted(memo, tiny, tmp_path_factory, capsys, monkeypatch):
+def interrupted(call, memo, tiny, tmp_path_factory, capsys, monkeypatch):
     """What became of a run that was stopped twice in mid-epoch and continued each time."""
     if "interrupted" not in memo:
         got = SimpleNamespace(workdir=tmp_path_factory.mktemp("interrupted"), stops=[], given=[])
@@ -126,13 +51,6 @@ def interrupted(memo, tiny, tmp_path_factory, capsys, monkeypatch):
         got.out = capsys.readouterr().out
         memo["interrupted"] = got
     return memo["interrupted"]
-
-
-def call(*argv):
-    """Runs a command in this process and returns its exit code."""
-    with pytest.raises(SystemExit) as end:
-        cli.main([str(argument) for argument in argv])
-    return end.value.code
 
 
 def log_of(workdir):
@@ -190,54 +108,6 @@ def spy_on_steps(monkeypatch, before=lambda state: state):
     return jitted
 
 
-# The recipes
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[] if n in ORDINARY else pytest.mark.slow) for n in TABLE]
-)
-def test_table_recipe_trains_and_evaluates(name, make_tree, tmp_path):
-    dataset = name.split("_")[0]
-    root = make_tree(dataset, num_train=9, num_val=1)
-    recipe, workdir = CONFIGS / f"{name}.py", tmp_path / "run"
-    options = [*SMALL, "--config.init.backbone=none", f"--config.data.root={root}"]
-    if name in ORDINARY:
-        options.append("--config.model.depth=18")
-    assert call("train", "--config", recipe, "--workdir", workdir, *options) == 0
-    log = log_of(workdir)
-    assert [(line["event"], line["step"]) for line in log] == [
-        ("train", 1), ("train", 2), ("eval", 2), ("end", 2)
-    ]  # fmt: skip
-    assert all(np.isfinite(list(line.values())[2:]).all() for line in log[:2])
-    assert call("evaluate", "--checkpoint", workdir) == 0
-
-    result = json.loads((workdir / "evaluation.json").read_text())
-    c = load_recipe(recipe, options)
-    validation = open_dataset(c.data, c.model.num_classes, "val")
-    _, label = validation.read(0)
-    counts = np.bincount(label[label != 255], minlength=c.model.num_classes)
-    assert np.sum(result["confusion"], 1).tolist() == counts.tolist()
-    assert result["mean_iou"] == log[2]["mean_iou"]
-    assert result["class_names"] == list(validation.class_names)
-
-
-def test_table_recipe_without_backbone_says_what_to_do_and_leaves_the_way_free(
-    make_tree, tmp_path, capsys
-):
-    root = make_tree("voc", num_train=9, num_val=1)
-    workdir = tmp_path / "run"
-    command = ["train", "--config", CONFIGS / "voc_r50_os8.py", "--workdir", workdir, *SMALL]
-    command.append(f"--config.data.root={root}")
-    assert call(*command) == 2
-    error = capsys.readouterr().err
-    assert "config.init.backbone" in error
-    assert "--config.init.backbone=DIR" in error
-    assert "=none" in error
-    # The corrected command is not refused as another configuration: its own error comes next.
-    assert call(*command, "--config.init.backbone=nowhere") == 4
-    assert "nowhere" in capsys.readouterr().err
-
-
 # Going on
 
 
@@ -261,7 +131,7 @@ def test_interrupted_run_ends_bit_for_bit_as_the_uninterrupted(interrupted, fini
     assert steps == [*range(1, TOTAL + 1)]
 
 
-def test_second_ctrl_c_leaves_at_once(tiny, tmp_path, monkeypatch):
+def test_second_ctrl_c_leaves_at_once(call, tiny, tmp_path, monkeypatch):
     signal_when_logged(monkeypatch, 4, signal.SIGINT, signal.SIGINT)
     assert call(*tiny, "--workdir", tmp_path) == 130
     assert checkpoint.latest_step(tmp_path) == 3
@@ -272,50 +142,22 @@ def test_signals_are_as_before_after_a_run(finished):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_finished_run_says_so(tiny, finished, capsys):
+def test_finished_run_says_so(call, tiny, finished, capsys):
     log, steps = log_of(finished), steps_on_disk(finished)
     assert call(*tiny, "--workdir", finished) == 0
     assert "already finished" in capsys.readouterr().out
     assert (log_of(finished), steps_on_disk(finished)) == (log, steps)
 
 
-def test_run_killed_after_its_last_save_still_tells_its_hash(tiny, finished, tmp_path, capsys):
+def test_run_killed_after_its_last_save_still_tells_its_hash(
+    call, tiny, finished, tmp_path, capsys
+):
     shutil.copytree(finished, tmp_path / "run")
     log = tmp_path / "run" / "log.jsonl"
     log.write_text("".join(log.read_text().splitlines(keepends=True)[:-1]))
     assert call(*tiny, "--workdir", tmp_path / "run") == 0
     assert log_of(tmp_path / "run") == log_of(finished)
     assert log_of(finished)[-1]["params_sha256"][:16] in capsys.readouterr().out
-
-
-def test_other_configuration_is_refused_with_the_difference(tiny, finished, capsys):
-    log = log_of(finished)
-    changes = ["--config.train.lr=0.02", "--config.data.crop_size=64,128"]
-    assert call(*tiny, "--workdir", finished, *changes) == 2
-    error = capsys.readouterr().err
-    assert "train.lr: 0.01 -> 0.02" in error
-    assert "data.crop_size: (64, 64) -> (64, 128)" in error
-    assert str(finished) in error
-    assert log_of(finished) == log
-
-
-def test_place_workers_and_logging_may_change(tiny, finished, tmp_path):
-    root = Path(tiny[2]).parent
-    shutil.copytree(root, tmp_path / "moved")
-    changes = [
-        f"--config.data.root={tmp_path / 'moved'}",
-        "--config.data.num_workers=1",
-        "--config.log.every_steps=5",
-    ]
-    assert call(*tiny, "--workdir", finished, *changes) == 0
-
-
-def test_weights_are_not_continued_as_a_run(tiny_config, tmp_path):
-    shapes = jax.eval_shape(lambda: init_variables(build_model(tiny_config.model), 0))
-    variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-    checkpoint.save_once(tmp_path, variables, checkpoint.Info(kind="weights", config=tiny_config))
-    with pytest.raises(ConfigError, match="of kind weights, not a run"):
-        rundir.check_continuation(tmp_path, tiny_config, None)
 
 
 def kill_while_training(command, workdir, environment, rng, lines):
@@ -350,7 +192,7 @@ def kill_while_training(command, workdir, environment, rng, lines):
 
 
 def test_killed_run_ends_bit_for_bit_as_the_uninterrupted(
-    tiny, finished, tmp_path, compile_quickly
+    call, tiny, finished, tmp_path, compile_quickly
 ):
     kill_while_training(tiny, tmp_path, compile_quickly, np.random.default_rng(0), lines=4)
     assert call(*tiny, "--workdir", tmp_path) == 0
@@ -360,7 +202,7 @@ def test_killed_run_ends_bit_for_bit_as_the_uninterrupted(
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_run_killed_three_times_ends_bit_for_bit_as_the_uninterrupted(
-    seed, tiny, finished, tmp_path, compile_quickly
+    call, seed, tiny, finished, tmp_path, compile_quickly
 ):
     rng = np.random.default_rng(seed)
     for _ in range(3):
@@ -396,7 +238,7 @@ def test_ctrl_c_with_reading_processes_saves(tiny, tmp_path, compile_quickly):
 
 @pytest.mark.parametrize("redirection", ["", "2>&1"])
 def test_reader_of_the_output_that_leaves_stops_the_run_as_a_signal_does(
-    tiny, finished, tmp_path, compile_quickly, redirection
+    call, tiny, finished, tmp_path, compile_quickly, redirection
 ):
     command = shlex.join([sys.executable, "-m", "deeplab_jax.train", *tiny[1:]])
     workdir = tmp_path / "run"
@@ -412,44 +254,8 @@ def test_reader_of_the_output_that_leaves_stops_the_run_as_a_signal_does(
     assert log_of(workdir) == log_of(finished)
 
 
-# One process at a time
-
-
-def test_second_process_in_a_work_directory_is_refused(tiny, finished, tmp_path, capsys):
-    shutil.copytree(finished, tmp_path / "run")
-    with (tmp_path / "run" / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.write("pid 12 on elsewhere")
-        file.flush()
-        before = (tmp_path / "run" / "config.json").stat().st_mtime_ns
-        assert call(*tiny, "--workdir", tmp_path / "run") == 2
-        assert "another process trains here (pid 12 on elsewhere)" in capsys.readouterr().err
-        assert (tmp_path / "run" / "config.json").stat().st_mtime_ns == before
-    assert call(*tiny, "--workdir", tmp_path / "run") == 0
-    assert (tmp_path / "run" / ".lock").read_text().startswith(f"pid {os.getpid()} on ")
-
-
-def test_file_system_without_locks_is_used_without(tiny, finished, monkeypatch):
-    def fail(*args):
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr(rundir.fcntl, "flock", fail)
-    assert call(*tiny, "--workdir", finished) == 0
-
-
-def test_added_images_are_not_continued_over(tiny, finished, tmp_path, capsys):
-    root = Path(tiny[2]).parent
-    shutil.copytree(root, tmp_path / "more")
-    for folder, suffix in (("images", "jpg"), ("labels", "png")):
-        first = next((tmp_path / "more" / folder / "train").iterdir())
-        shutil.copy(first, first.with_name(f"added.{suffix}"))
-    changes = [f"--config.data.root={tmp_path / 'more'}"]
-    assert call(*tiny, "--workdir", finished, *changes) == 2
-    assert "trained on 16 images" in capsys.readouterr().err
-
-
 def test_failed_evaluation_saves_the_state_and_is_made_up_for(
-    tiny, finished, tmp_path, monkeypatch
+    call, tiny, finished, tmp_path, monkeypatch
 ):
     original = trainer.Evaluator.__call__
 
@@ -465,7 +271,7 @@ def test_failed_evaluation_saves_the_state_and_is_made_up_for(
 
 
 def test_stop_during_evaluation_leaves_it_owed_until_it_is_done(
-    tiny, finished, tmp_path, monkeypatch
+    call, tiny, finished, tmp_path, monkeypatch
 ):
     original = trainer.Evaluator.__call__
 
@@ -531,7 +337,7 @@ def overwrite(monkeypatch, step, item, name, value):
 
 
 def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_step(
-    tiny, tiny_config, tmp_path, monkeypatch, capsys
+    call, tiny, tiny_config, tmp_path, monkeypatch, capsys
 ):
     overwrite(monkeypatch, 5, "params", "kernel", np.nan)
     assert call(*tiny, "--workdir", tmp_path) == 6
@@ -545,7 +351,7 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_step(
 
 
 def test_statistics_that_are_not_finite_are_not_saved_though_the_loss_is_finite(
-    tiny, tmp_path, monkeypatch, capsys
+    call, tiny, tmp_path, monkeypatch, capsys
 ):
     overwrite(monkeypatch, 3, "batch_stats", "var", np.inf)  # training does not read it
     assert call(*tiny, "--workdir", tmp_path) == 6
@@ -556,7 +362,7 @@ def test_statistics_that_are_not_finite_are_not_saved_though_the_loss_is_finite(
 
 
 def test_far_too_large_rate_stops_the_run_and_saves_nothing_that_is_not_finite(
-    tiny, tiny_config, tmp_path, capsys
+    call, tiny, tiny_config, tmp_path, capsys
 ):
     extreme = ["--config.train.lr=1e30", "--config.checkpoint.every_steps=1"]
     assert call(*tiny, "--workdir", tmp_path, *extreme) == 6
@@ -570,51 +376,7 @@ def test_far_too_large_rate_stops_the_run_and_saves_nothing_that_is_not_finite(
         assert is_finite(checkpoint.restore(tmp_path, kept, abstract_items(tiny_config)))
 
 
-# The plan, and what it warns of
-
-
-def test_plan_says_what_is_due_when(tiny_config):
-    plan = trainer.make_plan(tiny_config, 16)
-    assert [s for s in range(1, TOTAL + 1) if plan.is_eval_due(s)] == [8, 14]
-    assert [s for s in range(1, TOTAL + 1) if plan.is_save_due(s)] == [3, 6, 8, 9, 12, 14]
-
-
-def test_plan_saves_once_an_epoch_by_default(tiny_config):
-    tiny_config.checkpoint.every_steps = 0
-    tiny_config.train.steps = 0
-    tiny_config.train.epochs = 3
-    plan = trainer.make_plan(tiny_config, 18)
-    assert (plan.total, plan.steps_per_epoch, plan.save_every) == (12, 4, 4)
-
-
-def test_too_few_images_for_a_batch_are_refused(tiny_config):
-    with pytest.raises(DataError, match="3 images do not fill one batch of 4"):
-        trainer.make_plan(tiny_config, 3)
-
-
-@pytest.mark.parametrize(
-    ("output_stride", "crop", "size"),
-    [
-        (16, (288, 512), "18x32"),  # as large as the rate is not larger
-        (16, (192, 256), "12x16"),
-        (8, (280, 280), "35x35"),
-    ],
-)
-def test_crop_too_small_for_the_largest_rate_is_warned_of(output_stride, crop, size):
-    c = config.get_config("folder", output_stride=output_stride)
-    c.data.crop_size = crop
-    (warning,) = trainer.warnings(c)
-    assert f"{size} feature map" in warning
-    assert f"rate {18 if output_stride == 16 else 36}:" in warning
-
-
-@pytest.mark.parametrize(
-    ("output_stride", "crop"), [(16, (512, 512)), (16, (289, 289)), (8, (512, 1024))]
-)
-def test_crop_large_enough_is_not_warned_of(output_stride, crop):
-    c = config.get_config("folder", output_stride=output_stride)
-    c.data.crop_size = crop
-    assert trainer.warnings(c) == []
+# The hash that a run ends with
 
 
 def test_hash_depends_on_names_and_on_each_bit():
