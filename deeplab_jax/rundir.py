@@ -20,7 +20,26 @@ from deeplab_jax.data import Dataset
 from deeplab_jax.errors import ConfigError, shorten
 from deeplab_jax.whole_file import whole_file
 
+_FREE_ON_HOSTS = ("data.root", "data.num_workers")  # what may differ between hosts
 _PATIENCE = 10.0  # seconds until a new file must show on the other hosts
+
+
+def agree(config: ConfigDict, workdir: str | os.PathLike) -> Path:
+    """Returns a run's directory, once the hosts agree on software and settings and all see it.
+
+    Raises:
+      ConfigError: hosts differ; a setting cannot be used; the directory is an address, or is not
+        seen by all.
+      ResourceError: a host cannot write there.
+    """
+    values = {f"config.{k}": v for k, v in config_lib.flatten(config).items()}
+    facts = {k: v for k, v in values.items() if k[len("config.") :] not in _FREE_ON_HOSTS}
+    hosts.compare(hosts.software() | facts)
+    with hosts.together():
+        config_lib.validate(config)
+        path = as_path(workdir)
+    check_shared(path)
+    return path
 
 
 def as_path(text: str | os.PathLike) -> Path:

@@ -38,7 +38,6 @@ from deeplab_jax.stopping import interrupted, stop_signals
 from deeplab_jax.train_state import State, eval_variables, init_state
 from deeplab_jax.train_step import Metrics, make_update
 
-_FREE_ON_HOSTS = ("data.root", "data.num_workers")  # what may differ between hosts
 _FAILED = 255  # a host's vote to save and end, as it cannot go on; others are signals' numbers
 
 
@@ -121,7 +120,7 @@ def _begin(config: ConfigDict, workdir: str | Path, held: ExitStack) -> tuple["R
       workdir: as of `train`.
       held: takes the lock.
     """
-    workdir = _agree_on_run(config, workdir)
+    workdir = rundir.agree(config, workdir)
     dataset, validation, is_begun = _open_data(config, workdir)
     skip_bad = config.data.skip_bad
     if skip_bad:  # what it finds is written there
@@ -151,18 +150,6 @@ def _begin(config: ConfigDict, workdir: str | Path, held: ExitStack) -> tuple["R
             flush=True,
         )
     return run, state
-
-
-def _agree_on_run(config: ConfigDict, workdir: str | Path) -> Path:
-    """Returns the work directory, once hosts agree on software and settings and all see it."""
-    values = {f"config.{k}": v for k, v in config_lib.flatten(config).items()}
-    facts = {k: v for k, v in values.items() if k[len("config.") :] not in _FREE_ON_HOSTS}
-    hosts.compare(hosts.software() | facts)
-    with hosts.together():
-        config_lib.validate(config)
-        path = rundir.as_path(workdir)
-    rundir.check_shared(path)
-    return path
 
 
 def _open_data(config: ConfigDict, workdir: Path) -> tuple[Dataset, Dataset, bool]:
