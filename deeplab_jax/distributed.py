@@ -17,6 +17,7 @@ from deeplab_jax.errors import ConfigError, ResourceError
 from deeplab_jax.progress import discard
 
 _CONNECT_SECONDS = 300  # for all processes to have come; a slice's hosts do not boot at once
+_QUIET_SECONDS = 10  # of waiting for them until that is said
 _HEARTBEAT_SECONDS = 60  # without a sign of life until a process counts as dead
 _END_SECONDS = 300  # for the others to end as well, after success: the first writes reports
 _LEAVE_SECONDS = 10  # the same after a failure, which the others may not know of
@@ -230,7 +231,11 @@ def _guarded(arguments: Mapping[str, Any], seconds: float) -> Iterator[None]:
     done = threading.Event()
 
     def watch() -> None:
-        if not done.wait(seconds):
+        quiet = min(seconds, _QUIET_SECONDS)
+        if not done.wait(quiet) and seconds > quiet:
+            text = f"waiting up to {seconds:.0f} s for the other processes"
+            print(text, file=sys.stderr, flush=True)
+        if not done.wait(seconds - quiet):
             _give_up(_not_met(arguments, seconds))
 
     threading.Thread(target=watch, daemon=True).start()

@@ -122,6 +122,11 @@ class Facts:
     disk_free: int
     workdir: Path
 
+    @property
+    def errors(self) -> tuple[DeepLabError, ...]:
+        """What would end the run, too little memory or disk first."""
+        return (*_misfits(self), *self.inputs.errors)
+
 
 def dry_run(config: ConfigDict, workdir: str, target: str | None) -> None:
     """Prints what a run computes, needs and reads; writes nothing.
@@ -138,7 +143,7 @@ def dry_run(config: ConfigDict, workdir: str, target: str | None) -> None:
     """
     facts = gather(config, workdir, target)
     print("\n".join(dry_run_text.render(facts)), flush=True)
-    for error in (*facts.inputs.errors, *_misfits(facts)):
+    for error in facts.errors:
         raise error
 
 
@@ -331,6 +336,6 @@ def advice(config: ConfigDict) -> str:
     if not model.remat:
         ways.append("config.model.remat=1,2,3,4")
     if config.train.batch_size % (2 * parts) == 0:
-        ways.append(f"config.train.accumulate={2 * parts}")
+        ways.append(f"config.train.accumulate={2 * parts} (batch norm then sees parts)")
     ways.append(f"more devices, or config.mesh.space={2 * config.mesh.space}")
     return "try " + ", ".join(ways)

@@ -137,5 +137,5 @@ def _picture(facts: "Facts") -> Iterator[str]:
 def _remarks(facts: "Facts") -> Iterator[str]:
     for warning in facts.inputs.warnings:
         yield f"warning: {warning}"
-    for error in facts.inputs.errors[1:]:  # the first is the command's own
+    for error in facts.errors[1:]:  # the first is the command's own
         yield f"also: {error}"

@@ -90,7 +90,7 @@ def as_resource_error(error: Exception) -> ResourceError | None:
         return ResourceError("memory", f"is exhausted ({error})", fix)
     if "RESOURCE_EXHAUSTED" in str(error):
         what = "out of memory (" + str(error).split("RESOURCE_EXHAUSTED:")[-1].split("\n")[0] + ")"
-        fix = "lower config.train.batch_size or config.data.crop_size, or use bfloat16"
+        fix = "add --dry-run to the command: it says what a step needs, and which settings lower it"
         return ResourceError("device", what, fix)
     return None
 

@@ -26,7 +26,7 @@ _HEADS = {"classifier": "classifier", "aux_head": "auxiliary head",
 
 def count_macs(config: ConfigDict) -> dict[str, int]:
     """Returns {part: multiply-adds of one training image, forward}, as `PARTS` are ordered."""
-    model = build_model(config.model)
+    model = build_model(config.model).clone(remat=())  # whose blocks' names are not in its program
     variables = jax.eval_shape(lambda: init_variables(model, 0))
     image = jax.ShapeDtypeStruct((1, *config.data.crop_size, 3), jnp.float32)
     program = jax.make_jaxpr(model.apply)(variables, image)

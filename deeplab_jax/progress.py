@@ -108,6 +108,7 @@ class Display:
     def live(self) -> Iterator["Display"]:
         """Shows a progress bar while the block runs, if the output is a terminal."""
         if not sys.stdout.isatty():
+            self._print("compiling")
             yield self
             return
         from rich.progress import BarColumn, Progress, TextColumn

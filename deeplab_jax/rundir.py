@@ -73,8 +73,8 @@ def check_shared(workdir: Path) -> None:
             if hosts.is_first():
                 made = _make(workdir)
                 token.touch()
-        seen = hosts.exchange([hosts.name(), _appears(token)])
-        if all(is_seen for _, is_seen in seen):
+        seen = hosts.exchange([hosts.name(), str(workdir.absolute()), _appears(token)])
+        if all(is_seen for *_, is_seen in seen):
             with hosts.together():
                 own = token.with_name(f"{token.name}-{jax.process_index()}")
                 own.touch()
@@ -85,9 +85,11 @@ def check_shared(workdir: Path) -> None:
             with suppress(OSError):  # another run began there
                 for folder in reversed(made):
                     folder.rmdir()
-    if blind := [host for host, is_seen in seen if not is_seen]:
+    if blind := [host for host, _, is_seen in seen if not is_seen]:
         what = f"what {seen[0][0]} writes here is not seen by {shorten(blind)}"
-        fix = "use a path that every host mounts, such as of NFS, Filestore or gcsfuse"
+        if len(paths := dict.fromkeys(path for _, path, _ in seen)) > 1:
+            what += f"; it is {' and '.join([*paths][:3])} there"
+        fix = "use an absolute path that every host mounts, such as of NFS, Filestore or gcsfuse"
         raise ConfigError(str(workdir), what, fix)
 
 

@@ -89,9 +89,19 @@ def _check_shape(
         raise ConfigError(
             "config.train.batch_size",
             f"{batch_size} does not divide over {num_devices} devices{shared}{parts}",
-            f"use {nearest}, or fewer devices",
+            f"use {nearest}, {_other_split(batch_size, num_devices, space, accumulate)}or fewer"
+            " devices",
         )
     return count
+
+
+def _other_split(batch_size: int, num_devices: int, space: int, accumulate: int) -> str:
+    """Returns the smallest split of rows with which a batch divides, as part of the advice."""
+    # Of 2, 4 or 8, because heights seldom divide by others.
+    for more in (2 * space, 4 * space, 8 * space):
+        if num_devices % more == 0 and batch_size % (num_devices // more * accumulate) == 0:
+            return f"config.mesh.space={more} (which keeps the result), "
+    return ""
 
 
 def _divisors(number: int) -> list[int]:

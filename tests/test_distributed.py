@@ -314,7 +314,7 @@ REFUSED = {
     "a batch that does not divide": (
         ["--config.train.batch_size=6"],
         [],
-        "6 does not divide over 4 devices - use 8, or fewer devices",
+        "6 does not divide over 4 devices - use 8, config.mesh.space=2 (which keeps",
     ),
     "an address": (["--workdir=gs://bucket/run"], [], "mount the bucket (gcsfuse), or use NFS"),
 }
@@ -347,7 +347,8 @@ def test_work_directory_that_is_not_shared_is_refused_by_all(root, environment, 
     assert codes == [2, 2], errors
     first, second = error_lines(errors)
     assert "(process 0) writes here is not seen by " in first[0]
-    assert "use a path that every host mounts" in second[0]
+    assert f"it is {folders[0]} and {folders[1]} there" in first[0]
+    assert "use an absolute path that every host mounts" in second[0]
     assert not any(folder.exists() for folder in folders)
 
 

@@ -80,10 +80,20 @@ def test_a_table_row_has_its_published_length_without_data(no_compilers, tmp_pat
 
 def test_what_does_not_fit_names_what_helps(tiny, tmp_path, no_compilers, monkeypatch):
     monkeypatch.setitem(targets._TPUS, "v5e", (0.001, targets._FLAT))
-    fix = r"dtype=bfloat16, .*remat=1,2,3,4, .*accumulate=2, more devices, or .*space=2"
+    fix = r"dtype=bfloat16, .*remat=1,2,3,4, .*accumulate=2 \(.*\), more devices, or .*space=2"
     with pytest.raises(ResourceError, match=fix) as caught:
         dry_run.dry_run(tiny, str(tmp_path / "run"), "v5e:2x2")
     assert caught.value.exit_code == 5
+
+
+def test_what_does_not_fit_comes_before_missing_data(
+    tiny, tmp_path, no_compilers, monkeypatch, capsys
+):
+    monkeypatch.setitem(targets._TPUS, "v5e", (0.001, targets._FLAT))
+    tiny.data.root = str(tmp_path)
+    with pytest.raises(ResourceError, match="remat"):
+        dry_run.dry_run(tiny, str(tmp_path / "run"), "v5e:2x2")
+    assert f"also: {tmp_path}" in capsys.readouterr().out
 
 
 def test_a_disk_that_is_too_small_is_an_error(tiny, tmp_path, no_compilers, monkeypatch):

@@ -59,6 +59,7 @@ def test_layers_that_are_computed_again_count_once_more():
     plain, in_program = flops.step_macs(config, macs), products_of_a_gradient()
     assert plain == batch * flops.TRAINING * sum(macs.values())
     config.model.remat = (2, 4)
+    assert flops.count_macs(config) == macs
     again = macs["layer2"] + macs["layer4"]
     assert flops.step_macs(config, macs) - plain == batch * again
     assert products_of_a_gradient() - in_program == estimate._TRACED * again

@@ -115,14 +115,17 @@ def test_advised_batch_also_divides_into_the_losses_groups():
 
 
 @pytest.mark.parametrize(
-    ("batch", "count", "nearest"), [(6, 4, 8), (5, 4, 4), (3, 4, 4), (1, 2, 2), (9, 4, 8)]
+    ("batch", "count", "nearest", "space"),
+    [(6, 4, 8, 2), (5, 4, 4, 4), (3, 4, 4, 4), (1, 2, 2, 2), (9, 4, 8, 4)],
 )
-def test_batch_that_does_not_divide_over_the_devices_names_the_nearest(batch, count, nearest):
+def test_batch_that_does_not_divide_over_the_devices_names_the_nearest(
+    batch, count, nearest, space
+):
     with pytest.raises(ConfigError) as error:
         mesh_of(count, batch)
     assert str(error.value) == (
         f"config.train.batch_size: {batch} does not divide over {count} devices - "
-        f"use {nearest}, or fewer devices"
+        f"use {nearest}, config.mesh.space={space} (which keeps the result), or fewer devices"
     )
 
 
