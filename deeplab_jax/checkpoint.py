@@ -8,6 +8,7 @@ newest finished step survives a kill at any moment.
 
 import contextlib
 import dataclasses
+import errno
 import json
 import logging
 import math
@@ -26,11 +27,13 @@ from ml_collections import ConfigDict
 from orbax.checkpoint import v1 as ocp
 
 from deeplab_jax import config as config_lib
+from deeplab_jax import distributed, hosts
 from deeplab_jax.errors import CheckpointError, ResourceError, shorten
 
 FORMAT = 1  # of the description; raise it when older readers would misunderstand it
 KINDS = ("run", "weights", "backbone")
 
+_WRITE_SECONDS = 300  # until hosts that wait for one that could not write give up
 _STEPS = "checkpoints"  # the folder of W that holds one folder per step
 # Orbax's own description of a step. Asking Orbax for it reads every array's header as well
 # (0.7 s for 1200 arrays); its `custom_metadata` is all that `read_info` needs.
@@ -100,9 +103,10 @@ class Saver:
             steps.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=steps).close()  # a read-only folder shows before training
             self._scores = _scores(self._path)
-            self._orbax = ocp.training.Checkpointer(
-                steps, preservation_policy=self, cleanup_tmp_directories=True
-            )
+            with ocp.Context(async_options=ocp.options.AsyncOptions(timeout_secs=_WRITE_SECONDS)):
+                self._orbax = ocp.training.Checkpointer(
+                    steps, preservation_policy=self, cleanup_tmp_directories=True
+                )
         except Exception as error:
             raise self._failure(error) from error
 
@@ -150,6 +154,8 @@ class Saver:
         self._bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(items))
         try:
             self._orbax.wait()
+            if shutil.disk_usage(self._path).free < self._bytes:  # hosts would wait for each other
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._scores[step] = _score(metrics)
             self._orbax.save_checkpointables_async(
                 step, items, force=True, custom_metadata=metadata
@@ -177,7 +183,10 @@ class Saver:
             self._orbax.close()
 
     def _failure(self, error: Exception) -> ResourceError:
-        what = f"cannot save a checkpoint: {_cause(error)}"
+        cause = _cause(error)
+        if (lost := hosts.lost_host(self._path, cause)) is not None:
+            return lost
+        what = f"cannot save a checkpoint: {cause}"
         if self._bytes and self._path.exists():
             free = shutil.disk_usage(self._path).free
             what += f" (at most {self._bytes / 1e6:.1f} MB to write, {free / 1e6:.1f} MB free)"
@@ -198,6 +207,11 @@ def save_once(path: str | os.PathLike, items: Mapping[str, Any], info: Info) -> 
         raise CheckpointError(str(path), what, "choose another directory, or remove this one")
     with Saver(path) as saver:
         saver.save(info.step, items, info, info.metrics)
+
+
+def folder_of(path: str | os.PathLike) -> Path:
+    """Returns the folder of a directory's steps."""
+    return Path(path) / _STEPS
 
 
 def latest_step(path: str | os.PathLike) -> int | None:
@@ -347,12 +361,24 @@ def _load(where: Path, abstract: Mapping[str, Any]) -> dict[str, Any]:
     items = dict(abstract)  # an item without arrays was not saved
     for name in [name for name, item in abstract.items() if jax.tree.leaves(item)]:
         # One at a time: after a failure Orbax would leave its reads of the others unawaited.
-        items |= ocp.load_checkpointables(where, {name: abstract[name]})
+        with _alone():
+            items |= ocp.load_checkpointables(where, {name: abstract[name]})
     pairs = zip(jax.tree.leaves(items), jax.tree.leaves(dict(abstract)), strict=True)
     if any(got.dtype != wanted.dtype for got, wanted in pairs):
         # `with jax.enable_x64()` holds for one thread, and Orbax reads in others.
         raise ValueError('float64 needs jax.config.update("jax_enable_x64", True)')
     return items
+
+
+def _alone() -> contextlib.AbstractContextManager:
+    """Lets Orbax read in this process without waiting for other hosts, which may have failed."""
+    if not distributed.is_started():
+        return contextlib.nullcontext()
+    own = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"read{own}"
+    )
+    return ocp.Context(multiprocessing_options=options)
 
 
 def _saved_items(where: Path, names: Iterable[str]) -> dict[str, Any]:
@@ -400,7 +426,7 @@ def _by_name(items: Mapping[str, Any]) -> dict[str, Any]:
 
 def _steps(path: str | os.PathLike) -> list[int]:
     """Returns the finished steps in order; names that are not numbers are unfinished saves."""
-    root = Path(path) / _STEPS
+    root = folder_of(path)
     try:
         return sorted(int(entry.name) for entry in root.iterdir() if entry.name.isdecimal())
     except (FileNotFoundError, NotADirectoryError):

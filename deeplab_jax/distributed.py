@@ -9,6 +9,7 @@ import os
 import socket
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -222,7 +223,19 @@ def _initialize(arguments: dict[str, Any], seconds: float) -> None:
 
         if not hosts.is_first():
             discard(sys.stdout)  # the first speaks for all
+        _check_devices()
         hosts.exchange(None)  # connections between processors are made within 30 s or never
+
+
+def _check_devices() -> None:
+    """Refuses hosts that do not all have as many devices, as where one has failed."""
+    import jax
+
+    counts = Counter(device.process_index for device in jax.devices())
+    if len(set(counts.values())) > 1:
+        told = ", ".join(f"{number} on process {host}" for host, number in sorted(counts.items()))
+        fix = "see why some are missing, or give each process as many"
+        raise ConfigError("hosts", f"have different numbers of devices: {told}", fix)
 
 
 @contextmanager

@@ -33,12 +33,15 @@ def main(argv: list[str]) -> None:
         numbers = Path(args.json)
         page = numbers.with_name(f"{numbers.stem}_report.html")
     distributed.start(args.coordinator, args.num_processes, args.process_id)
+    import jax
+
     from deeplab_jax import hosts
     from deeplab_jax.api import load
     from deeplab_jax.checkpoint import find_step
     from deeplab_jax.evaluator import evaluate_checkpoint
+    from deeplab_jax.replicas import checksum
     from deeplab_jax.report.write import write_evaluated
-    from deeplab_jax.rundir import as_path
+    from deeplab_jax.rundir import as_path, is_free_on_hosts
 
     with hosts.watched(args.checkpoint):
         with hosts.together():
@@ -46,8 +49,12 @@ def main(argv: list[str]) -> None:
                 cli.check_writable(numbers, "--json")
             as_path(args.checkpoint)
             step = find_step(args.checkpoint, args.step)
-        hosts.compare(hosts.software() | {"step": step, "arguments": overrides})
-        segmenter = load(args.checkpoint, step, overrides)
+        common = [text for text in overrides if not is_free_on_hosts(text)]
+        hosts.compare(hosts.software() | {"step": step, "arguments": common})
+        with hosts.together():
+            segmenter = load(args.checkpoint, step, overrides)
+        if hosts.are_several():
+            hosts.compare({"weights": hex(int(jax.jit(checksum)(segmenter.variables)))})
         evaluate_checkpoint(segmenter, numbers, overrides)
     if hosts.is_first() and numbers.is_file():  # not with --json /dev/stdout
         write_evaluated(page, numbers, segmenter)

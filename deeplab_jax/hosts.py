@@ -26,7 +26,8 @@ from deeplab_jax.errors import ConfigError, DeepLabError, ReaderError, ResourceE
 
 T = TypeVar("T")
 
-_LOST = "a host of this run ended or cannot be reached"
+_LOST = "a host of this run ended, failed or cannot be reached"
+_SIGNS_OF_LOSS = ("Gloo", "onnection", "UNAVAILABLE", "oordination", "barrier")
 
 
 def is_first() -> bool:
@@ -205,9 +206,20 @@ def watched(workdir: object) -> Iterator[None]:
     try:
         yield
     except (jax.errors.JaxRuntimeError, ValueError) as error:
-        text = " ".join(str(error).split())
-        is_lost = any(word in text for word in ("Gloo", "onnection", "UNAVAILABLE", "oordination"))
-        if not are_several() or isinstance(error, DeepLabError) or not is_lost:
+        lost = None if isinstance(error, DeepLabError) else lost_host(workdir, str(error))
+        if lost is None:
             raise
-        fix = "see what the others printed, and repeat the command on all to go on"
-        raise ResourceError(str(workdir), f"{_LOST} ({text[:120]})", fix) from error
+        raise lost from error
+
+
+def lost_host(where: object, text: str) -> ResourceError | None:
+    """Returns our error for what JAX or Orbax says when another host does not answer, else None.
+
+    Args:
+      where: what the run writes to, for the message.
+      text: of their error.
+    """
+    if not are_several() or not any(word in text for word in _SIGNS_OF_LOSS):
+        return None
+    fix = "see what the others printed, and repeat the command on all to go on"
+    return ResourceError(str(where), f"{_LOST} ({' '.join(text.split())[:120]})", fix)

@@ -24,6 +24,11 @@ _FREE_ON_HOSTS = ("data.root", "data.num_workers")  # what may differ between ho
 _PATIENCE = 10.0  # seconds until a new file must show on the other hosts
 
 
+def is_free_on_hosts(argument: str) -> bool:
+    """Tells whether an argument `--config.KEY=VALUE` may differ between hosts."""
+    return argument.partition("=")[0].removeprefix("--config.") in _FREE_ON_HOSTS
+
+
 def agree(config: ConfigDict, workdir: str | os.PathLike) -> Path:
     """Returns a run's directory, once the hosts agree on software and settings and all see it.
 
@@ -76,9 +81,11 @@ def check_shared(workdir: Path) -> None:
         seen = hosts.exchange([hosts.name(), str(workdir.absolute()), _appears(token)])
         if all(is_seen for *_, is_seen in seen):
             with hosts.together():
-                own = token.with_name(f"{token.name}-{jax.process_index()}")
-                own.touch()
-                own.unlink()
+                for folder in (workdir, checkpoint.folder_of(workdir)):
+                    if folder.is_dir():
+                        own = folder / f"{token.name}-{jax.process_index()}"
+                        own.touch()
+                        own.unlink()
     finally:
         if hosts.is_first():
             token.unlink(missing_ok=True)

@@ -140,8 +140,9 @@ def _begin(config: ConfigDict, workdir: str | Path, held: ExitStack) -> tuple["R
         rundir.write_config(workdir, config)  # an unusable place shows before anything compiles
     for warning in notes:
         print(f"warning: {warning}", flush=True)
-    state = restore_or_init(config, workdir, plan, mesh)
-    run = Run(config, workdir, plan, mesh, dataset, validation, int(state["step"]))
+    with hosts.together():
+        state = restore_or_init(config, workdir, plan, mesh)
+        run = Run(config, workdir, plan, mesh, dataset, validation, int(state["step"]))
     if not run.is_done:
         print(
             f"{config.name}: {len(dataset)} training and {len(validation)} validation images, "
@@ -209,7 +210,8 @@ class Run:
 
     def go(self, state: State, stop: list[int]) -> dict[str, Any]:
         """Trains to the end or to the first reason to stop; both leave by `_finish`."""
-        self.log = JsonLog(self.log_path, self.start)
+        with hosts.together():
+            self.log = JsonLog(self.log_path, self.start)
         # A reader that leaves, as in `... | head`, stops the run as a signal does.
         on_gone = partial(stop.append, int(signal.SIGPIPE))
         self.display = Display(self.plan.total, self.start, on_gone)

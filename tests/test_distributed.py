@@ -13,8 +13,12 @@ import numpy as np
 import pytest
 
 from deeplab_jax import checkpoint, distributed, rundir, sharding
+from deeplab_jax.data.classes import colormap
 from deeplab_jax.errors import ConfigError, NumericError
+from deeplab_jax.models import build_model
+from deeplab_jax.recipe import load_recipe
 from deeplab_jax.replicas import Replicas, checksum
+from deeplab_jax.train_state import init_variables
 
 TRAIN = [sys.executable, "-m", "deeplab_jax.train"]
 SECONDS = 300  # by which any run here has ended
@@ -36,6 +40,7 @@ DEATH = "distributed._HEARTBEAT_SECONDS = 10; after_step(5, die_when_saved)"
 # Trains after a change that is made on one host alone.
 DRIVER = """
 import os, signal, sys, time
+from pathlib import Path
 import jax, numpy as np
 from deeplab_jax import checkpoint, cli, distributed, evaluator, rundir, train, trainer
 from deeplab_jax.errors import DataError
@@ -70,6 +75,10 @@ def die_when_saved(state):
     while checkpoint.latest_step(workdir) is None:
         time.sleep(0.05)
     os.kill(os.getpid(), signal.SIGKILL)
+
+def read_on_the_last(path):
+    if sys.argv[-1] == "1":
+        checkpoint._step_path = lambda *_: Path(path)
 
 def fail_to_read(batch):
     inner = trainer.train_batches
@@ -274,6 +283,57 @@ def test_sample_that_one_host_cannot_read_later_ends_all_with_the_same_saved_ste
     assert first == second
     assert first[0].startswith("error: x.jpg on ")
     assert 5 <= checkpoint.latest_step(tmp_path) <= 8
+
+
+@pytest.fixture
+def save_weights(root):
+    """Returns save_weights(directory, value): a network of the recipe, all of one value."""
+
+    def save_weights(directory, value):
+        config = load_recipe(str(root / "tiny.py"), [])
+        shapes = jax.eval_shape(lambda: init_variables(build_model(config.model), 0))
+        items = jax.tree.map(lambda leaf: np.full(leaf.shape, value, np.float32), shapes)
+        names = tuple(f"c{k}" for k in range(config.model.num_classes))
+        info = checkpoint.Info(
+            kind="weights", config=config, class_names=names, palette=colormap(len(names))
+        )
+        checkpoint.save_once(directory, items, info)
+        return directory
+
+    return save_weights
+
+
+def test_checkpoint_that_one_host_cannot_read_ends_all_with_the_same_line(
+    root, environment, tmp_path, save_weights
+):
+    path = save_weights(tmp_path / "weights", 0.5)
+    copy = shutil.copytree(path / "checkpoints" / "0", tmp_path / "copy")
+    largest = max((p for p in copy.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:100])
+    command = train(
+        root,
+        tmp_path / "run",
+        f"--config.init.checkpoint={path}",
+        start=drive(f"read_on_the_last({str(copy)!r})"),
+    )
+    codes, _, errors = pair(command, environment).end()
+    assert codes == [4, 4], errors
+    first, second = error_lines(errors)
+    assert first == second
+    assert f"{copy} on " in first[0]
+    assert "(process 1): cannot be restored" in first[0]
+
+
+def test_evaluation_of_other_weights_on_one_host_is_refused_by_all(
+    root, environment, tmp_path, save_weights
+):
+    own = [["--checkpoint", save_weights(tmp_path / str(value), value)] for value in (0.25, 0.5)]
+    command = [sys.executable, "-m", "deeplab_jax.evaluate", f"--config.data.root={root}"]
+    codes, _, errors = pair(command, environment, own=own).end()
+    assert codes == [2, 2], errors
+    first, second = error_lines(errors)
+    assert first == second
+    assert "hosts: differ in weights: " in first[0]
 
 
 def test_stop_while_evaluating_is_common_and_leaves_the_evaluation_owed(
