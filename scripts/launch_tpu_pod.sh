@@ -39,11 +39,12 @@ options:
   --recreate TYPE --version VERSION [--spot] [--create-flag FLAG]
                            a slice that is missing or was preempted is deleted and created anew,
                            such as --recreate v5litepod-16 --version v2-alpha-tpuv5-lite --spot
-  --stop                   no command: ask what a launch left running on these hosts to save and end
+  --stop                   no command: ask what runs on these hosts to save and end, and wait for
+                           it; a launcher that still lives ends too
   -h, --help
 
 Ctrl-C or SIGTERM asks the command on all hosts to save and end, and waits; a second one kills it.
-Not restarted: exit codes 2, 3, 4, 6 (a mistake, see README), 126, 127 (no such command), 130.
+Not restarted: exit codes 2, 3, 4, 6 (a mistake), 126, 127 (no such command), 130 (stopped).
 
 examples:
   scripts/launch_tpu_pod.sh --tpu pod --zone europe-west4-b --dir deeplab_jax -- \
@@ -106,40 +107,58 @@ host_run() {
     while kill -0 -- "-$pid" 2>/dev/null && ((SECONDS < end)); do sleep 0.2; done
     kill -KILL -- "-$pid" 2>/dev/null || true
   fi
+  is_over() { [[ -f $record.over && $(<"$record.over") == "${mine%%.*}" ]]; } # see host_stop
   cd -- "$dir" || finish 2
   [[ -f $record.stop && $(<"$record.stop") == "$mine" ]] && finish 143
+  is_over && finish 130
   set -m # a process group for the command
   "$@" </dev/null &
   pid=$!
   set +m
   echo "$pid $mine $(started "$pid")" >"$record"
   # Asked to stop between the two looks: whoever asks writes first and reads the record then.
-  [[ -f $record.stop && $(<"$record.stop") == "$mine" ]] && kill -TERM -- "-$pid"
+  if is_over || [[ -f $record.stop && $(<"$record.stop") == "$mine" ]]; then
+    kill -TERM -- "-$pid"
+  fi
   wait "$pid" || code=$?
   end=$((SECONDS + grace)) # what the command started may still be saving
   while kill -0 -- "-$pid" 2>/dev/null && ((SECONDS < end)); do sleep 0.2; done
   kill -KILL -- "-$pid" 2>/dev/null || true
+  is_over && code=130
   finish "$code"
 }
 
-# KEY TOKEN SIGNAL: signals the command that was started with that token; any, without one.
+# KEY TOKEN SIGNAL: signals the command that was started with that token.
 host_signal() {
   local key=$1 mine=$2 number=$3 pid token
   local record=${XDG_CACHE_HOME:-$HOME/.cache}/deeplab_jax/launch/$key
   mkdir -p "${record%/*}"
-  [[ -z $mine ]] || echo "$mine" >"$record.stop"
-  if is_alive "$record" && [[ -z $mine || $mine == "$token" ]]; then
+  echo "$mine" >"$record.stop"
+  if is_alive "$record" && [[ $mine == "$token" ]]; then
     kill "-$number" -- "-$pid" && echo "$(uname -n): sent SIG$number to process $pid"
-  elif [[ -z $mine ]]; then
-    echo "$(uname -n): nothing runs"
   fi
+}
+
+# KEY: asks whatever runs to save and end, and waits until it has. Its launcher, which may still
+# live, is told so by the exit code: it does not start the command again.
+host_stop() {
+  local record=${XDG_CACHE_HOME:-$HOME/.cache}/deeplab_jax/launch/$1 pid='' token='' runs=''
+  is_alive "$record" && runs=yes
+  [[ -z $token ]] || echo "${token%%.*}" >"$record.over"
+  if [[ -z $runs ]]; then
+    echo "$(uname -n): nothing runs"
+    return
+  fi
+  kill -TERM -- "-$pid" && echo "$(uname -n): process $pid is asked to save and end"
+  while kill -0 -- "-$pid" 2>/dev/null; do sleep 0.2; done
+  echo "$(uname -n): process $pid has ended"
 }
 
 # FUNCTION ARGUMENTS...: that call as one word of shell, for a host.
 on_host() {
   local call
   printf -v call '%q ' "$@"
-  printf 'bash -c %q' "$(declare -f started is_alive host_run host_signal); set -u; $call"
+  printf 'bash -c %q' "$(declare -f started is_alive host_run host_signal host_stop); set -u; $call"
 }
 
 # ---- What runs here.
@@ -284,7 +303,7 @@ pause() {
 on_signal() {
   if [[ -z $stopping ]]; then
     stopping=yes stop_code=$2
-    say "SIG$1: the command is asked to save and end; again to kill it"
+    say "SIG$1: the command is asked to save and end, after compiling if it is; again to kill it"
   else
     stopping=now
   fi
@@ -447,6 +466,9 @@ check() {
   if [[ -n $recreate && ($backend != tpu || -z $version) ]]; then
     fail "--recreate" "needs --tpu and --version" "such as --version v2-alpha-tpuv5-lite"
   fi
+  if [[ -z $recreate ]] && ((${#create_flags[@]} > 0)); then
+    fail "${create_flags[0]}" "says how a slice is created" "add --recreate TYPE, or leave it out"
+  fi
   [[ -z $setup || -r $setup ]] || fail "--setup" "cannot read '$setup'" "name a shell script"
   logs=${logs:-runs/launch/${tpu:-${spec//[:,@]/-}}}
   mkdir -p "$logs" || fail "$logs" "cannot be written" "choose another --logs" 5
@@ -460,14 +482,19 @@ check() {
   launch_id=$(date +%s)-$$
 }
 
-# Asks what a launch left running to save and end.
+# Asks what runs on the hosts to save and end, and waits for it.
 stop_hosts() {
-  local host
-  [[ $backend != tpu ]] || count_hosts || exit 5
+  local host missed=''
+  [[ $backend != tpu ]] || count_hosts ||
+    fail "$tpu" "gcloud cannot describe it" "see its message above" 5
   for ((host = 0; host < count; host++)); do
-    reach "$host" "$(on_host host_signal "$key-$host" '' TERM)" &
+    reach "$host" "$(on_host host_stop "$key-$host")" &
+    clients[host]=$!
   done
-  wait
+  for ((host = 0; host < count; host++)); do
+    wait "${clients[host]}" || missed+=" ${names[host]:-$host}"
+  done
+  [[ -z $missed ]] || fail "hosts$missed" "could not be asked" "what runs there goes on; try again" 5
 }
 
 # One start on all hosts; sets $outcome.
@@ -512,9 +539,15 @@ main() {
   delay=$backoff
   while true; do
     attempt_run
-    if [[ -n $stopping ]]; then
+    if [[ $stopping == killed ]]; then
+      say "killed (host:code$codes); the same command goes on from the last save"
+      exit "$stop_code"
+    elif [[ -n $stopping ]]; then
       say "stopped (host:code$codes); the same command goes on"
       exit "$stop_code"
+    elif ((outcome == 130)); then
+      say "stopped by --stop or on a host (host:code$codes); the same command goes on"
+      exit 130
     elif ((outcome == 0)); then
       say "done"
       exit 0

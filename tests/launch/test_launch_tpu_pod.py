@@ -39,6 +39,7 @@ def test_help_names_every_flag(place):
         (["--hosts", "local:2", "--grace", "1m", "--", "true"], ["--grace", "1m"]),
         (["--hosts", "local:2", "--setup", "none.sh", "--", "true"], ["--setup", "none.sh"]),
         ([*POD, "--recreate", "v5litepod-16", "--", "true"], ["--recreate", "--version"]),
+        ([*POD, "--spot", "--", "true"], ["--spot", "--recreate"]),
     ],
 )
 def test_mistakes_in_the_arguments_are_one_line(place, arguments, words):
@@ -193,11 +194,38 @@ def test_what_a_killed_launcher_left_is_found_and_stopped(place):
     assert "--stop" in output + errors
     code, output, _ = place.start(LAUNCH, "--hosts", "local:2", "--stop").end()
     assert code == 0
-    assert output.count("sent SIGTERM") == 2
-    place.wait_for("saved", [1, 1])
-    place.until(lambda: not place.running())
+    assert output.count("is asked to save and end") == output.count("has ended") == 2
+    assert place.counts("saved") == [1, 1]
+    assert not place.running()
     assert "nothing runs" in place.start(LAUNCH, "--hosts", "local:2", "--stop").end()[1]
     assert place.run("--hosts", "local:2")[0] == 0
+
+
+def test_stop_ends_a_living_launcher_too(place):
+    process = place.launch("--hosts", "local:2", act="run")
+    place.wait_for("start", [1, 1])
+    assert place.start(LAUNCH, "--hosts", "local:2", "--stop").end()[0] == 0
+    assert place.counts("saved") == [1, 1]
+    code, output, _ = process.end()
+    assert code == 130
+    assert "stopped by --stop" in output
+    assert place.counts("start") == [1, 1]
+    assert place.run("--hosts", "local:2")[0] == 0  # another launch may
+
+
+def test_stop_between_starts_holds_the_next_one_back(place):
+    process = place.launch("--hosts", "local:2", "--backoff", "2", act="143")
+    place.until(lambda: place.counts("start") == [1, 1] and "exit code" in place.log(1))
+    assert "nothing runs" in place.start(LAUNCH, "--hosts", "local:2", "--stop").end()[1]
+    assert process.end()[0] == 130
+    assert place.counts("start") == [1, 1]
+
+
+def test_stop_says_which_hosts_it_could_not_ask(place):
+    code, output, errors = place.start(LAUNCH, "--hosts", "ssh:a,gone", "--stop").end()
+    assert code == 5
+    assert "nothing runs" in output
+    assert "error: hosts gone: could not be asked" in errors
 
 
 def test_setup_comes_before_every_start_on_every_host(place):
