@@ -38,6 +38,7 @@ from deeplab_jax.stopping import interrupted, stop_signals
 from deeplab_jax.train_state import State, eval_variables, init_state
 from deeplab_jax.train_step import Metrics, make_update
 
+_SUM_BYTES = "xla_gpu_all_reduce_combine_threshold_bytes"  # gradients in few large sums
 _FAILED = 255  # a host's vote to save and end, as it cannot go on; others are signals' numbers
 
 
@@ -416,11 +417,13 @@ def make_train_step(
     ) -> tuple[State, Metrics]:
         return update(state, *prepare(image, label, box))
 
+    is_on_gpus = sharding.platform(mesh) == "gpu" and mesh.size > 1
     return jax.jit(
         train_step,
         in_shardings=(whole, pictures, pictures, rows),
         out_shardings=(whole, whole),
         donate_argnums=0,
+        compiler_options={_SUM_BYTES: 2**28} if is_on_gpus else None,
     )
 
 

@@ -181,6 +181,16 @@ def test_cudnn_gets_every_kernels_gradient_of_the_network(dtype):
 
 
 @pytest.mark.slow
+def test_gpus_sum_as_often_as_a_tpu_slice():
+    devices, options = devices_of("h200:8")
+    config = get_config("ade20k", 50, 16)
+    config.model.dtype = "bfloat16"
+    got = program.step_program(config, devices, options)
+    assert set(got.collectives) == {"all-reduce"}
+    assert got.collectives["all-reduce"][0] <= 125
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "dataset", "space", "kinds"),
     [
