@@ -150,13 +150,14 @@ class Run:
         return codes, [out for out, _ in texts], [err for _, err in texts]
 
 
-def pair(command, environment, own=((), ())):
-    """Starts a command as two processes with arguments of their own."""
+def pair(command, environment, own=((), ()), before=((), ())):
+    """Starts a command as two processes with arguments, and words before it, of their own."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     joined = ["--coordinator", f"127.0.0.1:{port}", "--num-processes", "2", "--process-id"]
-    return Run([[*command, *joined, i, *own[i]] for i in range(2)], environment)
+    commands = [[*before[i], *command, *joined, i, *own[i]] for i in range(2)]
+    return Run(commands, environment)
 
 
 def train(root, workdir, *options, start=TRAIN):
@@ -251,6 +252,21 @@ def test_death_of_a_host_ends_the_others_and_the_run_goes_on_where_it_saved(
     assert [line["step"] for line in lines_of(tmp_path) if line["event"] == "train"] == [
         *range(1, 9)
     ]
+
+
+@pytest.mark.slow
+def test_host_that_cannot_write_ends_all_and_what_was_saved_stays(root, environment, tmp_path):
+    start = drive("checkpoint._WRITE_SECONDS = 10")
+    command = train(root, tmp_path, "--config.checkpoint.every_steps=3", start=start)
+    limit = ["bash", "-c", 'ulimit -f 100; exec "$@"', "x"]  # blocks of 1 KiB
+    codes, _, errors = pair(command, environment, before=((), limit)).end()
+    assert codes == [5, 5], errors
+    assert "a host of this run ended, failed or cannot be reached" in error_lines(errors)[0][0]
+    assert "cannot save a checkpoint: File too large" in error_lines(errors)[1][0]
+    assert checkpoint.latest_step(tmp_path) is None
+    codes, _, errors = pair(command, environment).end()
+    assert codes == [0, 0], errors
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == [str(TOTAL)]
 
 
 # What one host has, all are told of
