@@ -255,7 +255,7 @@ def test_death_of_a_host_ends_the_others_and_the_run_goes_on_where_it_saved(
 
 
 @pytest.mark.slow
-def test_host_that_cannot_write_ends_all_and_what_was_saved_stays(root, environment, tmp_path):
+def test_host_that_cannot_write_ends_all_and_the_run_goes_on(root, environment, tmp_path):
     start = drive("checkpoint._WRITE_SECONDS = 10")
     command = train(root, tmp_path, "--config.checkpoint.every_steps=3", start=start)
     limit = ["bash", "-c", 'ulimit -f 100; exec "$@"', "x"]  # blocks of 1 KiB
@@ -266,7 +266,7 @@ def test_host_that_cannot_write_ends_all_and_what_was_saved_stays(root, environm
     assert checkpoint.latest_step(tmp_path) is None
     codes, _, errors = pair(command, environment).end()
     assert codes == [0, 0], errors
-    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == [str(TOTAL)]
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"18", str(TOTAL)}
 
 
 # What one host has, all are told of
