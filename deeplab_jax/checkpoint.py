@@ -154,8 +154,12 @@ class Saver:
         self._bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(items))
         try:
             self._orbax.wait()
-            if shutil.disk_usage(self._path).free < self._bytes:  # hosts would wait for each other
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except Exception as error:
+            raise self._failure(error) from error
+        with hosts.together():  # else those that can write wait for one that cannot
+            if hosts.is_first():
+                self._check_room()
+        try:
             self._scores[step] = _score(metrics)
             self._orbax.save_checkpointables_async(
                 step, items, force=True, custom_metadata=metadata
@@ -182,11 +186,15 @@ class Saver:
         finally:
             self._orbax.close()
 
+    def _check_room(self) -> None:
+        usage = shutil.disk_usage(self._path)
+        if usage.total and usage.free < self._bytes:  # some mounted buckets tell of no bytes at all
+            raise self._failure(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+
     def _failure(self, error: Exception) -> ResourceError:
-        cause = _cause(error)
-        if (lost := hosts.lost_host(self._path, cause)) is not None:
+        if (lost := hosts.lost_host(self._path, _root(error))) is not None:
             return lost
-        what = f"cannot save a checkpoint: {cause}"
+        what = f"cannot save a checkpoint: {_cause(error)}"
         if self._bytes and self._path.exists():
             free = shutil.disk_usage(self._path).free
             what += f" (at most {self._bytes / 1e6:.1f} MB to write, {free / 1e6:.1f} MB free)"
@@ -496,15 +504,20 @@ def _best(scores: Mapping[int, float]) -> int | None:
     return step if score > -math.inf else None
 
 
-def _cause(error: BaseException) -> str:
-    """Returns the first cause of an error in one line of at most 300 characters."""
+def _root(error: BaseException) -> BaseException:
+    """Returns the first cause of an error."""
     while True:
         inner = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
         if isinstance(error, BaseExceptionGroup):
             inner = error.exceptions[0]
         if inner is None:
-            break
+            return error
         error = inner
+
+
+def _cause(error: BaseException) -> str:
+    """Returns the first cause of an error in one line of at most 300 characters."""
+    error = _root(error)
     code = re.search(r"os_error_code='(\d+)'", str(error))  # of tensorstore: a paragraph of paths
     if code is not None:
         return os.strerror(int(code[1]))

@@ -231,7 +231,8 @@ def _check_devices() -> None:
     """Refuses hosts that do not all have as many devices, as where one has failed."""
     import jax
 
-    counts = Counter(device.process_index for device in jax.devices())
+    counts = Counter(dict.fromkeys(range(jax.process_count()), 0))
+    counts.update(device.process_index for device in jax.devices())
     if len(set(counts.values())) > 1:
         told = ", ".join(f"{number} on process {host}" for host, number in sorted(counts.items()))
         fix = "see why some are missing, or give each process as many"

@@ -90,7 +90,9 @@ def as_resource_error(error: Exception) -> ResourceError | None:
         return ResourceError("memory", f"is exhausted ({error})", fix)
     if "RESOURCE_EXHAUSTED" in str(error):
         what = "out of memory (" + str(error).split("RESOURCE_EXHAUSTED:")[-1].split("\n")[0] + ")"
-        fix = "add --dry-run to the command: it says what a step needs, and which settings lower it"
+        fix = (
+            "use fewer pixels at once; `deeplab train ... --dry-run` says what lowers a step's need"
+        )
         return ResourceError("device", what, fix)
     return None
 

@@ -206,20 +206,23 @@ def watched(workdir: object) -> Iterator[None]:
     try:
         yield
     except (jax.errors.JaxRuntimeError, ValueError) as error:
-        lost = None if isinstance(error, DeepLabError) else lost_host(workdir, str(error))
+        lost = None if isinstance(error, DeepLabError) else lost_host(workdir, error)
         if lost is None:
             raise
         raise lost from error
 
 
-def lost_host(where: object, text: str) -> ResourceError | None:
+def lost_host(where: object, error: BaseException) -> ResourceError | None:
     """Returns our error for what JAX or Orbax says when another host does not answer, else None.
 
     Args:
       where: what the run writes to, for the message.
-      text: of their error.
+      error: theirs.
     """
-    if not are_several() or not any(word in text for word in _SIGNS_OF_LOSS):
+    text = str(error)
+    is_of_disk = "os_error_code" in text or (isinstance(error, OSError) and error.errno)
+    is_lost = not is_of_disk and any(word in text for word in _SIGNS_OF_LOSS)
+    if not are_several() or not is_lost:
         return None
     fix = "see what the others printed, and repeat the command on all to go on"
     return ResourceError(str(where), f"{_LOST} ({' '.join(text.split())[:120]})", fix)

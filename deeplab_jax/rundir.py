@@ -37,8 +37,8 @@ def agree(config: ConfigDict, workdir: str | os.PathLike) -> Path:
         seen by all.
       ResourceError: a host cannot write there.
     """
-    values = {f"config.{k}": v for k, v in config_lib.flatten(config).items()}
-    facts = {k: v for k, v in values.items() if k[len("config.") :] not in _FREE_ON_HOSTS}
+    values = config_lib.flatten(config)
+    facts = {f"config.{k}": v for k, v in values.items() if k not in _FREE_ON_HOSTS}
     hosts.compare(hosts.software() | facts)
     with hosts.together():
         config_lib.validate(config)

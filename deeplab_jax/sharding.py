@@ -23,6 +23,7 @@ def make_mesh(
     num_groups: int = 1,
     space: int = 1,
     accumulate: int = 1,
+    num_rows: int = 0,
 ) -> Mesh:
     """Returns the mesh ("data", "space") over all devices, or those given.
 
@@ -32,12 +33,13 @@ def make_mesh(
       num_groups: what else the batch must divide into, for the advice when it does not.
       space: devices that share an image.
       accumulate: parts that the batch is taken in; each must divide over the devices.
+      num_rows: what `space` must divide, for the advice: the crop's height / output stride.
 
     Raises:
       ConfigError: the devices do not divide by `space`, or the batch over what is left of them.
     """
     devices = jax.devices() if devices is None else devices
-    count = _check_shape(batch_size, len(devices), num_groups, space, accumulate)
+    count = _check_shape(batch_size, len(devices), num_groups, space, accumulate, num_rows)
     axes = (DATA_AXIS, SPACE_AXIS)
     kinds = (AxisType.Auto, AxisType.Auto)
     return jax.make_mesh((count, space), axes, axis_types=kinds, devices=devices)
@@ -56,6 +58,7 @@ def mesh_of(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> 
         num_groups=train.reference_processes,
         space=config.mesh.space,
         accumulate=train.accumulate,
+        num_rows=_num_rows(config),
     )
 
 
@@ -66,13 +69,22 @@ def mesh_shape(config: ConfigDict, num_devices: int) -> tuple[int, int]:
       ConfigError: as `make_mesh`.
     """
     train, space = config.train, config.mesh.space
-    groups = train.reference_processes
-    count = _check_shape(train.batch_size, num_devices, groups, space, train.accumulate)
+    groups, rows = train.reference_processes, _num_rows(config)
+    count = _check_shape(train.batch_size, num_devices, groups, space, train.accumulate, rows)
     return count, space
 
 
+def _num_rows(config: ConfigDict) -> int:
+    return config.data.crop_size[0] // config.model.output_stride
+
+
 def _check_shape(
-    batch_size: int, num_devices: int, num_groups: int, space: int, accumulate: int
+    batch_size: int,
+    num_devices: int,
+    num_groups: int,
+    space: int,
+    accumulate: int,
+    num_rows: int,
 ) -> int:
     """Returns how many groups of devices share the batch; raises as `make_mesh`."""
     count, remainder = divmod(num_devices, space)
@@ -86,22 +98,18 @@ def _check_shape(
         nearest = nearest_multiple(batch_size, math.lcm(count * accumulate, num_groups))
         parts = f" in {accumulate} parts" if accumulate > 1 else ""
         shared = f" / config.mesh.space={space}" if space > 1 else ""
+        splits = [
+            more
+            for more in _divisors(num_devices)
+            if num_rows % more == 0 and batch_size % (num_devices // more * accumulate) == 0
+        ]
+        other = f"config.mesh.space={splits[0]} (which keeps the result), " if splits else ""
         raise ConfigError(
             "config.train.batch_size",
             f"{batch_size} does not divide over {num_devices} devices{shared}{parts}",
-            f"use {nearest}, {_other_split(batch_size, num_devices, space, accumulate)}or fewer"
-            " devices",
+            f"use {nearest}, {other}or fewer devices",
         )
     return count
-
-
-def _other_split(batch_size: int, num_devices: int, space: int, accumulate: int) -> str:
-    """Returns the smallest split of rows with which a batch divides, as part of the advice."""
-    # Of 2, 4 or 8, because heights seldom divide by others.
-    for more in (2 * space, 4 * space, 8 * space):
-        if num_devices % more == 0 and batch_size % (num_devices // more * accumulate) == 0:
-            return f"config.mesh.space={more} (which keeps the result), "
-    return ""
 
 
 def _divisors(number: int) -> list[int]:

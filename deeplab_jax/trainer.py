@@ -456,7 +456,9 @@ def restore_or_init(config: ConfigDict, workdir: Path, plan: Plan, mesh: Mesh) -
         state = checkpoint.restore(workdir, step, abstract)
         if step < plan.total:
             print(f"continuing at step {step} of {plan.total}", flush=True)
-        return {"step": jax.device_put(np.int32(step), whole), **state}
+        # Not `device_put`, which compares the value over all hosts: one may have failed before.
+        first = jax.make_array_from_callback((), whole, lambda _: np.int32(step))
+        return {"step": first, **state}
     # Hundreds of small draws: optimising them takes a processor longer than running them.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     state = jax.jit(init, out_shardings=whole, compiler_options=options)()

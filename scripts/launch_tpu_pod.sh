@@ -40,7 +40,8 @@ options:
                            a slice that is missing or was preempted is deleted and created anew,
                            such as --recreate v5litepod-16 --version v2-alpha-tpuv5-lite --spot
   --stop                   no command: ask what runs on these hosts to save and end, and wait for
-                           it; a launcher that still lives ends too
+                           it (Ctrl-C ends the waiting alone); a launcher that still lives ends
+                           too, at the latest with its next start on the same hosts
   -h, --help
 
 Ctrl-C or SIGTERM asks the command on all hosts to save and end, and waits; a second one kills it.
@@ -111,6 +112,7 @@ host_run() {
   cd -- "$dir" || finish 2
   [[ -f $record.stop && $(<"$record.stop") == "$mine" ]] && finish 143
   is_over && finish 130
+  rmdir "$record.asked" 2>/dev/null || true
   set -m # a process group for the command
   "$@" </dev/null &
   pid=$!
@@ -118,13 +120,13 @@ host_run() {
   echo "$pid $mine $(started "$pid")" >"$record"
   # Asked to stop between the two looks: whoever asks writes first and reads the record then.
   if is_over || [[ -f $record.stop && $(<"$record.stop") == "$mine" ]]; then
-    kill -TERM -- "-$pid"
+    ask_to_end "$record"
   fi
   wait "$pid" || code=$?
   end=$((SECONDS + grace)) # what the command started may still be saving
   while kill -0 -- "-$pid" 2>/dev/null && ((SECONDS < end)); do sleep 0.2; done
   kill -KILL -- "-$pid" 2>/dev/null || true
-  is_over && code=130
+  if is_over && ((code > 128)); then code=130; fi
   finish "$code"
 }
 
@@ -134,22 +136,26 @@ host_signal() {
   local record=${XDG_CACHE_HOME:-$HOME/.cache}/deeplab_jax/launch/$key
   mkdir -p "${record%/*}"
   echo "$mine" >"$record.stop"
-  if is_alive "$record" && [[ $mine == "$token" ]]; then
-    kill "-$number" -- "-$pid" && echo "$(uname -n): sent SIG$number to process $pid"
-  fi
+  is_alive "$record" && [[ $mine == "$token" ]] || return 0
+  echo "$(uname -n): sending SIG$number to process $pid"
+  if [[ $number == TERM ]]; then ask_to_end "$record"; else kill "-$number" -- "-$pid"; fi
 }
+
+# RECORD: asks command $pid to save and end; once, as a second time would end it unsaved.
+ask_to_end() { if mkdir "$1.asked" 2>/dev/null; then kill -TERM -- "-$pid"; fi; }
 
 # KEY: asks whatever runs to save and end, and waits until it has. Its launcher, which may still
 # live, is told so by the exit code: it does not start the command again.
 host_stop() {
-  local record=${XDG_CACHE_HOME:-$HOME/.cache}/deeplab_jax/launch/$1 pid='' token='' runs=''
-  is_alive "$record" && runs=yes
+  local record=${XDG_CACHE_HOME:-$HOME/.cache}/deeplab_jax/launch/$1 pid='' token=''
+  is_alive "$record" || true
   [[ -z $token ]] || echo "${token%%.*}" >"$record.over"
-  if [[ -z $runs ]]; then
+  if ! is_alive "$record"; then # a look after the writing: host_run does both the other way round
     echo "$(uname -n): nothing runs"
     return
   fi
-  kill -TERM -- "-$pid" && echo "$(uname -n): process $pid is asked to save and end"
+  ask_to_end "$record"
+  echo "$(uname -n): process $pid is asked to save and end"
   while kill -0 -- "-$pid" 2>/dev/null; do sleep 0.2; done
   echo "$(uname -n): process $pid has ended"
 }
@@ -158,7 +164,7 @@ host_stop() {
 on_host() {
   local call
   printf -v call '%q ' "$@"
-  printf 'bash -c %q' "$(declare -f started is_alive host_run host_signal host_stop); set -u; $call"
+  printf 'bash -c %q' "$(declare -f started is_alive host_run host_signal ask_to_end host_stop); set -u; $call"
 }
 
 # ---- What runs here.
@@ -494,7 +500,8 @@ stop_hosts() {
   for ((host = 0; host < count; host++)); do
     wait "${clients[host]}" || missed+=" ${names[host]:-$host}"
   done
-  [[ -z $missed ]] || fail "hosts$missed" "could not be asked" "what runs there goes on; try again" 5
+  [[ -z $missed ]] ||
+    fail "hosts$missed" "could not be asked, or the connection was lost meanwhile" "try again" 5
 }
 
 # One start on all hosts; sets $outcome.

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -383,6 +384,18 @@ def small_files():
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_full_disk_shows_before_anything_is_written(saved, monkeypatch):
+    path, items = saved
+    usage = SimpleNamespace(total=1000, free=10)
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: usage)
+    with Saver(path) as saver, pytest.raises(ResourceError, match="No space left.*make room"):
+        saver.save(9, items, RUN)
+    assert steps_on_disk(path) == ["0"]
+    usage.total = usage.free = 0  # as mounted buckets may say
+    with Saver(path) as saver:
+        assert saver.save(9, items, RUN)
 
 
 @pytest.mark.parametrize("notice", ["save", "wait", "leave"])

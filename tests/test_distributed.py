@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -178,6 +179,14 @@ def lines_of(workdir):
     return [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
 
 
+def damage(step, copy):
+    """Returns a copy of a step whose largest file is cut."""
+    shutil.copytree(step, copy)
+    largest = max((p for p in copy.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:100])
+    return copy
+
+
 def error_lines(errors):
     return [[s for s in text.splitlines() if s.startswith(("error:", "train:"))] for text in errors]
 
@@ -242,7 +251,7 @@ def test_death_of_a_host_ends_the_others_and_the_run_goes_on_where_it_saved(
     codes, _, errors = pair(killed, environment).end()  # which is given SECONDS
     if codes[0] != -signal.SIGABRT:  # JAX may notice first, and ends the process
         assert codes[0] == 5, errors
-        assert "a host of this run ended or cannot be reached" in error_lines(errors)[0][0]
+        assert "a host of this run ended, failed or cannot be reached" in error_lines(errors)[0][0]
     assert codes[1] == -signal.SIGKILL
     saved = checkpoint.latest_step(tmp_path)
     assert saved == 3
@@ -298,7 +307,16 @@ def test_sample_that_one_host_cannot_read_later_ends_all_with_the_same_saved_ste
     first, second = error_lines(errors)
     assert first == second
     assert first[0].startswith("error: x.jpg on ")
-    assert 5 <= checkpoint.latest_step(tmp_path) <= 8
+    saved = checkpoint.latest_step(tmp_path)
+    assert 5 <= saved <= 8
+
+    damaged = damage(tmp_path / "checkpoints" / str(saved), tmp_path / "copy")
+    command = train(root, tmp_path, start=drive(f"read_on_the_last({str(damaged)!r})"))
+    codes, _, errors = pair(command, environment).end()
+    assert codes == [4, 4], errors
+    first, second = error_lines(errors)
+    assert first == second
+    assert f"{damaged} on " in first[0]
 
 
 @pytest.fixture
@@ -323,9 +341,7 @@ def test_checkpoint_that_one_host_cannot_read_ends_all_with_the_same_line(
     root, environment, tmp_path, save_weights
 ):
     path = save_weights(tmp_path / "weights", 0.5)
-    copy = shutil.copytree(path / "checkpoints" / "0", tmp_path / "copy")
-    largest = max((p for p in copy.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
-    largest.write_bytes(largest.read_bytes()[:100])
+    copy = damage(path / "checkpoints" / "0", tmp_path / "copy")
     command = train(
         root,
         tmp_path / "run",
@@ -495,6 +511,14 @@ def test_address_is_no_work_directory():
         with pytest.raises(ConfigError, match="is an address"):
             rundir.as_path(text)
     assert rundir.as_path("runs/a:b") == Path("runs/a:b")
+
+
+def test_hosts_with_other_numbers_of_devices_are_refused(monkeypatch):
+    devices = [SimpleNamespace(process_index=host) for host in (0, 0, 2)]
+    monkeypatch.setattr(jax, "devices", lambda: devices)
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    with pytest.raises(ConfigError, match="2 on process 0, 0 on process 1, 1 on process 2"):
+        distributed._check_devices()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "bool"])

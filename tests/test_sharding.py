@@ -111,7 +111,7 @@ def test_mesh_is_over_the_devices_given_or_all():
 
 def test_advised_batch_also_divides_into_the_losses_groups():
     with pytest.raises(ConfigError, match="use 24, or fewer devices"):
-        sharding.make_mesh(20, devices=jax.devices()[:3], num_groups=8)
+        sharding.make_mesh(20, devices=jax.devices()[:3], num_groups=8, num_rows=32)
 
 
 @pytest.mark.parametrize(

@@ -213,8 +213,18 @@ def test_stop_ends_a_living_launcher_too(place):
     assert place.run("--hosts", "local:2")[0] == 0  # another launch may
 
 
+def test_stop_twice_does_not_cut_the_save_off(place):
+    place.launch("--hosts", "local:2", act="slow")
+    place.wait_for("start", [1, 1])
+    first = place.start(LAUNCH, "--hosts", "local:2", "--stop")
+    place.wait_for("term", [1, 1])
+    second = place.start(LAUNCH, "--hosts", "local:2", "--stop")
+    assert [first.end()[0], second.end()[0]] == [0, 0]
+    assert place.counts("term") == place.counts("saved") == [1, 1]
+
+
 def test_stop_between_starts_holds_the_next_one_back(place):
-    process = place.launch("--hosts", "local:2", "--backoff", "2", act="143")
+    process = place.launch("--hosts", "local:2", "--backoff", "6", act="143")
     place.until(lambda: place.counts("start") == [1, 1] and "exit code" in place.log(1))
     assert "nothing runs" in place.start(LAUNCH, "--hosts", "local:2", "--stop").end()[1]
     assert process.end()[0] == 130
