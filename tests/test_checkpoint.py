@@ -390,7 +390,7 @@ def test_full_disk_shows_before_anything_is_written(saved, monkeypatch):
     path, items = saved
     usage = SimpleNamespace(total=1000, free=10)
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: usage)
-    with Saver(path) as saver, pytest.raises(ResourceError, match="No space left.*make room"):
+    with Saver(path) as saver, pytest.raises(ResourceError, match=r"No space left.*make room"):
         saver.save(9, items, RUN)
     assert steps_on_disk(path) == ["0"]
     usage.total = usage.free = 0  # as mounted buckets may say
