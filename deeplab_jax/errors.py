@@ -89,11 +89,9 @@ def as_resource_error(error: Exception) -> ResourceError | None:
         fix = "lower config.train.batch_size or config.data.crop_size"
         return ResourceError("memory", f"is exhausted ({error})", fix)
     if "RESOURCE_EXHAUSTED" in str(error):
-        what = "out of memory (" + str(error).split("RESOURCE_EXHAUSTED:")[-1].split("\n")[0] + ")"
-        fix = (
-            "use fewer pixels at once; `deeplab train ... --dry-run` says what lowers a step's need"
-        )
-        return ResourceError("device", what, fix)
+        cause = str(error).split("RESOURCE_EXHAUSTED:")[-1].split("\n")[0].strip()
+        fix = "use fewer pixels at once; `deeplab train --dry-run` says what lowers the need"
+        return ResourceError("device", f"out of memory ({cause})", fix)
     return None
 
 

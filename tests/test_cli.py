@@ -162,8 +162,8 @@ def test_console_script_reads_the_command_line(call, monkeypatch):
         (
             RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 5 bytes.\n[tf32[9]]"),
             5,
-            "error: device: out of memory ( Out of memory allocating 5 bytes.) - "
-            "lower config.train.batch_size or config.data.crop_size, or use bfloat16\n",
+            "error: device: out of memory (Out of memory allocating 5 bytes.) - "
+            "use fewer pixels at once; `deeplab train --dry-run` says what lowers the need\n",
         ),
     ],
 )
