@@ -17,76 +17,69 @@ DATA_AXIS = "data"  # splits the batch
 SPACE_AXIS = "space"  # splits the rows of each image
 
 
-def make_mesh(
-    batch_size: int,
-    devices: Sequence[jax.Device] | None = None,
-    num_groups: int = 1,
-    space: int = 1,
-    accumulate: int = 1,
-    num_rows: int = 0,
-) -> Mesh:
+def make_mesh(batch_size: int, devices: Sequence[jax.Device] | None = None, space: int = 1) -> Mesh:
     """Returns the mesh ("data", "space") over all devices, or those given.
 
     Args:
       batch_size: over all devices.
       devices: all by default.
-      num_groups: what else the batch must divide into, for the advice when it does not.
       space: devices that share an image.
-      accumulate: parts that the batch is taken in; each must divide over the devices.
-      num_rows: what `space` must divide, for the advice: the crop's height / output stride.
 
     Raises:
       ConfigError: the devices do not divide by `space`, or the batch over what is left of them.
     """
     devices = jax.devices() if devices is None else devices
-    count = _check_shape(batch_size, len(devices), num_groups, space, accumulate, num_rows)
-    axes = (DATA_AXIS, SPACE_AXIS)
-    kinds = (AxisType.Auto, AxisType.Auto)
-    return jax.make_mesh((count, space), axes, axis_types=kinds, devices=devices)
+    return _mesh((_check_shape(batch_size, len(devices), space), space), devices)
 
 
 def mesh_of(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Returns the mesh of a run, see `make_mesh`.
+    """Returns the mesh of a run, over all devices or those given.
 
     Raises:
-      ConfigError: as `make_mesh`.
+      ConfigError: as `mesh_shape`.
     """
-    train = config.train
-    return make_mesh(
-        train.batch_size,
-        devices,
-        num_groups=train.reference_processes,
-        space=config.mesh.space,
-        accumulate=train.accumulate,
-        num_rows=_num_rows(config),
-    )
+    devices = jax.devices() if devices is None else devices
+    return _mesh(mesh_shape(config, len(devices)), devices)
+
+
+def _mesh(shape: tuple[int, int], devices: Sequence[jax.Device]) -> Mesh:
+    axes = (DATA_AXIS, SPACE_AXIS)
+    kinds = (AxisType.Auto, AxisType.Auto)
+    return jax.make_mesh(shape, axes, axis_types=kinds, devices=devices)
 
 
 def mesh_shape(config: ConfigDict, num_devices: int) -> tuple[int, int]:
     """Returns the sizes (data, space) of the mesh of a run over so many devices.
 
     Raises:
-      ConfigError: as `make_mesh`.
+      ConfigError: the devices do not divide by `mesh.space`, or a part of the batch
+        (`train.accumulate`) over what is left of them.
     """
     train, space = config.train, config.mesh.space
-    groups, rows = train.reference_processes, _num_rows(config)
-    count = _check_shape(train.batch_size, num_devices, groups, space, train.accumulate, rows)
+    height, stride = config.data.crop_size[0], config.model.output_stride
+    count = _check_shape(
+        train.batch_size,
+        num_devices,
+        space,
+        num_groups=train.reference_processes,
+        accumulate=train.accumulate,
+        num_rows=1 if height % stride else height // stride,
+    )
     return count, space
-
-
-def _num_rows(config: ConfigDict) -> int:
-    return config.data.crop_size[0] // config.model.output_stride
 
 
 def _check_shape(
     batch_size: int,
     num_devices: int,
-    num_groups: int,
     space: int,
-    accumulate: int,
-    num_rows: int,
+    num_groups: int = 1,
+    accumulate: int = 1,
+    num_rows: int = 0,
 ) -> int:
-    """Returns how many groups of devices share the batch; raises as `make_mesh`."""
+    """Returns how many groups of devices share the batch; raises as `mesh_shape`.
+
+    For the advice: `num_groups` must divide the batch too, and splits of rows divide `num_rows`.
+    """
     count, remainder = divmod(num_devices, space)
     if remainder:
         raise ConfigError(

@@ -110,8 +110,19 @@ def test_mesh_is_over_the_devices_given_or_all():
 
 
 def test_advised_batch_also_divides_into_the_losses_groups():
+    c = config.get_config("voc", 50, 16)
+    c.train.batch_size, c.train.reference_processes = 20, 8
     with pytest.raises(ConfigError, match="use 24, or fewer devices"):
-        sharding.make_mesh(20, devices=jax.devices()[:3], num_groups=8, num_rows=32)
+        sharding.mesh_of(c, jax.devices()[:3])
+
+
+@pytest.mark.parametrize(("height", "advice"), [(360, ""), (384, "config.mesh.space=2 .*, ")])
+def test_advised_split_of_rows_is_one_that_the_height_allows(height, advice):
+    c = config.get_config("voc", 50, 16)
+    c.train.batch_size, c.train.reference_processes = 4, 4
+    c.data.crop_size = (height, 64)
+    with pytest.raises(ConfigError, match=f"use 8, {advice}or fewer devices"):
+        sharding.mesh_shape(c, 8)
 
 
 @pytest.mark.parametrize(
