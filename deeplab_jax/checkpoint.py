@@ -98,7 +98,7 @@ class Saver:
         self._path = Path(path).absolute()
         self._bytes = 0  # of the last save
         self._scores = {}  # by step
-        steps = self._path / _STEPS
+        steps = folder_of(self._path)
         try:
             steps.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=steps).close()  # a read-only folder shows before training
@@ -152,10 +152,7 @@ class Saver:
         # Orbax refuses an item without arrays, such as the state of plain SGD.
         items = {name: item for name, item in items.items() if jax.tree.leaves(item)}
         self._bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(items))
-        try:
-            self._orbax.wait()
-        except Exception as error:
-            raise self._failure(error) from error
+        self.wait()
         with hosts.together():  # else those that can write wait for one that cannot
             if hosts.is_first():
                 self._check_room()
@@ -354,9 +351,10 @@ def read_arrays(
 
 @contextlib.contextmanager
 def _reading(where: Path) -> Iterator[None]:
-    """Turns what Orbax raises about a step into our errors."""
+    """Reads a step without other hosts; turns what Orbax raises about it into our errors."""
     try:
-        yield
+        with _alone():
+            yield
     except (MemoryError, PermissionError) as error:
         fix = "free memory, or make the files readable"
         raise ResourceError(str(where), f"cannot be read: {_cause(error)}", fix) from error
@@ -369,8 +367,7 @@ def _load(where: Path, abstract: Mapping[str, Any]) -> dict[str, Any]:
     items = dict(abstract)  # an item without arrays was not saved
     for name in [name for name, item in abstract.items() if jax.tree.leaves(item)]:
         # One at a time: after a failure Orbax would leave its reads of the others unawaited.
-        with _alone():
-            items |= ocp.load_checkpointables(where, {name: abstract[name]})
+        items |= ocp.load_checkpointables(where, {name: abstract[name]})
     pairs = zip(jax.tree.leaves(items), jax.tree.leaves(dict(abstract)), strict=True)
     if any(got.dtype != wanted.dtype for got, wanted in pairs):
         # `with jax.enable_x64()` holds for one thread, and Orbax reads in others.
@@ -444,7 +441,7 @@ def _steps(path: str | os.PathLike) -> list[int]:
 
 
 def _step_path(path: str | os.PathLike, step: int) -> Path:
-    return Path(path).absolute() / _STEPS / str(step)
+    return folder_of(path).absolute() / str(step)
 
 
 def _no_checkpoint(path: Path) -> CheckpointError:

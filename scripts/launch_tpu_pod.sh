@@ -108,9 +108,11 @@ host_run() {
     while kill -0 -- "-$pid" 2>/dev/null && ((SECONDS < end)); do sleep 0.2; done
     kill -KILL -- "-$pid" 2>/dev/null || true
   fi
-  is_over() { [[ -f $record.over && $(<"$record.over") == "${mine%%.*}" ]]; } # see host_stop
+  # Whether the launcher (host_signal), or somebody else (host_stop), wants this to end.
+  is_told() { [[ -f $record.stop && $(<"$record.stop") == "$mine" ]]; }
+  is_over() { [[ -f $record.over && $(<"$record.over") == "${mine%%.*}" ]]; }
   cd -- "$dir" || finish 2
-  [[ -f $record.stop && $(<"$record.stop") == "$mine" ]] && finish 143
+  is_told && finish 143
   is_over && finish 130
   rmdir "$record.asked" 2>/dev/null || true
   set -m # a process group for the command
@@ -119,9 +121,7 @@ host_run() {
   set +m
   echo "$pid $mine $(started "$pid")" >"$record"
   # Asked to stop between the two looks: whoever asks writes first and reads the record then.
-  if is_over || [[ -f $record.stop && $(<"$record.stop") == "$mine" ]]; then
-    ask_to_end "$record"
-  fi
+  if is_told || is_over; then ask_to_end "$record"; fi
   wait "$pid" || code=$?
   end=$((SECONDS + grace)) # what the command started may still be saving
   while kill -0 -- "-$pid" 2>/dev/null && ((SECONDS < end)); do sleep 0.2; done

@@ -147,7 +147,7 @@ def update(row: Row, known: dict[str, Any]) -> dict[str, Any]:
         return known
     try:
         got = program.compile_program(lowered, targets.compiler_options(target))
-        facts = dataclasses.asdict(got) | {"needed": got.needed}
+        facts = _facts(got)
     except jax.errors.JaxRuntimeError as error:
         facts = {"error": str(error).splitlines()[0]}
     print(f"{row.key}: {facts.get('error') or facts['seconds']}", flush=True)
@@ -159,9 +159,13 @@ def estimate_row(row: Row) -> dict[str, Any]:
     from deeplab_jax.estimate import estimate
 
     print(row.key, flush=True)
-    got = estimate(row.config(), targets.parse_target(row.target))
-    facts = dataclasses.asdict(got) | {"needed": got.needed}
+    facts = _facts(estimate(row.config(), targets.parse_target(row.target)))
     return {"date": str(date.today()), "jax": metadata.version("jax")} | facts
+
+
+def _facts(got: Any) -> dict[str, Any]:
+    """Returns what docs/pods.json holds of a `Program` or an `Estimate`."""
+    return dataclasses.asdict(got) | {"needed": got.needed}
 
 
 def _estimate_key(row: Row) -> str:
@@ -244,13 +248,13 @@ def gpu_table(results: dict[str, Any]) -> Iterable[str]:
 
 def memory_table(results: dict[str, Any]) -> Iterable[str]:
     """Yields the lines of the table of what lowers memory."""
-    known = _known("memory", results)
-    row, whole = known[0] if known else (None, {})
-    if row is None or row.setting or "temporaries" not in whole:
+    first = ROWS["memory"][0]
+    whole = results.get(first.key, {})
+    if "temporaries" not in whole:
         return
-    yield f"| {row.recipe}, {row.target}, {row.dtype} | temporaries, MiB | of the recipe's |"
+    yield f"| {first.recipe}, {first.target}, {first.dtype} | temporaries, MiB | of the recipe's |"
     yield "| --- | --- | --- |"
-    for row, facts in known:
+    for row, facts in _known("memory", results):
         start = f"| {f'`--config.{row.setting}`' if row.setting else 'the recipe'} "
         if "error" in facts:
             yield f"{start}| {facts['error']} | - |"

@@ -428,14 +428,10 @@ def test_all_hosts_refuse(name, root, environment, tmp_path):
 
 def test_work_directory_that_is_not_shared_is_refused_by_all(root, environment, tmp_path):
     start = drive("rundir._PATIENCE = 1")
-    command = [*start, "--config", root / "tiny.py", f"--config.data.root={root}", "--workdir"]
+    command = [*start, "--config", root / "tiny.py", f"--config.data.root={root}"]
     folders = [tmp_path / "a", tmp_path / "b"]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    joined = ["--coordinator", f"127.0.0.1:{port}", "--num-processes", "2", "--process-id"]
-    commands = [[*command, folders[i], *joined, i] for i in range(2)]
-    codes, _, errors = Run(commands, environment).end()
+    own = [["--workdir", folder] for folder in folders]
+    codes, _, errors = pair(command, environment, own=own).end()
     assert codes == [2, 2], errors
     first, second = error_lines(errors)
     assert "(process 0) writes here is not seen by " in first[0]
