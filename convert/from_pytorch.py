@@ -84,7 +84,7 @@ def _convert(args: argparse.Namespace, overrides: list[str]) -> None:
     from convert.momentum import read_progress, run_items
     from convert.source import read_source
     from deeplab_jax.checkpoint import Info
-    from deeplab_jax.recipe import load_recipe
+    from deeplab_jax.config.recipe import load_recipe
 
     config = load_recipe(args.config, overrides) if args.config else None
     _refuse_doubles(args, overrides)
@@ -193,7 +193,7 @@ def infer_config(source: "Source", args: argparse.Namespace, overrides: list[str
       CheckpointError: the structure is one that we do not build.
     """
     from deeplab_jax.config import get_config
-    from deeplab_jax.recipe import apply_overrides
+    from deeplab_jax.config.recipe import apply_overrides
 
     if args.output_stride is None and not source.structure.is_backbone:
         what = "is missing: the weights do not show it, and there is no --config that says it"

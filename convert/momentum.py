@@ -18,7 +18,7 @@ from convert.keymap import leaves, to_tensors, to_variables
 from convert.rebuild import shown
 from convert.source import Source
 from deeplab_jax.errors import CheckpointError, shorten
-from deeplab_jax.optimizer import build_optimizer
+from deeplab_jax.training.optimizer import build_optimizer
 
 BUFFER = "momentum_buffer"
 _PLAIN = {"nesterov": False, "dampening": 0, "maximize": False}  # what ours does not do

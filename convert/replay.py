@@ -100,11 +100,11 @@ def _read_config(args: argparse.Namespace, overrides: list[str], batch_size: int
     Raises:
       ConfigError: one contradicts the batches or `--dtype`, or a value cannot be used.
     """
-    from deeplab_jax.recipe import load_recipe
+    from deeplab_jax.config.recipe import load_recipe
 
     own = {
         "train.batch_size": batch_size,
-        "train.reference_processes": 1,
+        "train.loss_groups": 1,
         "model.dtype": args.dtype or "float32",
     }
     if args.dtype and any(override.startswith("--config.model.dtype=") for override in overrides):
@@ -169,7 +169,7 @@ def _train(
     import jax
 
     from deeplab_jax.models import build_model
-    from deeplab_jax.train_step import make_update
+    from deeplab_jax.training.step import make_update
 
     update = make_update(build_model(config.model), config, total_steps, use_dropout=False)
     jitted = jax.jit(update, donate_argnums=0)

@@ -12,8 +12,7 @@ from convert.keymap import DIALECTS, describe, to_shapes, to_variables
 from convert.pth import read_weights
 from convert.rebuild import shown
 from deeplab_jax.errors import CheckpointError, shorten
-from deeplab_jax.models import build_model
-from deeplab_jax.train_state import init_variables
+from deeplab_jax.models import build_model, init_variables
 
 _LEVELS = ("model", "state_dict")  # where files keep the state dict, if not at the top
 _MODULE = "module."  # what PyTorch's wrappers for several devices put before every key

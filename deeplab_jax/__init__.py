@@ -16,7 +16,7 @@ __all__ = ["DeepLabV3Plus", "__version__", "get_config", "load"]
 _HOMES = {
     "DeepLabV3Plus": "deeplab_jax.models",
     "get_config": "deeplab_jax.config",
-    "load": "deeplab_jax.api",
+    "load": "deeplab_jax.inference.segmenter",
 }
 
 

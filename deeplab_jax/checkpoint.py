@@ -27,11 +27,12 @@ from ml_collections import ConfigDict
 from orbax.checkpoint import v1 as ocp
 
 from deeplab_jax import config as config_lib
-from deeplab_jax import distributed, hosts
+from deeplab_jax.distributed import cluster, hosts
 from deeplab_jax.errors import CheckpointError, ResourceError, shorten
 
 FORMAT = 1  # of the description; raise it when older readers would misunderstand it
 KINDS = ("run", "weights", "backbone")
+EVAL_ITEMS = {"params": "params", "batch_stats": "batch_stats"}  # variable -> item of a step
 
 _WRITE_SECONDS = 300  # until hosts that wait for one that could not write give up
 _STEPS = "checkpoints"  # the folder of W that holds one folder per step
@@ -153,8 +154,8 @@ class Saver:
         items = {name: item for name, item in items.items() if jax.tree.leaves(item)}
         self._bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(items))
         self.wait()
-        with hosts.together():  # else those that can write wait for one that cannot
-            if hosts.is_first():
+        with hosts.sync_errors():  # else those that can write wait for one that cannot
+            if hosts.is_primary():
                 self._check_room()
         try:
             self._scores[step] = _score(metrics)
@@ -377,7 +378,7 @@ def _load(where: Path, abstract: Mapping[str, Any]) -> dict[str, Any]:
 
 def _alone() -> contextlib.AbstractContextManager:
     """Lets Orbax read in this process without waiting for other hosts, which may have failed."""
-    if not distributed.is_started():
+    if not cluster.is_initialized():
         return contextlib.nullcontext()
     own = jax.process_index()
     options = ocp.options.MultiprocessingOptions(

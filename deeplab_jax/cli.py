@@ -13,7 +13,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
 
-from deeplab_jax import __version__, distributed
+from deeplab_jax import __version__
+from deeplab_jax.distributed import cluster
 from deeplab_jax.errors import (
     ConfigError,
     DeepLabError,
@@ -21,7 +22,7 @@ from deeplab_jax.errors import (
     ResourceError,
     as_resource_error,
 )
-from deeplab_jax.progress import discard
+from deeplab_jax.utils.progress import discard
 
 VERBS = {
     "train": "train a recipe, or continue an interrupted run",
@@ -33,6 +34,7 @@ VERBS = {
     "convert to-pytorch": "write a checkpoint's weights as a file for PyTorch",
     "convert replay": "train on given batches, step by step as PyTorch would, to compare",
 }
+_ROOMS = ("doctor", "report")  # verbs that are folders: their flags lie in `__main__`
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -63,7 +65,8 @@ def _dispatch(argv: list[str]) -> None:
 def module_of(verb: str) -> str:
     """Returns the name of the module whose `main` runs a verb."""
     package, _, name = verb.rpartition(" ")
-    return f"{package or 'deeplab_jax'}.{name.replace('-', '_')}"
+    module = f"{package or 'deeplab_jax'}.{name.replace('-', '_')}"
+    return f"{module}.__main__" if name in _ROOMS else module
 
 
 def run(command: Callable[[list[str]], None], argv: Sequence[str] | None = None) -> NoReturn:
@@ -83,7 +86,7 @@ def run(command: Callable[[list[str]], None], argv: Sequence[str] | None = None)
         code = int(end.code or 0)
     except Exception as error:
         known = as_resource_error(error)
-        if known is None and not distributed.is_started():
+        if known is None and not cluster.is_initialized():
             raise  # a bug of ours: the traceback is what a report needs
         if known is None:
             traceback.print_exc()  # first, and then the others must learn that this one is gone
@@ -92,7 +95,7 @@ def run(command: Callable[[list[str]], None], argv: Sequence[str] | None = None)
         sys.stdout.flush()
     except BrokenPipeError:  # after all was done
         discard(sys.stdout)
-    distributed.leave(code)
+    cluster.shutdown(code)
     sys.exit(code)
 
 

@@ -2,12 +2,13 @@
 
     python -m deeplab_jax.train --config configs/ade20k_r50_os16.py --config.init.backbone=DIR
 
-The loop itself is `deeplab_jax.trainer.train`.
+The loop itself is `deeplab_jax.training.loop.train`.
 """
 
 from typing import TYPE_CHECKING
 
-from deeplab_jax import cli, distributed
+from deeplab_jax import cli
+from deeplab_jax.distributed import cluster
 from deeplab_jax.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ _EXAMPLES = """\
   deeplab train --config configs/camvid_r50_os16.py --config.data.root=camvid
   deeplab train --config configs/ade20k_r50_os16.py --config.init.backbone=DIR --workdir runs/ade
   deeplab train --config configs/voc_r50_os16.py --config.init.backbone=none --config.seed=1
-  deeplab train --config configs/ade20k_r50_os16.py --dry-run --target v5e:4x4
+  deeplab train --config configs/ade20k_r50_os16.py --dry-run --hardware v5e:4x4
 The same command again continues where the run stopped."""
 
 
@@ -39,39 +40,41 @@ def main(argv: list[str]) -> None:
         help="write nothing: tell what the run computes, needs and reads, and whether it fits",
     )
     parser.add_argument(
-        "--target",
+        "--hardware",
         metavar="T",
         help="devices that a dry run is for: v5e:4x4, v5p:4x4x4, h200, h100:8, cpu:8, ...; they"
         " need not be here; default: those of this machine",
     )
-    distributed.add_arguments(parser)
+    cluster.add_arguments(parser)
     args, overrides = parser.parse(argv)
-    if args.target is not None and not args.dry_run:
-        raise ConfigError("--target", "is for a dry run only", "add --dry-run, or drop --target")
-    from deeplab_jax.recipe import load_recipe
+    if args.hardware is not None and not args.dry_run:
+        raise ConfigError(
+            "--hardware", "is for a dry run only", "add --dry-run, or drop --hardware"
+        )
+    from deeplab_jax.config.recipe import load_recipe
 
     config = load_recipe(args.config, overrides)
     workdir = args.workdir or f"runs/{config.name}"
     if args.dry_run:
         if args.coordinator is not None or args.num_processes is not None:
-            fix = "name the devices of all hosts with --target"
+            fix = "name the devices of all hosts with --hardware"
             raise ConfigError("--coordinator", "a dry run is one process", fix)
-        _dry_run(config, workdir, args.target)
+        _dry_run(config, workdir, args.hardware)
         return
-    distributed.start(args.coordinator, args.num_processes, args.process_id)
-    from deeplab_jax import compile_cache
-    from deeplab_jax.trainer import train
+    cluster.initialize(args.coordinator, args.num_processes, args.process_id)
+    from deeplab_jax.training.loop import train
+    from deeplab_jax.utils import compile_cache
 
     compile_cache.enable()
     train(config, workdir)
 
 
 def _dry_run(config: "ConfigDict", workdir: str, target: str | None) -> None:
-    from deeplab_jax import targets
+    from deeplab_jax.dry_run import hardware
 
     if target is not None:
-        targets.prepare_environment(targets.parse_target(target))
-    from deeplab_jax.dry_run import dry_run
+        hardware.set_compiler_environment(hardware.parse_hardware(target))
+    from deeplab_jax.dry_run.gather import dry_run
 
     dry_run(config, workdir, target)
 

@@ -24,10 +24,9 @@ from convert import keymap
 from deeplab_jax.config import get_config
 from deeplab_jax.data import open_dataset
 from deeplab_jax.data.images import write_png_indices
-from deeplab_jax.data.transforms import MEAN, STD
-from deeplab_jax.evaluator import Evaluator
-from deeplab_jax.models import build_model
-from deeplab_jax.train_state import init_variables
+from deeplab_jax.evaluation.evaluator import Evaluator
+from deeplab_jax.models import build_model, init_variables
+from deeplab_jax.models.preprocess import MEAN, STD
 
 _REFERENCE = Path(__file__).parents[1] / "tests" / "torch_reference.py"
 _PARTS = 8  # of a pass: one of ours, one of PyTorch's, in turn

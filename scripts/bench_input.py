@@ -29,6 +29,7 @@ import numpy as np
 from deeplab_jax import config as config_lib
 from deeplab_jax.data import Dataset, SampleOrder, open_dataset, pipeline, sources, transforms
 from deeplab_jax.errors import ConfigError, DeepLabError
+from deeplab_jax.models.preprocess import MEAN, STD, normalize
 
 IGNORE = 255
 STAGES = (
@@ -121,8 +122,8 @@ class Reference:
         with stage("normalise"):
             image = image.astype(np.float32)
             cv2.cvtColor(image, cv2.COLOR_BGR2RGB, image)
-            cv2.subtract(image, transforms.MEAN.astype(np.float64)[None], image)
-            cv2.multiply(image, 1 / transforms.STD.astype(np.float64)[None], image)
+            cv2.subtract(image, MEAN.astype(np.float64)[None], image)
+            cv2.multiply(image, 1 / STD.astype(np.float64)[None], image)
         with stage("place"):
             return _pad(image.transpose(2, 0, 1), label, crop_size)
 
@@ -250,7 +251,7 @@ def check_equal(ours: pipeline.TrainBatch, theirs: tuple[np.ndarray, ...]) -> No
     for image, label, box, other, other_label in zip(*ours[1:], *theirs, strict=True):
         top, left, bottom, right = box
         expected = np.zeros(other.shape, np.float32)
-        window = transforms.normalize(image[top:bottom, left:right])
+        window = normalize(image[top:bottom, left:right])
         expected[:, top:bottom, left:right] = window.transpose(2, 0, 1)
         if not (np.array_equal(label, other_label) and np.allclose(expected, other, atol=1e-5)):
             raise AssertionError("our loader and the reference's order made different batches")

@@ -28,9 +28,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from deeplab_jax import cli
 from deeplab_jax.config import PUBLISHED_MIOU, get_config
+from deeplab_jax.config.recipe import apply_overrides, load_recipe
 from deeplab_jax.errors import ConfigError, DataError, DeepLabError
-from deeplab_jax.recipe import apply_overrides, load_recipe
-from deeplab_jax.whole_file import whole_file
+from deeplab_jax.utils.atomic import atomic_write
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -187,7 +187,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _write(path: Path, rows: dict[str, Any]) -> None:
     """Replaces the file in one go, so that it is whole whenever this process ends."""
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         file.write(json.dumps({"units": _UNITS, "rows": rows}, indent=1).encode() + b"\n")
 
 
@@ -268,7 +268,7 @@ def _evaluate(row: Row, path: Path, config: "ConfigDict", dataset: "Dataset") ->
     import jax
 
     from convert.source import read_source
-    from deeplab_jax.evaluator import Evaluator
+    from deeplab_jax.evaluation.evaluator import Evaluator
     from deeplab_jax.models import build_model
 
     source = read_source(str(path))

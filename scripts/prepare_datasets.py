@@ -51,7 +51,7 @@ class Official(NamedTuple):
 
 def unpack_voc(found: list[Path], root: Path) -> None:
     """Unpacks VOC 2012 and SBD, and merges their masks and lists."""
-    from deeplab_jax.data.archives import unpack
+    from deeplab_jax.data.writers.archives import unpack
 
     top = root / OFFICIAL["voc"].part
     files = r"(?:JPEGImages|SegmentationClass)/[^/.]+\.(?:jpg|png)"
@@ -119,7 +119,7 @@ def _read_list(path: Path) -> set[str]:
 
 def unpack_ade20k(found: list[Path], root: Path) -> None:
     """Unpacks the scene-parsing archive."""
-    from deeplab_jax.data.archives import unpack
+    from deeplab_jax.data.writers.archives import unpack
 
     wanted = r"((?:images|annotations)/(?:training|validation)/[^/.]+\.(?:jpg|png))"
     unpack(found[0], root / OFFICIAL["ade20k"].part, _keep(wanted))
@@ -127,7 +127,7 @@ def unpack_ade20k(found: list[Path], root: Path) -> None:
 
 def unpack_cityscapes(found: list[Path], root: Path) -> None:
     """Unpacks images and masks of train and val; the test images have no masks."""
-    from deeplab_jax.data.archives import unpack
+    from deeplab_jax.data.writers.archives import unpack
 
     top = root / OFFICIAL["cityscapes"].part
     city = r"(?:train|val)/[^/.]+/[^/.]+"
@@ -215,7 +215,7 @@ def _official_main(name: str, argv: list[str]) -> None:
         raise ConfigError(overrides[0], "means nothing here", "drop it; the layout is official")
     prepare(name, Path(args.archives), Path(args.output), args.expect_counts)
     if args.format == "tfds":
-        from deeplab_jax.data.builders import write_tfds
+        from deeplab_jax.data.writers.tfds import write_tfds
 
         config = _config(name, Path(args.output))
         folder = write_tfds(config.data, config.model.num_classes)
@@ -237,7 +237,7 @@ def prepare(name: str, archives: Path, root: Path, counts: tuple[int, int]) -> N
       DataError: archives are missing or damaged, or hold another number of images.
       ResourceError: the disk is too small.
     """
-    from deeplab_jax.data.archives import staged
+    from deeplab_jax.data.writers.archives import staged
 
     official = OFFICIAL[name]
     target = root / official.part
@@ -364,8 +364,8 @@ def _cache_main(argv: list[str]) -> None:
     parser.add_argument("--verify", action="store_true", help="check an existing cache's bytes")
     parser.add_argument("--config.x", metavar="VALUE", help="any field, such as config.data.root")
     args, overrides = parser.parse(argv)
+    from deeplab_jax.config.recipe import load_recipe
     from deeplab_jax.data import cache
-    from deeplab_jax.recipe import load_recipe
 
     config = load_recipe(args.config, overrides)
     cache.write_cache(config.data, config.model.num_classes, Path(args.output), args.verify)

@@ -23,9 +23,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from deeplab_jax import targets
-from deeplab_jax.recipe import load_recipe
-from deeplab_jax.whole_file import whole_file
+from deeplab_jax.config.recipe import load_recipe
+from deeplab_jax.dry_run import hardware
+from deeplab_jax.utils.atomic import atomic_write
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, PAGE = ROOT / "docs" / "pods.json", ROOT / "docs" / "pods.md"
@@ -40,7 +40,7 @@ class Row:
     recipe: str
     dtype: str
     space: int = 1
-    setting: str = ""  # another, such as "train.accumulate=2"
+    setting: str = ""  # another, such as "train.gradient_accumulation=2"
 
     @property
     def key(self) -> str:
@@ -49,7 +49,7 @@ class Row:
 
     def config(self) -> Any:
         """Returns the recipe with the row's settings."""
-        changes = [f"model.dtype={self.dtype}", f"mesh.space={self.space}"]
+        changes = [f"model.dtype={self.dtype}", f"mesh.spatial={self.space}"]
         changes += [self.setting] * bool(self.setting)
         path = ROOT / "configs" / f"{self.recipe}.py"
         return load_recipe(str(path), [f"--config.{change}" for change in changes])
@@ -84,7 +84,8 @@ ROWS = {
         Row("h200", "ade20k_r101_os8", "bfloat16", setting=setting)
         for setting in (
             "", "model.remat=4", "model.remat=3", "model.remat=1,2,3,4",
-            "train.accumulate=2", "train.accumulate=4", "model.freeze_batch_norm=true",
+            "train.gradient_accumulation=2", "train.gradient_accumulation=4",
+            "model.freeze_batch_norm=true",
         )
     ],
     "estimate": [
@@ -98,7 +99,7 @@ ROWS = {
         Row("h200", "cityscapes_r50_os16", "float32"),
         Row("h100", "cityscapes_r101_os8", "bfloat16"),
         Row("h200", "ade20k_r101_os8", "bfloat16", setting="model.remat=1,2,3,4"),
-        Row("h200", "ade20k_r101_os8", "bfloat16", setting="train.accumulate=2"),
+        Row("h200", "ade20k_r101_os8", "bfloat16", setting="train.gradient_accumulation=2"),
         Row("h200:8", "ade20k_r50_os16", "bfloat16"),
         Row("h200:16", "cityscapes_r101_os8", "bfloat16", space=2),
     ],
@@ -110,14 +111,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("table", choices=[*ROWS])
     table = parser.parse_args().table
-    targets.prepare_environment(targets.parse_target(ROWS[table][0].target))
+    hardware.set_compiler_environment(hardware.parse_hardware(ROWS[table][0].target))
     for row in ROWS[table]:
         if table == "estimate":
             key, facts = _estimate_key(row), estimate_row(row)
         else:
             key, facts = row.key, update(row, read_results().get(row.key, {}))
         results = read_results() | {key: facts}  # another table's may be written meanwhile
-        with whole_file(RESULTS) as file:
+        with atomic_write(RESULTS) as file:
             file.write(f"{json.dumps(results, indent=1, sort_keys=True)}\n".encode())
         PAGE.write_text(rewrite(PAGE.read_text(), results))
 
@@ -131,22 +132,22 @@ def update(row: Row, known: dict[str, Any]) -> dict[str, Any]:
     """Returns a row's figures: those known, where they are of the same program and compiler."""
     import jax
 
-    from deeplab_jax import program
+    from deeplab_jax.dry_run import compiled
 
     jax.clear_caches()
-    target = targets.parse_target(row.target)
-    devices = targets.compile_devices(target)
-    lowered = program.lower_step(row.config(), devices)
+    target = hardware.parse_hardware(row.target)
+    devices = hardware.compile_devices(target)
+    lowered = compiled.lower_step(row.config(), devices)
     identity = {
         "program": hashlib.sha256(lowered.as_text().encode()).hexdigest()[:16],
         "jax": metadata.version("jax"),
-        "compiler": targets.compiler_version(target),
+        "compiler": hardware.compiler_version(target),
     }
     if identity.items() <= known.items():
         print(f"{row.key}: known", flush=True)
         return known
     try:
-        got = program.compile_program(lowered, targets.compiler_options(target))
+        got = compiled.compile_program(lowered, hardware.compiler_options(target))
         facts = _facts(got)
     except jax.errors.JaxRuntimeError as error:
         facts = {"error": str(error).splitlines()[0]}
@@ -156,10 +157,10 @@ def update(row: Row, known: dict[str, Any]) -> dict[str, Any]:
 
 def estimate_row(row: Row) -> dict[str, Any]:
     """Returns what a dry run without the target's compiler says."""
-    from deeplab_jax.estimate import estimate
+    from deeplab_jax.dry_run.estimate import estimate
 
     print(row.key, flush=True)
-    facts = _facts(estimate(row.config(), targets.parse_target(row.target)))
+    facts = _facts(estimate(row.config(), hardware.parse_hardware(row.target)))
     return {"date": str(date.today()), "jax": metadata.version("jax")} | facts
 
 
@@ -208,7 +209,7 @@ def tpu_table(results: dict[str, Any]) -> Iterable[str]:
     )
     yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
     for row, facts in _known("tpu", results):
-        target = targets.parse_target(row.target)
+        target = hardware.parse_hardware(row.target)
         start = f"| {row.recipe} | {row.target}, {target.num_devices} "
         start += f"| {target.num_devices // row.space} x {row.space} "
         if "error" in facts:
@@ -233,7 +234,7 @@ def gpu_table(results: dict[str, Any]) -> Iterable[str]:
     )
     yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
     for row, facts in _known("gpu", results):
-        target = targets.parse_target(row.target)
+        target = hardware.parse_hardware(row.target)
         start = f"| {row.recipe} | {row.target} | {target.num_devices // row.space} x {row.space} "
         start += f"| {row.dtype} "
         if "error" in facts:
@@ -275,7 +276,7 @@ def estimate_table(results: dict[str, Any]) -> Iterable[str]:
         facts = results.get(row.key, {})
         if "temporaries" not in facts:
             continue
-        data = targets.parse_target(row.target).num_devices // row.space
+        data = hardware.parse_hardware(row.target).num_devices // row.space
         pairs = [
             (ours["temporaries"], facts["temporaries"]),
             (ours["needed"], facts["needed"]),
@@ -305,7 +306,7 @@ def _memory(facts: dict[str, Any]) -> str:
     return f"{facts['temporaries'] / MIB:.0f}"
 
 
-def _needed(facts: dict[str, Any], target: targets.Target) -> str:
+def _needed(facts: dict[str, Any], target: hardware.Hardware) -> str:
     needed = facts["needed"]
     share = f"{100 * needed / target.memory_bytes:.0f} %"
     return f"{needed / MIB:.0f}, {share}" if needed < target.memory_bytes else f"{share}: too much"

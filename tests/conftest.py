@@ -94,7 +94,7 @@ def measure():
 def torch_reference():
     """The module with the reference's network and training in PyTorch."""
     pytest.importorskip("torch")
-    path = Path(__file__).with_name("torch_reference.py")
+    path = Path(__file__).parent / "golden" / "torch_reference.py"
     spec = importlib.util.spec_from_file_location("torch_reference", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -81,7 +81,9 @@ def test_models_know_neither_data_nor_configuration():
 
 
 def test_configuration_needs_ml_collections_alone():
-    names = {name.split(".")[0] for name in imported((PACKAGE / "config.py").read_text())}
+    names = {
+        name.split(".")[0] for name in imported((PACKAGE / "config" / "__init__.py").read_text())
+    }
     assert names - sys.stdlib_module_names == {"ml_collections", "deeplab_jax"}
 
 
@@ -89,7 +91,7 @@ def test_configuration_needs_ml_collections_alone():
     ("modules", "absent"),
     [
         (["deeplab_jax"], [*HEAVY, "numpy", "ml_collections"]),
-        (["deeplab_jax.cli", "deeplab_jax.recipe"], [*HEAVY, "cv2"]),
+        (["deeplab_jax.cli", "deeplab_jax.config.recipe"], [*HEAVY, "cv2"]),
         (["deeplab_jax.data"], HEAVY),  # what a reading process loads
     ],
 )

@@ -1,6 +1,7 @@
 """From files to batches, in NumPy and OpenCV: nothing here imports JAX, and grain only on use."""
 
-from deeplab_jax.data.datasets import Dataset, open_dataset
+from deeplab_jax.data.dataset import Dataset
+from deeplab_jax.data.open import open_dataset
 from deeplab_jax.data.pipeline import (
     EvalExample,
     SampleOrder,

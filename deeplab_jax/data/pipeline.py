@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from deeplab_jax.data import readers, transforms
-from deeplab_jax.data.datasets import Dataset
+from deeplab_jax.data import transforms, workers
+from deeplab_jax.data.dataset import Dataset
 
 _MAX_THREADS = 8
 
@@ -118,9 +118,9 @@ def train_batches(
     )
     steps, name_of = range(start, stop), dataset.source.names
     if num_workers:
-        yield from readers.in_processes(load, steps, num_workers, name_of)
+        yield from workers.in_processes(load, steps, num_workers, name_of)
     else:
-        yield from readers.in_threads(load, steps, num_threads(), name_of)
+        yield from workers.in_threads(load, steps, num_threads(), name_of)
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class _BatchLoader:
         for i, row in enumerate(self.rows):
             batch.index[i], rng = self.order.locate(int(step), row)
             out = batch.image[i], batch.label[i]
-            with readers.reading(batch.index[i]):
+            with workers.reading(batch.index[i]):
                 sample = self.dataset.read(int(batch.index[i]))
                 batch.box[i] = transforms.train_transform(*sample, rng, **self.options, out=out)[2]
         return batch
@@ -170,11 +170,11 @@ def eval_examples(
       ReaderError: a sample does not end.
     """
     read = functools.partial(_eval_example, dataset, resize_base)
-    return readers.in_threads(read, indices, num_threads(), dataset.source.names)
+    return workers.in_threads(read, indices, num_threads(), dataset.source.names)
 
 
 def _eval_example(dataset: Dataset, resize_base: tuple[int, ...], index: int) -> EvalExample:
-    with readers.reading(index):
+    with workers.reading(index):
         image, label = dataset.read(int(index))
     if resize_base:
         size = transforms.fit_size(label.shape[0], label.shape[1], (resize_base[0], resize_base[1]))

@@ -12,10 +12,6 @@ import numpy as np
 
 from deeplab_jax.config import IGNORE_INDEX
 
-# ImageNet statistics, RGB, in grey levels.
-MEAN = np.array((123.675, 116.28, 103.53), np.float32)
-STD = np.array((58.395, 57.12, 57.375), np.float32)
-
 Window = tuple[slice, slice]  # rows and columns, both ends given
 
 _LEVELS = np.arange(256, dtype=np.uint8)
@@ -230,8 +226,3 @@ def train_transform(
     window = random_window(label, rng, crop_size)
     image, label = random_flip(resize_window(image, size, window), label[window], rng)
     return place(photometric_distortion(image, rng), label, crop_size, out)
-
-
-def normalize(image: np.ndarray) -> np.ndarray:
-    """Returns (image - MEAN) / STD, float32 (H, W, 3): what a network sees of a uint8 image."""
-    return (image.astype(np.float32) - MEAN) * (1 / STD)

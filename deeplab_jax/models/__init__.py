@@ -7,9 +7,16 @@ import jax.numpy as jnp
 
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.models.deeplabv3plus import DeepLabV3Plus, Output
-from deeplab_jax.models.layers import Numerics, fold_batch_norm
+from deeplab_jax.models.layers import ComputePolicy, fold_batch_norm
 
-__all__ = ["DeepLabV3Plus", "Numerics", "Output", "build_model", "fold_batch_norm"]
+__all__ = [
+    "ComputePolicy",
+    "DeepLabV3Plus",
+    "Output",
+    "build_model",
+    "fold_batch_norm",
+    "init_variables",
+]
 
 
 def build_model(model: Any, platform: str | None = None) -> DeepLabV3Plus:
@@ -25,7 +32,7 @@ def build_model(model: Any, platform: str | None = None) -> DeepLabV3Plus:
     if model.dtype == "float64" and jnp.zeros((), float).dtype != jnp.float64:
         what = "float64 needs JAX in 64-bit mode"
         raise ConfigError("config.model.dtype", what, "set JAX_ENABLE_X64=1")
-    numerics = Numerics(
+    policy = ComputePolicy(
         jnp.dtype(model.dtype), platform or jax.default_backend(), model.freeze_batch_norm
     )
     return DeepLabV3Plus(
@@ -33,7 +40,7 @@ def build_model(model: Any, platform: str | None = None) -> DeepLabV3Plus:
         depth=model.depth,
         output_stride=model.output_stride,
         atrous_rates=tuple(model.atrous_rates),
-        numerics=numerics,
+        policy=policy,
         width=model.width,
         stem=model.stem,
         multi_grid=tuple(model.multi_grid),
@@ -43,3 +50,9 @@ def build_model(model: Any, platform: str | None = None) -> DeepLabV3Plus:
         aux_channels=model.aux_channels,
         dropout_rate=model.dropout_rate,
     )
+
+
+def init_variables(model: DeepLabV3Plus, seed: int) -> dict[str, Any]:
+    """Returns new {"params", "batch_stats"} drawn from `seed`; call it under `jit`."""
+    image = jnp.zeros((1, 32, 32, 3))  # any size: no parameter depends on it
+    return dict(model.init(jax.random.key(seed), image))

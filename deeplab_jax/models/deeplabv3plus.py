@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from deeplab_jax.models import ops
-from deeplab_jax.models.layers import Classifier, ConvBNReLU, Numerics, SeparableConvBNReLU
+from deeplab_jax.models.layers import Classifier, ComputePolicy, ConvBNReLU, SeparableConvBNReLU
 from deeplab_jax.models.resnet import ResNet
 
 
@@ -32,30 +32,32 @@ class ASPP(nn.Module):
 
     features: int
     atrous_rates: tuple[int, ...]
-    numerics: Numerics
+    policy: ComputePolicy
 
     @nn.compact
-    def __call__(self, x: jax.Array, is_train: bool, extent: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, is_train: bool, valid_size: jax.Array | None = None
+    ) -> jax.Array:
         """Returns (B, H, W, features)."""
-        branches = [ConvBNReLU(self.features, self.numerics, name="branch0")(x, is_train)]
+        branches = [ConvBNReLU(self.features, self.policy, name="branch0")(x, is_train)]
         for index, rate in enumerate(self.atrous_rates, 1):
-            branch = SeparableConvBNReLU(self.features, self.numerics, rate, name=f"branch{index}")
-            branches.append(branch(x, is_train, extent))
-        pooled = self._image_mean(x, extent)
-        pooled = ConvBNReLU(self.features, self.numerics, name="image_pool")(pooled, is_train)
+            branch = SeparableConvBNReLU(self.features, self.policy, rate, name=f"branch{index}")
+            branches.append(branch(x, is_train, valid_size))
+        pooled = self._image_mean(x, valid_size)
+        pooled = ConvBNReLU(self.features, self.policy, name="image_pool")(pooled, is_train)
         # Wide, for the gradient of a broadcast is a sum over the map.
-        wide = jnp.broadcast_to(pooled.astype(self.numerics.wide_dtype), branches[0].shape)
+        wide = jnp.broadcast_to(pooled.astype(self.policy.wide_dtype), branches[0].shape)
         branches.append(wide.astype(x.dtype))
         x = jnp.concatenate(branches, -1)  # (B, H, W, 5 * features)
-        return ConvBNReLU(self.features, self.numerics, 3, name="merge")(x, is_train, extent)
+        return ConvBNReLU(self.features, self.policy, 3, name="merge")(x, is_train, valid_size)
 
-    def _image_mean(self, x: jax.Array, extent: jax.Array | None) -> jax.Array:
+    def _image_mean(self, x: jax.Array, valid_size: jax.Array | None) -> jax.Array:
         """Returns the mean of each picture (B, 1, 1, C), padding left out."""
-        dtype = self.numerics.wide_dtype
-        if extent is None:
+        dtype = self.policy.wide_dtype
+        if valid_size is None:
             return jnp.mean(x, (1, 2), dtype, keepdims=True).astype(x.dtype)
-        total = jnp.sum(ops.keep_inside(x, extent), (1, 2), dtype, keepdims=True)
-        count = extent.prod(1).reshape(-1, 1, 1, 1).astype(dtype)
+        total = jnp.sum(ops.mask_padding(x, valid_size), (1, 2), dtype, keepdims=True)
+        count = valid_size.prod(1).reshape(-1, 1, 1, 1).astype(dtype)
         return (total / count).astype(x.dtype)
 
 
@@ -64,7 +66,7 @@ class Decoder(nn.Module):
 
     features: int
     low_level_features: int
-    numerics: Numerics
+    policy: ComputePolicy
 
     @nn.compact
     def __call__(
@@ -72,22 +74,22 @@ class Decoder(nn.Module):
         x: jax.Array,
         low_level: jax.Array,
         is_train: bool,
-        extents: tuple[jax.Array | None, jax.Array | None] = (None, None),
+        valid_sizes: tuple[jax.Array | None, jax.Array | None] = (None, None),
     ) -> jax.Array:
         """Returns (B, h, w, features) at the size of `low_level` (B, h, w, channels).
 
-        `extents` are those of `x` and of `low_level`.
+        `valid_sizes` are those of `x` and of `low_level`.
         """
-        size, (before, extent) = low_level.shape[1:3], extents
-        if before is None or extent is None:
+        size, (before, valid_size) = low_level.shape[1:3], valid_sizes
+        if before is None or valid_size is None:
             x = ops.resize_bilinear(x, size)
         else:
-            x = ops.resize_inside(x, size, before, extent)
-        shortcut = ConvBNReLU(self.low_level_features, self.numerics, name="low_level")
+            x = ops.resize_valid(x, size, before, valid_size)
+        shortcut = ConvBNReLU(self.low_level_features, self.policy, name="low_level")
         x = jnp.concatenate([x, shortcut(low_level, is_train)], -1)
-        x = SeparableConvBNReLU(self.features, self.numerics, name="refine0")(x, is_train, extent)
-        return SeparableConvBNReLU(self.features, self.numerics, name="refine1")(
-            x, is_train, extent
+        x = SeparableConvBNReLU(self.features, self.policy, name="refine0")(x, is_train, valid_size)
+        return SeparableConvBNReLU(self.features, self.policy, name="refine1")(
+            x, is_train, valid_size
         )
 
 
@@ -99,7 +101,7 @@ class DeepLabV3Plus(nn.Module):
       depth: layers of the backbone: 18, 34, 50 or 101.
       output_stride: 8 or 16.
       atrous_rates: dilations of ASPP's three separable branches.
-      numerics: dtype, platform and norm mode.
+      policy: dtype, platform and norm mode.
       width: channels of the backbone's first layer.
       stem: "deep" or "7x7".
       multi_grid: dilations of the last layer's blocks in place of its own; () for none.
@@ -114,7 +116,7 @@ class DeepLabV3Plus(nn.Module):
     depth: int = 50
     output_stride: int = 16
     atrous_rates: tuple[int, ...] = (6, 12, 18)
-    numerics: Numerics = Numerics()
+    policy: ComputePolicy = ComputePolicy()
     width: int = 64
     stem: str = "deep"
     multi_grid: tuple[int, ...] = ()
@@ -130,7 +132,7 @@ class DeepLabV3Plus(nn.Module):
         images: jax.Array,
         is_train: bool = False,
         use_dropout: bool = False,
-        extent: jax.Array | None = None,
+        valid_size: jax.Array | None = None,
     ) -> Output:
         """Computes logits.
 
@@ -139,35 +141,35 @@ class DeepLabV3Plus(nn.Module):
           is_train: normalise with the batch's statistics and update the running ones
             (collection "batch_stats" must be mutable).
           use_dropout: drop channels (needs the "dropout" random stream).
-          extent: int32 (B, 2), true (height, width) of images that are padded below and on the
-            right, not in training; the logits of their top left ceil(extent / 4) are those of the
-            images without padding, others mean nothing. None: there is no padding.
+          valid_size: int32 (B, 2), true (height, width) of images that are padded below and on the
+            right, not in training; the logits of their top left ceil(valid_size / 4) are those
+            of the images without padding, others mean nothing. None: there is no padding.
 
         Returns:
           Logits of both heads. Under `jit` a head whose result is not used costs nothing.
         """
-        numerics = self.numerics
-        x = images.astype(numerics.dtype)
+        policy = self.policy
+        x = images.astype(policy.dtype)
         backbone = ResNet(
             self.depth,
             self.output_stride,
-            numerics,
+            policy,
             self.width,
             self.stem,
             self.multi_grid,
             self.remat,
             name="backbone",
         )
-        low_level, _, middle, top = backbone(x, is_train, extent)
-        top_extent = ops.shrink(extent, self.output_stride)
-        aspp = ASPP(self.head_channels, self.atrous_rates, numerics, name="aspp")
-        x = aspp(top, is_train, top_extent)
-        decoder = Decoder(self.head_channels, self.low_level_channels, numerics, name="decoder")
-        x = decoder(x, low_level, is_train, (top_extent, ops.shrink(extent, 4)))
+        low_level, _, middle, top = backbone(x, is_train, valid_size)
+        top_valid_size = ops.strided_size(valid_size, self.output_stride)
+        aspp = ASPP(self.head_channels, self.atrous_rates, policy, name="aspp")
+        x = aspp(top, is_train, top_valid_size)
+        decoder = Decoder(self.head_channels, self.low_level_channels, policy, name="decoder")
+        x = decoder(x, low_level, is_train, (top_valid_size, ops.strided_size(valid_size, 4)))
         rate = self.dropout_rate
-        classifier = Classifier(self.num_classes, rate, numerics, name="classifier")
+        classifier = Classifier(self.num_classes, rate, policy, name="classifier")
         logits = classifier(x, use_dropout)
-        aux_head = ConvBNReLU(self.aux_channels, numerics, 3, name="aux_head")
-        aux = aux_head(middle, is_train, ops.shrink(extent, self.output_stride))
-        aux_classifier = Classifier(self.num_classes, rate, numerics, name="aux_classifier")
+        aux_head = ConvBNReLU(self.aux_channels, policy, 3, name="aux_head")
+        aux = aux_head(middle, is_train, ops.strided_size(valid_size, self.output_stride))
+        aux_classifier = Classifier(self.num_classes, rate, policy, name="aux_classifier")
         return Output(logits, aux_classifier(aux, use_dropout))

@@ -19,7 +19,7 @@ BN_EPSILON = 1e-5
 BN_MOMENTUM = 0.1  # share of the new value, PyTorch's convention
 
 
-class Numerics(NamedTuple):
+class ComputePolicy(NamedTuple):
     """How to compute, chosen once when the model is built.
 
     Attributes:
@@ -104,7 +104,7 @@ class BatchNorm(nn.Module):
     devices. The gradient through the statistics is hand-written: one reduction each way.
     """
 
-    numerics: Numerics
+    policy: ComputePolicy
 
     @nn.compact
     def __call__(self, x: jax.Array, is_train: bool) -> jax.Array:
@@ -113,15 +113,15 @@ class BatchNorm(nn.Module):
         Raises:
           ValueError: training sees one value per channel, which has no variance.
         """
-        dtype, shape = self.numerics.wide_dtype, (x.shape[-1],)
-        if self.numerics.is_folded:
+        dtype, shape = self.policy.wide_dtype, (x.shape[-1],)
+        if self.policy.is_folded:
             bias = self.param("bias", nn.initializers.zeros, shape, dtype)
             return (x.astype(dtype) + _per_channel(bias)).astype(x.dtype)
         scale = self.param("scale", nn.initializers.ones, shape, dtype)
         bias = self.param("bias", nn.initializers.zeros, shape, dtype)
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape, dtype)
         var = self.variable("batch_stats", "var", jnp.ones, shape, dtype)
-        if not is_train or self.numerics.freeze_batch_norm:
+        if not is_train or self.policy.freeze_batch_norm:
             return _affine(x, mean.value, var.value, scale, bias)
         y, batch_mean, batch_var = _normalize(x, scale, bias, lax.stop_gradient(mean.value))
         if not self.is_initializing():
@@ -140,7 +140,7 @@ class BatchNorm(nn.Module):
 
 
 def fold_batch_norm(variables: Any) -> dict[str, Any]:
-    """Returns the variables of the network whose `Numerics.is_folded`, as NumPy arrays.
+    """Returns the variables of the network whose `ComputePolicy.is_folded`, as NumPy arrays.
 
     With running statistics a norm is y = a x + b per channel: a goes into the kernel before it, b
     is the norm's bias. Computed in float64, returned in the dtypes of the parameters.
@@ -168,29 +168,29 @@ class Conv(nn.Module):
 
     features: int
     kernel_size: int
-    numerics: Numerics
+    policy: ComputePolicy
     stride: int = 1
     dilation: int = 1
     is_depthwise: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, extent: jax.Array | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, valid_size: jax.Array | None = None) -> jax.Array:
         """Returns (B, ceil(H / stride), ceil(W / stride), features).
 
-        `extent` is that of `x`; outside it a kernel sees zeros, whatever `x` holds there.
+        `valid_size` is that of `x`; outside it a kernel sees zeros, whatever `x` holds there.
         """
         inputs = 1 if self.is_depthwise else x.shape[-1]
         shape = (self.kernel_size, self.kernel_size, inputs, self.features)
-        kernel = self.param("kernel", uniform_fan_in, shape, self.numerics.wide_dtype)
-        kernel = kernel.astype(self.numerics.dtype)
+        kernel = self.param("kernel", uniform_fan_in, shape, self.policy.wide_dtype)
+        kernel = kernel.astype(self.policy.dtype)
         if self.kernel_size > 1:
-            x = ops.keep_inside(x, extent)
+            x = ops.mask_padding(x, valid_size)
         if self.is_depthwise:
-            return ops.depthwise_conv3x3(x, kernel, self.dilation, self.numerics.platform)
+            return ops.depthwise_conv3x3(x, kernel, self.dilation, self.policy.platform)
         if self.kernel_size == 1:
-            return ops.conv1x1(x, kernel, self.stride, self.numerics.precision)
-        precision = self.numerics.precision
-        if self.numerics.platform == "gpu" and self.dilation > 1 and self.stride == 1:
+            return ops.conv1x1(x, kernel, self.stride, self.policy.precision)
+        precision = self.policy.precision
+        if self.policy.platform == "gpu" and self.dilation > 1 and self.stride == 1:
             return ops.conv3x3_by_products(x, kernel, self.dilation, precision)
         return ops.conv(x, kernel, self.stride, self.dilation, precision)
 
@@ -199,7 +199,7 @@ class ConvBNReLU(nn.Module):
     """Convolution, batch norm and, unless `use_relu` is off, ReLU."""
 
     features: int
-    numerics: Numerics
+    policy: ComputePolicy
     kernel_size: int = 1
     stride: int = 1
     dilation: int = 1
@@ -207,18 +207,20 @@ class ConvBNReLU(nn.Module):
     use_relu: bool = True
 
     @nn.compact
-    def __call__(self, x: jax.Array, is_train: bool, extent: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, is_train: bool, valid_size: jax.Array | None = None
+    ) -> jax.Array:
         """Returns (B, ceil(H / stride), ceil(W / stride), features)."""
         x = Conv(
             self.features,
             self.kernel_size,
-            self.numerics,
+            self.policy,
             self.stride,
             self.dilation,
             self.is_depthwise,
             name="conv",
-        )(x, extent)
-        x = BatchNorm(self.numerics, name="norm")(x, is_train)
+        )(x, valid_size)
+        x = BatchNorm(self.policy, name="norm")(x, is_train)
         return nn.relu(x) if self.use_relu else x
 
 
@@ -226,21 +228,23 @@ class SeparableConvBNReLU(nn.Module):
     """Depthwise 3x3, then 1x1; norm and ReLU follow both."""
 
     features: int
-    numerics: Numerics
+    policy: ComputePolicy
     dilation: int = 1
 
     @nn.compact
-    def __call__(self, x: jax.Array, is_train: bool, extent: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, is_train: bool, valid_size: jax.Array | None = None
+    ) -> jax.Array:
         """Returns (B, H, W, features)."""
         x = ConvBNReLU(
             x.shape[-1],
-            self.numerics,
+            self.policy,
             kernel_size=3,
             dilation=self.dilation,
             is_depthwise=True,
             name="depthwise",
-        )(x, is_train, extent)
-        return ConvBNReLU(self.features, self.numerics, name="pointwise")(x, is_train)
+        )(x, is_train, valid_size)
+        return ConvBNReLU(self.features, self.policy, name="pointwise")(x, is_train)
 
 
 class Classifier(nn.Module):
@@ -248,21 +252,21 @@ class Classifier(nn.Module):
 
     num_classes: int
     dropout_rate: float
-    numerics: Numerics
+    policy: ComputePolicy
 
     @nn.compact
     def __call__(self, x: jax.Array, use_dropout: bool) -> jax.Array:
         """Returns logits (B, H, W, num_classes), float32 or wider."""
         x = nn.Dropout(self.dropout_rate, broadcast_dims=(1, 2))(x, not use_dropout)
-        dtype = self.numerics.wide_dtype
+        dtype = self.policy.wide_dtype
         shape = (1, 1, x.shape[-1], self.num_classes)
         kernel = self.param("kernel", uniform_fan_in, shape, dtype)
         # PyTorch draws the bias from the same interval as the kernel.
         bias = self.param("bias", lambda key: uniform_fan_in(key, shape, dtype)[0, 0, 0])
-        kernel = kernel.astype(self.numerics.dtype)
-        return ops.conv1x1(
-            x, kernel, precision=self.numerics.precision, dtype=dtype
-        ) + _per_channel(bias)
+        kernel = kernel.astype(self.policy.dtype)
+        return ops.conv1x1(x, kernel, precision=self.policy.precision, dtype=dtype) + _per_channel(
+            bias
+        )
 
 
 def add_and_relu(x: jax.Array, identity: jax.Array) -> jax.Array:

@@ -32,23 +32,23 @@ def shift(x: jax.Array, rows: int = 0, columns: int = 0, fill: float = 0) -> jax
     return lax.pad(x, jnp.asarray(fill, x.dtype), edges)
 
 
-def shrink(extent: jax.Array | None, stride: int) -> jax.Array | None:
+def strided_size(valid_size: jax.Array | None, stride: int) -> jax.Array | None:
     """Returns the sizes int (B, 2) after layers whose strides multiply to `stride`, rounded up."""
-    return None if extent is None else (extent + stride - 1) // stride
+    return None if valid_size is None else (valid_size + stride - 1) // stride
 
 
-def keep_inside(x: jax.Array, extent: jax.Array | None) -> jax.Array:
-    """Returns `x` (B, H, W, C), zero outside each picture's top left `extent`.
+def mask_padding(x: jax.Array, valid_size: jax.Array | None) -> jax.Array:
+    """Returns `x` (B, H, W, C), zero outside each picture's top left `valid_size`.
 
     Args:
       x: pictures padded below and on the right.
-      extent: int32 (B, 2), true (height, width) of each; None: all of `x`, which is returned.
+      valid_size: int32 (B, 2), true (height, width) of each; None: all of `x`, which is returned.
     """
-    if extent is None:
+    if valid_size is None:
         return x
     row = lax.broadcasted_iota(jnp.int32, (1, x.shape[1], 1, 1), 1)
     column = lax.broadcasted_iota(jnp.int32, (1, 1, x.shape[2], 1), 2)
-    height, width = (extent[:, axis].reshape(-1, 1, 1, 1) for axis in (0, 1))
+    height, width = (valid_size[:, axis].reshape(-1, 1, 1, 1) for axis in (0, 1))
     return jnp.where((row < height) & (column < width), x, 0)
 
 
@@ -158,7 +158,7 @@ def depthwise_conv3x3(x: jax.Array, kernel: jax.Array, dilation: int, platform: 
       x: (B, H, W, C).
       kernel: (3, 3, 1, C).
       dilation: distance between taps, in pixels.
-      platform: as in `Numerics`; picks the form of the kernel's gradient.
+      platform: as in `ComputePolicy`; picks the form of the kernel's gradient.
 
     Returns:
       (B, H, W, C).
@@ -299,21 +299,21 @@ def resize_bilinear(x: jax.Array, size: Sequence[int]) -> jax.Array:
     return x
 
 
-def resize_inside(
-    x: jax.Array, size: Sequence[int], extent: jax.Array, new_extent: jax.Array
+def resize_valid(
+    x: jax.Array, size: Sequence[int], valid_size: jax.Array, new_extent: jax.Array
 ) -> jax.Array:
-    """Returns `resize_bilinear` of the top left `extent` of each picture to its `new_extent`.
+    """Returns `resize_bilinear` of the top left `valid_size` of each picture to its `new_extent`.
 
     Args:
       x: (B, H, W, C), padded.
       size: (height, width) of the result, padding included.
-      extent: int32 (B, 2), true sizes in `x`.
+      valid_size: int32 (B, 2), true sizes in `x`.
       new_extent: int32 (B, 2), true sizes in the result; what lies outside means nothing.
     """
     wide = jnp.promote_types(x.dtype, jnp.float32)
     for axis in (2, 1):
         output = jnp.arange(size[axis - 1], dtype=jnp.int32)[None]
-        length, new = extent[:, axis - 1, None], new_extent[:, axis - 1, None]
+        length, new = valid_size[:, axis - 1, None], new_extent[:, axis - 1, None]
         # Whole numbers: source + 1/2 = (2 i + 1) length / (2 new), rounded once, in the weight.
         source = jnp.maximum((2 * output + 1) * length - new, 0)
         low = jnp.minimum(source // (2 * new), length - 1)

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 
 from deeplab_jax.models import ops
-from deeplab_jax.models.layers import ConvBNReLU, Numerics, add_and_relu
+from deeplab_jax.models.layers import ComputePolicy, ConvBNReLU, add_and_relu
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 _STRIDES = {8: (1, 2, 1, 1), 16: (1, 2, 2, 1)}
@@ -21,22 +21,24 @@ class BasicBlock(nn.Module):
     features: int
     stride: int
     dilation: int
-    numerics: Numerics
+    policy: ComputePolicy
 
     @nn.compact
-    def __call__(self, x: jax.Array, is_train: bool, extent: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, is_train: bool, valid_size: jax.Array | None = None
+    ) -> jax.Array:
         """Returns (B, ceil(H / stride), ceil(W / stride), features)."""
         identity = x
         if self.stride > 1 or x.shape[-1] != self.features:
             identity = ConvBNReLU(
-                self.features, self.numerics, stride=self.stride, use_relu=False, name="projection"
+                self.features, self.policy, stride=self.stride, use_relu=False, name="projection"
             )(x, is_train)
-        x = ConvBNReLU(self.features, self.numerics, 3, self.stride, self.dilation, name="conv1")(
-            x, is_train, extent
+        x = ConvBNReLU(self.features, self.policy, 3, self.stride, self.dilation, name="conv1")(
+            x, is_train, valid_size
         )
-        extent = ops.shrink(extent, self.stride)
-        x = ConvBNReLU(self.features, self.numerics, 3, use_relu=False, name="conv2")(
-            x, is_train, extent
+        valid_size = ops.strided_size(valid_size, self.stride)
+        x = ConvBNReLU(self.features, self.policy, 3, use_relu=False, name="conv2")(
+            x, is_train, valid_size
         )
         return add_and_relu(x, identity)
 
@@ -47,22 +49,24 @@ class Bottleneck(nn.Module):
     features: int
     stride: int
     dilation: int
-    numerics: Numerics
+    policy: ComputePolicy
 
     @nn.compact
-    def __call__(self, x: jax.Array, is_train: bool, extent: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, is_train: bool, valid_size: jax.Array | None = None
+    ) -> jax.Array:
         """Returns (B, ceil(H / stride), ceil(W / stride), 4 * features)."""
         identity = x
         out = 4 * self.features
         if self.stride > 1 or x.shape[-1] != out:
             identity = ConvBNReLU(
-                out, self.numerics, stride=self.stride, use_relu=False, name="projection"
+                out, self.policy, stride=self.stride, use_relu=False, name="projection"
             )(x, is_train)
-        x = ConvBNReLU(self.features, self.numerics, name="conv1")(x, is_train)
-        x = ConvBNReLU(self.features, self.numerics, 3, self.stride, self.dilation, name="conv2")(
-            x, is_train, extent
+        x = ConvBNReLU(self.features, self.policy, name="conv1")(x, is_train)
+        x = ConvBNReLU(self.features, self.policy, 3, self.stride, self.dilation, name="conv2")(
+            x, is_train, valid_size
         )
-        x = ConvBNReLU(out, self.numerics, use_relu=False, name="conv3")(x, is_train)
+        x = ConvBNReLU(out, self.policy, use_relu=False, name="conv3")(x, is_train)
         return add_and_relu(x, identity)
 
 
@@ -71,19 +75,21 @@ class Stem(nn.Module):
 
     features: int
     kind: str
-    numerics: Numerics
+    policy: ComputePolicy
 
     @nn.compact
-    def __call__(self, x: jax.Array, is_train: bool, extent: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, is_train: bool, valid_size: jax.Array | None = None
+    ) -> jax.Array:
         """Returns (B, ceil(H / 2), ceil(W / 2), features)."""
         if self.kind == "7x7":
-            conv = ConvBNReLU(self.features, self.numerics, 7, stride=2, name="conv1")
-            return conv(x, is_train, extent)
+            conv = ConvBNReLU(self.features, self.policy, 7, stride=2, name="conv1")
+            return conv(x, is_train, valid_size)
         half = self.features // 2
-        x = ConvBNReLU(half, self.numerics, 3, stride=2, name="conv1")(x, is_train, extent)
-        extent = ops.shrink(extent, 2)
-        x = ConvBNReLU(half, self.numerics, 3, name="conv2")(x, is_train, extent)
-        return ConvBNReLU(self.features, self.numerics, 3, name="conv3")(x, is_train, extent)
+        x = ConvBNReLU(half, self.policy, 3, stride=2, name="conv1")(x, is_train, valid_size)
+        valid_size = ops.strided_size(valid_size, 2)
+        x = ConvBNReLU(half, self.policy, 3, name="conv2")(x, is_train, valid_size)
+        return ConvBNReLU(self.features, self.policy, 3, name="conv3")(x, is_train, valid_size)
 
 
 class ResNet(nn.Module):
@@ -92,7 +98,7 @@ class ResNet(nn.Module):
     Attributes:
       depth: 18, 34, 50 or 101.
       output_stride: 8 or 16.
-      numerics: dtype, platform and norm mode.
+      policy: dtype, platform and norm mode.
       width: channels of the stem and of the first layer's 3x3 convolutions.
       stem: "deep" (three 3x3 convolutions) or "7x7".
       multi_grid: dilations of the last layer's blocks in place of its own; () for none.
@@ -101,7 +107,7 @@ class ResNet(nn.Module):
 
     depth: int
     output_stride: int
-    numerics: Numerics
+    policy: ComputePolicy
     width: int = 64
     stem: str = "deep"
     multi_grid: tuple[int, ...] = ()
@@ -109,13 +115,13 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, is_train: bool, extent: jax.Array | None = None
+        self, x: jax.Array, is_train: bool, valid_size: jax.Array | None = None
     ) -> tuple[jax.Array, ...]:
         """Returns the feature maps of layers 1 to 4, NHWC."""
-        x = Stem(self.width, self.stem, self.numerics, name="stem")(x, is_train, extent)
+        x = Stem(self.width, self.stem, self.policy, name="stem")(x, is_train, valid_size)
         # Zeros around what is not negative change no maximum.
-        x = ops.keep_inside(x, ops.shrink(extent, 2))
-        extent = ops.shrink(extent, 4)
+        x = ops.mask_padding(x, ops.strided_size(valid_size, 2))
+        valid_size = ops.strided_size(valid_size, 4)
         x = ops.max_pool3x3(x)
         block = BasicBlock if self.depth < 50 else Bottleneck
         maps = []
@@ -129,10 +135,10 @@ class ResNet(nn.Module):
                     self.width * 2**layer,
                     own,
                     dilation,
-                    self.numerics,
+                    self.policy,
                     name=f"layer{layer + 1}_{index}",
-                )(x, is_train, extent)
-                extent = ops.shrink(extent, own)
+                )(x, is_train, valid_size)
+                valid_size = ops.strided_size(valid_size, own)
             maps.append(x)
         return tuple(maps)
 

@@ -1,6 +1,43 @@
-"""Runs `python -m deeplab_jax.report`."""
+"""Command: one page to read about a checkpoint's evaluation.
+
+    python -m deeplab_jax.report runs/camvid_r50_os16
+
+`evaluate` writes it too. The page, `report.html`, is one file and needs no network.
+"""
+
+from pathlib import Path
 
 from deeplab_jax import cli
-from deeplab_jax.report import main
+from deeplab_jax.errors import ConfigError
 
-cli.run(main)
+_EXAMPLES = """\
+  deeplab report runs/camvid_r50_os16
+  deeplab report runs/camvid_r50_os16 --output report.html
+  deeplab report runs/camvid_r50_os16 --config.data.root=elsewhere"""
+
+
+def main(argv: list[str]) -> None:
+    """Parses arguments and writes `report.html`.
+
+    Raises:
+      DeepLabError: see `deeplab_jax.errors`; `cli.run` prints it.
+    """
+    parser = cli.Parser("report", _EXAMPLES)
+    parser.add_argument("checkpoint", metavar="DIR", help="a run's directory, evaluated")
+    parser.add_argument("--output", metavar="FILE", help="default: DIR/report.html")
+    parser.add_argument("--config.x", metavar="VALUE", help="any field of the checkpoint's recipe")
+    args, overrides = parser.parse(argv)
+    folder = Path(args.checkpoint)
+    numbers = folder / "evaluation.json"
+    if not numbers.is_file():
+        fix = f"run deeplab evaluate --checkpoint {folder} first"
+        raise ConfigError(str(numbers), "there is no evaluation to report", fix)
+    output = Path(args.output or folder / "report.html")
+    cli.check_writable(output, "--output")
+    from deeplab_jax.report.write import write_again
+
+    write_again(folder, output, overrides)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from deeplab_jax import metrics
+from deeplab_jax.evaluation import metrics
 
 _MOST_PIXELS = 2**62  # in a confusion matrix; sums stay int64
 

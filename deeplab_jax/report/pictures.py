@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from deeplab_jax import metrics
 from deeplab_jax.config import IGNORE_INDEX
 from deeplab_jax.data import Dataset
+from deeplab_jax.evaluation import metrics
 
 NUMBER = 6  # of worst images, and of best ones
 MAX_BYTES = 4_000_000  # of all pictures, as embedded

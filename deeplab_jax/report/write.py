@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from deeplab_jax.api import Segmenter, load
 from deeplab_jax.config import from_dict
+from deeplab_jax.config.recipe import apply_overrides
 from deeplab_jax.data import open_dataset
 from deeplab_jax.data.classes import colormap
 from deeplab_jax.errors import ConfigError, DeepLabError, clip
-from deeplab_jax.recipe import apply_overrides
+from deeplab_jax.inference.segmenter import Segmenter, load
 from deeplab_jax.report import checking, page, pictures, reading
-from deeplab_jax.whole_file import whole_file
+from deeplab_jax.utils.atomic import atomic_write
 
 
 def write_again(folder: Path, output: Path, overrides: Sequence[str]) -> None:
@@ -102,6 +102,6 @@ def _no_pictures(error: DeepLabError) -> str:
 
 def _write(output: Path, folder: Path, facts: page.Facts) -> None:
     text = page.build(facts._replace(log=reading.read_log(folder / "log.jsonl")))
-    with whole_file(output) as file:
+    with atomic_write(output) as file:
         file.write(text.encode("utf-8", "replace"))  # ids may hold half a surrogate pair
     print(f"report: {output} ({len(text) / 1e6:.1f} MB, {len(facts.pictures)} pictures)")

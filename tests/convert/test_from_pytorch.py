@@ -8,11 +8,12 @@ import pytest
 import deeplab_jax
 from convert import keymap
 from convert.pth import write_pth, write_safetensors
-from deeplab_jax import checkpoint, sharding
+from deeplab_jax import checkpoint
 from deeplab_jax.data.classes import CLASS_NAMES, PALETTES, colormap
-from deeplab_jax.models import Numerics, build_model
+from deeplab_jax.distributed import mesh as mesh_lib
+from deeplab_jax.models import ComputePolicy, build_model
 from deeplab_jax.models.resnet import ResNet
-from deeplab_jax.start import load_backbone
+from deeplab_jax.training.init_weights import load_backbone
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 _RECIPE = """
@@ -203,7 +204,7 @@ def test_run_starts_from_a_converted_backbone(
     assert checkpoint.read_info(out).kind == "backbone"
 
     before = make_variables(depth, keymap.DIALECTS[dialect].stem, seed=1)
-    whole = sharding.replicated(sharding.make_mesh(4))
+    whole = mesh_lib.replicated(mesh_lib.make_mesh(4))
     state = load_backbone(jax.device_put(before, whole), str(out))
     variables, _ = keymap.to_variables(tensors, depth, dialect)
     for name, tree in variables.items():
@@ -225,7 +226,7 @@ def test_golden_stages_of_an_imagenet_network(convert, measure, recipe, name):
     assert (code, err) == (0, "")
     facts = measure.facts("forward.json")[name]["64x96"]
     depth, stem = int(name[-2:]), "7x7" if "torchvision" in name else "deep"
-    net = ResNet(depth, 16, Numerics(), stem=stem)
+    net = ResNet(depth, 16, ComputePolicy(), stem=stem)
     images = measure.draw_images(facts["image"], facts["shape"])
     variables = checkpoint.read_arrays(out, "latest", ["params", "batch_stats"])
     with jax.default_matmul_precision("highest"):

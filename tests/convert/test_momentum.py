@@ -14,13 +14,15 @@ from convert.dialects import infer
 from convert.momentum import Progress, read_progress
 from convert.pth import read_pth, write_pth, write_safetensors
 from convert.source import Source
-from deeplab_jax import checkpoint, cli, sharding, trainer
+from deeplab_jax import checkpoint, cli
 from deeplab_jax.config import get_config
+from deeplab_jax.config.recipe import load_recipe
+from deeplab_jax.distributed import mesh as mesh_lib
 from deeplab_jax.errors import CheckpointError
 from deeplab_jax.models import build_model
-from deeplab_jax.recipe import load_recipe
-from deeplab_jax.train_state import eval_variables
-from deeplab_jax.train_step import make_update
+from deeplab_jax.training import loop
+from deeplab_jax.training.state import eval_variables
+from deeplab_jax.training.step import make_update
 
 _SPEC = importlib.util.spec_from_file_location(
     "pth_files", Path(__file__).with_name("pth_files.py")
@@ -420,7 +422,7 @@ class _Story:
 
     def __init__(self, reference, folder, recipe_file):
         self.reference, self.folder, self.recipe_file = reference, folder, recipe_file
-        self.flags = ["--config.model.dtype=float64", "--config.train.reference_processes=2"]
+        self.flags = ["--config.model.dtype=float64", "--config.train.loss_groups=2"]
         self.config = load_recipe(str(recipe_file), self.flags)
         rng = np.random.default_rng(3)
         self.images = rng.standard_normal((2, 4, 33, 49, 3)).astype(np.float32)
@@ -483,8 +485,8 @@ def test_import_continues_as_pytorch_does_and_goes_back(story):
     _run(["from-pytorch", "--checkpoint", story.path, "--output", directory, "--optimizer",
           "--config", story.recipe_file, *story.flags])  # fmt: skip
     config = story.config
-    mesh = sharding.make_mesh(config.train.batch_size)
-    state = trainer.restore_or_init(config, directory, trainer.make_plan(config, 8), mesh)
+    mesh = mesh_lib.make_mesh(config.train.batch_size)
+    state = loop.restore_or_init(config, directory, loop.make_plan(config, 8), mesh)
     state = jax.device_put(jax.device_get(state))
     update = make_update(build_model(config.model), config, TOTAL, use_dropout=False)
     step = jax.jit(update, donate_argnums=0)  # as in replay, so it is compiled already

@@ -8,13 +8,13 @@ import pytest
 from convert import keymap
 from convert import replay as replay_command
 from convert.pth import read_pth, write_pth
-from deeplab_jax.recipe import load_recipe
+from deeplab_jax.config.recipe import load_recipe
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 # The step that test_momentum.py compiles too: so are recipe, schedule and batches.
-STEP = ["--config.model.dtype=float64", "--config.train.reference_processes=2"]
+STEP = ["--config.model.dtype=float64", "--config.train.loss_groups=2"]
 FIELDS = ["step", "lr", "loss_main", "loss_aux", "loss", "grad_norm"]
 _RECIPE = """
 from deeplab_jax import config
@@ -243,7 +243,7 @@ def test_flags_that_cannot_be_used_are_told(replay, flags, text):
         ("--dialect=mmseg", "did you mean mmsegmentation?"),
         ("--iteration=3", "--iteration: is given without --optimizer"),
         ("--config.train.batch_size=8", "_size: is 8, and the batches hold 4 images each - leave"),
-        ("--config.train.reference_processes=3", "4 does not divide into "),
+        ("--config.train.loss_groups=3", "4 does not divide into "),
         ("--step=3", "--step: there is no such argument - did you mean --steps?"),
         ("--output=y.onnx", "the suffix '.onnx'"),
     ],
@@ -270,7 +270,7 @@ def test_it_computes_in_float32_as_one_process_by_default(replay, monkeypatch):
     monkeypatch.setattr(replay_command, "_replay", lambda _, config, *args: configs.append(config))
     for flags in ([], ["--dtype=bfloat16"], STEP):
         assert replay(*flags)[0] == 0
-    got = [(c.model.dtype, c.train.reference_processes, c.train.batch_size) for c in configs]
+    got = [(c.model.dtype, c.train.loss_groups, c.train.batch_size) for c in configs]
     assert got == [("float32", 1, 4), ("bfloat16", 1, 4), ("float64", 2, 4)]
 
 

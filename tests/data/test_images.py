@@ -17,9 +17,7 @@ from deeplab_jax.data.images import (
     read_size,
     write_png_indices,
 )
-from deeplab_jax.data.images import (
-    orientation as find_orientation,
-)
+from deeplab_jax.data.images import orientation as find_orientation
 from deeplab_jax.errors import DataError
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from deeplab_jax.data import open_dataset, transforms
+from deeplab_jax.models.preprocess import normalize
 
 RESIZE_BASE, CROP = (256, 64), (64, 64)
 
@@ -19,7 +20,7 @@ def as_network_input(image, box):
     """What the device makes of a sample: (3, h, w), normalised in the box and 0 around it."""
     top, left, bottom, right = box
     out = np.zeros(image.shape, np.float32)
-    out[top:bottom, left:right] = transforms.normalize(image)[top:bottom, left:right]
+    out[top:bottom, left:right] = normalize(image)[top:bottom, left:right]
     return out.transpose(2, 0, 1)
 
 
@@ -287,7 +288,7 @@ def test_place_leaves_nothing_of_what_was_there(shape):
 
 
 def test_normalize_is_the_references(recipe, arrays):
-    image = transforms.normalize(recipe.draw_picture("normalize", 24, 32))
+    image = normalize(recipe.draw_picture("normalize", 24, 32))
     assert image.dtype == np.float32
     assert_samples(recipe, image.transpose(2, 0, 1), arrays["normalize/image"], atol=1e-5)
 

@@ -6,10 +6,10 @@ import json
 import numpy as np
 import pytest
 
-from deeplab_jax.bad_samples import leave_out
+from deeplab_jax.config.recipe import load_recipe
 from deeplab_jax.data import open_dataset
 from deeplab_jax.errors import DataError
-from deeplab_jax.recipe import load_recipe
+from deeplab_jax.training.bad_samples import leave_out
 
 SEEDS = pytest.mark.parametrize("seed", range(3))
 
@@ -35,7 +35,7 @@ def log(workdir):
 
 def test_bad_samples_are_left_out_and_listed(damaged, train, call, tmp_path):
     root, bad = damaged(0)
-    code, out, err = call(*train(root, "skip_bad=2"))
+    code, out, err = call(*train(root, "max_bad_samples=2"))
     assert code == 0, err
     assert "2 bad samples are left out" in out
     assert "6 training" in out
@@ -49,8 +49,8 @@ def test_bad_samples_are_left_out_and_listed(damaged, train, call, tmp_path):
 @SEEDS
 def test_a_run_is_as_if_bad_samples_never_were(damaged, train, call, tmp_path, seed):
     root, bad = damaged(seed)
-    assert call(*train(root, "skip_bad=2"))[0] == 0
-    assert call(*train(root, "skip_bad=2"))[0] == 0  # continues
+    assert call(*train(root, "max_bad_samples=2"))[0] == 0
+    assert call(*train(root, "max_bad_samples=2"))[0] == 0  # continues
     for name in bad:
         (root / "images" / "train" / f"{name}.jpg").unlink()
         (root / "labels" / "train" / f"{name}.png").unlink()
@@ -92,7 +92,7 @@ def test_nothing_is_read_where_another_process_trains(damaged, train, call, tmp_
     (tmp_path / "run").mkdir()
     with (tmp_path / "run" / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        code, out, err = call(*train(root, "skip_bad=2"))
+        code, out, err = call(*train(root, "max_bad_samples=2"))
     assert (code, out) == (2, "")
     assert "another process trains here" in err
     assert not (tmp_path / "run" / "bad_samples.txt").exists()
@@ -102,8 +102,10 @@ def test_nothing_is_read_where_another_process_trains(damaged, train, call, tmp_
 def test_more_than_allowed_is_one_line(damaged, train, fails, tmp_path, seed):
     root, bad = damaged(seed)
     path = tmp_path / "run" / "bad_samples.txt"
-    what = f"{path}: lists 2 bad samples of 8, and config.data.skip_bad=1 ({bad[0]}, {bad[1]}; "
-    fails(train(root, "skip_bad=1"), what, "set config.data.skip_bad=2")
+    what = (
+        f"{path}: lists 2 bad samples of 8, and config.data.max_bad_samples=1 ({bad[0]}, {bad[1]}; "
+    )
+    fails(train(root, "max_bad_samples=1"), what, "set config.data.max_bad_samples=2")
 
 
 @pytest.mark.slow
@@ -111,7 +113,7 @@ def test_validation_stays_strict(damaged, train, fails):
     root, _ = damaged(0)
     path = root / "images" / "val" / "000.jpg"
     path.write_bytes(path.read_bytes()[:900])
-    fails(train(root, "skip_bad=3"), f"{path}: is damaged or cut short")
+    fails(train(root, "max_bad_samples=3"), f"{path}: is damaged or cut short")
 
 
 def test_nothing_is_read_unless_asked(damaged, train, tmp_path):

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from deeplab_jax import checkpoint
-from deeplab_jax.bad_samples import leave_out
-from deeplab_jax.data import eval_examples, open_dataset, readers, train_batches
+from deeplab_jax.data import eval_examples, open_dataset, train_batches
+from deeplab_jax.data import workers as workers_lib
 from deeplab_jax.errors import DataError, ReaderError
+from deeplab_jax.training.bad_samples import leave_out
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # processes do not find this module
 
@@ -105,7 +106,7 @@ def stop():
 def test_thread_that_hangs_is_told_with_its_sample_and_place(
     dataset, monkeypatch, capfd, is_training
 ):
-    monkeypatch.setattr(readers, "PATIENCE", 1.5)
+    monkeypatch.setattr(workers_lib, "PATIENCE", 1.5)
     faulty = with_fault(dataset, hang)
     run = (
         (lambda: read(faulty))
@@ -122,13 +123,13 @@ def test_thread_that_hangs_is_told_with_its_sample_and_place(
 
 
 def test_slow_readers_that_go_on_are_no_failure(dataset, monkeypatch):
-    monkeypatch.setattr(readers, "PATIENCE", 1.5)
+    monkeypatch.setattr(workers_lib, "PATIENCE", 1.5)
     faulty = with_fault(dataset, lambda: time.sleep(0.6), is_every=True)
     assert len(read(faulty, stop=1)) == 1  # 2.4 s
 
 
 def test_sample_that_hangs_while_bad_ones_are_sought_is_told(dataset, monkeypatch, tmp_path):
-    monkeypatch.setattr(readers, "PATIENCE", 1.5)
+    monkeypatch.setattr(workers_lib, "PATIENCE", 1.5)
     faulty = with_fault(dataset, hang)
     error = raised(lambda: leave_out(faulty, 1, tmp_path, False), seconds=20)
     assert error.where == dataset.source.names(BAD)[0]
@@ -139,14 +140,14 @@ def test_thread_that_hangs_does_not_keep_the_process(tmp_path):
     (tmp_path / "hang.py").write_text(
         "import os, sys\n"
         "from deeplab_jax import cli\n"
-        "from deeplab_jax.data import readers\n"
-        "readers.PATIENCE = 1\n"
+        "from deeplab_jax.data import workers\n"
+        "workers.PATIENCE = 1\n"
         "def read(item):\n"
-        "    with readers.reading(item):\n"
+        "    with workers.reading(item):\n"
         "        return os.read(os.pipe()[0], 1) if item == 5 else item\n"
         "def main(argv):\n"
         "    names = lambda index: (f'{index}.jpg', f'{index}.png')\n"
-        "    for item in readers.in_threads(read, range(9), 2, names):\n"
+        "    for item in workers.in_threads(read, range(9), 2, names):\n"
         "        print(item, flush=True)\n"
         "cli.run(main, [])\n"
     )
@@ -192,39 +193,41 @@ def test_pipe_in_place_of_an_image_is_refused_at_once(dataset):
 def test_process_that_dies_or_hangs_is_told_with_its_sample(
     dataset, monkeypatch, capfd, fault, num_workers, what
 ):
-    monkeypatch.setattr(readers, "PATIENCE", 3)
+    monkeypatch.setattr(workers_lib, "PATIENCE", 3)
     error = raised(lambda: read(with_fault(dataset, fault), num_workers), seconds=60)
     assert error.where == dataset.source.names(BAD)[0]
     assert what in error.what
     assert dataset.source.names(BAD)[1] in error.what
     told = capfd.readouterr().err
     assert ("in hang" in told) == (fault is hang)
-    assert readers._children() == []
+    assert workers_lib._children() == []
 
 
 def test_process_that_is_stopped_between_samples_is_told_by_its_last(dataset, monkeypatch):
-    monkeypatch.setattr(readers, "PATIENCE", 8)  # starved, it also misses beats
+    monkeypatch.setattr(workers_lib, "PATIENCE", 8)  # starved, it also misses beats
     batches = train_batches(dataset, num_workers=1, **OPTIONS)
     next(batches)
     time.sleep(1)  # until it has filled its buffer
-    os.kill(readers._children()[0], signal.SIGSTOP)
+    os.kill(workers_lib._children()[0], signal.SIGSTOP)
     time.sleep(10)  # nobody waits
     error = raised(lambda: next(batches), seconds=6)  # less than another 8
     assert error.where in [dataset.source.names(index)[0] for index in range(len(dataset))]
     assert error.what.startswith("going on after this and its mask")
     batches.close()
-    assert readers._children() == []
+    assert workers_lib._children() == []
 
 
 def test_process_that_dies_as_it_starts_is_told(dataset, monkeypatch):
-    monkeypatch.setattr(readers, "_start_process", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(
+        workers_lib, "_start_process", lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    )
     error = raised(lambda: read(dataset, num_workers=1), seconds=60)
     assert str(error).startswith("a reading process: died before its first sample - ")
 
 
 def test_process_that_does_not_start_is_told(dataset, monkeypatch):
-    monkeypatch.setattr(readers, "START_PATIENCE", 0.5)
-    monkeypatch.setattr(readers, "PATIENCE", 1)
+    monkeypatch.setattr(workers_lib, "START_PATIENCE", 0.5)
+    monkeypatch.setattr(workers_lib, "PATIENCE", 1)
     error = raised(lambda: read(dataset, num_workers=1), seconds=60)
     assert "1 of 1 did not start in 0 s" in str(error)
 

@@ -14,16 +14,16 @@ import recipe
 
 from convert import keymap
 from convert.dialects import detect, infer
-from deeplab_jax import metrics
 from deeplab_jax.config import get_config
 from deeplab_jax.data import transforms
-from deeplab_jax.inference import network_logits
-from deeplab_jax.losses import row_weights, segmentation_loss
+from deeplab_jax.evaluation import metrics
+from deeplab_jax.inference.engine import network_logits
 from deeplab_jax.models import build_model, ops
-from deeplab_jax.optimizer import build_optimizer, poly_schedule
-from deeplab_jax.prepare import prepare
-from deeplab_jax.train_state import eval_variables, start_state
-from deeplab_jax.train_step import make_update
+from deeplab_jax.models.preprocess import preprocess
+from deeplab_jax.training.losses import row_weights, segmentation_loss
+from deeplab_jax.training.optimizer import build_optimizer, poly_schedule
+from deeplab_jax.training.state import eval_variables, start_state
+from deeplab_jax.training.step import make_update
 
 DATASETS = {21: "voc", 150: "ade20k", 19: "cityscapes"}
 _AREAS = ("intersect", "pred_area", "label_area")
@@ -150,7 +150,7 @@ def training(name, dtype):
     """
     expected, arrays = facts("train.json")[name], np.load(recipe.FOLDER / f"train_{name}.npz")
     config = get_config("voc", *parse(name)[:2])
-    config.train.reference_processes, config.model.dtype = 1, dtype
+    config.train.loss_groups, config.model.dtype = 1, dtype
     model, variables = network(name, dtype)
     optimizer, _ = build_optimizer(config.train, 10)
     state = start_state(variables, optimizer)
@@ -218,7 +218,7 @@ def training_samples():
             resize_base=(256, 64),
             scale_range=(0.5, 2.0),
         )
-        images, labels = prepare(image[None], label[None], box[None])
+        images, labels = preprocess(image[None], label[None], box[None])
         got = {"images": np.asarray(images[0]).transpose(2, 0, 1), "labels": np.asarray(labels[0])}
         for key, (ours, theirs) in pairs.items():
             expected = arrays[f"pipeline{seed}/{'image' if key == 'images' else 'labels'}"]

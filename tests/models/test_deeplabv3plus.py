@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from deeplab_jax.config import get_config
-from deeplab_jax.models import Numerics, build_model
-from deeplab_jax.train_state import init_variables
+from deeplab_jax.models import ComputePolicy, build_model, init_variables
 
 _ROWS = [
     f"r{depth}_d{stride}_c{c}" for depth in (50, 101) for stride in (8, 16) for c in (21, 150, 19)
@@ -129,5 +128,5 @@ def test_float64_without_64_bit_mode_is_refused():
 
 
 def test_numerics_widen_by_dtype():
-    assert Numerics(jnp.dtype("bfloat16")).wide_dtype == jnp.float32
-    assert Numerics(jnp.dtype("float64")).wide_dtype == jnp.float64
+    assert ComputePolicy(jnp.dtype("bfloat16")).wide_dtype == jnp.float32
+    assert ComputePolicy(jnp.dtype("float64")).wide_dtype == jnp.float64

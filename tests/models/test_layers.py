@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deeplab_jax.models.layers import BatchNorm, Classifier, ConvBNReLU, Numerics
+from deeplab_jax.models.layers import BatchNorm, Classifier, ComputePolicy, ConvBNReLU
 
 
 def _apply(module, variables, x, is_train):
@@ -11,7 +11,7 @@ def _apply(module, variables, x, is_train):
 
 
 def _batch_norm(dtype=jnp.float64, **numerics):
-    return BatchNorm(Numerics(jnp.dtype(dtype), **numerics))
+    return BatchNorm(ComputePolicy(jnp.dtype(dtype), **numerics))
 
 
 def _variables(mean, var, scale=1.5, bias=-0.5):
@@ -55,7 +55,7 @@ def test_frozen_batch_norm_ignores_the_batch():
 
 def test_one_value_per_channel_is_told_with_its_place():
     x = jnp.ones((1, 1, 1, 2))
-    module = ConvBNReLU(3, Numerics())
+    module = ConvBNReLU(3, ComputePolicy())
     variables = module.init(jax.random.key(0), x, False)
     with pytest.raises(ValueError, match=r"norm needs more than one .* got shape \(1, 1, 1, 3\)"):
         _apply(module, variables, x, True)
@@ -97,36 +97,38 @@ def test_variance_survives_a_mean_far_from_zero():
 
 
 def test_bfloat16_keeps_statistics_and_logits_in_float32():
-    numerics = Numerics(jnp.dtype(jnp.bfloat16))
-    block = ConvBNReLU(8, numerics, 3)
+    policy = ComputePolicy(jnp.dtype(jnp.bfloat16))
+    block = ConvBNReLU(8, policy, 3)
     x = jnp.ones((2, 4, 4, 3), jnp.bfloat16)
     variables = block.init(jax.random.key(0), x, False)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
     y, updated = _apply(block, variables, x, True)
     assert y.dtype == jnp.bfloat16
     assert updated["batch_stats"]["norm"]["mean"].dtype == jnp.float32
-    classifier = Classifier(5, 0.0, numerics)
+    classifier = Classifier(5, 0.0, policy)
     logits, variables = classifier.init_with_output(jax.random.key(0), x, False)
     assert logits.dtype == variables["params"]["kernel"].dtype == jnp.float32
 
 
 def test_initial_values_are_pytorchs():
-    variables = ConvBNReLU(64, Numerics(), 3).init(
+    variables = ConvBNReLU(64, ComputePolicy(), 3).init(
         jax.random.key(0), jnp.ones((1, 8, 8, 32)), False
     )
     kernel = np.asarray(variables["params"]["conv"]["kernel"])
     bound = 1 / np.sqrt(32 * 9)
     assert np.abs(kernel).max() <= bound
     np.testing.assert_allclose(kernel.std(), bound / np.sqrt(3), rtol=0.02)  # of a uniform draw
-    depthwise = ConvBNReLU(32, Numerics(), 3, is_depthwise=True)
+    depthwise = ConvBNReLU(32, ComputePolicy(), 3, is_depthwise=True)
     kernel = depthwise.init(jax.random.key(0), jnp.ones((1, 8, 8, 32)), False)["params"]["conv"]
     assert 0.3 < np.abs(kernel["kernel"]).max() <= 1 / 3
-    bias = Classifier(50, 0.1, Numerics()).init(jax.random.key(0), jnp.ones((1, 1, 1, 16)), False)
+    bias = Classifier(50, 0.1, ComputePolicy()).init(
+        jax.random.key(0), jnp.ones((1, 1, 1, 16)), False
+    )
     assert 0.2 < np.abs(bias["params"]["bias"]).max() <= 1 / 4
 
 
 def test_dropout_drops_whole_channels_and_keeps_the_mean():
-    classifier = Classifier(1, 0.25, Numerics())
+    classifier = Classifier(1, 0.25, ComputePolicy())
     x = jnp.ones((64, 3, 3, 128))
     variables = {"params": {"kernel": jnp.ones((1, 1, 128, 1)), "bias": jnp.zeros(1)}}
     y = classifier.apply(variables, x, True, rngs={"dropout": jax.random.key(1)})
@@ -140,7 +142,7 @@ def test_dropout_drops_whole_channels_and_keeps_the_mean():
 @pytest.mark.parametrize("stride", [1, 2])
 def test_padding_is_symmetric(stride):
     # A kernel that copies its centre: "SAME" would start one pixel later at stride 2.
-    block = ConvBNReLU(1, Numerics(), 3, stride=stride, use_relu=False)
+    block = ConvBNReLU(1, ComputePolicy(), 3, stride=stride, use_relu=False)
     x = jnp.arange(64.0).reshape(1, 8, 8, 1)
     variables = block.init(jax.random.key(0), x, False)
     variables["params"]["conv"]["kernel"] = jnp.zeros((3, 3, 1, 1)).at[1, 1].set(1)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deeplab_jax.models import DeepLabV3Plus, Numerics, fold_batch_norm
+from deeplab_jax.models import ComputePolicy, DeepLabV3Plus, fold_batch_norm
 
 PADDED = (96, 128)
 SIZES = [(65, 97), (1, 50), (33, 1), (96, 127), (17, 64), (96, 128)]  # height, width
@@ -18,7 +18,7 @@ def small(dtype, depth=18, output_stride=16, stem="deep"):
         depth=depth,
         output_stride=output_stride,
         atrous_rates=(1, 2, 9),
-        numerics=Numerics(jnp.dtype(dtype)),
+        policy=ComputePolicy(jnp.dtype(dtype)),
         width=8,
         stem=stem,
         head_channels=8,
@@ -56,7 +56,9 @@ def test_padded_images_give_the_logits_of_their_own_size(dtype, depth, output_st
     with jax.enable_x64(dtype == "float64"):
         model, variables = small(dtype, depth, output_stride, stem)
         exact = jax.jit(lambda x: model.apply(variables, x).logits)
-        masked = jax.jit(lambda x, extent: model.apply(variables, x, extent=extent).logits)
+        masked = jax.jit(
+            lambda x, valid_size: model.apply(variables, x, valid_size=valid_size).logits
+        )
         rng = np.random.default_rng(1)
         images = [rng.normal(size=(*size, 3)).astype(dtype) for size in SIZES]
         batch = np.full((len(SIZES), *PADDED, 3), 7, dtype)  # padding that must not matter
@@ -73,11 +75,11 @@ def test_padded_images_give_the_logits_of_their_own_size(dtype, depth, output_st
 
 def test_folded_norms_change_no_logits():
     model, variables = small("float32", depth=50)
-    numerics = model.numerics._replace(is_folded=True)
+    policy = model.policy._replace(is_folded=True)
     image = np.random.default_rng(2).normal(size=(1, 65, 97, 3)).astype(np.float32)
     expected = jax.jit(model.apply)(variables, image)
     folded = fold_batch_norm(variables)
-    got = jax.jit(model.clone(numerics=numerics).apply)(folded, image)
+    got = jax.jit(model.clone(policy=policy).apply)(folded, image)
     for ours, theirs in zip(got, expected, strict=True):
         assert relative(np.asarray(ours), np.asarray(theirs)) < 1e-5
     norm = folded["params"]["backbone"]["stem"]["conv1"]["norm"]

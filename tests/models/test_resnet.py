@@ -2,12 +2,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from deeplab_jax.models import Numerics
+from deeplab_jax.models import ComputePolicy
 from deeplab_jax.models.resnet import ResNet
 
 
 def _shapes(depth, output_stride, size):
-    net = ResNet(depth, output_stride, Numerics(), width=64)
+    net = ResNet(depth, output_stride, ComputePolicy(), width=64)
     x = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
     maps, _ = jax.eval_shape(lambda x: net.init_with_output(jax.random.key(0), x, False), x)
     return [m.shape[1:] for m in maps]
@@ -29,7 +29,7 @@ def test_basic_blocks_have_a_quarter_of_the_channels():
 
 def _dilations(depth, output_stride):
     """Returns the dilation of every 3x3 convolution of layers 3 and 4, read from the program."""
-    net = ResNet(depth, output_stride, Numerics(), width=4)
+    net = ResNet(depth, output_stride, ComputePolicy(), width=4)
     x = jnp.zeros((1, 64, 64, 3))
     variables = jax.eval_shape(lambda: net.init(jax.random.key(0), x, False))
     jaxpr = jax.make_jaxpr(lambda v: net.apply(v, x, False))(variables)

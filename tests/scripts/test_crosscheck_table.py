@@ -15,11 +15,12 @@ from PIL import Image
 from convert import keymap
 from convert.pth import write_pth
 from convert.source import abstract_variables
-from deeplab_jax import cli, evaluator
+from deeplab_jax import cli
 from deeplab_jax.config import PUBLISHED_MIOU, get_config
-from deeplab_jax.evaluator import EvalResult
-from deeplab_jax.protocol import TABLE
-from deeplab_jax.recipe import apply_overrides, load_recipe
+from deeplab_jax.config.recipe import apply_overrides, load_recipe
+from deeplab_jax.evaluation import evaluator
+from deeplab_jax.evaluation.evaluator import EvalResult
+from deeplab_jax.inference.protocol import TABLE
 
 _PATH = Path(__file__).parents[2] / "scripts" / "crosscheck_table.py"
 _SPEC = importlib.util.spec_from_file_location("crosscheck_table", _PATH)
@@ -233,7 +234,7 @@ def evaluated(monkeypatch):
             confusion = np.eye(self.num_classes, dtype=np.int64)
             return EvalResult(confusion, self.dataset.class_names, len(self.dataset))
 
-    monkeypatch.setattr("deeplab_jax.evaluator.Evaluator", Perfect)
+    monkeypatch.setattr("deeplab_jax.evaluation.run.Evaluator", Perfect)
     for key in PUBLISHED_MIOU:
         monkeypatch.setitem(PUBLISHED_MIOU, key, 100.0)
     return names

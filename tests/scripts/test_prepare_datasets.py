@@ -16,8 +16,9 @@ from scipy.io import savemat
 
 from deeplab_jax import cli
 from deeplab_jax.config import get_config
-from deeplab_jax.data import archives, open_dataset
+from deeplab_jax.data import open_dataset
 from deeplab_jax.data.images import read_label
+from deeplab_jax.data.writers import archives
 from deeplab_jax.errors import DataError
 
 _PATH = Path(__file__).parents[2] / "scripts" / "prepare_datasets.py"
@@ -433,7 +434,7 @@ def test_a_killed_run_is_not_taken_for_complete(call, downloads, tmp_path):
     argv = ["ade20k", "--archives", folder, "--output", root, "--expect-counts", "3,2"]
     code = f"""
 import time, sys; sys.argv[0] = {str(_PATH)!r}
-from deeplab_jax.data import archives
+from deeplab_jax.data.writers import archives
 write = archives.shutil.copyfileobj
 def slow(*args):
     write(*args); print("written", flush=True); time.sleep(60)

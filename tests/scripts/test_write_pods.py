@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from deeplab_jax import program
+from deeplab_jax.dry_run import compiled
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "write_pods.py"
 PAGE = """# Pods
@@ -108,7 +108,7 @@ def test_a_program_is_compiled_again_only_when_it_changed(script, monkeypatch, c
         assert len(devices) == 2
         return jax.jit(lambda x: x + change).lower(jnp.zeros(3))
 
-    monkeypatch.setattr(program, "lower_step", lower)
+    monkeypatch.setattr(compiled, "lower_step", lower)
     change = 1.0
     first = script.update(row, {})
     assert first["arguments"] == 12

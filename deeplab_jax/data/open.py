@@ -1,0 +1,29 @@
+"""The one way to a data set: `open_dataset` chooses the source that the configuration names."""
+
+from typing import Any
+
+from deeplab_jax.data.dataset import Dataset
+from deeplab_jax.data.sources.folder import open_folder
+
+
+def open_dataset(data_config: Any, num_classes: int, split: str) -> Dataset:
+    """Returns a split of the data set that the configuration names, all its files found.
+
+    Args:
+      data_config: `config.data`, checked.
+      num_classes: `config.model.num_classes`.
+      split: `config.data.train_split` or `config.data.val_split`.
+
+    Raises:
+      DataError: a folder, list, image or mask is missing, or there are none.
+      ConfigError: the data set has another number of classes.
+    """
+    if data_config.source == "tfds":
+        from deeplab_jax.data.sources.tfds import open_tfds
+
+        return open_tfds(data_config, num_classes, split)
+    if data_config.source == "cache":
+        from deeplab_jax.data.sources.cache import open_cache
+
+        return open_cache(data_config, num_classes, split)
+    return open_folder(data_config, num_classes, split)

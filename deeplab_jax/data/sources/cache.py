@@ -1,0 +1,175 @@
+"""Decoded samples in one uncompressed file per split, read through a memory map.
+
+For data sets that are bound by decoding, as Cityscapes' PNGs are. A cache is a folder with
+`classes.json` and, for each split, `SPLIT.json` (the index) and `SPLIT.bin`: for every sample its
+image, uint8 (H, W, 3), then its classes, uint8 (H, W), 255 = ignored.
+"""
+
+import functools
+import json
+import os
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deeplab_jax.config import IGNORE_INDEX
+from deeplab_jax.data.dataset import Dataset
+from deeplab_jax.data.labels import INVALID, open_classes
+from deeplab_jax.data.sources.folder import open_folder
+from deeplab_jax.errors import ConfigError, DataError
+
+FORMAT = 1
+# What the stored classes were made with.
+_LABEL_KEYS = ("dataset", "mask_format", "class_values", "ignore_values", "reduce_zero_label")
+
+
+@dataclass(frozen=True, eq=False)
+class CacheSource:
+    """Samples in one file.
+
+    Attributes:
+      path: of the file.
+      ids: of the samples.
+      table: int64 (n, 3): height, width and checksum of each; they lie one after another.
+    """
+
+    path: str
+    ids: tuple[str, ...]
+    table: np.ndarray
+
+    @functools.cached_property
+    def ends(self) -> np.ndarray:
+        """Where each sample ends in the file, int64 (n,)."""
+        return np.cumsum(4 * self.table[:, 0] * self.table[:, 1])
+
+    @functools.cached_property
+    def _bytes(self) -> np.ndarray:
+        return np.asarray(np.memmap(self.path, np.uint8, "r"))
+
+    def __getstate__(self) -> dict:
+        return {key: value for key, value in vars(self).items() if key != "_bytes"}
+
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns read-only views of the image and its classes."""
+        height, width, _ = self.table[index].tolist()
+        end = int(self.ends[index])
+        middle = end - height * width
+        image = self._bytes[end - 4 * height * width : middle].reshape(height, width, 3)
+        return image, self._bytes[middle:end].reshape(height, width)
+
+    def names(self, index: int) -> tuple[str, str]:
+        """Returns what messages call the image and the mask."""
+        return f"{self.path} (image {self.ids[index]})", f"{self.path} (mask {self.ids[index]})"
+
+    def verify(self) -> None:
+        """Compares all checksums.
+
+        Raises:
+          DataError: a sample's bytes have changed.
+        """
+        for index, row in enumerate(self.table):
+            if checksum(*self.read(index)) != row[2]:
+                what = f"{self.ids[index]} has changed since it was written"
+                raise DataError(self.path, what, "remove the cache and write it again")
+
+
+def checksum(image: np.ndarray, label: np.ndarray) -> int:
+    """Returns the CRC-32 of a sample's bytes, image first."""
+    return zlib.crc32(label.data, zlib.crc32(image.data))
+
+
+def open_cache(data_config: Any, num_classes: int, split: str) -> Dataset:
+    """Returns a split of the cache at `config.data.root`.
+
+    Args:
+      data_config: `config.data`, checked.
+      num_classes: `config.model.num_classes`.
+      split: `config.data.train_split` or `config.data.val_split`.
+
+    Raises:
+      DataError: there is no such split, a file's size differs, or samples or classes are no
+        longer those of the folder that was cached, if that is still there.
+      ConfigError: the cache is of another data set, other classes or another label map.
+    """
+    root = Path(data_config.root)
+    index, source = open_split(root, split)
+    _check_labels(data_config, index["labels"], root)
+    classes = open_classes(data_config, num_classes)
+    _check_same(root, index, classes=classes.names)
+    _check_folder(data_config, num_classes, index)
+    label_map = np.full(65536, INVALID, np.int16)
+    label_map[:num_classes] = np.arange(num_classes)
+    label_map[IGNORE_INDEX] = IGNORE_INDEX
+    return Dataset(
+        data_config.dataset, split, source.ids, classes.names, classes.palette, label_map, source
+    )
+
+
+def split_path(root: Path, split: str, suffix: str) -> Path:
+    """Returns the file of a split: its index (".json") or its samples (".bin")."""
+    return root / f"{split.replace('/', '.')}{suffix}"  # a name, wherever the split leads
+
+
+def open_split(root: Path, split: str) -> tuple[dict, CacheSource]:
+    """Returns the index of a cached split and the source of its samples.
+
+    Raises:
+      DataError: the cache has no such split, or it is damaged.
+    """
+    path = split_path(root, split, ".json")
+    if not path.is_file():
+        splits = ", ".join(sorted(p.stem for p in root.glob("*.json") if p.stem != "classes"))
+        what = f"has no cached split {split!r} ({f'there are {splits}' if splits else 'no cache'})"
+        raise DataError(str(root), what, "write it: scripts/prepare_datasets.py cache --help")
+    fix = "remove the cache and write it again"
+    try:
+        index = json.loads(path.read_text("utf-8"))
+        table = np.array(index["table"], np.int64).reshape(-1, 3)
+        source = CacheSource(str(split_path(root, split, ".bin")), tuple(index["ids"]), table)
+        is_known = index["format"] == FORMAT and len(source.ids) == len(table)
+        is_known = is_known and index.keys() >= {"split", "labels", "classes", "source"}
+        size = int(source.ends[-1])
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise DataError(str(path), f"is no index of a cache ({error!r})", fix) from error
+    if not is_known:
+        raise DataError(str(path), "is of another version, or damaged", fix)
+    found = os.stat(source.path).st_size if os.path.isfile(source.path) else 0
+    if found != size:
+        raise DataError(source.path, f"has {found} bytes, not {size}", fix)
+    return index, source
+
+
+def _check_labels(data_config: Any, labels: dict, root: Path) -> None:
+    for key, value in label_settings(data_config).items():
+        if labels.get(key) != value:
+            raise ConfigError(
+                f"config.data.{key}",
+                f"is {value}, but the cache at {root} was written with {labels.get(key)}",
+                "use that, or write the cache again elsewhere",
+            )
+
+
+def label_settings(data_config: Any) -> dict:
+    """Returns what decides a mask's classes, as JSON would give it back."""
+    return json.loads(json.dumps({key: data_config[key] for key in _LABEL_KEYS}))
+
+
+def _check_folder(data_config: Any, num_classes: int, index: dict) -> None:
+    """Compares with the folder that was cached, where that can still be opened."""
+    config = data_config.copy_and_resolve_references()
+    config.update(index["source"]["config"])
+    try:
+        dataset = open_folder(config, num_classes, index["split"])
+    except DataError:
+        return
+    _check_same(Path(config.root), index, classes=dataset.class_names, ids=dataset.ids)
+
+
+def _check_same(root: Path, index: dict, **values: tuple[str, ...]) -> None:
+    for key, value in values.items():
+        if list(value) != index[key]:
+            what = f"the {key} of split {index['split']!r} have changed since the cache was written"
+            raise DataError(str(root), what, "remove the cache and write it again")

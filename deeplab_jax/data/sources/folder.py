@@ -1,0 +1,89 @@
+"""Where samples come from: all that a `Dataset` needs of files, TFDS or a cache."""
+
+import os
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from deeplab_jax.config import TRAIN_IDS
+from deeplab_jax.data.dataset import Dataset
+from deeplab_jax.data.files import LOSSY_SUFFIXES, Files, find_files
+from deeplab_jax.data.images import read_color_label, read_image, read_label
+from deeplab_jax.data.labels import ColorTable, label_map, open_classes
+from deeplab_jax.errors import DataError, shorten
+
+
+@dataclass(frozen=True, eq=False)
+class FolderSource:
+    """Samples in files.
+
+    Attributes:
+      image_paths: of the images.
+      label_paths: of their masks, in the same order.
+      color_table: for masks in colours.
+    """
+
+    image_paths: tuple[str, ...]
+    label_paths: tuple[str, ...]
+    color_table: ColorTable | None = None
+
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the image and the raw mask; see `SampleSource`."""
+        image, path = read_image(self.image_paths[index]), self.label_paths[index]
+        if self.color_table is None:
+            return image, read_label(path)
+        return image, self.color_table(path, read_color_label(path))
+
+    def names(self, index: int) -> tuple[str, str]:
+        """Returns both paths."""
+        return self.image_paths[index], self.label_paths[index]
+
+
+def open_folder(data_config: Any, num_classes: int, split: str) -> Dataset:
+    """Returns a split that lies in files; arguments and errors are `open_dataset`'s."""
+    classes = open_classes(data_config, num_classes)
+    files = find_files(data_config, split)
+    if data_config.dataset == "cityscapes" and not data_config.mask_suffix and not files.masks:
+        data_config = data_config.copy_and_resolve_references()  # the caller's stays as it was
+        data_config.mask_suffix = TRAIN_IDS
+        files = find_files(data_config, split)
+    _check_complete(data_config.root, split, files)
+    is_color = data_config.mask_format == "color"
+    return Dataset(
+        name=data_config.dataset,
+        split=split,
+        ids=tuple(stem + files.id_suffix for stem in files.stems),
+        class_names=classes.names,
+        palette=classes.palette,
+        label_map=label_map(data_config, num_classes),
+        source=FolderSource(
+            tuple(files.images[stem] for stem in files.stems),
+            tuple(files.masks[stem] for stem in files.stems),
+            ColorTable(classes) if is_color else None,
+        ),
+    )
+
+
+def _check_complete(root: str, split: str, files: Files) -> None:
+    if not files.stems:
+        fix = "check the folder or list of ids"
+        raise DataError(str(root), f"split {split!r} has no images", fix)
+    outside = [s for s in files.stems if os.path.isabs(s) or ".." in PurePosixPath(s).parts]
+    if outside:
+        what = f"split {split!r} lists what lies outside ({shorten(outside)}); none was opened"
+        fix = "list images under config.data.images, by their path there without the suffix"
+        raise DataError(str(root), what, fix)
+    missing = []
+    for kind, found in (("images", files.images), ("masks", files.masks)):
+        names = [stem for stem in files.stems if stem not in found]
+        if names:
+            missing.append(f"{len(names)} {kind} missing ({shorten(names)})")
+    if missing:
+        what = f"split {split!r} of {len(files.stems)} samples: {'; '.join(missing)}"
+        raise DataError(str(root), what, "add them, or remove these samples")
+    lossy = [files.masks[s] for s in files.stems if files.masks[s].lower().endswith(LOSSY_SUFFIXES)]
+    if lossy:
+        what = f"is a JPEG or WebP, which changes class indices ({len(lossy)} such masks)"
+        raise DataError(lossy[0], what, "store masks as PNG")

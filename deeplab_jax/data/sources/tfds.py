@@ -1,0 +1,191 @@
+"""Data sets in TFDS' ArrayRecord form: ours written, ours and anyone's read.
+
+`tensorflow_datasets` is imported when something is opened, TensorFlow never. A set of ours gives
+the same bytes in the same order as the folder it was written from.
+"""
+
+import functools
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deeplab_jax.data.dataset import Dataset
+from deeplab_jax.data.images import decode_color_label, decode_image, decode_label
+from deeplab_jax.data.labels import ColorTable, label_map, open_classes
+from deeplab_jax.errors import ConfigError, DataError, shorten
+
+_NAME = re.compile(r"(\w+(?:/[\w.-]+)?)(?::(\d+\.\d+\.\d+))?")
+
+METADATA_KEY = "deeplab_jax"
+
+
+@dataclass(frozen=True, eq=False)
+class TfdsSource:
+    """Samples in ArrayRecord files.
+
+    Attributes:
+      folder: of one version of a data set.
+      split: its name there.
+      ids: of the samples.
+      image_key: the feature with the image.
+      mask_key: the feature with the mask.
+      has_ids: feature "id" has the ids.
+      color_table: for masks in colours.
+    """
+
+    folder: str
+    split: str
+    ids: tuple[str, ...]
+    image_key: str
+    mask_key: str
+    has_ids: bool = False
+    color_table: ColorTable | None = None
+
+    @functools.cached_property
+    def _reader(self) -> tuple[Any, Any]:
+        """The records, and what takes the two features out of one."""
+        import tensorflow_datasets as tfds
+
+        builder = tfds.builder_from_directory(self.folder)
+        records = builder.as_data_source(
+            self.split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+        )
+        keys = (self.image_key, self.mask_key, *(["id"] if self.has_ids else []))
+        features = tfds.features.FeaturesDict({key: builder.info.features[key] for key in keys})
+        decoders = {key: tfds.decode.SkipDecoding() for key in keys[:2]}
+        return records, functools.partial(features.deserialize_example_np, decoders=decoders)
+
+    def __getstate__(self) -> dict:
+        return {key: value for key, value in vars(self).items() if key != "_reader"}
+
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the image and the raw mask; see `SampleSource`."""
+        image_name, mask_name = self.names(index)
+        try:
+            records, extract = self._reader
+            example = extract(records[index])
+            image, mask = bytes(example[self.image_key]), bytes(example[self.mask_key])
+            # A file cut short may give empty records, not an error.
+            if not image or (self.has_ids and example["id"].decode() != self.ids[index]):
+                raise ValueError("another record is there")
+        except Exception as error:  # what array_record and protobuf make of damaged files
+            what = f"cannot be read ({' '.join(str(error).split())[:200]})"
+            raise DataError(image_name, what, "write or copy the data set again") from error
+        if self.color_table is None:
+            return decode_image(image_name, image), decode_label(mask_name, mask)
+        colors = decode_color_label(mask_name, mask)
+        return decode_image(image_name, image), self.color_table(mask_name, colors)
+
+    def names(self, index: int) -> tuple[str, str]:
+        """Returns what messages call the image and the mask."""
+        place = f"{self.folder} {self.split} {self.ids[index]}"
+        return f"{place} ({self.image_key})", f"{place} ({self.mask_key})"
+
+
+def open_tfds(data_config: Any, num_classes: int, split: str) -> Dataset:
+    """Returns a split of a prepared TFDS data set.
+
+    It lies in `config.data.root`, or in `tfds` there. Without `config.data.tfds_name` it is the
+    one that `scripts/prepare_datasets.py --format tfds` writes for `config.data.dataset`.
+
+    Args:
+      data_config: `config.data`, checked.
+      num_classes: `config.model.num_classes`.
+      split: `config.data.train_split` or `config.data.val_split`.
+
+    Raises:
+      DataError: there is no such set, version, split or feature, or it is not ArrayRecord.
+      ConfigError: the name is malformed, or the data set has another number of classes.
+    """
+    import tensorflow_datasets as tfds
+
+    folder = _find(data_config)
+    try:
+        info = tfds.builder_from_directory(folder).info
+    except Exception as error:  # whatever is in its JSON files
+        what = f"cannot be opened ({' '.join(str(error).split())[:200]})"
+        raise DataError(str(folder), what, "prepare the data set again") from error
+    if info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
+        what = f"is {info.file_format and info.file_format.value}, which has no random access"
+        fix = "prepare it with file_format='array_record'"
+        raise DataError(str(folder), what, fix)
+    if split not in info.splits:
+        what = f"has no split {split!r}; it has {shorten(info.splits)}"
+        raise DataError(str(folder), what, "set config.data.train_split and val_split")
+    for key in ("image_key", "mask_key"):
+        _check_feature(data_config, key, info, folder)
+    count = info.splits[split].num_examples
+    kept = kept_metadata(info).get(split, {})
+    ids = kept.get("ids", [f"{split}_{i:06d}" for i in range(count)])
+    if len(ids) != count:
+        what = f"has {count} samples in {split!r} and {len(ids)} ids"
+        raise DataError(str(folder), what, "prepare the data set again")
+    if data_config.dataset == "cityscapes" and "mask_suffix" in kept:
+        data_config = data_config.copy_and_resolve_references()  # the caller's stays as it was
+        data_config.mask_suffix = kept["mask_suffix"]
+    classes = open_classes(data_config, num_classes)
+    source = TfdsSource(
+        str(folder),
+        split,
+        tuple(ids),
+        data_config.image_key,
+        data_config.mask_key,
+        "ids" in kept,
+        ColorTable(classes) if data_config.mask_format == "color" else None,
+    )
+    return Dataset(
+        data_config.dataset,
+        split,
+        source.ids,
+        classes.names,
+        classes.palette,
+        label_map(data_config, num_classes),
+        source,
+    )
+
+
+def _data_dir(root: str) -> Path:
+    return Path(root) / "tfds" if (Path(root) / "tfds").is_dir() else Path(root)
+
+
+def _find(data_config: Any) -> Path:
+    """Returns the folder of the version asked for, or of the newest."""
+    data_dir, name = _data_dir(data_config.root), data_config.tfds_name or data_config.dataset
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise ConfigError("config.data.tfds_name", f"{name!r} is no name", "such as my_set:1.0.0")
+    # Sets whose builder has configurations lie one folder deeper.
+    infos = (*data_dir.glob("*/*/dataset_info.json"), *data_dir.glob("*/*/*/dataset_info.json"))
+    found = {path.parent.relative_to(data_dir).as_posix(): path.parent for path in infos}
+    versions = {key.rpartition("/")[2]: key for key in found if key.rpartition("/")[0] == match[1]}
+    version = match[2] or max(versions, key=_version_key, default="")
+    if version not in versions:
+        names = shorten(":".join(key.rsplit("/", 1)) for key in found)
+        what = f"has no TFDS data set {name!r}; there {f'are {names}' if found else 'is none'}"
+        fix = "set config.data.root and config.data.tfds_name, or prepare it"
+        raise DataError(str(data_dir), what, fix)
+    return found[versions[version]]
+
+
+def _version_key(text: str) -> list[int]:
+    return [int(part) if part.isdigit() else -1 for part in text.split(".")]
+
+
+def kept_metadata(info: Any) -> dict:
+    """Returns what `write_tfds` kept of each split; nothing for sets of others."""
+    kept = info.metadata.get(METADATA_KEY) if isinstance(info.metadata, dict) else None
+    return kept if isinstance(kept, dict) else {}
+
+
+def _check_feature(data_config: Any, key: str, info: Any, folder: Path) -> None:
+    import tensorflow_datasets as tfds
+
+    name, features = data_config[key], info.features
+    images = [k for k, feature in features.items() if isinstance(feature, tfds.features.Image)]
+    if name not in images:
+        kind = f"is {type(features[name]).__name__}" if name in features else "does not exist"
+        what = f"feature {name!r} {kind}; image features are {shorten(images) or 'none'}"
+        raise DataError(str(folder), what, f"set config.data.{key}")

@@ -1,0 +1,1 @@
+"""What `scripts/prepare_datasets.py` writes: unpacked archives, TFDS, caches."""

@@ -1,0 +1,117 @@
+"""Writes decoded samples as one file per split; `sources/cache.py` reads them."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deeplab_jax.data.dataset import Dataset
+from deeplab_jax.data.images import read_size
+from deeplab_jax.data.open import open_dataset
+from deeplab_jax.data.pipeline import eval_examples
+from deeplab_jax.data.sources.cache import FORMAT, checksum, label_settings, open_split, split_path
+from deeplab_jax.data.writers.archives import require_space, staged
+from deeplab_jax.errors import ConfigError, DataError
+
+
+def write_cache(data_config: Any, num_classes: int, output: Path, is_verified: bool) -> None:
+    """Writes the cache of a folder data set's training and validation split, or checks it.
+
+    Args:
+      data_config: `config.data`, checked; its source is the folder.
+      num_classes: `config.model.num_classes`.
+      output: the folder to appear when all is written.
+      is_verified: compare the checksums of a cache that is there; a new one's always are.
+
+    Raises:
+      DataError: a sample cannot be used, or `output` is another cache or a damaged one.
+      ResourceError: it does not fit on the disk.
+    """
+    if data_config.source != "folder":
+        what = f"is {data_config.source}; a cache is made from files"
+        raise ConfigError("config.data.source", what, "drop it")
+    splits = dict.fromkeys((data_config.train_split, data_config.val_split))
+    datasets = [open_dataset(data_config, num_classes, split) for split in splits]
+    if output.exists():
+        for dataset in datasets:
+            _check_written(dataset, _index(dataset, data_config, []), output, is_verified)
+        return
+    output.parent.mkdir(parents=True, exist_ok=True)
+    require_space(output.parent, sum(map(_decoded_size, datasets)))
+    with staged(output.parent, output.name) as partial:
+        folder = partial / output.name
+        folder.mkdir()
+        if data_config.dataset == "folder":
+            _write_classes(folder / "classes.json", datasets[0])
+        for dataset in datasets:
+            table = _write_samples(split_path(folder, dataset.split, ".bin"), dataset)
+            text = json.dumps(_index(dataset, data_config, table))
+            split_path(folder, dataset.split, ".json").write_text(text, "utf-8")
+            open_split(folder, dataset.split)[1].verify()
+
+
+def _check_written(dataset: Dataset, expected: dict, output: Path, is_verified: bool) -> None:
+    index, source = open_split(output, dataset.split)
+    differing = [key for key in expected if key != "table" and index.get(key) != expected[key]]
+    if differing:
+        what = f"split {dataset.split!r} differs from the files in {' and '.join(differing)}"
+        raise DataError(str(output), what, "remove it, or choose another --output")
+    if is_verified:
+        source.verify()
+
+
+def _index(dataset: Dataset, data_config: Any, table: list) -> dict:
+    """Returns what `SPLIT.json` says."""
+    keys = ("images", "masks", "mask_suffix", "split_file", "source")
+    config = {"root": str(Path(data_config.root).resolve())} | {k: data_config[k] for k in keys}
+    return {
+        "format": FORMAT,
+        "split": dataset.split,
+        "labels": label_settings(data_config),
+        "classes": list(dataset.class_names),
+        "source": {"config": config, "files": _fingerprint(dataset)},
+        "ids": list(dataset.ids),
+        "table": table,
+    }
+
+
+def _fingerprint(dataset: Dataset) -> str:
+    """Returns a hash of the sizes and times of all files."""
+    stats = [os.stat(path) for path in _paths(dataset)]
+    return hashlib.sha256(repr([(s.st_size, s.st_mtime_ns) for s in stats]).encode()).hexdigest()
+
+
+def _paths(dataset: Dataset) -> Iterable[str]:
+    return (path for index in range(len(dataset)) for path in dataset.source.names(index))
+
+
+def _decoded_size(dataset: Dataset) -> int:
+    heights_widths = (read_size(dataset.source.names(i)[0]) for i in range(len(dataset)))
+    return sum(4 * height * width for height, width in heights_widths)
+
+
+def _write_classes(path: Path, dataset: Dataset) -> None:
+    """Writes the classes where `open_classes` finds them."""
+    entries = [
+        {"name": name, "color": color}
+        for name, color in zip(dataset.class_names, dataset.palette.tolist(), strict=True)
+    ]
+    path.write_text(json.dumps(entries), "utf-8")
+
+
+def _write_samples(path: Path, dataset: Dataset) -> list[list[int]]:
+    """Writes all samples, and returns where each lies."""
+    table = []
+    with path.open("wb") as file:
+        for example in eval_examples(dataset, range(len(dataset)), ()):
+            image, label = map(np.ascontiguousarray, example[1:3])
+            table.append([*label.shape, checksum(image, label)])
+            file.write(image.data)
+            file.write(label.data)
+        file.flush()
+        os.fsync(file.fileno())
+    return table

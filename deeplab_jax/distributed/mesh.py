@@ -1,0 +1,184 @@
+"""Devices as one named mesh, and batches laid out over it."""
+
+import math
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from deeplab_jax.config import nearest_multiple
+from deeplab_jax.errors import ConfigError
+
+DATA_AXIS = "data"  # splits the batch
+SPATIAL_AXIS = "spatial"  # splits the rows of each image
+
+
+def make_mesh(
+    batch_size: int, devices: Sequence[jax.Device] | None = None, spatial: int = 1
+) -> Mesh:
+    """Returns the mesh ("data", "spatial") over all devices, or those given.
+
+    Args:
+      batch_size: over all devices.
+      devices: all by default.
+      spatial: devices that share an image.
+
+    Raises:
+      ConfigError: the devices do not divide by `spatial`, or the batch over what is left of them.
+    """
+    devices = jax.devices() if devices is None else devices
+    return _mesh((_check_shape(batch_size, len(devices), spatial), spatial), devices)
+
+
+def mesh_of(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Returns the mesh of a run, over all devices or those given.
+
+    Raises:
+      ConfigError: as `mesh_shape`.
+    """
+    devices = jax.devices() if devices is None else devices
+    return _mesh(mesh_shape(config, len(devices)), devices)
+
+
+def _mesh(shape: tuple[int, int], devices: Sequence[jax.Device]) -> Mesh:
+    axes = (DATA_AXIS, SPATIAL_AXIS)
+    kinds = (AxisType.Auto, AxisType.Auto)
+    return jax.make_mesh(shape, axes, axis_types=kinds, devices=devices)
+
+
+def mesh_shape(config: ConfigDict, num_devices: int) -> tuple[int, int]:
+    """Returns the sizes (data, spatial) of the mesh of a run over so many devices.
+
+    Raises:
+      ConfigError: the devices do not divide by `mesh.spatial`, or a part of the batch
+        (`train.gradient_accumulation`) over what is left of them.
+    """
+    train, spatial = config.train, config.mesh.spatial
+    height, stride = config.data.crop_size[0], config.model.output_stride
+    count = _check_shape(
+        train.batch_size,
+        num_devices,
+        spatial,
+        num_groups=train.loss_groups,
+        gradient_accumulation=train.gradient_accumulation,
+        num_rows=1 if height % stride else height // stride,
+    )
+    return count, spatial
+
+
+def _check_shape(
+    batch_size: int,
+    num_devices: int,
+    spatial: int,
+    num_groups: int = 1,
+    gradient_accumulation: int = 1,
+    num_rows: int = 0,
+) -> int:
+    """Returns how many groups of devices share the batch; raises as `mesh_shape`.
+
+    For the advice: `num_groups` must divide the batch too, and splits of rows divide `num_rows`.
+    """
+    count, remainder = divmod(num_devices, spatial)
+    if remainder:
+        raise ConfigError(
+            "config.mesh.spatial",
+            f"{num_devices} devices do not divide into groups of {spatial}",
+            f"use one of {', '.join(map(str, _divisors(num_devices)))}",
+        )
+    if batch_size % (count * gradient_accumulation):
+        nearest = nearest_multiple(batch_size, math.lcm(count * gradient_accumulation, num_groups))
+        parts = f" in {gradient_accumulation} parts" if gradient_accumulation > 1 else ""
+        shared = f" / config.mesh.spatial={spatial}" if spatial > 1 else ""
+        splits = [
+            more
+            for more in _divisors(num_devices)
+            if num_rows % more == 0
+            and batch_size % (num_devices // more * gradient_accumulation) == 0
+        ]
+        other = f"config.mesh.spatial={splits[0]} (which keeps the result), " if splits else ""
+        raise ConfigError(
+            "config.train.batch_size",
+            f"{batch_size} does not divide over {num_devices} devices{shared}{parts}",
+            f"use {nearest}, {other}or fewer devices",
+        )
+    return count
+
+
+def _divisors(number: int) -> list[int]:
+    return [k for k in range(1, number + 1) if number % k == 0]
+
+
+def platform(mesh: Mesh) -> str:
+    """Returns "gpu", "tpu" or "cpu"; "cpu_mesh" where processors stand in for several devices.
+
+    What is fast on one processor may gather whole arrays on several.
+    """
+    name = mesh.devices.flat[0].platform
+    return "cpu_mesh" if name == "cpu" and mesh.size > 1 else name
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Returns the layout of what every device holds whole: state and metrics."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh, has_rows: bool = False) -> NamedSharding:
+    """Returns the layout of a batch (B, ...), in order over the devices.
+
+    Args:
+      mesh: from `make_mesh`.
+      has_rows: of pictures (B, H, ...), whose rows are split as well.
+    """
+    return NamedSharding(mesh, PartitionSpec(DATA_AXIS, *[SPATIAL_AXIS] * has_rows))
+
+
+def local_rows(mesh: Mesh, batch_size: int) -> list[int]:
+    """Returns the rows of the global batch that this host's devices hold, in order."""
+    layout = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+    rows = {row for index in layout.values() if index for row in range(batch_size)[index[0]]}
+    return sorted(rows)
+
+
+def put_batch(batch: Any, mesh: Mesh, batch_size: int) -> Any:
+    """Returns a batch's arrays on the devices.
+
+    Args:
+      batch: pytree of arrays (R, ...) with this host's rows, those of `local_rows`; pictures have
+        three or four dimensions.
+      mesh: where they go.
+      batch_size: of the global batch.
+    """
+    position = {row: k for k, row in enumerate(local_rows(mesh, batch_size))}
+
+    def put(array: np.ndarray) -> jax.Array:
+        sharding = batch_sharding(mesh, has_rows=array.ndim > 2)
+
+        def part(index: Any) -> np.ndarray:
+            rows = range(batch_size)[index[0]]
+            own = slice(position[rows[0]], position[rows[-1]] + 1)  # rows of a device are adjacent
+            return array[(own, *index[1:])]
+
+        return jax.make_array_from_callback((batch_size, *array.shape[1:]), sharding, part)
+
+    return jax.tree.map(put, batch)
+
+
+def to_devices(batches: Iterator, mesh: Mesh, batch_size: int, depth: int = 2) -> Iterator:
+    """Yields (batch, batch on the devices), copying up to `depth` batches ahead.
+
+    Args:
+      batches: as for `put_batch`.
+      mesh: where they go.
+      batch_size: of the global batch.
+      depth: batches whose copy is under way while the current one computes.
+    """
+    queue: deque = deque()
+    for batch in batches:
+        queue.append((batch, put_batch(batch, mesh, batch_size)))
+        if len(queue) > depth:
+            yield queue.popleft()
+    yield from queue

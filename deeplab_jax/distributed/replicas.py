@@ -1,0 +1,94 @@
+"""Whether the devices of a run still hold the same state, bit for bit.
+
+Each device has a copy, and makes the same update from the same gradients. A defect, or a host that
+computes something else, makes one drift away from the others without a sign.
+"""
+
+from collections import Counter
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, PartitionSpec
+
+from deeplab_jax.distributed import hosts
+from deeplab_jax.errors import NumericError, shorten
+
+
+def checksum(tree: Any) -> jax.Array:
+    """Returns a uint32 that any change within one number changes, and others all but surely.
+
+    Each 32 bits are mixed with their place, one to one, and summed modulo 2^32.
+    """
+    total = jnp.zeros((), jnp.uint32)
+    for leaf in jax.tree.leaves(tree):
+        words = _words(leaf)
+        mixed = words + np.uint32(0x9E3779B9) * lax.iota(jnp.uint32, words.size)
+        mixed = (mixed ^ (mixed >> 16)) * np.uint32(0x7FEB352D)
+        mixed = (mixed ^ (mixed >> 15)) * np.uint32(0x846CA68B)
+        mixed = mixed ^ (mixed >> 16)
+        total = total * np.uint32(0x9E3779B1) + jnp.sum(mixed, dtype=jnp.uint32)
+    return total
+
+
+def _words(leaf: jax.Array) -> jax.Array:
+    """Returns the bits of an array as uint32 (N,)."""
+    if leaf.dtype == jnp.bool_:
+        leaf = leaf.astype(jnp.uint8)
+    width = min(leaf.dtype.itemsize, 4)  # 64 bits become two words
+    bits = lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * width}"))
+    return bits.astype(jnp.uint32).reshape(-1)
+
+
+class Replicas:
+    """Compares the copies that the devices of a mesh hold."""
+
+    def __init__(self, mesh: Mesh):
+        """Compiles nothing yet."""
+        self._mesh = mesh
+        axes, whole = mesh.axis_names, PartitionSpec()
+
+        def all_checksums(tree: Any) -> jax.Array:
+            return lax.all_gather(checksum(tree), axes)
+
+        # Within shard_map a device reads its own copy of what is called the same on all.
+        each = jax.shard_map(
+            all_checksums, mesh=mesh, in_specs=whole, out_specs=whole, check_vma=False
+        )
+        self._all_checksums = jax.jit(each)
+
+    def check(self, tree: Any, step: int, kept: str) -> None:
+        """Refuses copies that differ; every host calls it, and waits for the devices.
+
+        Args:
+          tree: arrays that every device holds whole.
+          step: of the state, for the message.
+          kept: what of the run is left, for the message.
+
+        Raises:
+          NumericError: names the devices whose copies are not those of most, and their hosts.
+        """
+        if self._mesh.size == 1:
+            return
+        sums = np.asarray(self._all_checksums(tree)).reshape(-1).tolist()
+        counts = Counter(sums)
+        if len(counts) == 1:
+            return
+        (usual, most), *_ = counts.most_common()
+        is_clear = 2 * most > len(sums)  # else which are wrong is not known
+        names = dict(enumerate(hosts.all_gather(hosts.name())))
+        devices = list(zip(self._mesh.devices.flat, sums, strict=True))
+        odd = [
+            f"device {d.id} of {names[d.process_index]} has {value:08x}"
+            for d, value in devices
+            if value != usual or not is_clear
+        ]
+        rest = f"{most} of {len(sums)} have {usual:08x}" if is_clear else "none is in the majority"
+        raise NumericError(
+            "hosts",
+            f"after step {step} devices hold different parameters: {shorten(odd, 8)}; {rest}",
+            "see that all hosts have the same files to start from, and repeat the command, without"
+            f" that machine if it happens again; {kept}",
+        )

@@ -1,0 +1,71 @@
+"""Whether every host of a run sees one directory and can write there."""
+
+import os
+import time
+import uuid
+from contextlib import suppress
+from pathlib import Path
+
+import jax
+
+from deeplab_jax import checkpoint
+from deeplab_jax.distributed import hosts
+from deeplab_jax.errors import ConfigError, shorten
+
+_PATIENCE = 10.0  # seconds until a new file must show on the other hosts
+
+
+def check_shared(workdir: Path) -> None:
+    """Refuses a directory that not every host sees and can write to; leaves nothing there.
+
+    Raises:
+      ConfigError: names the hosts that do not see it.
+      ResourceError: one cannot write there.
+    """
+    if not hosts.are_multiple():
+        return
+    made: list[Path] = []
+    token = workdir / f".seen-{hosts.all_gather(uuid.uuid4().hex)[0]}"
+    try:
+        with hosts.sync_errors():
+            if hosts.is_primary():
+                made = _make(workdir)
+                token.touch()
+        seen = hosts.all_gather([hosts.name(), str(workdir.absolute()), _appears(token)])
+        if all(is_seen for *_, is_seen in seen):
+            with hosts.sync_errors():
+                for folder in (workdir, checkpoint.folder_of(workdir)):
+                    if folder.is_dir():
+                        own = folder / f"{token.name}-{jax.process_index()}"
+                        own.touch()
+                        own.unlink()
+    finally:
+        if hosts.is_primary():
+            token.unlink(missing_ok=True)
+            with suppress(OSError):  # another run began there
+                for folder in reversed(made):
+                    folder.rmdir()
+    if blind := [host for host, _, is_seen in seen if not is_seen]:
+        what = f"what {seen[0][0]} writes here is not seen by {shorten(blind)}"
+        if len(paths := dict.fromkeys(path for _, path, _ in seen)) > 1:
+            what += f"; it is {' and '.join([*paths][:3])} there"
+        fix = "use an absolute path that every host mounts, such as of NFS, Filestore or gcsfuse"
+        raise ConfigError(str(workdir), what, fix)
+
+
+def _make(folder: Path) -> list[Path]:
+    """Makes a folder; returns which ones were made for it, from the top."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    return missing[::-1]
+
+
+def _appears(path: Path) -> bool:
+    end = time.monotonic() + _PATIENCE
+    while not path.exists():
+        if time.monotonic() > end:
+            return False
+        with suppress(OSError):
+            os.listdir(path.parent)  # makes NFS look again
+        time.sleep(0.1)
+    return True

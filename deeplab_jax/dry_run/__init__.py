@@ -1,0 +1,1 @@
+"""What a run computes, needs and reads, told without writing anything: `train --dry-run`."""

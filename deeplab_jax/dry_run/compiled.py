@@ -1,0 +1,215 @@
+"""A training step, compiled but not run, and what its compiler says of it.
+
+What a device holds, which collectives move how much, and on GPUs which convolutions cuDNN does not
+get: facts of the program. Cycles are the TPU compiler's own estimate, never a measurement.
+"""
+
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from deeplab_jax.distributed import mesh as mesh_lib
+from deeplab_jax.training.state import abstract_state
+from deeplab_jax.training.step import make_train_step
+
+_COLLECTIVE = re.compile(
+    r' = (?P<result>[^"%]+?) '
+    r"(?P<kind>all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute"
+    r"|collective-broadcast|ragged-all-to-all)(?P<start>-start)?\("
+)
+_SHAPE = re.compile(r"\b(pred|bf16|[suf]\d+)\w*\[([\d,]*)\]")
+_HEADER = re.compile(r"(ENTRY )?%?([\w.-]+) .*{$")
+_CALLED = re.compile(r"(?:body|calls|to_apply|\w+_computations?)={?(%?[\w.-]+(?:, %?[\w.-]+)*)")
+_TURNS = re.compile(r'"known_trip_count":{"n":"?(\d+)')
+_CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
+_WINDOW = re.compile(r"window={size=([\dx]+)")
+_STEPS = 1000  # of the schedule, whose length shapes no program
+_LARGEST_KERNEL = 7  # of the network's own convolutions
+
+
+@dataclass(frozen=True)
+class Program:
+    """A compiled step, as one device sees it.
+
+    Attributes:
+      seconds: that compiling took.
+      arguments: bytes of the state and the batch.
+      outputs: bytes of the new state and the metrics.
+      aliased: bytes of outputs that lie where arguments lay.
+      temporaries: bytes of everything between.
+      collectives: {kind: (how many, bytes of their results)}.
+      flops: of one step; None where the compiler does not say.
+      cycles: of one step, estimated; None where the compiler does not say.
+      unrecognised: names of the convolutions that cuDNN does not get as what they are (GPU).
+    """
+
+    seconds: float
+    arguments: int
+    outputs: int
+    aliased: int
+    temporaries: int
+    collectives: dict[str, tuple[int, int]]
+    flops: float | None
+    cycles: int | None
+    unrecognised: tuple[str, ...]
+
+    @property
+    def needed(self) -> int:
+        """Bytes that must fit on a device."""
+        return self.arguments + self.outputs - self.aliased + self.temporaries
+
+
+def step_program(
+    config: ConfigDict, devices: Sequence[jax.Device], options: Mapping[str, Any] | None = None
+) -> Program:
+    """Compiles the training step of a run and reads the program.
+
+    Args:
+      config: the run's.
+      devices: real, or of `targets.compile_devices`.
+      options: of the compiler: `targets.compiler_options`.
+
+    Raises:
+      ConfigError: the batch or the picture does not divide over the devices.
+    """
+    return compile_program(lower_step(config, devices), options)
+
+
+def lower_step(config: ConfigDict, devices: Sequence[jax.Device]) -> jax.stages.Lowered:
+    """Returns the training step of a run, traced for the devices.
+
+    Raises:
+      ConfigError: the batch or the picture does not divide over the devices.
+    """
+    mesh = mesh_lib.mesh_of(config, devices)
+    step: Any = make_train_step(config, _STEPS, mesh)
+    return step.lower(*abstract_arguments(config))
+
+
+def compile_program(
+    lowered: jax.stages.Lowered, options: Mapping[str, Any] | None = None
+) -> Program:
+    """Compiles what was traced and reads the program."""
+    began = time.perf_counter()
+    compiled = lowered.compile(compiler_options=dict(options or {}))
+    return read_program(compiled, time.perf_counter() - began)
+
+
+def abstract_arguments(config: ConfigDict) -> tuple[Any, ...]:
+    """Returns shapes and types of the training step's state, image, label and box."""
+    batch, (height, width) = config.train.batch_size, config.data.crop_size
+    image = jax.ShapeDtypeStruct((batch, height, width, 3), jnp.uint8)
+    label = jax.ShapeDtypeStruct((batch, height, width), jnp.uint8)
+    box = jax.ShapeDtypeStruct((batch, 4), jnp.int32)
+    return abstract_state(config), image, label, box
+
+
+def read_program(compiled: jax.stages.Compiled, seconds: float) -> Program:
+    """Returns the facts of a compiled program that took `seconds` to compile."""
+    memory: Any = compiled.memory_analysis()
+    text = compiled.as_text() or ""
+    costs = compiled.cost_analysis()
+    return Program(
+        seconds=seconds,
+        arguments=memory.argument_size_in_bytes,
+        outputs=memory.output_size_in_bytes,
+        aliased=memory.alias_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        collectives=read_collectives(text),
+        flops=(costs or {}).get("flops"),
+        cycles=read_cycles(text),
+        unrecognised=tuple(read_unrecognised(text)),
+    )
+
+
+def read_collectives(text: str) -> dict[str, tuple[int, int]]:
+    """Counts the collectives of a program's text.
+
+    Returns:
+      {kind: (how many a step, bytes of their results on a device)}. One that moves several arrays
+      counts once; one inside a loop counts every turn whose number the compiler knows.
+    """
+    found: dict[str, tuple[int, int]] = {}
+    for line, times, _ in _instructions(text):
+        match = _COLLECTIVE.search(line)
+        if match:
+            count, size = found.get(match["kind"], (0, 0))
+            size += times * _result_bytes(match)
+            found[match["kind"]] = count + times, size
+    return found
+
+
+def _result_bytes(match: re.Match) -> int:
+    shapes = _SHAPE.findall(match["result"])
+    if match["start"] and match["kind"] != "all-reduce":  # operands, results, then flags
+        shapes = [shape for shape in shapes if shape[1]]
+        shapes = shapes[len(shapes) // 2 :]
+    sizes = (prod(map(int, filter(None, sides.split(",")))) for _, sides in shapes)
+    items = (max(8, int(re.sub(r"\D", "", dtype) or 8)) // 8 for dtype, _ in shapes)
+    return sum(size * item for size, item in zip(sizes, items, strict=True))
+
+
+def read_cycles(text: str) -> int | None:
+    """Returns the sum of the cycles that the TPU's compiler estimates for each operation.
+
+    Operations of the entry and of what it calls count as often as they run; those inside a fusion
+    are part of its own figure. Collectives have no figure.
+    """
+    cycles = [
+        int(match[1]) * times
+        for line, times, is_fused in _instructions(text)
+        if not is_fused and (match := _CYCLES.search(line))
+    ]
+    return sum(cycles) if cycles else None
+
+
+def _instructions(text: str) -> Iterator[tuple[str, int, bool]]:
+    """Yields (instruction, times it runs, whether inside a fusion); all branches count as taken."""
+    bodies: dict[str, list[str]] = {}
+    entry = name = ""
+    for line in re.sub(r"/\*.*?\*/", "", text).splitlines():  # comments: /*index=5*/
+        header = None if line.startswith(" ") else _HEADER.match(line)
+        if header:
+            name = header[2]
+            bodies[name] = []
+            entry = name if header[1] else entry
+        elif name:
+            bodies[name].append(line)
+    waiting = [(entry, 1, False)]
+    while waiting:
+        name, times, is_fused = waiting.pop()
+        for line in bodies.get(name, ()):
+            yield line, times, is_fused
+            turns = _TURNS.search(line) if " while(" in line else None
+            inner = times * int(turns[1]) if turns else times
+            called = ", ".join(_CALLED.findall(line)).replace("%", "")
+            waiting += [
+                (other, inner, is_fused or " fusion(" in line)
+                for other in called.split(", ")
+                if other
+            ]
+
+
+def read_unrecognised(text: str) -> Iterator[str]:
+    """Yields the convolutions of a GPU's program that cuDNN does not get as what they are.
+
+    A kernel's gradient that is none to XLA becomes a convolution whose window is as large as the
+    picture; one that nothing takes stays a convolution of XLA's own.
+    """
+    if "__cudnn$conv" not in text:
+        return
+    for line in text.splitlines():
+        is_own = " convolution(" in line
+        window = _WINDOW.search(line)
+        if not window or not (is_own or "__cudnn$conv" in line):
+            continue
+        if is_own or max(map(int, window[1].split("x"))) > _LARGEST_KERNEL:
+            name = re.search(r'op_name="([^"]*)"', line)
+            yield f"{window[1]} {name[1] if name else line.split(' = ')[0].strip()}"

@@ -1,0 +1,248 @@
+"""Hardware that a program is compiled for without having it.
+
+The compilers of TPU slices and of NVIDIA GPUs run on any machine where their plugins are installed;
+so do what a program needs, what it communicates and which kernels it uses, but not how fast it is.
+JAX is imported when devices are asked for, because it reads then what
+`set_compiler_environment` sets.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import metadata
+from importlib.util import find_spec
+from math import prod
+from typing import TYPE_CHECKING
+
+from deeplab_jax.errors import ConfigError, ResourceError
+
+if TYPE_CHECKING:
+    import jax
+
+GIB = 2**30
+_EXAMPLES = "cpu:8, v5e:4x4, v5p:4x4x4, h200, h100:8"
+_MAX_CPUS = 256
+
+# Memory of a chip in GiB, and the shapes of slices: those named, or X x Y x Z.
+_FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_TPUS: dict[str, tuple[int, tuple[str, ...]]] = {
+    "v4": (32, ()),
+    "v5e": (16, _FLAT),
+    "v5p": (95, ()),
+    "v6e": (32, _FLAT),
+}
+
+# What XLA needs to know of a GPU that is not there: name, bytes of memory, bytes per second, and
+# what the two share. The figures are those of XLA's own target specifications (H100: the SXM card);
+# they agree with NVIDIA's published ones.
+_GPUS = {
+    "h200": ("NVIDIA H200", 151_397_597_184, 4_800_000_000_000),
+    "h100": ("NVIDIA H100 80GB HBM3", 84_942_979_072, 3_352_320_000_000),
+}
+_GPU_TARGET = """
+gpu_device_info {{
+  threads_per_block_limit: 1024
+  threads_per_warp: 32
+  shared_memory_per_block: 49152
+  shared_memory_per_core: 233472
+  threads_per_core_limit: 2048
+  core_count: 132
+  fpus_per_core: 128
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+  memory_bandwidth: {bandwidth}
+  l2_cache_size: 52428800
+  clock_rate_ghz: 1.98
+  device_memory_size: {memory}
+  shared_memory_per_block_optin: 232448
+  cuda_compute_capability {{ major: 9 }}
+  registers_per_core_limit: 65536
+  registers_per_block_limit: 65536
+}}
+platform_name: "CUDA"
+dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
+device_description_str: "{description}"
+"""
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Devices to compile for.
+
+    Attributes:
+      name: as the user writes it, such as "v5e:4x4".
+      kind: "cpu", "tpu" or "gpu".
+      num_devices: chips of the slice, or GPUs, or virtual devices of a processor.
+      memory_bytes: of one device; None for processors, which share the machine's.
+    """
+
+    name: str
+    kind: str
+    num_devices: int
+    memory_bytes: int | None
+
+
+def parse_hardware(text: str) -> Hardware:
+    """Returns the target that a text such as "v5e:4x4", "h200:8" or "cpu:8" names.
+
+    Raises:
+      ConfigError: there is no such target.
+    """
+    family, _, size = text.partition(":")
+    if family in _TPUS:
+        return _parse_tpu(text, family, size)
+    if family in _GPUS:
+        count = _count(size or "1")
+        is_good = 1 <= count <= 8 or (count > 8 and count % 8 == 0)
+        _require(is_good, text, "1 to 8 GPUs, or a multiple of 8", f"{family}:8")
+        return Hardware(text, "gpu", count, _GPUS[family][1])
+    _require(family == "cpu", text, f"one of {', '.join(('cpu', *_TPUS, *_GPUS))}", _EXAMPLES)
+    count = _count(size or "1")
+    _require(1 <= count <= _MAX_CPUS, text, f"1 to {_MAX_CPUS} virtual devices", "cpu:8")
+    return Hardware(text, "cpu", count, None)
+
+
+def _parse_tpu(text: str, family: str, size: str) -> Hardware:
+    memory, shapes = _TPUS[family]
+    if shapes:
+        accepted, example = f"a slice of {', '.join(shapes)}", f"{family}:4x4"
+        _require(size in shapes, text, accepted, example)
+    else:
+        accepted = "a slice XxYxZ whose sides are 2 or a multiple of 4 (the last may be 1)"
+        _require(_is_box(size), text, accepted, f"{family}:4x4x4")
+    return Hardware(text, "tpu", prod(_sides(size)), memory * GIB)
+
+
+def _is_box(size: str) -> bool:
+    if not re.fullmatch(r"[1-9]\d?x[1-9]\d?x[1-9]\d?", size):
+        return False
+    *sides, last = _sides(size)
+    return all(side == 2 or side % 4 == 0 for side in sides) and (last in (1, 2) or last % 4 == 0)
+
+
+def _require(is_good: bool, text: str, accepted: str, example: str) -> None:
+    if not is_good:
+        what = f"{text!r} is no target: it must be {accepted}"
+        raise ConfigError("--hardware", what, f"use one such as {example}")
+
+
+def _count(text: str) -> int:
+    return int(text) if re.fullmatch(r"[1-9]\d{0,4}", text) else 0
+
+
+def _sides(size: str) -> list[int]:
+    return [int(side) for side in size.split("x")]
+
+
+def set_compiler_environment(target: Hardware) -> None:
+    """Sets what JAX and the compilers read as they start; call it before anything imports JAX."""
+    os.environ["JAX_PLATFORMS"] = "cpu"  # a real accelerator is left alone
+    if target.kind == "tpu":
+        os.environ.update(
+            TPU_SKIP_MDS_QUERY="1",  # else libtpu waits for a metadata server
+            TPU_WORKER_HOSTNAMES="localhost",  # else it complains of their absence
+            TPU_ACCELERATOR_TYPE="v5litepod-16",  # likewise; the topology says what counts
+            ALLOW_MULTIPLE_LIBTPU_LOAD="1",  # no chip is held, so there is nothing to lock
+        )
+
+
+def has_compiler(target: Hardware) -> bool:
+    """Tells whether what compiles for the target is installed."""
+    if target.kind == "tpu":
+        return find_spec("libtpu") is not None
+    return target.kind == "cpu" or any(_gpu_plugins())
+
+
+def _gpu_plugins() -> list[str]:
+    names = ("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12")
+    with suppress(ModuleNotFoundError):  # no jax_plugins at all
+        return [name for name in names if find_spec(name)]
+    return []
+
+
+def compile_devices(target: Hardware) -> Sequence["jax.Device"]:
+    """Returns devices that programs can be compiled for; those of TPUs and GPUs cannot run any.
+
+    Raises:
+      ResourceError: the compiler is not installed, or JAX has started with too few processors.
+      ConfigError: the TPU's compiler knows no such slice.
+    """
+    if not has_compiler(target):
+        kind = target.kind.upper()
+        fix = f"install it: {install_command(target)}"
+        raise ResourceError(f"--hardware={target.name}", f"the {kind} compiler is missing", fix)
+    devices = {"cpu": _cpu_devices, "tpu": _tpu_devices, "gpu": _gpu_devices}
+    return devices[target.kind](target)
+
+
+def install_command(target: Hardware) -> str:
+    """Returns the command that installs the target's compiler beside the JAX that is installed."""
+    version = metadata.version("jaxlib")
+    if target.kind == "tpu":
+        return f'pip install "jax[tpu]=={version}"'
+    names = (f"jax-cuda13-{part}=={version}" for part in ("plugin", "pjrt"))
+    return f"pip install --no-deps {' '.join(names)}"  # neither CUDA nor a driver is needed
+
+
+def compiler_version(target: Hardware) -> str:
+    """Returns name and version of the installed compiler."""
+    names = {"cpu": ("jaxlib",), "tpu": ("libtpu",)}
+    for name in names.get(target.kind, ("jax-cuda13-plugin", "jax-cuda12-plugin")):
+        with suppress(metadata.PackageNotFoundError):
+            return f"{name} {metadata.version(name)}"
+    return "none"
+
+
+def compiler_options(target: Hardware) -> dict[str, bool | int]:
+    """Returns options for `jax.stages.Lowered.compile`: without a GPU nothing can be timed."""
+    if target.kind != "gpu":
+        return {}
+    return {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
+
+
+def _cpu_devices(target: Hardware) -> Sequence["jax.Device"]:
+    import jax
+
+    with suppress(RuntimeError):  # JAX has started: there are as many as there are
+        jax.config.update("jax_num_cpu_devices", target.num_devices)
+    devices = jax.devices("cpu")
+    if len(devices) < target.num_devices:
+        what = f"JAX has started with {len(devices)} devices"
+        fix = f"set XLA_FLAGS=--xla_force_host_platform_device_count={target.num_devices}"
+        raise ResourceError(f"--hardware={target.name}", what, fix)
+    return devices[: target.num_devices]
+
+
+def _tpu_devices(target: Hardware) -> Sequence["jax.Device"]:
+    import jax
+    from jax.experimental import topologies
+
+    family, _, size = target.name.partition(":")
+    # A v4 chip is one device of two cores; slices of one chip have a host of one.
+    options: dict = {"chip_config_name": "megacore"} if family == "v4" else {}
+    if target.num_devices == 1:
+        options["chips_per_host_bounds"] = [1, 1, 1]
+    try:
+        topology = topologies.get_topology_desc(target.name, "tpu", **options)
+    except jax.errors.JaxRuntimeError as error:
+        what = f"libtpu knows no slice {size} of {family}: {error}".splitlines()[0]
+        raise ConfigError("--hardware", what, f"use one such as {_EXAMPLES}") from error
+    return topology.devices
+
+
+def _gpu_devices(target: Hardware) -> Sequence["jax.Device"]:
+    import jax
+    from jax._src.lib import xla_client
+    from jax.experimental import topologies
+
+    jax.devices("cpu")  # finds the plugins
+    if not xla_client.pjrt_plugin_initialized("cuda"):  # it is not, without a driver
+        xla_client.initialize_pjrt_plugin("cuda")
+    description, memory, bandwidth = _GPUS[target.name.partition(":")[0]]
+    config = _GPU_TARGET.format(description=description, memory=memory, bandwidth=bandwidth)
+    hosts = max(1, target.num_devices // 8)
+    shape = f"1x{hosts}x{target.num_devices // hosts}"  # slices, hosts, GPUs of a host
+    return topologies.get_topology_desc("", "cuda", target_config=config, topology=shape).devices

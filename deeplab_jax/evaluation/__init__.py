@@ -1,0 +1,1 @@
+"""From counts of pixels to scores, their interval, and `evaluation.json`."""

@@ -1,0 +1,134 @@
+"""Counts of pixels and what is read from them (ssseg spec section 7, items 4 and 5).
+
+`confusion_matrix` counts on the device; all else is NumPy on int64 counts. Where a function takes
+`areas`, these are int64 (..., 3, C): each class's pixels in intersection, truth and prediction, of
+a data set or of every image. Ratios are fractions in [0, 1], NaN where they are 0 / 0.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+_CHUNK = 100  # resamples at a time, which bounds memory
+
+
+def areas_of(confusion: np.ndarray) -> np.ndarray:
+    """Returns the areas, int64 (3, C), of a confusion matrix (C, C)."""
+    return np.stack([np.diag(confusion), confusion.sum(1), confusion.sum(0)])
+
+
+def iou(areas: np.ndarray) -> np.ndarray:
+    """Returns intersection over union, float64 (..., C); NaN for a class that occurs in neither."""
+    intersection, truth, prediction = np.moveaxis(areas, -2, 0)
+    return _ratio(intersection, truth + prediction - intersection)
+
+
+def accuracy(areas: np.ndarray) -> np.ndarray:
+    """Returns the share of a class's true pixels that are found (recall), float64 (..., C)."""
+    return _ratio(areas[..., 0, :], areas[..., 1, :])
+
+
+def precision(areas: np.ndarray) -> np.ndarray:
+    """Returns the share of a class's predicted pixels that are right, float64 (..., C)."""
+    return _ratio(areas[..., 0, :], areas[..., 2, :])
+
+
+def f1(areas: np.ndarray) -> np.ndarray:
+    """Returns the harmonic mean of accuracy and precision (Dice), float64 (..., C)."""
+    return _ratio(2 * areas[..., 0, :], areas[..., 1, :] + areas[..., 2, :])
+
+
+def mean(values: np.ndarray) -> np.ndarray:
+    """Returns the mean over classes (the last axis) where a value is defined, float64 (...)."""
+    is_defined = np.isfinite(values)
+    return _ratio(np.where(is_defined, values, 0).sum(-1), is_defined.sum(-1))
+
+
+def frequency_weighted_iou(areas: np.ndarray) -> np.ndarray:
+    """Returns the mean IoU weighted by each class's true pixels, float64 (...)."""
+    truth = areas[..., 1, :]
+    return _ratio((truth * np.nan_to_num(iou(areas))).sum(-1), truth.sum(-1))
+
+
+class Interval(NamedTuple):
+    """A confidence interval, and all that repeats it.
+
+    Attributes:
+      low: its lower end, a fraction.
+      high: its upper end.
+      level: such as 0.95.
+      method: in words.
+    """
+
+    low: float
+    high: float
+    level: float
+    method: str
+
+
+def bootstrap_mean_iou(
+    areas: np.ndarray, level: float = 0.95, resamples: int = 1000, seed: int = 0
+) -> Interval:
+    """Returns how far the mean IoU would move with other images of the same kind.
+
+    Images are drawn with replacement, as many as there are; the data set's mean IoU is computed of
+    each such draw; the interval holds the middle `level` of them (percentile bootstrap; Efron and
+    Tibshirani 1993, ch. 13). It says nothing of another training's luck.
+
+    Args:
+      areas: int64 (N, 3, C), of every image.
+      level: share of the draws within.
+      resamples: how many draws.
+      seed: of the draws.
+
+    Returns:
+      The interval; its ends are NaN with fewer than two images, or without a counted pixel.
+    """
+    method = f"percentile bootstrap over images, {resamples} resamples, seed {seed}"
+    number, _, classes = areas.shape
+    if number < 2:
+        return Interval(np.nan, np.nan, level, method)
+    rng = np.random.default_rng(seed)
+    flat = areas.reshape(number, -1).astype(np.float64)  # a product of integers would be slow
+    scores = []
+    for start in range(0, resamples, _CHUNK):
+        draws = min(_CHUNK, resamples - start)
+        weights = rng.multinomial(number, np.full(number, 1 / number), draws)
+        scores.append(mean(iou((weights @ flat).reshape(draws, 3, classes))))
+    defined = np.concatenate(scores)
+    defined = defined[np.isfinite(defined)]  # not where a draw has void pixels only
+    if not defined.size:
+        return Interval(np.nan, np.nan, level, method)
+    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(low), float(high), level, method)
+
+
+def iou_per_class(confusion: np.ndarray) -> np.ndarray:
+    """Returns `iou` of a confusion matrix (C, C), float64 (C,)."""
+    return iou(areas_of(confusion))
+
+
+def mean_iou(confusion: np.ndarray) -> float:
+    """Returns the mean of `iou_per_class` over classes that occur; NaN when none does."""
+    return float(mean(iou_per_class(confusion)))
+
+
+def pixel_accuracy(confusion: np.ndarray) -> float:
+    """Returns the fraction of counted pixels that are right; NaN when none is counted."""
+    total = confusion.sum()
+    return float(np.trace(confusion) / total) if total else float("nan")
+
+
+def best_constant_mean_iou(confusion: np.ndarray) -> float:
+    """Returns the highest mean IoU of a predictor that says one class everywhere.
+
+    Any useful model is far above it. With n classes in the truth and share s of the most frequent
+    it is s / n.
+    """
+    truth = confusion.sum(1)
+    constants = (np.outer(truth, np.eye(len(truth), dtype=np.int64)[c]) for c in range(len(truth)))
+    return max(mean_iou(constant) for constant in constants)
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=whole > 0)

@@ -1,0 +1,1 @@
+"""From images and a network to labels, counts and files: evaluate, predict and the API."""

@@ -1,0 +1,217 @@
+"""How an image becomes scores: which pictures the network sees, and where results are read.
+
+Everything is the reference's (ssseg spec section 7): whole image or sliding window, several scales,
+flip, softmax before or after resizing. All resizing is linear along each axis, so that a protocol
+comes down to tables: which elements of the network's output make up a row or column of the result.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from deeplab_jax.models.preprocess import normalize
+
+_OUTPUT_STRIDE = 4  # of the network's logits
+
+Size = tuple[int, int]
+
+
+class Axis(NamedTuple):
+    """How rows (or columns) of the result come from those of the network's output.
+
+    Attributes:
+      index: int32 (2, N), two neighbours for each of N rows.
+      weight: float (2, N), their shares.
+      scale: float (N,), of the whole; 0 where the output does not reach.
+    """
+
+    index: np.ndarray  # type: ignore[assignment]  # over tuple.index
+    weight: np.ndarray
+    scale: np.ndarray
+
+
+@dataclass(frozen=True)
+class View:
+    """One picture for the network.
+
+    Attributes:
+      image: (h, w, 3), uint8 RGB, or floating point and normalised; all views of one protocol are
+        floating point unless it is plain.
+      parts: tables for rows and columns; the view adds the sum of what they say to the scores.
+    """
+
+    image: np.ndarray
+    parts: tuple[tuple[Axis, Axis], ...]
+
+
+@dataclass(frozen=True)
+class EvalProtocol:
+    """The protocol of a measurement; its text stands beside every number.
+
+    Attributes:
+      mode: "whole" or "slide".
+      crop_size: (height, width) of sliding windows.
+      stride: (down, right) between them.
+      scales: of the image; scores are averaged.
+      flip: average with the mirrored image, too.
+      softmax_first: turn logits into probabilities before they are resized to the result.
+    """
+
+    mode: str = "whole"
+    crop_size: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+    softmax_first: bool = False
+
+    def __str__(self) -> str:
+        """Returns the protocol in words."""
+        where, scales = "whole image", "single scale"
+        if self.mode == "slide":
+            window, stride = ("x".join(map(str, pair)) for pair in (self.crop_size, self.stride))
+            where = f"sliding window {window}, stride {stride}"
+        if self.scales != (1.0,):
+            scales = "scales " + " ".join(f"{scale:g}" for scale in self.scales)
+        values = "probabilities" if self.softmax_first else "logits"
+        flip = "flip" if self.flip else "no flip"
+        return f"{where}, {scales}, {flip}, {values} resized to the original size"
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the network sees an image as it is, or mirrored."""
+        return self.mode == "whole" and self.scales == (1.0,)
+
+    @property
+    def num_views(self) -> int:
+        """Over how many versions of an image the scores are averaged."""
+        return len(self.scales) * (1 + self.flip)
+
+    def input_sizes(self, size: Size) -> set[Size]:
+        """Returns the sizes (height, width) that the network sees of an image of `size`."""
+        sizes = {_scaled(size, scale) for scale in self.scales}
+        if self.mode == "whole":
+            return sizes
+        height, width = self.crop_size
+        return {(min(h, height), min(w, width)) for h, w in sizes}
+
+    def views(self, image: np.ndarray, size: Size, dtype: Any) -> list[View]:
+        """Returns what the network must see.
+
+        Args:
+          image: (h, w, 3), as in `View`.
+          size: (height, width) of the result.
+          dtype: of pictures, unless they are passed on as they are.
+        """
+        if not self.is_plain:  # one dtype for all: they share batches and programs
+            image = normalize(image, dtype) if image.dtype == np.uint8 else image.astype(dtype)
+        views: list[View] = []
+        for scale in self.scales:
+            scaled = image if scale == 1 else _rescale(image, scale)
+            for is_flipped in (False, True)[: 1 + self.flip]:
+                picture = scaled[:, ::-1] if is_flipped else scaled
+                whole = _whole if self.mode == "whole" else self._windows
+                views += whole(picture, size, is_flipped, 1 / self.num_views)
+        return views
+
+    def _windows(
+        self, image: np.ndarray, size: Size, is_flipped: bool, share: float
+    ) -> Iterator[View]:
+        """Yields the windows of one picture: resized to themselves, averaged, then resized."""
+        axes = []
+        for axis in (0, 1):
+            length, crop = image.shape[axis], self.crop_size[axis]
+            count = max(length - crop + self.stride[axis] - 1, 0) // self.stride[axis] + 1
+            ends = [min(k * self.stride[axis] + crop, length) for k in range(count)]
+            spans = [(max(end - crop, 0), end) for end in ends]
+            index, weight = sampling(size[axis], length)
+            if is_flipped and axis == 1:
+                index = length - 1 - index
+            axes.append([(span, _window_axes(span, spans, index, weight)) for span in spans])
+        for (top, bottom), rows in axes[0]:
+            rows = [row._replace(scale=row.scale * share) for row in rows]
+            for (left, right), columns in axes[1]:
+                parts = tuple((row, column) for row in rows for column in columns)
+                yield View(image[top:bottom, left:right], parts)
+
+
+TABLE = EvalProtocol()  # of the published numbers
+
+
+def read_protocol(eval_config: Any) -> EvalProtocol:
+    """Returns the protocol that `config.eval`, checked, describes."""
+    return EvalProtocol(
+        eval_config.mode,
+        tuple(eval_config.crop_size),
+        tuple(eval_config.stride),
+        tuple(map(float, eval_config.scales)),
+        eval_config.flip,
+        eval_config.softmax_first,
+    )
+
+
+def sampling(size: int, length: int, factor: float | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the table of bilinear resizing: half-pixel centres, clamped edges.
+
+    Args:
+      size: of the result.
+      length: of the source.
+      factor: from source to result, where it is not size / length.
+
+    Returns:
+      Indices int32 (2, size), and weights float64 (2, size), rounded once.
+    """
+    output = np.arange(size, dtype=np.int64)
+    if factor is not None:
+        source = np.maximum((output + 0.5) / factor - 0.5, 0)
+        low = np.minimum(source.astype(np.int64), length - 1)
+        weight = source - low
+    else:
+        position = np.maximum((2 * output + 1) * length - size, 0)  # whole numbers: exact
+        low = np.minimum(position // (2 * size), length - 1)
+        weight = (position - 2 * size * low) / (2 * size)
+    weight = np.where(low == length - 1, 0, weight)
+    index = np.stack([low, np.minimum(low + 1, length - 1)]).astype(np.int32)
+    return index, np.stack([1 - weight, weight])
+
+
+def _scaled(size: Sequence[int], scale: float) -> Size:
+    height, width = (max(math.floor(side * scale), 1) for side in size)
+    return height, width
+
+
+def _rescale(image: np.ndarray, scale: float) -> np.ndarray:
+    """Returns the normalised image scaled; positions follow `scale`, not the ratio of sizes."""
+    x, dtype = image, image.dtype
+    for axis, size in enumerate(_scaled(image.shape[:2], scale)):
+        (low, high), weight = sampling(size, image.shape[axis], scale)
+        weight = np.expand_dims(weight, (2 - axis, 3)[:: 1 if axis else -1]).astype(dtype)
+        x = np.take(x, low, axis) * weight[0] + np.take(x, high, axis) * weight[1]
+    return x
+
+
+def _whole(image: np.ndarray, size: Size, is_flipped: bool, share: float) -> Iterator[View]:
+    """Yields the picture itself: logits go straight to the result."""
+    axes = []
+    for axis in (0, 1):
+        length = -(-image.shape[axis] // _OUTPUT_STRIDE)
+        index, weight = sampling(size[axis], length)
+        if is_flipped and axis == 1:
+            index = length - 1 - index
+        axes.append(Axis(index, weight, np.full(size[axis], 1 if axis else share)))
+    yield View(image, ((axes[0], axes[1]),))
+
+
+def _window_axes(
+    span: tuple[int, int], spans: list[tuple[int, int]], index: np.ndarray, weight: np.ndarray
+) -> list[Axis]:
+    """Returns what a window adds along one axis: for each neighbour in the input, a table."""
+    start, end = span
+    inner_index, inner_weight = sampling(end - start, -(-(end - start) // _OUTPUT_STRIDE))
+    count = sum((index >= low) & (index < high) for low, high in spans)
+    scale = weight * ((index >= start) & (index < end)) / count
+    position = np.clip(index - start, 0, end - start - 1)
+    tables = zip(position, scale, strict=True)
+    return [Axis(inner_index[:, p], inner_weight[:, p], s) for p, s in tables if s.any()]

@@ -1,0 +1,209 @@
+"""The Python interface: load a checkpoint, ask it for logits or for a segmentation.
+
+model = deeplab_jax.load("runs/camvid_r50_os16")
+result = model("street.jpg")       # .labels (H, W), .confidence (H, W)
+result.save("out")                 # out/street.png, out/street_overlay.jpg, out/street.json
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import SingleDeviceSharding
+from ml_collections import ConfigDict
+
+from deeplab_jax import checkpoint
+from deeplab_jax.checkpoint import EVAL_ITEMS
+from deeplab_jax.config.recipe import apply_overrides
+from deeplab_jax.data import workers
+from deeplab_jax.data.images import read_image, read_size
+from deeplab_jax.data.transforms import fit_size, resize_image
+from deeplab_jax.errors import CheckpointError, DataError, ResourceError
+from deeplab_jax.inference.engine import Engine, Item, network_logits
+from deeplab_jax.inference.prediction import Prediction
+from deeplab_jax.inference.protocol import read_protocol
+from deeplab_jax.models import build_model, init_variables
+from deeplab_jax.utils import compile_cache
+
+Image = str | Path | np.ndarray  # a file, or uint8 (H, W, 3) RGB
+_THREADS = min(4, os.cpu_count() or 1)  # that read files ahead
+
+
+class Segmenter:
+    """A network with its weights, classes and configuration; made by `load`.
+
+    Attributes:
+      path: the checkpoint directory.
+      step: the step that was loaded.
+      config: its configuration, overrides applied.
+      class_names: C names.
+      palette: uint8 (C, 3), RGB.
+      model: the network.
+      variables: {"params", "batch_stats"}, on one device.
+    """
+
+    def __init__(self, path: Path, info: checkpoint.Info, config: ConfigDict, variables: Any):
+        self.path = path
+        self.step = info.step
+        self.config = config
+        self.class_names = info.class_names
+        self.palette = info.palette
+        self.model = build_model(config.model)
+        self.variables = variables
+        self._logits = jax.jit(partial(network_logits, self.model))
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The network by the configuration's protocol, norms folded."""
+        return Engine(self.model, read_protocol(self.config.eval)).load(self.variables)
+
+    def logits(self, images: np.ndarray | jax.Array) -> jax.Array:
+        """Computes class scores at a quarter of the resolution.
+
+        Args:
+          images: float32 (B, H, W, 3) RGB, normalised by `models.preprocess.normalize`.
+
+        Returns:
+          float32 (B, ceil(H / 4), ceil(W / 4), C).
+        """
+        return self._logits(self.variables, jnp.asarray(images))
+
+    def __call__(self, image: Image) -> Prediction:
+        """Segments one image.
+
+        Args:
+          image: a file, or uint8 (H, W, 3) RGB. It is fitted into `config.eval.resize_base` as in
+            evaluation; the result has the image's own size.
+
+        Raises:
+          DataError: the file cannot be used, or the image is too large for memory.
+          ValueError: the array has another shape or dtype.
+        """
+
+        def refuse(key: tuple, error: ResourceError) -> None:
+            raise _too_large(key[1], error) from error
+
+        [(key, arrays)] = self.engine.segment([self._item(image)], refuse)
+        return self._prediction(key, arrays)
+
+    def segment(self, images: Sequence[Image]) -> Iterator[Prediction | DataError]:
+        """Yields the segmentation of each image, in order; files are read ahead.
+
+        A file that cannot be used, or an image too large for memory, is no end: its error is
+        yielded in its place.
+
+        Args:
+          images: as for a call.
+        """
+        self.engine.plan(self._input_sizes(images))
+        errors: dict[int, DataError] = {}
+
+        def read(index: int) -> Item | DataError:
+            try:
+                with workers.reading(index):
+                    return self._item(images[index])
+            except DataError as error:
+                return error
+
+        def items() -> Iterator[Item]:
+            names = [(str(x) if isinstance(x, str | Path) else "an array", "") for x in images]
+            ahead = workers.in_threads(read, range(len(images)), _THREADS, names.__getitem__)
+            for index, item in enumerate(ahead):
+                if isinstance(item, DataError):
+                    errors[index] = item
+                else:
+                    yield item._replace(key=(index, *item.key))
+
+        def refuse(key: tuple, error: ResourceError) -> None:
+            errors[key[0]] = _too_large(key[2], error)
+
+        turn = 0
+        for (index, *key), arrays in self.engine.segment(items(), refuse):
+            for place in range(turn, index):
+                yield errors.pop(place)
+            yield self._prediction(tuple(key), arrays)
+            turn = index + 1
+        for place in sorted(errors):
+            yield errors[place]
+
+    def _item(self, image: Image) -> Item:
+        """Returns an image, fitted for the network; its key is (name, file, image)."""
+        name, file = "image", None
+        if isinstance(image, np.ndarray):
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+                raise ValueError(
+                    f"`image` must be uint8 (H, W, 3) RGB, got {image.dtype} {image.shape}."
+                )
+        else:
+            name, file, image = Path(image).stem, str(image), read_image(image)
+        size = image.shape[:2]
+        base = self.config.eval.resize_base
+        resized = resize_image(image, fit_size(size[0], size[1], base)) if base else image
+        return Item((name, file, image), resized, size)
+
+    def _prediction(self, key: tuple, arrays: Sequence[np.ndarray]) -> Prediction:
+        name, file, image = key
+        protocol = str(self.engine.protocol)
+        return Prediction(
+            labels=arrays[0],
+            confidence=arrays[1],
+            image=image,
+            palette=self.palette,
+            name=name,
+            class_names=self.class_names,
+            file=file,
+            source={"checkpoint": str(self.path), "step": self.step, "protocol": protocol},
+            probabilities=lambda take: self.engine.probabilities(self._item(image), take),
+        )
+
+    def _input_sizes(self, images: Sequence[Image]) -> Iterator[tuple[int, int]]:
+        base = self.config.eval.resize_base
+        for image in images:
+            try:
+                size = image.shape[:2] if isinstance(image, np.ndarray) else read_size(image)
+            except DataError:  # which reading it will tell
+                continue
+            yield fit_size(size[0], size[1], base) if base else size
+
+
+def _too_large(file: str | None, error: ResourceError) -> DataError:
+    """Returns what is wrong with an image, named by its file if it has one."""
+    if file is None:
+        return DataError(error.where, error.what, error.fix)
+    return DataError(file, f"{error.where} {error.what}", error.fix)
+
+
+def load(path: str | Path, step: int | str = "latest", overrides: Sequence[str] = ()) -> Segmenter:
+    """Loads a checkpoint for evaluation and prediction.
+
+    Args:
+      path: work directory of a run, or the output of a converter.
+      step: a number, "latest" or "best".
+      overrides: changes to the checkpoint's configuration, such as
+        "--config.eval.resize_base=240,180".
+
+    Raises:
+      CheckpointError: there is no such checkpoint or step, or it does not fit.
+      ConfigError: an override cannot be used.
+    """
+    compile_cache.enable()
+    info = checkpoint.read_info(path, step)
+    if info.config is None or info.kind == "backbone":
+        what = "holds a backbone, not a segmentation network"
+        raise CheckpointError(str(path), what, "train with --config.init.backbone=" + str(path))
+    config = apply_overrides(info.config, overrides)
+    model = build_model(config.model)
+    abstract = jax.eval_shape(lambda: init_variables(model, 0))
+    place = SingleDeviceSharding(jax.local_devices()[0])
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), abstract
+    )
+    items = {item: abstract[variable] for variable, item in EVAL_ITEMS.items()}
+    restored = checkpoint.restore(path, info.step, items, allow_cast=True)
+    variables = {variable: restored[item] for variable, item in EVAL_ITEMS.items()}
+    return Segmenter(Path(path), info, config, variables)

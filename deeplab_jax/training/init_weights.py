@@ -1,0 +1,143 @@
+"""What a new run starts from: drawn weights, a backbone's, or another network's.
+
+What is named is checked before anything compiles or is written, by its list of arrays.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from deeplab_jax import checkpoint
+from deeplab_jax.errors import CheckpointError, ConfigError, shorten
+from deeplab_jax.models import build_model, init_variables
+from deeplab_jax.training.state import State
+
+_CLASSIFIERS = ("aux_classifier", "classifier")  # what config.init.head=skip leaves as drawn
+
+
+def check_init(config: ConfigDict, class_names: Sequence[str]) -> list[str]:
+    """Refuses a start that cannot be made; reads no array and compiles nothing.
+
+    Args:
+      config: of the run.
+      class_names: of its data.
+
+    Returns:
+      What is legal but probably not meant.
+
+    Raises:
+      ConfigError: the recipe needs a backbone or a checkpoint, and names neither.
+      CheckpointError: what is named cannot be read, is of another kind, or does not fit.
+    """
+    if config.init.checkpoint:
+        return _check_checkpoint(config, class_names)
+    backbone = config.init.backbone
+    if not backbone:
+        raise ConfigError(
+            "config.init.backbone",
+            "this recipe starts from ImageNet weights, and none are named",
+            "give --config.init.backbone=DIR (a backbone checkpoint), or =none for random weights",
+        )
+    kind = "backbone" if backbone == "none" else checkpoint.read_info(backbone).kind
+    if kind != "backbone":
+        what = f"is a checkpoint of kind {kind}, not backbone"
+        raise CheckpointError(backbone, what, f"give it as --config.init.checkpoint={backbone}")
+    return []
+
+
+def _check_checkpoint(config: ConfigDict, class_names: Sequence[str]) -> list[str]:
+    path, is_skipped = config.init.checkpoint, config.init.head == "skip"
+    info = checkpoint.read_info(path)
+    if info.kind == "backbone" or info.config is None:
+        what = "holds a backbone, not a segmentation network"
+        raise CheckpointError(path, what, f"give it as --config.init.backbone={path} instead")
+    problems = checkpoint.misfits(path, info.step, _wanted(config, info), allow_cast=True)
+    if problems:
+        what = f"does not fit: {', '.join(problems)}"
+        fix = "use its config.model, or another checkpoint"
+        there, here = info.config.model.num_classes, config.model.num_classes
+        if there != here and not is_skipped:
+            what += f"; {there} classes there, {here} here"
+            fix = "new classifiers: --config.init.head=skip; all else must be as it was saved"
+        raise CheckpointError(path, what, fix)
+    pairs = zip(info.class_names, class_names, strict=False)  # no names: not known
+    changed = [f"{i}: {there} -> {here}" for i, (there, here) in enumerate(pairs) if there != here]
+    if is_skipped or not changed:
+        return []
+    return [
+        f"classes differ from those of {path} ({shorten(changed)});"
+        " config.init.head=skip starts new classifiers"
+    ]
+
+
+def load_init(state: State, config: ConfigDict) -> State:
+    """Returns `state` with what the configuration names in place of drawn weights.
+
+    Raises:
+      CheckpointError: it does not fit.
+    """
+    if config.init.checkpoint:
+        return load_checkpoint(state, config)
+    backbone = config.init.backbone
+    return state if backbone == "none" else load_backbone(state, backbone)
+
+
+def load_checkpoint(state: State, config: ConfigDict) -> State:
+    """Returns `state` with a network's weights and statistics, and says which; the rest stays.
+
+    Raises:
+      CheckpointError: it does not fit.
+    """
+    path = config.init.checkpoint
+    info = checkpoint.read_info(path)
+    abstract = _place(_wanted(config, info), state["step"].sharding)
+    loaded = checkpoint.restore(path, info.step, abstract, allow_cast=True)
+    skipped = _CLASSIFIERS if config.init.head == "skip" else ()
+    for variables in loaded.values():
+        for name in skipped:
+            variables.pop(name, None)
+    count, total = (
+        len(jax.tree.leaves([tree[name] for name in loaded])) for tree in (loaded, state)
+    )
+    score = (info.metrics or {}).get("mean_iou")
+    origin = f"step {info.step}" if info.kind == "run" else info.kind
+    origin += "" if score is None else f", mean IoU {100 * score:.2f} %"
+    text = f"init: {count} of {total} tensors from {path} ({origin})"
+    if skipped:
+        new = [f"{name}/{leaf}" for name in skipped for leaf in state["params"][name]]
+        text += f"; not loaded: {shorten(new)} (new, {config.model.num_classes} classes)"
+    print(text, flush=True)
+    return state | {name: state[name] | loaded[name] for name in loaded}
+
+
+def load_backbone(state: State, path: str) -> State:
+    """Returns `state` with the backbone's weights and statistics from a backbone checkpoint.
+
+    Raises:
+      CheckpointError: it does not fit.
+    """
+    items = {name: state[name]["backbone"] for name in ("params", "batch_stats")}
+    abstract = _place(items, jax.tree.leaves(items)[0].sharding)
+    loaded = checkpoint.restore(path, "latest", abstract, allow_cast=True)
+    print(f"backbone: {len(jax.tree.leaves(loaded))} tensors from {path}", flush=True)
+    return state | {name: state[name] | {"backbone": loaded[name]} for name in loaded}
+
+
+def _wanted(config: ConfigDict, info: checkpoint.Info) -> dict[str, Any]:
+    """Returns shapes and types that the checkpoint must have, classifiers included.
+
+    With head=skip those are of its own number of classes: they are read, and left out after.
+    """
+    model = build_model(config.model)
+    if config.init.head == "skip":
+        assert info.config is not None  # see check_init
+        model = model.clone(num_classes=info.config.model.num_classes)
+    return jax.eval_shape(lambda: init_variables(model, 0))
+
+
+def _place(tree: Any, sharding: jax.sharding.Sharding) -> Any:
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
+    )

@@ -1,0 +1,68 @@
+"""How long a run trains, what is due when, and which batches its steps see."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from ml_collections import ConfigDict
+
+from deeplab_jax import config as config_lib
+from deeplab_jax.data import Dataset, TrainBatch, train_batches
+from deeplab_jax.errors import DataError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long to train and what is due when, in optimiser steps."""
+
+    total: int
+    steps_per_epoch: int
+    save_every: int
+    eval_every: int
+
+    def is_eval_due(self, step: int) -> bool:
+        """Tells whether to evaluate after `step` steps."""
+        return step % self.eval_every == 0 or step == self.total
+
+    def is_save_due(self, step: int) -> bool:
+        """Tells whether to save after `step` steps; evaluated ones always, for the best."""
+        return step % self.save_every == 0 or self.is_eval_due(step)
+
+
+def make_plan(config: ConfigDict, num_samples: int) -> Plan:
+    """Returns the plan of a run over `num_samples` training images.
+
+    Raises:
+      DataError: they are fewer than one batch.
+    """
+    per_epoch = config_lib.steps_per_epoch(config, num_samples)
+    if per_epoch < 1:
+        what = f"{num_samples} images do not fill one batch of {config.train.batch_size}"
+        raise DataError(str(config.data.root), what, "lower config.train.batch_size")
+    total = config_lib.total_steps(config, num_samples)
+    save_every = config.checkpoint.every_steps or per_epoch
+    return Plan(total, per_epoch, save_every, config.eval.every_epochs * per_epoch)
+
+
+def read_batches(
+    config: ConfigDict,
+    dataset: Dataset,
+    plan: Plan,
+    steps: range,
+    rows: Sequence[int],
+    num_workers: int,
+) -> Iterator[TrainBatch]:
+    """Yields the batches of a run's steps, as many of their rows as are asked for."""
+    data = config.data
+    return train_batches(
+        dataset,
+        seed=config.seed,
+        batch_size=config.train.batch_size,
+        steps_per_epoch=plan.steps_per_epoch,
+        start=steps.start,
+        stop=steps.stop,
+        rows=rows,
+        crop_size=tuple(data.crop_size),
+        resize_base=tuple(data.resize_base),
+        scale_range=tuple(data.scale_range),
+        num_workers=num_workers,
+    )

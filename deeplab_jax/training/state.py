@@ -1,0 +1,49 @@
+"""The state of a training run: a mapping of named items.
+
+    step         int32 scalar: optimiser steps done
+    params       parameters, float32 or wider
+    batch_stats  running statistics of the norms
+    opt_state    of the optimiser
+
+Nothing random is kept: every draw is a function of the seed and the step.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from deeplab_jax.checkpoint import EVAL_ITEMS
+from deeplab_jax.models import DeepLabV3Plus, build_model, init_variables
+from deeplab_jax.training.optimizer import build_optimizer
+
+State = dict[str, Any]
+
+
+def init_state(model: DeepLabV3Plus, optimizer: optax.GradientTransformation, seed: int) -> State:
+    """Returns the state before the first step; call it under `jit`."""
+    return start_state(init_variables(model, seed), optimizer)
+
+
+def start_state(variables: dict[str, Any], optimizer: optax.GradientTransformation) -> State:
+    """Returns the state before the first step, with the given weights."""
+    return {
+        "step": jnp.zeros((), jnp.int32),
+        "params": variables["params"],
+        "batch_stats": variables["batch_stats"],
+        "opt_state": optimizer.init(variables["params"]),
+    }
+
+
+def eval_variables(state: State) -> dict[str, Any]:
+    """Returns the variables that are evaluated and exported: those of `EVAL_ITEMS`."""
+    return {variable: state[item] for variable, item in EVAL_ITEMS.items()}
+
+
+def abstract_state(config: ConfigDict) -> dict[str, Any]:
+    """Returns shapes and types of a run's state."""
+    model = build_model(config.model)
+    optimizer, _ = build_optimizer(config.train, 1)
+    return jax.eval_shape(lambda: init_state(model, optimizer, config.seed))

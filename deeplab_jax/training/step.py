@@ -1,0 +1,163 @@
+"""One optimiser step: take gradients, update the state."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from deeplab_jax.distributed import mesh as mesh_lib
+from deeplab_jax.models import DeepLabV3Plus, build_model
+from deeplab_jax.models.preprocess import preprocess
+from deeplab_jax.training.losses import row_weights, segmentation_loss
+from deeplab_jax.training.optimizer import build_optimizer
+from deeplab_jax.training.state import State
+
+Metrics = dict[str, jax.Array]
+
+
+def gradients(
+    loss_fn: Callable, parts: int, params: Any, batch_stats: Any, batch: Any, key: jax.Array
+) -> tuple[Any, Any, dict[str, jax.Array]]:
+    """Returns (gradient, batch_stats, losses), summed over the parts of a batch.
+
+    Args:
+      loss_fn: (params, batch_stats, batch, key) -> (loss, (batch_stats, losses)) whose losses are
+        sums over rows.
+      parts: the batch is taken in so many, one after the other, each starting from the statistics
+        that the one before it left. Part k holds the rows that are k modulo `parts`, which lie on
+        every device.
+      params: parameters.
+      batch_stats: running statistics.
+      batch: pytree of arrays (B, ...).
+      key: of dropout; each part's own is made from it.
+    """
+    value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+
+    def take(batch_stats: Any, batch: Any, key: jax.Array) -> Any:
+        (_, (batch_stats, losses)), grads = value_and_grad(params, batch_stats, batch, key)
+        return grads, batch_stats, losses
+
+    if parts == 1:
+        return take(batch_stats, batch, key)
+
+    def split(array: jax.Array) -> jax.Array:
+        return jnp.moveaxis(array.reshape(-1, parts, *array.shape[1:]), 1, 0)
+
+    def add(total: Any, x: Any) -> tuple[Any, None]:
+        grads, batch_stats, losses = take(total[1], *x)
+        grads, losses = jax.tree.map(jnp.add, (total[0], total[2]), (grads, losses))
+        return (grads, batch_stats, losses), None
+
+    xs = jax.tree.map(split, batch), jax.random.split(key, parts)
+    shapes = jax.eval_shape(take, batch_stats, *jax.tree.map(lambda array: array[0], xs))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    total, _ = jax.lax.scan(add, (zeros[0], batch_stats, zeros[2]), xs)
+    return total
+
+
+def make_loss(model: DeepLabV3Plus, aux_weight: float, use_dropout: bool) -> Callable:
+    """Returns the loss whose gradient a step takes.
+
+    It maps (params, batch_stats, (images, labels, weights of `row_weights`), dropout's key) to
+    (loss, (new batch_stats, losses)).
+    """
+
+    def loss_fn(params: Any, batch_stats: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Any]:
+        images, labels, weights = batch
+        output, updated = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            images,
+            is_train=True,
+            use_dropout=use_dropout,
+            rngs={"dropout": key},
+            mutable=["batch_stats"],
+        )
+        losses = segmentation_loss(
+            output.logits, output.aux_logits, labels, weights=weights, aux_weight=aux_weight
+        )
+        return losses["loss"], (updated["batch_stats"], losses)
+
+    return loss_fn
+
+
+def make_update(
+    model: DeepLabV3Plus, config: ConfigDict, total_steps: int, *, use_dropout: bool = True
+) -> Callable[[State, jax.Array, jax.Array], tuple[State, Metrics]]:
+    """Builds the pure function that does one step.
+
+    Args:
+      model: the network.
+      config: the run's; `seed` and `train` are read.
+      total_steps: T of the schedule.
+      use_dropout: off for comparing with another implementation.
+
+    Returns:
+      update(state, images float32 (B, H, W, 3), labels int32 (B, H, W)) -> (state, metrics), where
+      metrics are scalars: "loss", "loss_main", "loss_aux" (weighted), "lr", "grad_norm" and the
+      boolean "is_finite": of all of these, the new weights and the new statistics.
+    """
+    optimizer, schedule = build_optimizer(config.train, total_steps)
+    train = config.train
+
+    loss_fn = make_loss(model, train.aux_weight, use_dropout)
+
+    def update(state: State, images: jax.Array, labels: jax.Array) -> tuple[State, Metrics]:
+        key = jax.random.fold_in(jax.random.key(config.seed), state["step"])
+        batch = images, labels, row_weights(labels, train.loss_groups)
+        grads, batch_stats, losses = gradients(
+            loss_fn, train.gradient_accumulation, state["params"], state["batch_stats"], batch, key
+        )
+        updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
+        grad_norm = optax.global_norm(grads)
+        new_state = {
+            "step": state["step"] + 1,
+            "params": optax.apply_updates(state["params"], updates),
+            "batch_stats": batch_stats,
+            "opt_state": opt_state,
+        }
+        # The new weights and statistics too: squares overflow while the loss still looks well.
+        size = losses["loss"] + grad_norm + optax.global_norm((new_state["params"], batch_stats))
+        metrics = {
+            **losses,
+            "lr": jnp.asarray(schedule(state["step"])),
+            "grad_norm": grad_norm,
+            "is_finite": jnp.isfinite(size),
+        }
+        return new_state, metrics
+
+    return update
+
+
+_SUM_BYTES = "xla_gpu_all_reduce_combine_threshold_bytes"  # gradients in few large sums
+
+
+def make_train_step(
+    config: ConfigDict, total_steps: int, mesh: Mesh
+) -> Callable[..., tuple[State, Metrics]]:
+    """Returns the jitted step(state, image, label, box) -> (state, metrics) over the mesh.
+
+    The batch, and by the mesh its images' rows, are split over devices; everything else is
+    replicated. The state is donated.
+    """
+    model = build_model(config.model, mesh_lib.platform(mesh))
+    update = make_update(model, config, total_steps)
+    whole, rows = mesh_lib.replicated(mesh), mesh_lib.batch_sharding(mesh)
+    pictures = mesh_lib.batch_sharding(mesh, has_rows=True)
+
+    def train_step(
+        state: State, image: jax.Array, label: jax.Array, box: jax.Array
+    ) -> tuple[State, Metrics]:
+        return update(state, *preprocess(image, label, box))
+
+    is_on_gpus = mesh_lib.platform(mesh) == "gpu" and mesh.size > 1
+    return jax.jit(
+        train_step,
+        in_shardings=(whole, pictures, pictures, rows),
+        out_shardings=(whole, whole),
+        donate_argnums=0,
+        compiler_options={_SUM_BYTES: 2**28} if is_on_gpus else None,
+    )

@@ -1,0 +1,30 @@
+"""Writes files that appear under their name when they are complete, or never."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """Opens a file for writing, which takes the place of `path` if the block ends without error.
+
+    Args:
+      path: the file; its folder is made if it is missing.
+
+    Raises:
+      OSError: it cannot be written; says which file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(partial, "wb") as file:
+            yield file
+        os.replace(partial, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a write that fails does not say where
+        raise
+    finally:
+        partial.unlink(missing_ok=True)

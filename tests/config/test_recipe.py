@@ -1,0 +1,125 @@
+import re
+from pathlib import Path
+
+import pytest
+
+from deeplab_jax import config
+from deeplab_jax.config.recipe import apply_overrides, load_recipe
+from deeplab_jax.errors import ConfigError
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Returns write(body of the file) -> its path."""
+
+    def write(text):
+        path = tmp_path / "mine.py"
+        path.write_text("from deeplab_jax import config\n" + text)
+        return path
+
+    return write
+
+
+def override(*texts):
+    return apply_overrides(config.get_config("folder"), [f"--config.{text}" for text in texts])
+
+
+def test_recipe_loads_from_any_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    c = load_recipe(str(CONFIGS / "voc_r101_os8.py"), ["--config.seed=5"])
+    assert (c.name, c.model.depth, c.seed) == ("voc_r101_os8", 101, 5)
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "value"),
+    [
+        ("train.lr=2e-3", "train.lr", 0.002),
+        ("train.lr=1", "train.lr", 1.0),
+        ("train.batch_size=4", "train.batch_size", 4),
+        ("model.freeze_batch_norm=true", "model.freeze_batch_norm", True),
+        ("model.freeze_batch_norm=False", "model.freeze_batch_norm", False),
+        ("model.freeze_batch_norm=1", "model.freeze_batch_norm", True),
+        ("data.crop_size=64,96", "data.crop_size", (64, 96)),
+        ("data.crop_size=(64, 96)", "data.crop_size", (64, 96)),
+        ("eval.resize_base=240,180", "eval.resize_base", (240, 180)),
+        ("data.scale_range=1,1.5", "data.scale_range", (1, 1.5)),
+        ("data.class_names=sky,'road'", "data.class_names", ("sky", "road")),
+        ("data.root=a=b", "data.root", "a=b"),
+        ("init.backbone=", "init.backbone", ""),
+    ],
+)
+def test_override_is_typed_like_its_field(text, key, value):
+    got = config.flatten(override(text))[key]
+    assert got == value
+    assert type(got) is type(value)
+
+
+def test_empty_tuple_can_be_given():
+    assert override("eval.resize_base=240,180", "eval.resize_base=").eval.resize_base == ()
+
+
+def test_last_override_wins():
+    assert override("seed=1", "seed=2").seed == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train.lrr=1", "config.train.lrr: there is no such field - did you mean config.train.lr?"),
+        ("train.lr=abc", "--config.train.lr: 'abc' is not a float - give one such as 0.01"),
+        ("train.steps=1.5", "--config.train.steps: '1.5' is not a int - give one such as 16"),
+        ("model.freeze_batch_norm=yes", "'yes' is not a bool - give one such as true"),
+        ("data.crop_size=64,x", "must be 2 positive integers, got (64, 'x')"),
+        ("train", "config.train: is a group of fields, not a value"),
+        ("train.lr", "--config.train.lr: has no value - write --config.train.lr=VALUE"),
+        ("train.batch_size=1", "config.train.batch_size: must be at least 2"),
+    ],
+)
+def test_override_that_cannot_be_used_is_refused(text, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        override(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("raise RuntimeError('one\\ntwo')", "fails with RuntimeError: one - "),
+        ("def get_config(:", "fails with SyntaxError"),
+        ("import no_such_module", "fails with ModuleNotFoundError"),
+        ("x = 1", "fails with AttributeError"),
+        ("def get_config(): return {}", "get_config() returns dict"),
+        (
+            "from ml_collections import ConfigDict\ndef get_config(): return ConfigDict()",
+            "its configuration lacks checkpoint.every_steps, data.class_colors",
+        ),
+        (
+            "def get_config():\n    c = config.get_config('voc')\n    c.train.lrr = 1\n    "
+            "return c",
+            'Key "lrr" does not exist',
+        ),
+        (
+            "def get_config():\n    c = config.get_config('voc')\n    c.seed = 'x'\n    return c",
+            "fails with TypeError: Could not override field 'seed'",
+        ),
+        ("def get_config(): return config.get_config('coco')", "dataset: 'coco' is unknown"),
+    ],
+)
+def test_recipe_that_fails_is_told_in_one_line(write, text, message):
+    path = write(text)
+    with pytest.raises(ConfigError, match=re.escape(message)) as error:
+        load_recipe(str(path))
+    assert "\n" not in str(error.value)
+
+
+def test_missing_recipe_names_one_that_is_there(write):
+    path = write("")
+    with pytest.raises(ConfigError, match=f"no such recipe file - name one, such as {path}"):
+        load_recipe(str(path.with_name("other.py")))
+
+
+def test_file_that_is_not_python_is_no_recipe(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("a: 1")
+    with pytest.raises(ConfigError, match="is not a Python file"):
+        load_recipe(str(tmp_path / "recipe.yaml"))

@@ -1,0 +1,202 @@
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deeplab_jax.config.recipe import load_recipe
+from deeplab_jax.data.classes import colormap
+from deeplab_jax.doctor import layouts, propose, survey
+from deeplab_jax.doctor.propose import split
+from deeplab_jax.errors import ConfigError, DataError
+
+
+@pytest.fixture
+def recipe_of(tmp_path):
+    """Returns recipe_of(root) -> configuration of the recipe that is proposed for a folder."""
+
+    def make(root, name="mine.py"):
+        layout = layouts.guess(root)
+        found = survey.survey_folder(layout, lambda facts, total: facts)
+        path = str(tmp_path / name)
+        propose.check_free(path, layout)
+        propose.write(propose.propose(found, layout), path, 0.25, 0)
+        return load_recipe(path)
+
+    return make
+
+
+_GOOGLE = '--config=lint.pydocstyle.convention="google"'
+
+
+def redraw(folder, change):
+    """Replaces each mask under a folder by change(mask)."""
+    for path in folder.rglob("*.png"):
+        Image.fromarray(change(np.array(Image.open(path)))).save(path)
+
+
+def test_proposal_says_what_was_seen(make_tree, recipe_of):
+    root = make_tree("folder")
+    config = recipe_of(root)
+    assert config.data.root == str(root.resolve())
+    assert config.model.num_classes == len(config.data.class_names) == 4
+    assert (config.data.train_split, config.data.val_split) == ("train", "val")
+    assert config.data.resize_base == config.eval.resize_base == (97, 65)
+    assert config.data.crop_size == (96, 96)  # square: half of the images stand
+    assert config.model.atrous_rates == (1, 3, 5)  # below the crop's map of 6
+    assert config.train.batch_size == 8  # of 12
+    assert config.init.backbone == "none"
+
+
+def test_recipe_is_formatted_and_says_why(make_tree, recipe_of, tmp_path):
+    recipe_of(make_tree("folder", num_classes=40))
+    path = str(tmp_path / "mine.py")
+    for check in (["check", "--isolated", "--select=E,F,I,D", _GOOGLE],
+                  ["format", "--isolated", "--check"]):  # fmt: skip
+        command = [sys.executable, "-m", "ruff", *check, "--line-length=100", path]
+        got = subprocess.run(command, capture_output=True, text=True)
+        assert got.returncode == 0, got.stdout
+    lines = (tmp_path / "mine.py").read_text().splitlines()
+    for number, line in enumerate(lines):
+        if line.startswith("    c.") and "resolve" not in lines[number - 1]:
+            assert lines[number - 1].startswith("    # ")
+
+
+@pytest.mark.parametrize(
+    ("change", "fields"),
+    [
+        (lambda m: m, {}),
+        (lambda m: np.where(m < 255, m + 1, m).astype(np.uint8), {"reduce_zero_label": True}),
+        (lambda m: np.where(m < 255, 60 * m, m), {"class_values": (0, 60, 120, 180)}),
+        (lambda m: colormap(256)[m], {"mask_format": "color"}),
+    ],
+    ids=["index", "from one", "spread", "colours"],
+)
+def test_proposed_recipe_reads_the_masks(make_tree, recipe_of, change, fields):
+    from deeplab_jax.data import open_dataset
+
+    root = make_tree("folder", num_train=6, num_val=2)
+    redraw(root, change)
+    config = recipe_of(root)
+    for key, value in fields.items():
+        assert config.data[key] == value
+    for name in ("train", "val"):
+        dataset = open_dataset(config.data, config.model.num_classes, name)
+        seen = {int(v) for i in range(len(dataset)) for v in np.unique(dataset.read(i)[1])}
+        # Nobody can tell that a colour is to be ignored: it becomes a class.
+        assert seen == ({0, 1, 2, 3, 4} if "mask_format" in fields else {0, 1, 2, 3, 255})
+
+
+def test_binary_masks_are_declared(make_tree, recipe_of):
+    root = make_tree("folder", num_train=6, num_val=2)
+    redraw(root, lambda m: (m == 1).astype(np.uint8) * 255)
+    config = recipe_of(root)
+    assert (config.data.mask_format, config.model.num_classes) == ("binary", 2)
+
+
+def test_void_of_grey_masks_stored_as_colours_becomes_no_class(make_tree, recipe_of):
+    root = make_tree("folder", num_train=6, num_val=2)
+    redraw(root, lambda m: np.stack([m] * 3, -1))
+    config = recipe_of(root)
+    assert (config.data.mask_format, config.model.num_classes) == ("index", 4)
+    assert 255 in config.data.ignore_values
+
+
+def test_names_come_from_classes_json(make_tree, recipe_of):
+    root = make_tree("folder", num_train=6, num_val=2)
+    (root / "classes.json").write_text('["a", "b", "c", "d"]')
+    config = recipe_of(root)
+    assert (config.data.class_names, config.model.num_classes) == ((), 4)
+
+
+def test_official_layout_gets_its_row(make_tree, recipe_of):
+    config = recipe_of(make_tree("ade20k"))
+    assert (config.data.dataset, config.model.num_classes) == ("ade20k", 150)
+    assert config.train.batch_size == 8
+    assert config.train.loss_groups == 1
+
+
+def test_split_by_fraction_is_written_and_can_be_moved(make_tree, recipe_of, tmp_path):
+    root = make_tree("folder")
+    for kind in ("images", "labels"):
+        shutil.rmtree(root / kind / "val")
+    shutil.copy(root / "images/train/000.jpg", root / "images/train/zzz.jpg")
+    shutil.copy(root / "labels/train/000.png", root / "labels/train/zzz.png")
+    recipe_of(root)
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    for path in tmp_path.glob("mine*"):
+        path.rename(moved / path.name)
+    config = load_recipe(str(moved / "mine.py"))
+    from deeplab_jax.data import open_dataset
+
+    train, val = (set(open_dataset(config.data, 4, s).ids) for s in ("train", "val"))
+    assert train | val == {f"{i:03d}" for i in range(12)} | {"zzz"}
+    assert not train & val
+    assert 3 <= len(val) <= 4
+    assert {"000", "zzz"} <= train or {"000", "zzz"} <= val  # one picture, never in both
+
+
+def test_split_has_something_on_both_sides_and_depends_on_the_seed_alone():
+    groups = [[str(i)] for i in range(20)]
+    assert split(groups, 0.2, 0) == split(groups, 0.2, 0) != split(groups, 0.2, 1)
+    assert [len(part) for part in split(groups, 0.2, 0)] == [16, 4]
+    assert [len(part) for part in split(groups[:2], 0.01, 0)] == [1, 1]
+    assert [len(part) for part in split(groups[:2], 0.99, 0)] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [(b"caf\xe9", "UTF-8"), (b" a", "outer spaces"), (b"a\nb", "line breaks"),
+     ("a\u2028b".encode(), "line breaks"), ("\ufeffa".encode(), "no list carries")],
+)  # fmt: skip
+def test_name_that_a_list_does_not_carry_is_refused(make_tree, recipe_of, tmp_path, name, what):
+    root = make_tree("folder", num_train=4)
+    for kind, suffix in (("images", ".jpg"), ("labels", ".png")):
+        shutil.rmtree(root / kind / "val")
+        old = root / kind / "train" / f"001{suffix}"
+        old.rename(old.with_name(os.fsdecode(name) + suffix))
+    with pytest.raises(DataError, match=what) as error:
+        recipe_of(root)
+    assert error.value.where == f"images/train/{os.fsdecode(name)}.jpg"
+    assert not list(tmp_path.glob("mine*"))
+
+
+def test_folder_that_is_no_name_in_utf8_is_refused(make_tree, recipe_of):
+    root = make_tree("folder", num_train=4)
+    root = root.rename(root.with_name(os.fsdecode(b"caf\xe9")))
+    with pytest.raises(DataError, match="rename the folder"):
+        recipe_of(root)
+
+
+def test_nothing_is_written_over(make_tree, tmp_path):
+    layout = layouts.guess(make_tree("folder"))
+    path = tmp_path / "mine.py"
+    path.write_text("mine")
+    with pytest.raises(ConfigError, match="exists"):
+        propose.check_free(str(path), layout)
+    for name in ("mine.txt", "nowhere/mine.py"):
+        with pytest.raises(ConfigError, match="--write-config"):
+            propose.check_free(str(tmp_path / name), layout)
+
+
+@pytest.mark.parametrize(
+    ("side", "crop"),
+    [(65, 96), (288, 288), (289, 320), (320, 320), (360, 320), (400, 384), (480, 448), (2000, 512)],
+)
+def test_crop_trains_the_largest_rate_where_the_image_allows(side, crop):
+    assert propose._crop(side) == crop
+
+
+def test_too_little_to_train_on_is_said(make_tree, recipe_of):
+    root = make_tree("folder", num_train=1, num_val=1)
+    with pytest.raises(DataError, match="1 usable training images"):
+        recipe_of(root)
+    root = make_tree("folder", num_train=4, num_val=1)
+    for value in (0, 255):
+        redraw(root, lambda m, value=value: np.full_like(m, value))
+        with pytest.raises(DataError, match="a network needs two"):
+            recipe_of(root, "other.py")

@@ -1,0 +1,122 @@
+"""Counts are those of an evaluator in plain NumPy, to the last one."""
+
+import cv2
+import jax
+import numpy as np
+import pytest
+
+from deeplab_jax.config import get_config
+from deeplab_jax.data import open_dataset
+from deeplab_jax.data.transforms import fit_size
+from deeplab_jax.evaluation.evaluator import Evaluator
+from deeplab_jax.inference.buckets import Buckets
+from deeplab_jax.models import build_model, init_variables
+from deeplab_jax.models.preprocess import MEAN, STD
+
+CLASSES = 5
+# Landscape, portrait, smaller than a window of the network, one pixel a side, more than a piece.
+SIZES = [(40, 57), (57, 40), (5, 7), (1, 30), (30, 1), (70, 300)]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """A folder of images of `SIZES`, and a narrow network in float64, so that nothing ties."""
+    root, rng = tmp_path_factory.mktemp("sizes"), np.random.default_rng(0)
+    for split in ("train", "val"):
+        for kind in ("images", "labels"):
+            (root / kind / split).mkdir(parents=True)
+    for number, size in enumerate(SIZES):
+        blocks = rng.integers(0, 256, (9, 9, 3), np.uint8)  # noise would be grey to the network
+        image = cv2.resize(blocks, size[::-1], interpolation=cv2.INTER_NEAREST)
+        label = rng.integers(0, CLASSES + 1, size, np.uint8)
+        label[label == CLASSES] = 255
+        cv2.imwrite(str(root / "images" / "val" / f"{number}.png"), image)
+        cv2.imwrite(str(root / "labels" / "val" / f"{number}.png"), label)
+    c = get_config("folder", depth=18)
+    c.model.num_classes, c.model.dtype = CLASSES, "float64"
+    c.model.atrous_rates, c.model.stem, c.model.width = (1, 2, 3), "7x7", 8
+    c.model.head_channels, c.model.low_level_channels, c.model.aux_channels = 8, 4, 8
+    c.data.root = str(root)
+    return c
+
+
+def draw(model):
+    rng = np.random.default_rng(1)
+    shapes = jax.eval_shape(lambda: init_variables(model, 0))
+
+    def leaf(path, shape):
+        if shape.ndim < 4:
+            return rng.uniform(0.8, 1.2, shape.shape) * (path[-1].key in ("var", "scale"))
+        kernel = rng.normal(size=shape.shape) / np.sqrt(np.prod(shape.shape[:-1]) / 2)
+        if path[1].key == "classifier":  # or the class that likes its mean input has all pixels
+            kernel -= kernel.mean(2, keepdims=True)
+        return kernel
+
+    return jax.tree_util.tree_map_with_path(leaf, shapes)
+
+
+def resize(x, size):
+    """Bilinear, half-pixel centres, one axis after the other; written for this test."""
+    for axis in (0, 1):
+        length = x.shape[axis]
+        source = np.clip((np.arange(size[axis]) + 0.5) * length / size[axis] - 0.5, 0, length - 1)
+        low = np.floor(source).astype(int)
+        weight = np.expand_dims(source - low, [k for k in range(3) if k != axis])
+        high = np.minimum(low + 1, length - 1)
+        x = x.take(low, axis) * (1 - weight) + x.take(high, axis) * weight
+    return x
+
+
+def count_plainly(model, variables, dataset, base):
+    """Returns the confusion matrix of each image."""
+    matrices = []
+    apply = jax.jit(lambda x: model.apply(variables, x).logits)
+    for index in range(len(dataset)):
+        image, label = dataset.read(index)
+        if base:
+            size = fit_size(*label.shape, base)
+            image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+        normal = (image.astype(np.float32) - MEAN) * (1 / STD)
+        prediction = resize(np.asarray(apply(normal[None])[0]), label.shape).argmax(-1)
+        matrix = np.zeros((CLASSES, CLASSES), int)
+        for truth, ours in zip(label.ravel(), prediction.ravel(), strict=True):
+            if truth != 255:
+                matrix[truth, ours] += 1
+        matrices.append(matrix)
+    return np.array(matrices)
+
+
+@pytest.mark.parametrize("base", [(), (64, 48)])
+def test_counts_equal_plain_numpys(config, base):
+    with jax.enable_x64(True):
+        model, dataset = build_model(config.model), open_dataset(config.data, CLASSES, "val")
+        variables = draw(model)
+        evaluator = Evaluator(model, dataset, base)
+        evaluator.engine.buckets = Buckets(limit=2)
+        result = evaluator(variables)
+        expected = count_plainly(model, variables, dataset, base)
+    assert len(evaluator.engine.programs) <= 2
+    np.testing.assert_array_equal(result.confusion, expected.sum(0))
+    assert np.count_nonzero(result.confusion.sum(0)) > 2  # not one class everywhere
+    assert result.num_images == len(SIZES)
+    np.testing.assert_array_equal(result.per_image[:, 0], np.diagonal(expected, axis1=1, axis2=2))
+    np.testing.assert_array_equal(result.per_image[:, 1], expected.sum(2))
+    np.testing.assert_array_equal(result.per_image[:, 2], expected.sum(1))
+    assert result.image_ids == tuple(dataset.ids)
+    assert result.confusion.dtype == result.per_image.dtype == np.int64
+
+
+def test_order_and_choice_of_images_are_the_callers(config):
+    with jax.enable_x64(True):
+        model, dataset = build_model(config.model), open_dataset(config.data, CLASSES, "val")
+        evaluator, variables = Evaluator(model, dataset, (64, 48)), draw(model)
+        evaluator.engine.buckets = Buckets(limit=1)
+        evaluator.engine.plan([(64, 64)])
+        some = evaluator(variables, [5, 0, 2])
+        assert some.image_ids == tuple(dataset.ids[k] for k in (5, 0, 2))
+        label = dataset.read(5)[1]
+        np.testing.assert_array_equal(
+            some.per_image[0, 1], np.bincount(label[label != 255], minlength=CLASSES)
+        )
+        answers = iter([False, True])
+        assert evaluator(variables, should_stop=lambda: next(answers)) is None

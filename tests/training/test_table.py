@@ -1,0 +1,75 @@
+"""The recipes of the table, made small."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deeplab_jax import config
+from deeplab_jax.config.recipe import load_recipe
+from deeplab_jax.data import open_dataset
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+TABLE = [f"{name}_r{depth}_os{os}" for name, depth, os in config.PUBLISHED_MIOU]
+ORDINARY = ("voc_r50_os8", "cityscapes_r50_os16")  # with ResNet-18; the others are slow
+
+# Makes a recipe of the table small; what it trains on and how is left alone.
+SMALL = [
+    "--config.model.width=8",
+    "--config.model.head_channels=16",
+    "--config.model.low_level_channels=4",
+    "--config.model.aux_channels=8",
+    "--config.data.crop_size=64,64",
+    "--config.data.resize_base=128,64",
+    "--config.data.num_workers=0",
+    "--config.eval.resize_base=128,64",
+    "--config.train.batch_size=8",
+    "--config.train.steps=2",
+    "--config.log.every_steps=1",
+]
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in ORDINARY else pytest.mark.slow) for n in TABLE]
+)
+def test_table_recipe_trains_and_evaluates(call, name, make_tree, tmp_path):
+    dataset = name.split("_")[0]
+    root = make_tree(dataset, num_train=9, num_val=1)
+    recipe, workdir = CONFIGS / f"{name}.py", tmp_path / "run"
+    options = [*SMALL, "--config.init.backbone=none", f"--config.data.root={root}"]
+    if name in ORDINARY:
+        options.append("--config.model.depth=18")
+    assert call("train", "--config", recipe, "--workdir", workdir, *options) == 0
+    log = [json.loads(line) for line in (workdir / "log.jsonl").open()]
+    assert [(line["event"], line["step"]) for line in log] == [
+        ("train", 1), ("train", 2), ("eval", 2), ("end", 2)
+    ]  # fmt: skip
+    assert all(np.isfinite(list(line.values())[2:]).all() for line in log[:2])
+    assert call("evaluate", "--checkpoint", workdir) == 0
+
+    result = json.loads((workdir / "evaluation.json").read_text())
+    c = load_recipe(recipe, options)
+    validation = open_dataset(c.data, c.model.num_classes, "val")
+    _, label = validation.read(0)
+    counts = np.bincount(label[label != 255], minlength=c.model.num_classes)
+    assert np.sum(result["confusion"], 1).tolist() == counts.tolist()
+    assert result["mean_iou"] == log[2]["mean_iou"]
+    assert result["class_names"] == list(validation.class_names)
+
+
+def test_table_recipe_without_backbone_says_what_to_do_and_leaves_the_way_free(
+    call, make_tree, tmp_path, capsys
+):
+    root = make_tree("voc", num_train=9, num_val=1)
+    workdir = tmp_path / "run"
+    command = ["train", "--config", CONFIGS / "voc_r50_os8.py", "--workdir", workdir, *SMALL]
+    command.append(f"--config.data.root={root}")
+    assert call(*command) == 2
+    error = capsys.readouterr().err
+    assert "config.init.backbone" in error
+    assert "--config.init.backbone=DIR" in error
+    assert "=none" in error
+    # The corrected command is not refused as another configuration: its own error comes next.
+    assert call(*command, "--config.init.backbone=nowhere") == 4
+    assert "nowhere" in capsys.readouterr().err

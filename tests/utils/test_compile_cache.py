@@ -1,0 +1,88 @@
+"""Compiled programs are kept in a folder of the user's own, or not at all."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from deeplab_jax.utils import compile_cache
+
+
+@pytest.fixture(autouse=True)
+def settings_return():
+    names = [name for name in jax.config.values if "_cache_" in name]
+    before = {name: jax.config.values[name] for name in names}
+    jax.config.update("jax_compilation_cache_dir", None)  # whatever other tests use
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+def test_folder_is_the_users_alone(monkeypatch, tmp_path):
+    monkeypatch.delenv(compile_cache.VARIABLE, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = compile_cache.enable()
+    assert folder.parent == tmp_path / "deeplab_jax" / "xla"
+    assert folder.stat().st_mode & 0o777 == folder.parent.stat().st_mode & 0o777 == 0o700
+    assert jax.config.values["jax_compilation_cache_dir"] == str(folder)
+    assert compile_cache.enable() is None  # what is set stays
+
+
+@pytest.mark.parametrize("word", ["off", "OFF", "0"])
+def test_it_can_be_off(monkeypatch, word):
+    monkeypatch.setenv(compile_cache.VARIABLE, word)
+    assert compile_cache.enable() is None
+    assert not jax.config.values["jax_compilation_cache_dir"]
+
+
+def test_it_can_be_elsewhere_and_leaves_folders_as_they_are(monkeypatch, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine").chmod(0o755)
+    monkeypatch.setenv(compile_cache.VARIABLE, str(tmp_path / "mine"))
+    folder = compile_cache.enable()
+    assert folder.parent == tmp_path / "mine"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert folder.parent.stat().st_mode & 0o777 == 0o755
+
+
+def test_a_folder_that_cannot_be_is_no_error(monkeypatch, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(compile_cache.VARIABLE, str(tmp_path / "file"))
+    assert compile_cache.enable() is None
+    assert "file is not used: " in capsys.readouterr().err
+
+
+def test_nobody_without_a_home_is_no_error(monkeypatch):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv(compile_cache.VARIABLE, raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(compile_cache.Path, "home", no_home)
+    assert compile_cache.enable() is None
+
+
+def test_what_others_could_put_there_is_not_run(monkeypatch, tmp_path):
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared").chmod(0o777)
+    (tmp_path / "own").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "own")
+    for name in ("shared", "link"):
+        before = (tmp_path / name).stat().st_mode
+        monkeypatch.setenv(compile_cache.VARIABLE, str(tmp_path / name))
+        assert compile_cache.enable() is None
+        assert (tmp_path / name).stat().st_mode == before
+
+
+def test_programs_outlive_the_process(tmp_path):
+    code = (
+        "import jax; from deeplab_jax.utils import compile_cache; compile_cache.enable();"
+        "jax.block_until_ready(jax.jit(lambda x: x * 3 + 1)(2.0))"
+    )
+    environment = os.environ | {compile_cache.VARIABLE: str(tmp_path)}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+        assert list(tmp_path.glob("*/*-cache"))
