@@ -21,9 +21,8 @@ from deeplab_jax import cli
 from deeplab_jax.errors import CheckpointError, ConfigError, ResourceError, shorten
 
 if TYPE_CHECKING:
-    from ml_collections import ConfigDict
-
     from convert.source import Source
+    from deeplab_jax.config import Config
 
 _STRUCTURE = ("output_stride", "atrous_rates", "multi_grid")  # what weights do not show
 _EXAMPLES = """\
@@ -180,7 +179,7 @@ def _refuse_unused(source: "Source", args: argparse.Namespace, overrides: list[s
         raise ConfigError(unused[0], what, "leave it out, and give it to `train`")
 
 
-def infer_config(source: "Source", args: argparse.Namespace, overrides: list[str]) -> "ConfigDict":
+def infer_config(source: "Source", args: argparse.Namespace, overrides: list[str]) -> "Config":
     """Returns a configuration for weights without a recipe: structure from the shapes.
 
     Args:
@@ -192,19 +191,19 @@ def infer_config(source: "Source", args: argparse.Namespace, overrides: list[str
       ConfigError: the output stride is missing, or a value cannot be used.
       CheckpointError: the structure is one that we do not build.
     """
-    from deeplab_jax.config import get_config
+    from deeplab_jax.config import freeze, get_config
     from deeplab_jax.config.recipe import apply_overrides
 
     if args.output_stride is None and not source.structure.is_backbone:
         what = "is missing: the weights do not show it, and there is no --config that says it"
         fix = "give 8 or 16, as in training (d8, os8 and the like in the file's name)"
         raise ConfigError("--output-stride", what, fix)
-    config = get_config("folder", source.structure.depth, args.output_stride or 16)
-    config.name = Path(source.path).stem
-    config.model.update(source.structure.model)
-    config.data.class_names = source.class_names
+    recipe = get_config("folder", source.structure.depth, args.output_stride or 16)
+    recipe.name = Path(source.path).stem
+    recipe.model.update(source.structure.model)
+    recipe.data.class_names = source.class_names
     try:
-        apply_overrides(config, [])
+        config = freeze(recipe)
     except ConfigError as error:
         what = f"has a structure that is not known here: {error.where} {error.what}"
         raise CheckpointError(source.path, what, "give another network's weights") from error
@@ -213,13 +212,13 @@ def infer_config(source: "Source", args: argparse.Namespace, overrides: list[str
             continue
         values = ",".join(map(str, getattr(args, field)))
         try:
-            apply_overrides(config, [f"--config.model.{field}={values}"])
+            config = apply_overrides(config, [f"--config.model.{field}={values}"])
         except ConfigError as error:
             raise ConfigError(flag, error.what, "give as many as there are") from error
     return apply_overrides(config, overrides)
 
 
-def classes(config: "ConfigDict", source: "Source") -> tuple[tuple[str, ...], Any]:
+def classes(config: "Config", source: "Source") -> tuple[tuple[str, ...], Any]:
     """Returns names and colours: the data set's, else the recipe's, else the file's, else numbers.
 
     Args:
@@ -260,7 +259,7 @@ def save(output: str, items: dict[str, Any], info: Any) -> None:
         partial.rename(target)
 
 
-def summary(source: "Source", config: "ConfigDict", info: Any) -> list[str]:
+def summary(source: "Source", config: "Config", info: Any) -> list[str]:
     """Returns lines that tell what was converted, and what was not."""
     from convert.keymap import describe
 

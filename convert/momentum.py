@@ -10,13 +10,13 @@ from typing import Any, NamedTuple, NoReturn
 import jax
 import numpy as np
 import optax
-from ml_collections import ConfigDict
 
 from convert import MAX_ITERATION
 from convert.dialects import is_floating
 from convert.keymap import leaves, to_tensors, to_variables
 from convert.rebuild import shown
 from convert.source import Source
+from deeplab_jax.config import Config
 from deeplab_jax.errors import CheckpointError, shorten
 from deeplab_jax.training.optimizer import build_optimizer
 
@@ -37,7 +37,7 @@ class Progress(NamedTuple):
     momentum: dict[str, Any] | None = None
 
 
-def read_progress(source: Source, config: ConfigDict, iteration: int | None = None) -> Progress:
+def read_progress(source: Source, config: Config, iteration: int | None = None) -> Progress:
     """Returns what a PyTorch file says about its run.
 
     Args:
@@ -63,7 +63,7 @@ def read_progress(source: Source, config: ConfigDict, iteration: int | None = No
 class _Reader:
     """Reads and checks the optimiser's state of a file."""
 
-    def __init__(self, source: Source, config: ConfigDict):
+    def __init__(self, source: Source, config: Config):
         self.source, self.config = source, config
         dialect, self.depth = source.structure.dialect, config.model.depth
         self.dialect = dialect
@@ -90,7 +90,7 @@ class _Reader:
             if type(value) not in (bool, int, float) or value != plain:
                 self.fail(f"its SGD has {name}={shown(str(value))}, which ours has not")
         for name in sorted(numbers):
-            theirs, ours = group[name], self.config.train[name]
+            theirs, ours = group[name], getattr(self.config.train, name)
             if theirs != ours:
                 what = f"its SGD has {name} {theirs}, and the recipe config.train.{name}={ours}"
                 self.fail(what, f"give --config.train.{name}={theirs} if that is meant")
@@ -151,7 +151,7 @@ class _Reader:
 
 
 def run_items(
-    where: str, variables: Mapping[str, Any], progress: Progress, config: ConfigDict
+    where: str, variables: Mapping[str, Any], progress: Progress, config: Config
 ) -> dict[str, Any]:
     """Returns the items of a training state but for the step, as training has them.
 
@@ -191,7 +191,7 @@ def run_items(
 
 def to_optimizer(
     items: Mapping[str, Any],
-    config: ConfigDict,
+    config: Config,
     step: int,
     total_steps: int | None,
     dialect: str,

@@ -19,7 +19,8 @@ from deeplab_jax.errors import ConfigError, NumericError
 
 if TYPE_CHECKING:
     import numpy as np
-    from ml_collections import ConfigDict
+
+    from deeplab_jax.config import Config
 
 _EXAMPLES = """\
   deeplab convert replay --checkpoint start.pth --config configs/voc_r50_os16.py \\
@@ -94,7 +95,7 @@ def _check_total(args: argparse.Namespace, start: int) -> None:
         raise ConfigError("--total-steps", what, "give the schedule's length, or fewer --steps")
 
 
-def _read_config(args: argparse.Namespace, overrides: list[str], batch_size: int) -> "ConfigDict":
+def _read_config(args: argparse.Namespace, overrides: list[str], batch_size: int) -> "Config":
     """Returns the recipe for this batch size, one process and the flags' type; overrides win.
 
     Raises:
@@ -117,7 +118,7 @@ def _read_config(args: argparse.Namespace, overrides: list[str], batch_size: int
 
 
 def _replay(
-    args: argparse.Namespace, config: "ConfigDict", images: "np.ndarray", labels: "np.ndarray"
+    args: argparse.Namespace, config: "Config", images: "np.ndarray", labels: "np.ndarray"
 ) -> None:
     import numpy as np
 
@@ -157,7 +158,7 @@ def _train(
     state: dict[str, Any],
     images: "np.ndarray",
     labels: "np.ndarray",
-    config: "ConfigDict",
+    config: "Config",
     steps: int,
     total_steps: int,
 ) -> dict[str, Any]:

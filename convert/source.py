@@ -1,5 +1,6 @@
 """Weights of a PyTorch file: unwrapped, recognised and made our variables."""
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from convert.dialects import MisfitError, Structure, compare, detect, infer, is_
 from convert.keymap import DIALECTS, describe, to_shapes, to_variables
 from convert.pth import read_weights
 from convert.rebuild import shown
+from deeplab_jax.config import ModelConfig
 from deeplab_jax.errors import CheckpointError, shorten
 from deeplab_jax.models import build_model, init_variables
 
@@ -58,7 +60,9 @@ class Source:
             fix = "convert it without --config, and train with --config.init.backbone=DIR"
             raise CheckpointError(self.path, what, fix)
 
-    def to_variables(self, model: Any, recipe: str = "") -> tuple[dict[str, Any], dict[str, int]]:
+    def to_variables(
+        self, model: ModelConfig, recipe: str = ""
+    ) -> tuple[dict[str, Any], dict[str, int]]:
         """Converts all tensors.
 
         Args:
@@ -93,19 +97,19 @@ class Source:
             raise CheckpointError(self.path, what, "use weights from before training went wrong")
         return to_variables(self.tensors, model.depth, dialect)
 
-    def _check_stem(self, model: Any, recipe: str) -> None:
+    def _check_stem(self, model: ModelConfig, recipe: str) -> None:
         stem = self.structure.model["stem"]
         if model.stem != stem:
             what = f"has the {stem} stem, and {recipe} wants config.model.stem={model.stem}"
             raise CheckpointError(self.path, what, f"give --config.model.stem={stem}")
 
-    def _advice(self, model: Any, recipe: str) -> str:
+    def _advice(self, model: ModelConfig, recipe: str) -> str:
         if not recipe:
             return "give the whole state dict of such a network"
         flags = [
             f"--config.model.{field}={value}"
             for field, value in self.structure.model.items()
-            if model[field] != value
+            if getattr(model, field) != value
         ]
         return f"give the recipe of these weights{', or ' + ' '.join(flags) if flags else ''}"
 
@@ -136,10 +140,10 @@ def read_source(path: str, with_optimizer: bool = False) -> Source:
     return Source(path, tensors, structure, ignored, names, palette, **progress)
 
 
-def abstract_variables(model: Any) -> dict[str, Any]:
+def abstract_variables(model: ModelConfig) -> dict[str, Any]:
     """Returns shapes and types of the variables of the network that `config.model` describes."""
-    model = model.copy_and_resolve_references()
-    model.dtype = "float32"  # float64 would need another mode of JAX, for the same shapes
+    # float64 would need another mode of JAX, for the same shapes.
+    model = dataclasses.replace(model, dtype="float32")
     return jax.eval_shape(lambda: init_variables(build_model(model, "cpu"), 0))
 
 

@@ -65,6 +65,7 @@ def main(argv: list[str]) -> None:
     tensors, dialect, depth = to_state_dict(args.checkpoint, variables, info, args.dialect)
     optimizer = None
     if args.optimizer:
+        assert info.config is not None  # a run's
         total = _total_steps(info)
         optimizer = to_optimizer(items, info.config, info.step, total, dialect)
     write(args.output, tensors, info, dialect, optimizer)
@@ -202,7 +203,7 @@ def _num_samples(info: Any) -> int | None:
 
 def _total_steps(info: Any) -> int | None:
     """Returns T of a run's schedule; None where it is not known."""
-    from deeplab_jax.config import total_steps
+    from deeplab_jax.training.plan import total_steps
 
     count = _num_samples(info)
     return info.config.train.steps or (total_steps(info.config, count) if count else None)
@@ -210,7 +211,7 @@ def _total_steps(info: Any) -> int | None:
 
 def _epochs(info: Any) -> int:
     """Returns the finished epochs of a run; 0 where they are not known."""
-    from deeplab_jax.config import steps_per_epoch
+    from deeplab_jax.training.plan import steps_per_epoch
 
     count = _num_samples(info)
     return info.step // steps_per_epoch(info.config, count) if count else 0
