@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from convert import shown
 from convert.keymap import BLOCKS, COUNTER, DIALECTS, describe, leaves
-from convert.rebuild import shown
 from deeplab_jax.errors import CheckpointError
 
 MAX_LINES = 10  # of a table of differences

@@ -12,10 +12,9 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from convert import MAX_ITERATION
+from convert import MAX_ITERATION, shown
 from convert.dialects import is_floating
 from convert.keymap import leaves, to_tensors, to_variables
-from convert.rebuild import shown
 from convert.source import Source
 from deeplab_jax.errors import CheckpointError, shorten
 from deeplab_jax.optimizer import build_optimizer

@@ -5,16 +5,16 @@ Protocol 2, like `torch.save`, and without importing the names it refers to.
 
 import struct
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
-from convert.rebuild import DTYPES, Malformed, shown
+from convert import shown
+from convert.rebuild import DTYPES, Malformed
 
 _KINDS = {dtype: kind for kind, dtype in DTYPES.items()}
 
 
-def pickle_state(obj: Any) -> tuple[bytes, list[np.ndarray]]:
+def pickle_state(obj: object) -> tuple[bytes, list[np.ndarray]]:
     """Returns the pickle of an object, and the arrays that it refers to as storages "0", "1", ...
 
     Args:
@@ -32,7 +32,7 @@ def pickle_state(obj: Any) -> tuple[bytes, list[np.ndarray]]:
         raise Malformed(f"holds text that is no Unicode: {shown(str(error))}", "mend it") from None
 
 
-def _pickled(value: Any, where: str, arrays: list[np.ndarray]) -> bytes:
+def _pickled(value: object, where: str, arrays: list[np.ndarray]) -> bytes:
     """Returns the opcodes that make a value; `where` leads to it from the top."""
     match value:
         case None:
@@ -77,7 +77,7 @@ def _tensor(array: np.ndarray, where: str, arrays: list[np.ndarray]) -> bytes:
     for size in array.shape[:0:-1]:
         strides.insert(0, strides[0] * max(size, 1))
 
-    def plain(item: Any) -> bytes:
+    def plain(item: object) -> bytes:
         return _pickled(item, where, arrays)
 
     storage = plain("storage") + f"ctorch\n{kind}Storage\n".encode()

@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from convert import shown
 from convert.dialects import MisfitError, Structure, compare, detect, infer, is_floating
 from convert.keymap import DIALECTS, describe, to_shapes, to_variables
 from convert.pth import read_weights
-from convert.rebuild import shown
 from deeplab_jax.errors import CheckpointError, shorten
 from deeplab_jax.models import build_model
 from deeplab_jax.train_state import init_variables
