@@ -23,7 +23,7 @@ from deeplab_jax.errors import CheckpointError, ConfigError, ResourceError, shor
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-    from convert.source import Source
+    from convert.source import SourceCheckpoint
 
 _STRUCTURE = ("output_stride", "atrous_rates", "multi_grid")  # what weights do not show
 _EXAMPLES = """\
@@ -172,7 +172,9 @@ def _refuse_doubles(args: argparse.Namespace, overrides: list[str]) -> None:
             raise ConfigError(flag, what, f"leave it out, or use {option}")
 
 
-def _refuse_unused(source: "Source", args: argparse.Namespace, overrides: list[str]) -> None:
+def _refuse_unused(
+    source: "SourceCheckpoint", args: argparse.Namespace, overrides: list[str]
+) -> None:
     """Refuses options that a backbone has no use for; its checkpoint holds no configuration."""
     unused = [*_flags(args).values(), *(override.split("=")[0] for override in overrides)]
     if source.structure.is_backbone and unused:
@@ -180,7 +182,9 @@ def _refuse_unused(source: "Source", args: argparse.Namespace, overrides: list[s
         raise ConfigError(unused[0], what, "leave it out, and give it to `train`")
 
 
-def infer_config(source: "Source", args: argparse.Namespace, overrides: list[str]) -> "ConfigDict":
+def infer_config(
+    source: "SourceCheckpoint", args: argparse.Namespace, overrides: list[str]
+) -> "ConfigDict":
     """Returns a configuration for weights without a recipe: structure from the shapes.
 
     Args:
@@ -219,7 +223,7 @@ def infer_config(source: "Source", args: argparse.Namespace, overrides: list[str
     return apply_overrides(config, overrides)
 
 
-def classes(config: "ConfigDict", source: "Source") -> tuple[tuple[str, ...], Any]:
+def classes(config: "ConfigDict", source: "SourceCheckpoint") -> tuple[tuple[str, ...], Any]:
     """Returns names and colours: the data set's, else the recipe's, else the file's, else numbers.
 
     Args:
@@ -260,7 +264,7 @@ def save(output: str, items: dict[str, Any], info: Any) -> None:
         partial.rename(target)
 
 
-def summary(source: "Source", config: "ConfigDict", info: Any) -> list[str]:
+def summary(source: "SourceCheckpoint", config: "ConfigDict", info: Any) -> list[str]:
     """Returns lines that tell what was converted, and what was not."""
     from convert.keymap import describe
 

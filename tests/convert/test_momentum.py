@@ -13,7 +13,7 @@ from convert import keymap, replay
 from convert.dialects import infer
 from convert.momentum import Progress, read_progress
 from convert.pth import read_pth, write_pth, write_safetensors
-from convert.source import Source
+from convert.source import SourceCheckpoint
 from deeplab_jax import checkpoint, cli, sharding, trainer
 from deeplab_jax.config import get_config
 from deeplab_jax.errors import CheckpointError
@@ -212,7 +212,7 @@ def source(make_tensors):
     structure = infer({key: value.shape for key, value in tensors.items()}, "sssegmentation")
     optimizer = _optimizer(tensors, 7)
     no_colors = np.zeros((0, 3), np.uint8)
-    return Source("x.pth", tensors, structure, (), (), no_colors, optimizer, 7)
+    return SourceCheckpoint("x.pth", tensors, structure, (), (), no_colors, optimizer, 7)
 
 
 def _read(source, iteration=None):
