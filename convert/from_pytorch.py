@@ -13,7 +13,7 @@ import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from convert import MAX_ITERATION
 from convert.to_pytorch import check_named
@@ -21,9 +21,13 @@ from deeplab_jax import cli
 from deeplab_jax.errors import CheckpointError, ConfigError, ResourceError, shorten
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ml_collections import ConfigDict
 
+    from convert.keymap import Tree
     from convert.source import SourceCheckpoint
+    from deeplab_jax.checkpoint import Info
 
 _STRUCTURE = ("output_stride", "atrous_rates", "multi_grid")  # what weights do not show
 _EXAMPLES = """\
@@ -42,28 +46,19 @@ def main(argv: list[str]) -> None:
       DeepLabError: see `deeplab_jax.errors`; `cli.run` prints it.
     """
     parser = cli.Parser("convert from-pytorch", _EXAMPLES)
-    parser.add_argument("--checkpoint", metavar="FILE", required=True, help=".pth or .safetensors")
-    parser.add_argument("--output", metavar="DIR", required=True, help="the checkpoint to write")
-    parser.add_argument("--config", metavar="FILE", help="recipe of the weights, see configs/")
-    parser.add_argument(
-        "--output-stride",
-        type=int,
-        choices=(8, 16),
-        help="needed without --config: weights do not show it",
-    )
-    parser.add_argument(
-        "--atrous-rates",
-        metavar="R,R,R",
-        type=_integers,
-        help="default: 12,24,36 at output stride 8, 6,12,18 at 16",
-    )
-    parser.add_argument(
-        "--multi-grid", metavar="D,D,D", type=_integers, help="dilations of layer 4, as 1,2,4"
-    )
-    add_progress_flags(
-        parser, "also momentum and iteration: a run that `train --workdir DIR` continues"
-    )
-    parser.add_argument("--config.x", metavar="VALUE", help="any field of the recipe")
+    add = parser.add_argument
+    add("--checkpoint", metavar="FILE", required=True, help=".pth or .safetensors")
+    add("--output", metavar="DIR", required=True, help="the checkpoint to write")
+    add("--config", metavar="FILE", help="recipe of the weights, see configs/")
+    text = "needed without --config: weights do not show it"
+    add("--output-stride", type=int, choices=(8, 16), help=text)
+    text = "default: 12,24,36 at output stride 8, 6,12,18 at 16"
+    add("--atrous-rates", metavar="R,R,R", type=_integers, help=text)
+    text = "dilations of layer 4, as 1,2,4"
+    add("--multi-grid", metavar="D,D,D", type=_integers, help=text)
+    text = "also momentum and iteration: a run that `train --workdir DIR` continues"
+    add_progress_flags(parser, text)
+    add("--config.x", metavar="VALUE", help="any field of the recipe")
     args, overrides = parser.parse(argv)
     check_progress_flags(args)
     check_named(args.output)
@@ -98,10 +93,7 @@ def _convert(args: argparse.Namespace, overrides: list[str]) -> None:
     if source.structure.is_backbone:
         info = Info(kind="backbone", counters=counters)
     else:
-        names, palette = classes(config, source)
-        info = Info(
-            kind="weights", config=config, class_names=names, palette=palette, counters=counters
-        )
+        info = describe_weights(config, source, counters)
     if args.optimizer:
         progress = read_progress(source, config, args.iteration)
         items = run_items(args.checkpoint, items, progress, config)
@@ -121,7 +113,7 @@ def _integers(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list such as 1,2,4") from None
 
 
-def to_run(info: Any, iteration: int) -> Any:
+def to_run(info: "Info", iteration: int) -> "Info":
     """Returns the description of a run at `iteration` that has the weights that `info` describes.
 
     A run's counters are those from before its first step: every step adds one.
@@ -133,20 +125,12 @@ def to_run(info: Any, iteration: int) -> Any:
 def add_progress_flags(parser: argparse.ArgumentParser, purpose: str) -> None:
     """Adds `--optimizer`, described by `purpose`, and `--iteration`; see `check_progress_flags`."""
     parser.add_argument("--optimizer", action="store_true", help=purpose)
-    parser.add_argument(
-        "--iteration",
-        metavar="N",
-        type=int,
-        help="steps done; needed with --optimizer where the file does not say it",
-    )
+    text = "steps done; needed with --optimizer where the file does not say it"
+    parser.add_argument("--iteration", metavar="N", type=int, help=text)
 
 
 def check_progress_flags(args: argparse.Namespace) -> None:
-    """Refuses `--iteration` without `--optimizer`, which needs a recipe, and impossible ones.
-
-    Raises:
-      ConfigError: so it is.
-    """
+    """Refuses `--iteration` without `--optimizer`, which needs a recipe, and impossible ones."""
     if args.optimizer and not args.config:
         what = "needs --config: the recipe that the run follows"
         raise ConfigError("--optimizer", what, "give --config configs/ROW.py")
@@ -212,9 +196,9 @@ def infer_config(
     except ConfigError as error:
         what = f"has a structure that is not known here: {error.where} {error.what}"
         raise CheckpointError(source.path, what, "give another network's weights") from error
-    for field, flag in _flags(args).items():
-        if field == "output_stride":
-            continue
+    flags = _flags(args)
+    flags.pop("output_stride", None)
+    for field, flag in flags.items():
         values = ",".join(map(str, getattr(args, field)))
         try:
             apply_overrides(config, [f"--config.model.{field}={values}"])
@@ -223,34 +207,30 @@ def infer_config(
     return apply_overrides(config, overrides)
 
 
-def classes(config: "ConfigDict", source: "SourceCheckpoint") -> tuple[tuple[str, ...], Any]:
-    """Returns names and colours: the data set's, else the recipe's, else the file's, else numbers.
+def describe_weights(
+    config: "ConfigDict", source: "SourceCheckpoint", counters: dict[str, int]
+) -> "Info":
+    """Returns the description of a network's weights.
 
-    Args:
-      config: says which data set, and how many classes.
-      source: may record its own.
+    Class names and colours are the data set's, else the recipe's, else the file's, else numbers.
     """
+    from deeplab_jax.checkpoint import Info
     from deeplab_jax.data.classes import CLASS_NAMES, PALETTES, colormap
 
     dataset, count = config.data.dataset, config.model.num_classes
     if len(CLASS_NAMES.get(dataset, ())) == count:
-        return CLASS_NAMES[dataset], PALETTES[dataset]
-    numbered = tuple(f"class_{index}" for index in range(count))
-    names = tuple(config.data.class_names) or source.class_names or numbered
-    return names, source.palette if len(source.palette) == count else colormap(count)
+        names, palette = CLASS_NAMES[dataset], PALETTES[dataset]
+    else:
+        numbered = tuple(f"class_{index}" for index in range(count))
+        names = tuple(config.data.class_names) or source.class_names or numbered
+        palette = source.palette if len(source.palette) == count else colormap(count)
+    return Info(
+        kind="weights", config=config, class_names=names, palette=palette, counters=counters
+    )
 
 
-def save(output: str, items: dict[str, Any], info: Any) -> None:
-    """Writes a checkpoint that appears at `output` only once it is complete.
-
-    Args:
-      output: a directory that does not exist.
-      items: {"params": tree, "batch_stats": tree}, and a run's "opt_state".
-      info: its `checkpoint.Info`.
-
-    Raises:
-      ResourceError: it cannot be written.
-    """
+def save(output: str, items: "Mapping[str, Tree]", info: "Info") -> None:
+    """Writes a checkpoint that appears at `output`, a new directory, only once it is complete."""
     from deeplab_jax import checkpoint
 
     target = Path(output).absolute()
@@ -264,7 +244,7 @@ def save(output: str, items: dict[str, Any], info: Any) -> None:
         partial.rename(target)
 
 
-def summary(source: "SourceCheckpoint", config: "ConfigDict", info: Any) -> list[str]:
+def summary(source: "SourceCheckpoint", config: "ConfigDict", info: "Info") -> list[str]:
     """Returns lines that tell what was converted, and what was not."""
     from convert.keymap import describe
 

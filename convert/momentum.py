@@ -172,7 +172,7 @@ def to_optimizer(
     step: int,
     total_steps: int | None,
     dialect: str,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Returns the state dict of PyTorch's SGD after `step` steps.
 
     Args:
