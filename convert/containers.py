@@ -44,12 +44,7 @@ class LimitedFile(io.BufferedReader):
 
 
 def read_checkpoint(file: LimitedFile, size: int) -> object:
-    """Returns what `torch.save` wrote into a file of `size` bytes; see `pth.read_pth`.
-
-    Raises:
-      Malformed: it is something else, or is refused.
-      Exception: any kind, from damaged files.
-    """
+    """Returns what `torch.save` wrote into a file of `size` bytes; raises as `unpickle`."""
     head = file.read(512)
     file.seek(0)
     if not head:
@@ -65,9 +60,6 @@ def read_checkpoint(file: LimitedFile, size: int) -> object:
 def is_safetensors(head: bytes) -> bool:
     """Tells by the first nine bytes of a file whether it is a safetensors file."""
     return head[8:9] == b"{" and not head.startswith(b"PK\3\4")
-
-
-# --- The zip format
 
 
 def _read_zip(file: LimitedFile, size: int) -> object:
@@ -155,9 +147,6 @@ def _read_bytes(file: IO[bytes], size: int) -> np.ndarray:
         done += len(chunk)
     data.flags.writeable = False
     return data
-
-
-# --- The format before 2020
 
 
 def _read_legacy(file: IO[bytes], size: int) -> object:

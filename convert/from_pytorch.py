@@ -40,11 +40,7 @@ _EXAMPLES = """\
 
 
 def main(argv: list[str]) -> None:
-    """Parses arguments, converts, and prints what became of the file.
-
-    Raises:
-      DeepLabError: see `deeplab_jax.errors`; `cli.run` prints it.
-    """
+    """Parses arguments, converts, and prints what became of the file."""
     parser = cli.Parser("convert from-pytorch", _EXAMPLES)
     add = parser.add_argument
     add("--checkpoint", metavar="FILE", required=True, help=".pth or .safetensors")
@@ -169,12 +165,7 @@ def _refuse_unused(
 def infer_config(
     source: "SourceCheckpoint", args: argparse.Namespace, overrides: list[str]
 ) -> "ConfigDict":
-    """Returns a configuration for weights without a recipe: structure from the shapes.
-
-    Args:
-      source: the weights.
-      args: `output_stride`, `atrous_rates` and `multi_grid`, or None each.
-      overrides: "--config.eval.resize_base=2048,512" and the like.
+    """Returns a configuration for weights without a recipe: structure from shapes and flags.
 
     Raises:
       ConfigError: the output stride is missing, or a value cannot be used.

@@ -25,37 +25,22 @@ Variables: TypeAlias = Mapping[str, Tree]
 
 
 class Unit(NamedTuple):
-    """A convolution and the norm after it, or a classifier.
+    """A convolution and the norm after it, or a classifier: our module, and PyTorch's two."""
 
-    Attributes:
-      path: our module, such as "backbone/layer1_0/conv1".
-      conv: PyTorch's module of the convolution.
-      norm: PyTorch's module of the norm; "" for a classifier, whose convolution has a bias.
-    """
-
-    path: str
+    path: str  # such as "backbone/layer1_0/conv1"
     conv: str
-    norm: str
+    norm: str  # "" for a classifier, whose convolution has a bias
 
 
 class Dialect(NamedTuple):
-    """How a project names and orders the tensors of a network or of a backbone alone.
+    """How a project names and orders the tensors of a network or of a backbone alone."""
 
-    Attributes:
-      prefix: of the backbone's keys.
-      stem: "deep" or "7x7".
-      is_projection_first: whether a block's `downsample` comes before its `conv1`.
-      is_pool_first: whether the image pool is the first of ASPP's joined branches, not the last.
-      heads: the units after the backbone, in order; () for a backbone alone.
-      drops: keys that may be there and are dropped.
-    """
-
-    prefix: str
-    stem: str
-    is_projection_first: bool
-    is_pool_first: bool = False
-    heads: tuple[Unit, ...] = ()
-    drops: tuple[str, ...] = ()
+    prefix: str  # of the backbone's keys
+    stem: str  # "deep" or "7x7"
+    is_projection_first: bool  # whether a block's `downsample` comes before its `conv1`
+    is_pool_first: bool = False  # whether the image pool is ASPP's first joined branch, not last
+    heads: tuple[Unit, ...] = ()  # after the backbone, in order; () for a backbone alone
+    drops: tuple[str, ...] = ()  # keys that may be there and are dropped
 
 
 def _pair(path: str, key: str, first: int = 0) -> Unit:
@@ -157,12 +142,7 @@ def leaves(depth: int, dialect: str = "sssegmentation") -> Iterator[tuple[str, s
 def to_variables(
     tensors: Mapping[str, np.ndarray], depth: int, dialect: str = "sssegmentation"
 ) -> tuple[dict[str, Tree], dict[str, int]]:
-    """Converts a PyTorch state dict.
-
-    Args:
-      tensors: key -> array, convolutions OIHW.
-      depth: layers of the backbone.
-      dialect: one of `DIALECTS`.
+    """Converts a PyTorch state dict of a network, or backbone, with `depth` layers of ResNet.
 
     Returns:
       Variables with kernels HWIO and dtypes kept, of the backbone alone where the dialect is one's;
@@ -206,7 +186,7 @@ def to_tensors(
       variables: of the backbone alone where the dialect is one's.
       counters: of the norms by our path; a norm that is not there gets 0. None at all gives none,
         which PyTorch reads as 0.
-      depth: layers of the backbone.
+      depth: layers of the ResNet.
       dialect: one of `DIALECTS`.
 
     Returns:

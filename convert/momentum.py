@@ -167,11 +167,7 @@ def run_items(
 
 
 def to_optimizer(
-    items: Mapping[str, Any],
-    config: ConfigDict,
-    step: int,
-    total_steps: int | None,
-    dialect: str,
+    items: Tree, config: ConfigDict, step: int, total_steps: int | None, dialect: str
 ) -> dict[str, Any]:
     """Returns the state dict of PyTorch's SGD after `step` steps.
 

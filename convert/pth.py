@@ -41,9 +41,7 @@ def read_weights(path: str | os.PathLike) -> object:
 def read_pth(path: str | os.PathLike) -> object:
     """Returns what `torch.save` wrote to a file, in the zip format or the one before 2020.
 
-    Returns:
-      dict (also for OrderedDict), list, tuple, set, str, int, float, bool, None or bytes; a tensor
-      or parameter is a read-only NumPy view of its storage, bfloat16 as `ml_dtypes.bfloat16`.
+    See `unpickler.unpickle` for the types; bfloat16 is `ml_dtypes.bfloat16`.
 
     Raises:
       CheckpointError: the file is missing, damaged, of another kind, claims more than it holds, or
@@ -83,15 +81,10 @@ def write_pth(path: str | os.PathLike, obj: object) -> None:
     """Writes a file that `torch.load(weights_only=True)` reads, in the zip format.
 
     It appears at the path only once it is complete, is the same bytes for the same object, and
-    takes no second copy of the arrays.
-
-    Args:
-      path: where to; its folder must exist.
-      obj: dict, list, tuple, str, bytes, int, float, bool, None; and NumPy arrays and scalars,
-        which become contiguous tensors.
+    takes no second copy of the arrays. NumPy arrays and scalars become contiguous tensors.
 
     Raises:
-      CheckpointError: it holds anything else.
+      CheckpointError: the object holds what `pickler.pickle_state` does not accept.
       ResourceError: the file cannot be written.
     """
     try:
@@ -109,13 +102,9 @@ def write_pth(path: str | os.PathLike, obj: object) -> None:
 
 
 def write_safetensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray]) -> None:
-    """Writes arrays as a safetensors file, which appears only once it is complete.
+    """Writes a safetensors file, which sorts arrays by the size of their type, then by name.
 
-    The format sorts them by the size of their type, then by name.
-
-    Raises:
-      CheckpointError: an array's type has no name there.
-      ResourceError: the file cannot be written.
+    It appears only once it is complete. Raises as `write_pth`.
     """
     for key, array in tensors.items():
         if array.dtype.newbyteorder("=") not in _SAFETENSORS_DTYPES.values():

@@ -99,13 +99,10 @@ class Record(dict):
 
 
 def checked_key(budget: Budget, key: object) -> Key:
-    """Returns a dict's key or a set's element; every use of a number as one counts.
+    """Returns a dict's key or a set's element if it is a scalar, and spends from `numbers`.
 
     Numbers with equal hashes, or with equal steps through a table, make each look-up walk through
     all of them.
-
-    Raises:
-      Malformed: it is no scalar, or there are too many numbers.
     """
     if not isinstance(key, str | int | float | bytes | None):
         raise Malformed(f"its pickle uses a {type(key).__name__} as a key", UNTRUSTED)
@@ -136,15 +133,8 @@ def tensor_view(
 ) -> np.ndarray:
     """Returns a read-only view of a storage, without a copy (_rebuild_tensor_v2).
 
-    Args:
-      budget: of the pickle.
-      storage: a `Storage`; one without data gives an empty array.
-      offset: of the first element, in elements.
-      shape: sizes.
-      strides: as many, in elements; 0 repeats.
-      requires_grad: ignored.
-      hooks: ignored.
-      metadata: must be empty: it tells of negation or conjugation still to be done.
+    Offset and strides count elements; stride 0 repeats. A storage without data gives an empty
+    array. `metadata` tells of negation or conjugation still to be done, and must be empty.
 
     Raises:
       Malformed: an element would lie outside the storage, or too much repeats.
@@ -178,11 +168,7 @@ def tensor_view(
 def numpy_array(
     budget: Budget, shape: Sequence[int], dtype: np.dtype, fortran: bool, data: bytes
 ) -> np.ndarray:
-    """Returns a NumPy array of its pickled state, read-only and without a copy.
-
-    Raises:
-      Malformed: its bytes are not what its shape needs.
-    """
+    """Returns a NumPy array of its pickled state, read-only and without a copy."""
     _check_counts(shape)
     size = math.prod(shape) * dtype.itemsize
     if size != len(data):
@@ -215,14 +201,13 @@ def _counter(budget: Budget, counts: object) -> dict[Key, object]:
     return dict(_ordered_dict(budget, counts.items()))
 
 
-def _set(budget: Budget, items: Collection[object] = ()) -> set[Key]:
+def _tuple(budget: Budget, items: Collection[object]) -> tuple[object, ...]:
     budget.spend(len(items))
-    return {checked_key(budget, item) for item in items}
+    return tuple(items)
 
 
-def _size(budget: Budget, sizes: Collection[object]) -> tuple[object, ...]:
-    budget.spend(len(sizes))
-    return tuple(sizes)
+def _set(budget: Budget, items: Collection[object] = ()) -> set[Key]:
+    return {checked_key(budget, item) for item in _tuple(budget, items)}
 
 
 def _encode(budget: Budget, text: object, codec: object) -> bytes:
@@ -267,7 +252,7 @@ CALLS: dict[str, Callable[..., object]] = {
     "torch._utils._rebuild_tensor": tensor_view,
     "torch._utils._rebuild_tensor_v2": tensor_view,
     "torch._utils._rebuild_parameter": _parameter,
-    "torch.Size": _size,
+    "torch.Size": _tuple,
     "collections.OrderedDict": _ordered_dict,
     "collections.Counter": _counter,
     "builtins.set": _set,

@@ -40,11 +40,7 @@ _FIELDS = ("lr", "loss_main", "loss_aux", "loss", "grad_norm")
 
 
 def main(argv: list[str]) -> None:
-    """Parses arguments, trains, prints a line a step, and writes the weights.
-
-    Raises:
-      DeepLabError: see `deeplab_jax.errors`; `cli.run` prints it.
-    """
+    """Parses arguments, trains, prints a line a step, and writes the weights."""
     parser = cli.Parser("convert replay", _EXAMPLES)
     add = parser.add_argument
     add("--checkpoint", metavar="FILE", required=True, help=".pth or .safetensors")
@@ -97,18 +93,15 @@ def _check_total(args: argparse.Namespace, start: int) -> None:
 
 
 def _read_config(args: argparse.Namespace, overrides: list[str], batch_size: int) -> "ConfigDict":
-    """Returns the recipe for this batch size, one process and the flags' type; overrides win.
-
-    Raises:
-      ConfigError: one contradicts the batches or `--dtype`, or a value cannot be used.
-    """
+    """Returns the recipe for this batch size, one process and the flags' type; overrides win."""
     from deeplab_jax.recipe import load_recipe
 
     own = {"train.batch_size": batch_size, "train.reference_processes": 1}
-    own |= {"model.dtype": args.dtype or "float32"}
+    given = [f"--config.{name}={value}" for name, value in own.items()]
+    given.append(f"--config.model.dtype={args.dtype or 'float32'}")
     if args.dtype and any(override.startswith("--config.model.dtype=") for override in overrides):
         raise ConfigError("--dtype", "is given beside --config.model.dtype", "give one of them")
-    config = load_recipe(args.config, [f"--config.{k}={v}" for k, v in own.items()] + overrides)
+    config = load_recipe(args.config, given + overrides)
     if config.train.batch_size != batch_size:
         what = f"is {config.train.batch_size}, and the batches hold {batch_size} images each"
         raise ConfigError("--config.train.batch_size", what, "leave it out")
@@ -156,11 +149,7 @@ def _train(
     steps: int,
     total_steps: int,
 ) -> "Tree":
-    """Does the steps, prints their lines, and returns the state after them as NumPy arrays.
-
-    Raises:
-      NumericError: a step is not finite.
-    """
+    """Does the steps, prints their lines, and returns the state after them as NumPy arrays."""
     import jax
 
     from deeplab_jax.models import build_model

@@ -63,8 +63,7 @@ class SourceCheckpoint:
           model: `config.model` of the network that they must fill. A backbone fills its own part.
           recipe: where `model` comes from, if not from the tensors.
 
-        Returns:
-          (variables as NumPy arrays, views where possible; counters of the norms by path).
+        Returns: as `keymap.to_variables`.
 
         Raises:
           MisfitError: a tensor is missing, left over, or of another shape or type.
@@ -102,11 +101,7 @@ class SourceCheckpoint:
 
 
 def read_source(path: str, with_optimizer: bool = False) -> SourceCheckpoint:
-    """Reads a .pth or .safetensors file.
-
-    Args:
-      path: the file.
-      with_optimizer: keep the optimiser's state, which is as large as the weights.
+    """Reads a .pth or .safetensors file; keeps the optimiser's state only if asked to.
 
     Raises:
       CheckpointError: it cannot be read, holds no state dict, or one of an unknown network.

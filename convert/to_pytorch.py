@@ -29,11 +29,7 @@ _SUFFIXES = (".pth", ".pt", ".safetensors")
 
 
 def main(argv: list[str]) -> None:
-    """Parses arguments and writes the file.
-
-    Raises:
-      DeepLabError: see `deeplab_jax.errors`; `cli.run` prints it.
-    """
+    """Parses arguments and writes the file."""
     parser = cli.Parser("convert to-pytorch", _EXAMPLES)
     add = parser.add_argument
     add("--checkpoint", metavar="DIR", required=True, help="checkpoint directory")
@@ -65,7 +61,7 @@ def main(argv: list[str]) -> None:
     tensors, dialect, depth = to_state_dict(args.checkpoint, variables, info, args.dialect)
     optimizer = None
     if args.optimizer:
-        total = _total_steps(info)
+        total, _ = _schedule(info)
         optimizer = to_optimizer(items, info.config, info.step, total, dialect)
     write(args.output, tensors, info, dialect, optimizer)
     print(f"{args.checkpoint}, step {info.step}: {describe(dialect, depth)}")
@@ -163,38 +159,29 @@ def write(
         write_safetensors(path, tensors)
         return
     state = {} if optimizer is None else {"optimizer": optimizer}
+    _, epoch = _schedule(info)
     obj: dict[str, object] = {**tensors}
     if dialect == "sssegmentation":
-        obj = {"cur_epoch": _epochs(info), "cur_iter": info.step, **state, "model": tensors}
+        obj = {"cur_epoch": epoch, "cur_iter": info.step, **state, "model": tensors}
     if dialect == "mmsegmentation":
         names, palette = list(info.class_names), info.palette.tolist()
-        meta = {"epoch": _epochs(info), "iter": info.step, "CLASSES": names, "PALETTE": palette}
+        meta = {"epoch": epoch, "iter": info.step, "CLASSES": names, "PALETTE": palette}
         meta["dataset_meta"] = {"classes": names, "palette": palette}
         obj = {"meta": meta, "state_dict": tensors, **state}
     write_pth(path, obj)
 
 
-def _num_samples(info: "Info") -> int | None:
-    """Returns how many images a run trains on; None where it is not known."""
+def _schedule(info: "Info") -> tuple[int | None, int]:
+    """Returns T of a run's schedule and its finished epochs; None and 0 where not known."""
+    from deeplab_jax.config import steps_per_epoch, total_steps
+
+    if info.config is None:
+        return None, 0
     match = re.match(r"(\d+) images ", info.data)  # see rundir.fingerprint
-    return int(match[1]) if match else None
-
-
-def _total_steps(info: "Info") -> int | None:
-    """Returns T of a run's schedule; None where it is not known."""
-    from deeplab_jax.config import total_steps
-
-    assert info.config is not None  # only a backbone has none
-    count = _num_samples(info)
-    return info.config.train.steps or (total_steps(info.config, count) if count else None)
-
-
-def _epochs(info: "Info") -> int:
-    """Returns the finished epochs of a run; 0 where they are not known."""
-    from deeplab_jax.config import steps_per_epoch
-
-    count = _num_samples(info)
-    return info.step // steps_per_epoch(info.config, count) if count else 0
+    count = int(match[1]) if match else 0
+    if not count:
+        return info.config.train.steps or None, 0
+    return total_steps(info.config, count), info.step // steps_per_epoch(info.config, count)
 
 
 if __name__ == "__main__":

@@ -47,8 +47,7 @@ def unpickle(stream: io.BytesIO, load_storage: LoadStorage) -> object:
       is its name.
 
     Raises:
-      ForbiddenGlobal: anything else is named.
-      Malformed: a tensor that its storage cannot hold, or too much work.
+      Malformed: anything else is named, a storage cannot hold its tensor, or it is too much work.
       Exception: any kind, from damaged pickles.
     """
     machine = _Machine(load_storage, stream.getbuffer().nbytes)
@@ -86,7 +85,6 @@ class _Machine:
         self.push(value)
 
     def pop(self, count: int) -> list[object]:
-        """Returns the uppermost values, the top last."""
         items = self.stack[-count:]
         if len(items) < count:
             raise Malformed("its pickle is damaged (too few values)")
@@ -98,7 +96,6 @@ class _Machine:
         self.stack = []
 
     def pop_mark(self) -> list[object]:
-        """Returns the values since the mark."""
         items, self.stack = self.stack, self.marks.pop()
         return items
 
@@ -124,7 +121,6 @@ class _Machine:
         return [checked_key(self.budget, item) for item in items]
 
     def pairs(self, items: list[object]) -> dict[Key, object]:
-        """Returns a dict of keys and values in turn."""
         return dict(zip(self.keys(items[::2]), items[1::2], strict=True))
 
     def memorise(self, index: int) -> None:
