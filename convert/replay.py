@@ -68,7 +68,7 @@ def main(argv: list[str]) -> None:
     from convert.batches import check_labels, read_batches
 
     images, labels = read_batches(args.batches)
-    config = _read_config(args, overrides, images.shape[1])
+    config = read_config(args, overrides, images.shape[1])
     check_labels(args.batches, labels, config.model.num_classes)
     import jax
 
@@ -92,7 +92,7 @@ def _check_total(args: argparse.Namespace, start: int) -> None:
         raise ConfigError("--total-steps", what, "give the schedule's length, or fewer --steps")
 
 
-def _read_config(args: argparse.Namespace, overrides: list[str], batch_size: int) -> "ConfigDict":
+def read_config(args: argparse.Namespace, overrides: list[str], batch_size: int) -> "ConfigDict":
     """Returns the recipe for this batch size, one process and the flags' type; overrides win."""
     from deeplab_jax.recipe import load_recipe
 
