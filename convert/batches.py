@@ -1,4 +1,4 @@
-"""The batches of a replay: an .npz file that PyTorch's side can write, read and checked."""
+"""Reads and checks the batches of a replay, an .npz file."""
 
 import numpy as np
 

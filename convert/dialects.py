@@ -1,7 +1,6 @@
-"""Tells what a state dict is: its dialect by the keys alone, its structure by the shapes.
+"""Recognises a state dict, its dialect by keys and its structure by shapes, and compares it.
 
-And, where it does not fit what is wanted, in which tensors. Output stride, atrous rates and
-multi-grid leave no trace in weights.
+Output stride, atrous rates and multi-grid leave no trace in weights.
 """
 
 from collections import Counter
@@ -88,14 +87,14 @@ def detect(keys: Collection[str], where: str) -> str:
 
 def infer(shapes: Shapes, dialect: str) -> Structure:
     """Returns the structure that a dialect's tensors have, from their shapes by key."""
-    names = DIALECTS[dialect]
-    layer3 = f"{names.prefix}layer3."
+    spec = DIALECTS[dialect]
+    layer3 = f"{spec.prefix}layer3."
     parts = [key.removeprefix(layer3).split(".") for key in shapes if key.startswith(layer3)]
     is_bottleneck = any(rest[:1] == ["conv3"] for _, *rest in parts)
     depth = nearest_depth(len({block for block, *_ in parts}), is_bottleneck)
     keys = {path: key for _, path, key in leaves(depth, dialect)}
-    stem = ("backbone/" if names.heads else "") + f"stem/conv{3 if names.stem == 'deep' else 1}"
-    model: dict[str, int | str] = {"depth": depth, "stem": names.stem}
+    stem = ("backbone/" if spec.heads else "") + f"stem/conv{3 if spec.stem == 'deep' else 1}"
+    model: dict[str, int | str] = {"depth": depth, "stem": spec.stem}
     for field, path in {"width": stem, **_UNITS}.items():
         for leaf in ("conv/kernel", "kernel", "norm/scale", "bias"):  # any may be missing
             shape = shapes.get(keys.get(f"{path}/{leaf}", ""), ())

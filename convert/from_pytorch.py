@@ -78,7 +78,7 @@ def _convert(args: argparse.Namespace, overrides: list[str]) -> None:
     from deeplab_jax.recipe import load_recipe
 
     config = load_recipe(args.config, overrides) if args.config else None
-    _refuse_doubles(args, overrides)
+    _refuse_duplicates(args, overrides)
     source = read_source(args.checkpoint, args.optimizer)
     if config is None:
         _refuse_unused(source, args, overrides)
@@ -143,7 +143,7 @@ def _flags(args: argparse.Namespace) -> dict[str, str]:
     return {field: f"--{field.replace('_', '-')}" for field in given}
 
 
-def _refuse_doubles(args: argparse.Namespace, overrides: list[str]) -> None:
+def _refuse_duplicates(args: argparse.Namespace, overrides: list[str]) -> None:
     for field, flag in _flags(args).items():
         option = f"--config.model.{field}"
         if args.config or any(override.startswith(f"{option}=") for override in overrides):

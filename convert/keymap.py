@@ -1,9 +1,9 @@
 """The one table of names and layouts: other projects' checkpoints against our variables.
 
-Both directions read it, so what goes in comes out. Convolutions are OIHW there and HWIO here
-(also depthwise: (C, 1, 3, 3) is (3, 3, 1, C)), and mmsegmentation joins ASPP's branches in another
-order; everything else is equal. Order is the order of registration in PyTorch, which is also the
-order of its optimiser's state (ssseg spec section 3.2).
+Both directions read it, so that a round trip is exact. Convolutions are OIHW in PyTorch and HWIO
+here (also depthwise: (C, 1, 3, 3) is (3, 3, 1, C)), and mmsegmentation concatenates ASPP's branches
+in another order; all other tensors are equal. The order is that of registration in PyTorch, which
+is also the order of its optimiser's state (ssseg spec section 3.2).
 """
 
 from collections.abc import Iterator, Mapping
@@ -99,26 +99,26 @@ DIALECTS = {
 
 def units(depth: int, dialect: str = "sssegmentation") -> Iterator[Unit]:
     """Yields every unit of the network, or backbone, with `depth` layers of ResNet."""
-    names = DIALECTS[dialect]
-    root = "backbone/" if names.heads else ""
-    if names.stem == "deep":
+    spec = DIALECTS[dialect]
+    root = "backbone/" if spec.heads else ""
+    if spec.stem == "deep":
         for index in range(3):
-            yield _pair(f"{root}stem/conv{index + 1}", f"{names.prefix}stem", 3 * index)
+            yield _pair(f"{root}stem/conv{index + 1}", f"{spec.prefix}stem", 3 * index)
     else:
-        yield Unit(f"{root}stem/conv1", f"{names.prefix}conv1", f"{names.prefix}bn1")
+        yield Unit(f"{root}stem/conv1", f"{spec.prefix}conv1", f"{spec.prefix}bn1")
     for layer, blocks in enumerate(BLOCKS[depth], 1):
         for block in range(blocks):
-            path, key = f"{root}layer{layer}_{block}", f"{names.prefix}layer{layer}.{block}"
+            path, key = f"{root}layer{layer}_{block}", f"{spec.prefix}layer{layer}.{block}"
             parts = [
                 Unit(f"{path}/conv{index}", f"{key}.conv{index}", f"{key}.bn{index}")
                 for index in range(1, 4 if depth >= 50 else 3)
             ]
             # A basic block projects only where stride or width changes: not in layer 1.
             if block == 0 and (depth >= 50 or layer > 1):
-                place = 0 if names.is_projection_first else len(parts)
+                place = 0 if spec.is_projection_first else len(parts)
                 parts.insert(place, _pair(f"{path}/projection", f"{key}.downsample"))
             yield from parts
-    yield from names.heads
+    yield from spec.heads
 
 
 def leaves(depth: int, dialect: str = "sssegmentation") -> Iterator[tuple[str, str, str]]:

@@ -1,7 +1,7 @@
-"""Moves a training run: PyTorch's SGD state against optax's momentum, and the steps done.
+"""Converts the optimiser's state of a run, between PyTorch's SGD and optax's momentum trace.
 
 PyTorch numbers parameters by registration, which is the order of the tensors in the file. A
-momentum buffer has its parameter's name and layout, so `convert.keymap` serves for both.
+momentum buffer has its parameter's name and layout, so `convert.keymap` names and transposes both.
 """
 
 from collections.abc import Mapping

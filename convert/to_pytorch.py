@@ -127,11 +127,8 @@ def to_state_dict(
     stem = "deep" if "conv3" in backbone["stem"] else "7x7"
     blocks = [name for name in backbone if name.startswith("layer3_")]
     depth = nearest_depth(len(blocks), "conv3" in backbone["layer3_0"])
-    fitting = [
-        name
-        for name, names in DIALECTS.items()
-        if (names.heads == ()) == is_backbone and names.stem == stem
-    ]
+    wanted = (stem, is_backbone)
+    fitting = [name for name, spec in DIALECTS.items() if (spec.stem, not spec.heads) == wanted]
     chosen = dialect or next(iter(fitting), "sssegmentation")
     if chosen not in fitting:
         kind = "a backbone" if is_backbone else "a DeepLabV3+"

@@ -53,7 +53,7 @@ def unpickle(stream: io.BytesIO, load_storage: LoadStorage) -> object:
     machine = _Machine(load_storage, stream.getbuffer().nbytes)
     for opcode, arg, _ in pickletools.genops(stream):
         machine.step(opcode.name, arg)
-    machine.budget = rebuild.Budget(0)  # as much again for what comes out
+    machine.budget = rebuild.Budget(0)  # the result has its own
     return machine.finish(machine.stack.pop())
 
 
@@ -129,7 +129,7 @@ class _Machine:
         self.memo[index] = self.stack[-1]
 
     def find_global(self, module: object, name: object) -> None:
-        """Puts the inert name, if it is allowed."""
+        """Pushes the inert name, if it is allowed."""
         if not all(part.isidentifier() for part in f"{module}.{name}".split(".")):
             raise Malformed("its pickle is damaged (no name where one is due)")
         full = f"{rebuild.MODULES.get(str(module), module)}.{name}"
@@ -170,7 +170,7 @@ class _Machine:
         self.push(target)
 
     def load_persistent(self) -> None:
-        """Puts the storage in the place of ("storage", type, key, device, numel[, None])."""
+        """Replaces ("storage", type, key, device, numel[, None]) by the storage."""
         match self.stack.pop():
             case ("storage", Global(kind), str(key), str(), int(numel), *rest) if (
                 kind in rebuild.STORAGES and type(numel) is int and numel >= 0
