@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
     from convert.keymap import Tree
-    from convert.source import SourceCheckpoint
+    from convert.source import PyTorchFile
     from deeplab_jax.checkpoint import Info
 
 _STRUCTURE = ("output_stride", "atrous_rates", "multi_grid")  # what weights do not show
@@ -152,9 +152,7 @@ def _refuse_duplicates(args: argparse.Namespace, overrides: list[str]) -> None:
             raise ConfigError(flag, what, f"leave it out, or use {option}")
 
 
-def _refuse_unused(
-    source: "SourceCheckpoint", args: argparse.Namespace, overrides: list[str]
-) -> None:
+def _refuse_unused(source: "PyTorchFile", args: argparse.Namespace, overrides: list[str]) -> None:
     """Refuses options that a backbone has no use for; its checkpoint holds no configuration."""
     unused = [*_flags(args).values(), *(override.split("=")[0] for override in overrides)]
     if source.structure.is_backbone and unused:
@@ -163,7 +161,7 @@ def _refuse_unused(
 
 
 def infer_config(
-    source: "SourceCheckpoint", args: argparse.Namespace, overrides: list[str]
+    source: "PyTorchFile", args: argparse.Namespace, overrides: list[str]
 ) -> "ConfigDict":
     """Returns a configuration for weights without a recipe: structure from shapes and flags.
 
@@ -199,7 +197,7 @@ def infer_config(
 
 
 def describe_weights(
-    config: "ConfigDict", source: "SourceCheckpoint", counters: dict[str, int]
+    config: "ConfigDict", source: "PyTorchFile", counters: dict[str, int]
 ) -> "Info":
     """Returns the description of a network's weights.
 
@@ -235,7 +233,7 @@ def save(output: str, items: "Mapping[str, Tree]", info: "Info") -> None:
         partial.rename(target)
 
 
-def summary(source: "SourceCheckpoint", config: "ConfigDict", info: "Info") -> list[str]:
+def summary(source: "PyTorchFile", config: "ConfigDict", info: "Info") -> list[str]:
     """Returns lines that tell what was converted, and what was not."""
     from convert.keymap import describe
 

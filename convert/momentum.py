@@ -15,11 +15,12 @@ from ml_collections import ConfigDict
 from convert import MAX_ITERATION, shown
 from convert.dialects import is_floating
 from convert.keymap import Tree, Variables, leaves, to_tensors, to_variables
-from convert.source import SourceCheckpoint
+from convert.source import PyTorchFile
 from deeplab_jax.errors import CheckpointError, shorten
 from deeplab_jax.optimizer import build_optimizer
 
 BUFFER = "momentum_buffer"
+_RECIPE_FIX = "name the file of an SGD run with momentum, or leave out --optimizer"
 _PLAIN = {"nesterov": False, "dampening": 0, "maximize": False}  # what ours does not do
 
 
@@ -31,7 +32,7 @@ class Progress(NamedTuple):
 
 
 def read_progress(
-    source: SourceCheckpoint, config: ConfigDict, iteration: int | None = None
+    source: PyTorchFile, config: ConfigDict, iteration: int | None = None
 ) -> Progress:
     """Returns what a PyTorch file says about its run.
 
@@ -63,16 +64,12 @@ def read_progress(
     return Progress(count)
 
 
-def _fail(
-    source: SourceCheckpoint,
-    what: str,
-    fix: str = "name the file of an SGD run with momentum, or leave out --optimizer",
-) -> NoReturn:
+def _fail(source: PyTorchFile, what: str, fix: str = _RECIPE_FIX) -> NoReturn:
     raise CheckpointError(source.path, what, fix)
 
 
 def _read_group(
-    source: SourceCheckpoint, config: ConfigDict, parameters: int
+    source: PyTorchFile, config: ConfigDict, parameters: int
 ) -> tuple[dict[object, object], list[int]]:
     """Returns the optimiser's state and its parameters' numbers, checked against the recipe."""
     match source.optimizer:
@@ -101,7 +98,7 @@ def _read_group(
 
 
 def _read_buffers(
-    source: SourceCheckpoint, state: Mapping[object, object], numbers: Mapping[str, int]
+    source: PyTorchFile, state: Mapping[object, object], numbers: Mapping[str, int]
 ) -> dict[str, np.ndarray]:
     """Returns the momentum buffer of each parameter, checked against its tensor; by key."""
     entries: dict[str, dict[object, object]] = {}

@@ -128,7 +128,7 @@ def _replay(
     to_state_dict(args.checkpoint, variables, info, dialect)  # refuses before it takes time
     items = run_items(args.checkpoint, variables, progress, config)
     start = {"step": np.int32(info.step), **items}
-    state = _train(start, images, labels, config, args.steps, args.total_steps)
+    state = _train(start, images, labels, config, args)
     if args.output is None:
         return
     info = dataclasses.replace(info, step=info.step + args.steps)
@@ -146,20 +146,19 @@ def _train(
     images: "np.ndarray",
     labels: "np.ndarray",
     config: "ConfigDict",
-    steps: int,
-    total_steps: int,
+    args: argparse.Namespace,
 ) -> "Tree":
-    """Does the steps, prints their lines, and returns the state after them as NumPy arrays."""
+    """Does `--steps`, prints their lines, and returns the state after them as NumPy arrays."""
     import jax
 
     from deeplab_jax.models import build_model
     from deeplab_jax.train_step import make_update
 
-    update = make_update(build_model(config.model), config, total_steps, use_dropout=False)
+    update = make_update(build_model(config.model), config, args.total_steps, use_dropout=False)
     jitted = jax.jit(update, donate_argnums=0)
     start = int(state["step"])
     state = jax.device_put(state)
-    for step in range(start, start + steps):
+    for step in range(start, start + args.steps):
         batch = step % len(images)
         state, metrics = jitted(state, images[batch], labels[batch])
         values = {name: value.item() for name, value in jax.device_get(metrics).items()}

@@ -19,7 +19,7 @@ _MODULE = "module."  # what PyTorch's wrappers for several devices put before ev
 
 
 @dataclass(frozen=True, eq=False)
-class SourceCheckpoint:
+class PyTorchFile:
     """A file's state dict and what is known about it.
 
     Attributes:
@@ -100,7 +100,7 @@ class SourceCheckpoint:
         return f"give the recipe of these weights{', or ' + ' '.join(flags) if flags else ''}"
 
 
-def read_source(path: str, with_optimizer: bool = False) -> SourceCheckpoint:
+def read_source(path: str, with_optimizer: bool = False) -> PyTorchFile:
     """Reads a .pth or .safetensors file; keeps the optimiser's state only if asked to.
 
     Raises:
@@ -118,7 +118,7 @@ def read_source(path: str, with_optimizer: bool = False) -> SourceCheckpoint:
         used |= {"optimizer", "cur_iter"}
         optimizer, iteration = beside.get("optimizer"), beside.get("cur_iter", meta.get("iter"))
     ignored = tuple(shown(name) for name in beside if name not in used)
-    return SourceCheckpoint(path, tensors, structure, ignored, names, palette, optimizer, iteration)
+    return PyTorchFile(path, tensors, structure, ignored, names, palette, optimizer, iteration)
 
 
 def abstract_variables(model: ConfigDict) -> Variables:

@@ -12,7 +12,7 @@ from convert import keymap, replay
 from convert.dialects import infer
 from convert.momentum import Progress, read_progress
 from convert.pth import read_pth, write_pth, write_safetensors
-from convert.source import SourceCheckpoint
+from convert.source import PyTorchFile
 from deeplab_jax import checkpoint, cli, sharding, trainer
 from deeplab_jax.config import get_config
 from deeplab_jax.errors import CheckpointError
@@ -106,7 +106,7 @@ def source(make_tensors):
     structure = infer({key: value.shape for key, value in tensors.items()}, "sssegmentation")
     optimizer = made.sgd_state(tensors, 7)
     no_colors = np.zeros((0, 3), np.uint8)
-    return SourceCheckpoint("x.pth", tensors, structure, (), (), no_colors, optimizer, 7)
+    return PyTorchFile("x.pth", tensors, structure, (), (), no_colors, optimizer, 7)
 
 
 def _read(source, iteration=None):
