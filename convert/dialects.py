@@ -36,17 +36,11 @@ class MisfitError(CheckpointError):
 
 
 class Structure(NamedTuple):
-    """What keys and shapes say about a network.
+    """What keys and shapes say about a network."""
 
-    Attributes:
-      dialect: one of `DIALECTS`.
-      depth: 18, 34, 50 or 101; the nearest where the blocks are those of no known depth.
-      model: fields of `config.model` and their values; not those whose tensors are missing.
-    """
-
-    dialect: str
-    depth: int
-    model: dict[str, int | str]
+    dialect: str  # one of `DIALECTS`
+    depth: int  # 18, 34, 50 or 101; the nearest where the blocks are those of no known depth
+    model: dict[str, int | str]  # fields of `config.model`; not those whose tensors are missing
 
     @property
     def is_backbone(self) -> bool:

@@ -3,6 +3,7 @@
 Protocol 2, like `torch.save`, and without importing the names it refers to.
 """
 
+import math
 import struct
 from collections.abc import Mapping
 
@@ -73,9 +74,8 @@ def _tensor(array: np.ndarray, where: str, arrays: list[np.ndarray]) -> bytes:
     if kind is None:
         what = f"`{shown(where[1:])}` is of type {array.dtype}, which is not saved"
         raise Malformed(what, f"convert it to one of {', '.join(map(str, _KINDS))}")
-    strides = [1]
-    for size in array.shape[:0:-1]:
-        strides.insert(0, strides[0] * max(size, 1))
+    sizes = [max(size, 1) for size in array.shape]
+    strides = tuple(math.prod(sizes[axis + 1 :]) for axis in range(array.ndim))
 
     def plain(item: object) -> bytes:
         return _pickled(item, where, arrays)
@@ -84,5 +84,5 @@ def _tensor(array: np.ndarray, where: str, arrays: list[np.ndarray]) -> bytes:
     storage += plain(str(len(arrays))) + plain("cpu") + plain(array.size)
     arrays.append(array)
     arguments = b"(" + storage + b"tQ" + plain(0) + plain(array.shape)
-    arguments += plain(tuple(strides[: array.ndim])) + b"\x89ccollections\nOrderedDict\n)R"
+    arguments += plain(strides) + b"\x89ccollections\nOrderedDict\n)R"
     return b"ctorch._utils\n_rebuild_tensor_v2\n(" + arguments + b"tR"

@@ -47,18 +47,13 @@ class ForbiddenGlobal(Malformed):
 
 
 class Budget:
-    """What one pickle of `size` bytes may still use up; a small one can describe an endless object.
-
-    Attributes:
-      steps: work and objects.
-      numbers: keys that are numbers.
-      text: bytes that may be made from text: a pickle holds each text once.
-      expanded: bytes that views may have beyond their storages'.
-    """
+    """What a pickle of `size` bytes may use up: a small one can describe an endless object."""
 
     def __init__(self, size: int):
-        self.steps, self.numbers = MAX_STEPS, MAX_NUMBERS
-        self.text, self.expanded = size, MAX_EXPANDED
+        self.steps = MAX_STEPS
+        self.numbers = MAX_NUMBERS
+        self.text = size  # bytes that may be made from text: a pickle holds each text once
+        self.expanded = MAX_EXPANDED
 
     def spend(self, steps: int) -> None:
         """Takes from the steps; raises `Malformed` when none are left."""

@@ -20,27 +20,17 @@ _MODULE = "module."  # what PyTorch's wrappers for several devices put before ev
 
 @dataclass(frozen=True, eq=False)
 class PyTorchFile:
-    """A file's state dict and what is known about it.
-
-    Attributes:
-      path: the file.
-      tensors: key -> array, as in the file; without `module.`.
-      structure: what the keys and shapes say.
-      ignored: what else the file holds at its top, such as "optimizer".
-      class_names: as the file records them; empty where it does not.
-      palette: uint8 (C, 3) RGB, or (0, 3).
-      optimizer: state of the optimiser, as in the file and not checked, if it was asked for.
-      iteration: steps done, as in the file and not checked, likewise; None where it is not said.
-    """
+    """A file's state dict and what is known about it."""
 
     path: str
-    tensors: dict[str, np.ndarray]
-    structure: Structure
-    ignored: tuple[str, ...]
-    class_names: tuple[str, ...]
-    palette: np.ndarray
-    optimizer: object = None
-    iteration: object = None
+    tensors: dict[str, np.ndarray]  # by key, in the file's order; without `module.`
+    structure: Structure  # what keys and shapes say
+    ignored: tuple[str, ...]  # what else the file holds at its top, such as "optimizer"
+    class_names: tuple[str, ...]  # as the file records them; empty where it does not
+    palette: np.ndarray  # uint8 (C, 3) RGB, or (0, 3)
+    # Not checked; None where the file does not have them, or they were not asked for.
+    optimizer: object = None  # state of the optimiser
+    iteration: object = None  # steps done
 
     def dropped(self) -> list[str]:
         """Returns the keys that are left out on purpose."""
