@@ -17,11 +17,8 @@ from deeplab_jax.models.resnet import BLOCKS
 COUNTER = "num_batches_tracked"  # what only PyTorch's norms have
 _MERGE = "aspp/merge/conv/kernel"  # takes ASPP's five branches, each as wide as its output
 
-
-# Variables of a network or backbone, {"params": tree, "batch_stats": tree}, and one such tree:
-# nested by module, with arrays (or anything with a shape) as leaves.
-Tree: TypeAlias = Mapping[str, Any]
-Variables: TypeAlias = Mapping[str, Tree]
+Tree: TypeAlias = Mapping[str, Any]  # by module; leaves are arrays, or anything with a shape
+Variables: TypeAlias = Mapping[str, Tree]  # of a network or backbone: "params", "batch_stats"
 
 
 class Unit(NamedTuple):
