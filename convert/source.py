@@ -1,5 +1,6 @@
 """Weights of a PyTorch file: unwrapped, recognised and made our variables."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import jax
