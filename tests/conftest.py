@@ -1,11 +1,13 @@
-"""Strict JAX settings, golden values, and tiny data sets in every layout."""
+"""Strict JAX settings, the tiers, golden values, commands, and tiny data sets in every layout."""
 
+import functools
 import importlib.util
 import os
 import signal
 import sys
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 # Before anything imports jax; commands that tests start inherit them.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -27,15 +29,18 @@ import pytest
 from absl import flags
 from jax.experimental.compilation_cache import compilation_cache
 
+from deeplab_jax import cli
 from deeplab_jax.data.classes import colormap
 from deeplab_jax.data.images import write_png_indices
 
 if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()  # grain and absl loggers ask for flags
 
-_GOLDEN = Path(__file__).parent / "golden"
+_ROOT = Path(__file__).resolve().parents[1]
+_GOLDEN = _ROOT / "tests" / "golden"
 sys.path.insert(0, str(_GOLDEN))  # its modules import each other
-_SHARED = Path(__file__).resolve().parents[2] / "shared"
+_SHARED = _ROOT.parent / "shared"
+_TIERS = ("parity", "process", "slow")  # markers that keep a test out of the first tier
 _CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 _BLOCK = 8  # pixels a side; a 65 x 97 image has 117 blocks
 _TINY = """
@@ -62,6 +67,53 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.data)
         if "torch_reference" in item.fixturenames:
             item.add_marker(pytest.mark.torch)
+        for mark in item.iter_markers():
+            if mark.name in _TIERS and not " ".join(map(str, mark.args)).strip():
+                raise pytest.UsageError(
+                    f"{item.nodeid}: `{mark.name}` has no reason; write "
+                    f'@pytest.mark.{mark.name}("why it is not in the first tier").'
+                )
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout."""
+    return _ROOT
+
+
+@pytest.fixture(scope="session")
+def load_script():
+    """Returns load_script(name, folder="scripts") -> the module of a file outside the packages."""
+
+    @functools.cache
+    def load(name, folder="scripts"):
+        spec = importlib.util.spec_from_file_location(name, _ROOT / folder / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+class Outcome(NamedTuple):
+    """What a command left: exit code, standard output, standard error."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def call(capsys):
+    """Returns call(*argv, command=cli.main) -> Outcome of a command run in this process."""
+
+    def call(*argv, command=cli.main):
+        capsys.readouterr()  # what came before is not the command's
+        with pytest.raises(SystemExit) as end:
+            command([str(argument) for argument in argv])
+        return Outcome(end.value.code, *capsys.readouterr())
+
+    return call
 
 
 @pytest.fixture(scope="session")
@@ -94,11 +146,7 @@ def measure():
 def torch_reference():
     """The module with the reference's network and training in PyTorch."""
     pytest.importorskip("torch")
-    path = Path(__file__).parent / "golden" / "torch_reference.py"
-    spec = importlib.util.spec_from_file_location("torch_reference", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("torch_reference")
 
 
 @pytest.fixture(scope="session")
