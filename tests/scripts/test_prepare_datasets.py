@@ -6,7 +6,6 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -155,7 +154,9 @@ def hashes(root):
 
 @pytest.mark.parametrize("name", _MAKERS)
 @pytest.mark.parametrize("keep", [keep_archives, keep_folders])
-def test_archives_or_their_folders_become_the_layout(repository, prepare, downloads, tmp_path, name, keep):
+def test_archives_or_their_folders_become_the_layout(
+    repository, prepare, downloads, tmp_path, name, keep
+):
     folder, root = downloads(name), tmp_path / "data"
     keep(folder)
     argv = (name, "--archives", folder, "--output", root, "--expect-counts", _COUNTS[name])
@@ -288,8 +289,8 @@ def test_cityscapes_kinds_of_masks_must_agree(prepare, downloads, tmp_path):
     label[3, 4] = 0 if label[3, 4] else 1
     write(path, label)
     keep_folders(folder)
-    code, _, err = prepare("cityscapes", "--archives", folder, "--output", tmp_path, "--expect-counts",
-                        "3,2")  # fmt: skip
+    argv = ("cityscapes", "--archives", folder, "--output", tmp_path, "--expect-counts", "3,2")
+    code, _, err = prepare(*argv)
     assert code == 3
     name = "CityScapes/gtFine/val/ulm/ulm_000001_000019_gtFine_labelTrainIds.png"
     assert err.startswith(f"error: {name}: contradicts ulm_000001_000019_gtFine_labelIds.png")
