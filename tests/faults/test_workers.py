@@ -235,6 +235,7 @@ def test_process_that_does_not_start_is_told(dataset, monkeypatch):
 # Training
 
 TIMES = ("images_per_second", "data_wait")
+_RUNS = pytest.mark.slow("minutes of whole runs with reading processes")
 
 CHANGES = """
 name = "tiny"
@@ -334,7 +335,7 @@ def test_run_whose_reader_is_killed_names_the_sample_and_saves(start):
     assert checkpoint.latest_step(process.workdir) >= 3
 
 
-@pytest.mark.slow
+@_RUNS
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_run_continued_after_a_lost_reader_equals_an_uninterrupted_one(start, memo, number, seed):
@@ -354,7 +355,7 @@ def test_run_continued_after_a_lost_reader_equals_an_uninterrupted_one(start, me
     assert log_of(process) == memo
 
 
-@pytest.mark.slow
+@_RUNS
 @pytest.mark.parametrize("seed", range(3))
 def test_signal_to_the_whole_group_saves_and_ends_the_readers(start, seed):
     process = start()
@@ -365,7 +366,7 @@ def test_signal_to_the_whole_group_saves_and_ends_the_readers(start, seed):
     assert checkpoint.latest_step(process.workdir) > 5 * seed
 
 
-@pytest.mark.slow
+@_RUNS
 def test_signal_to_the_group_while_the_readers_start_is_the_runs_to_handle(start):
     process = start()
     while len(workers(process)) < 2:
@@ -376,7 +377,7 @@ def test_signal_to_the_group_while_the_readers_start_is_the_runs_to_handle(start
     assert all_ended(process)
 
 
-@pytest.mark.slow
+@_RUNS
 @pytest.mark.parametrize("seed", range(3))
 def test_readers_of_a_killed_run_end(start, seed):
     process = start()
@@ -387,7 +388,7 @@ def test_readers_of_a_killed_run_end(start, seed):
     assert all_ended(process)
 
 
-@pytest.mark.slow
+@_RUNS
 def test_readers_that_start_as_the_run_is_killed_end(start):
     process = start()
     while len(workers(process)) < 2:
@@ -399,7 +400,7 @@ def test_readers_that_start_as_the_run_is_killed_end(start):
     assert all_ended(process)
 
 
-@pytest.mark.slow
+@_RUNS
 def test_pipe_in_place_of_a_mask_ends_a_run(start):
     process = start()
     wait_for_step(process, 1)

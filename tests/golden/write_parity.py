@@ -15,8 +15,9 @@ import compact
 import jax
 import measure
 import numpy as np
+import recipe
 
-_PAGE = Path(__file__).parents[2] / "docs" / "parity.md"
+_PAGE = recipe.FOLDER.parents[1] / "docs" / "parity.md"
 _TYPES = ("float64", "float32")
 
 

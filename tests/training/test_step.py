@@ -15,6 +15,7 @@ from deeplab_jax.training.state import init_state
 from deeplab_jax.training.step import make_update
 
 _RUNS = ["r50_d16_c21", "r50_d8_c21"]
+_FULL_SIZE = pytest.mark.parity("ResNet-50; a narrow network is in tests/golden/test_narrow.py")
 
 
 @pytest.fixture(scope="module", params=_RUNS)
@@ -35,6 +36,7 @@ def _errors(pair):
     return np.abs(got - expected).max(1) / np.abs(expected).max(1)
 
 
+@_FULL_SIZE
 @pytest.mark.parametrize(
     "quantity",
     ["loss_main", "loss_aux", "loss", "grad/l2", "grad/value", "bn_after_1/value", "bn_after_5/l2"]
@@ -44,6 +46,7 @@ def test_training_equals_pytorchs_in_float64(float64_run, quantity):
     assert _errors(float64_run[quantity]).max() < 1e-6
 
 
+@_FULL_SIZE
 def test_norm_rates_and_logits_equal_pytorchs_in_float64(float64_run):
     norm, expected = float64_run["grad_norm"]
     assert norm == pytest.approx(expected, rel=1e-6)
@@ -55,11 +58,13 @@ def test_norm_rates_and_logits_equal_pytorchs_in_float64(float64_run):
 # In float32 rounding is amplified from step to step, by PyTorch as by us.
 
 
+@_FULL_SIZE
 @pytest.mark.parametrize("quantity", ["loss_main", "loss_aux", "loss"])
 def test_losses_stay_within_the_golden_tolerances_in_float32(float32_run, quantity):
     assert (_errors(float32_run[quantity]) < (1e-5, 5e-5, 5e-4, 2e-3, 2e-3)).all()
 
 
+@_FULL_SIZE
 @pytest.mark.parametrize(
     ("quantity", "median", "worst"),
     [
@@ -75,6 +80,7 @@ def test_changes_stay_within_the_golden_tolerances_in_float32(float32_run, quant
     assert errors.max() < worst
 
 
+@_FULL_SIZE
 def test_logits_stay_close_to_pytorchs_in_float32(float32_run):
     logits, expected = float32_run["eval_after_5/logits"]
     assert np.abs(logits - expected).max() < 0.1 * np.abs(expected).max()
