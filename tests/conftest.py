@@ -30,6 +30,8 @@ from absl import flags
 from jax.experimental.compilation_cache import compilation_cache
 
 from deeplab_jax import cli
+from deeplab_jax.config import get_config
+from deeplab_jax.config.recipe import apply_overrides
 from deeplab_jax.data.classes import colormap
 from deeplab_jax.data.images import write_png_indices
 
@@ -43,6 +45,13 @@ _SHARED = _ROOT.parent / "shared"
 _TIERS = ("parity", "process", "slow")  # markers that keep a test out of the first tier
 _CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 _BLOCK = 8  # pixels a side; a 65 x 97 image has 117 blocks
+_NARROW = (
+    "model.num_classes=5",
+    "model.width=8",
+    "model.head_channels=16",
+    "model.low_level_channels=4",
+    "model.aux_channels=8",
+)
 _TINY = """
 from deeplab_jax import config
 
@@ -184,6 +193,20 @@ def _configured(settings):
             jax.config.update(name, value)
         if values is settings:
             yield
+
+
+@pytest.fixture(scope="session")
+def make_config():
+    """Returns make_config(*changes, dataset="folder", depth=18, output_stride=16) -> Config.
+
+    The network is narrow, with 5 classes; changes are as "train.steps=2".
+    """
+
+    def make(*changes, dataset="folder", depth=18, output_stride=16):
+        overrides = [f"--config.{change}" for change in (*_NARROW, *changes)]
+        return apply_overrides(get_config(dataset, depth, output_stride), overrides)
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -16,10 +16,11 @@ _DEEP = pytest.mark.parity("compiles ResNet-50; ResNet-18 is in the first tier")
 
 
 @pytest.mark.parametrize(("depth", "stride"), [(18, 8), pytest.param(50, 16, marks=_DEEP)])
-def test_network_and_loss_equal_ours(torch_reference, depth, stride):
-    config = get_config("folder", depth, stride).model
-    config.num_classes, config.width, config.head_channels = 5, 4, 10
-    config.low_level_channels, config.aux_channels, config.dtype = 3, 7, "float64"
+def test_network_and_loss_equal_ours(torch_reference, make_config, depth, stride):
+    widths = "model.width=4", "model.head_channels=10", "model.low_level_channels=3"
+    config = make_config(
+        *widths, "model.aux_channels=7", "model.dtype=float64", depth=depth, output_stride=stride
+    ).model
     rng = np.random.default_rng(0)
     tensors = {
         key: rng.uniform(0.5, 1.5, shape) if len(shape) < 4 else 0.3 * rng.standard_normal(shape)
