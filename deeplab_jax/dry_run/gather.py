@@ -16,9 +16,10 @@ import jax
 import numpy as np
 
 from deeplab_jax import checkpoint
-from deeplab_jax.config import Config
+from deeplab_jax.config import Config, warnings
 from deeplab_jax.data import Dataset, TrainBatch, open_dataset
 from deeplab_jax.distributed import mesh as mesh_lib
+from deeplab_jax.distributed.shared_dir import as_path
 from deeplab_jax.dry_run import estimate as estimate_lib
 from deeplab_jax.dry_run import flops, hardware, text
 from deeplab_jax.dry_run.compiled import Program, step_program
@@ -26,7 +27,6 @@ from deeplab_jax.errors import DeepLabError, ResourceError
 from deeplab_jax.training import workdir as workdir_lib
 from deeplab_jax.training.bad_samples import without_listed
 from deeplab_jax.training.init_weights import check_init
-from deeplab_jax.training.loop import warnings
 from deeplab_jax.training.optimizer import build_optimizer
 from deeplab_jax.training.plan import Plan, make_plan, read_batches
 
@@ -159,7 +159,7 @@ def gather(config: Config, workdir: str, target: str | None) -> Facts:
     """
     goal, devices = _find_devices(target)
     mesh = mesh_lib.mesh_shape(config, goal.num_devices)
-    path = workdir_lib.as_path(workdir)
+    path = as_path(workdir)
     inputs = _inputs(config, path)
     total = inputs.plan.total if inputs.plan else config.train.steps
     state = estimate_lib.sizes(estimate_lib.abstract_state(config))
@@ -219,7 +219,7 @@ def _inputs(config: Config, path: Path) -> Inputs:
         names = dataset.class_names if dataset else ()
         notes += _attempt(errors, check_init, config, names) or []
     elif dataset:
-        _attempt(errors, workdir_lib.check_continuation, path, config, dataset)
+        _attempt(errors, _check_continuation, path, start, config, dataset)
     first = None
     if dataset and plan:
         unreadable: list[DeepLabError] = []
@@ -231,6 +231,10 @@ def _inputs(config: Config, path: Path) -> Inputs:
         else:
             errors += unreadable
     return Inputs(dataset, number, plan, first, start or 0, tuple(notes), tuple(errors))
+
+
+def _check_continuation(path: Path, step: int, config: Config, dataset: Dataset) -> None:
+    workdir_lib.check_same_data(path, workdir_lib.read_run(path, step, config), dataset)
 
 
 def _attempt(errors: list[DeepLabError], function: Any, *arguments: Any) -> Any:
