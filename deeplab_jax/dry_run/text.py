@@ -1,6 +1,6 @@
 """Lays out the facts of a run as lines of text."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -115,17 +115,21 @@ def _disk(facts: RunFacts) -> Iterator[str]:
 
 
 def _first_image(facts: RunFacts) -> Iterator[str]:
-    """Yields the id of the first augmented image and the shares of its classes."""
     batch, dataset = facts.inputs.first, facts.inputs.dataset
     if batch is None or dataset is None:
         yield _row("first batch", "not known: no data" if dataset is None else "not readable")
         return
     yield f"first image of the first batch, augmented: {dataset.ids[batch.index[0]]}"
-    counts = np.bincount(batch.label[0].ravel(), minlength=IGNORE_INDEX + 1)
+    yield class_shares(batch.label[0], dataset.class_names)
+
+
+def class_shares(label: np.ndarray, class_names: Sequence[str]) -> str:
+    """Returns the most frequent classes of a label, uint8 (H, W), and their shares of the pixels."""
+    counts = np.bincount(label.ravel(), minlength=IGNORE_INDEX + 1)
     largest = [k for k in np.argsort(-counts, kind="stable")[:_MAX_CLASSES] if counts[k]]
-    names = ["ignored" if k == IGNORE_INDEX else dataset.class_names[k] for k in largest]
-    shares = 100 * counts[largest] / counts.sum()
-    yield ", ".join(f"{name} {share:.0f} %" for name, share in zip(names, shares, strict=True))
+    names = ["ignored" if k == IGNORE_INDEX else class_names[k] for k in largest]
+    shares = 100 * counts[largest] / label.size
+    return ", ".join(f"{name} {share:.0f} %" for name, share in zip(names, shares, strict=True))
 
 
 def _remarks(facts: RunFacts) -> Iterator[str]:

@@ -3,8 +3,7 @@ import jax.numpy as jnp
 import pytest
 
 from deeplab_jax.config import get_config
-from deeplab_jax.dry_run import estimate as estimate_lib
-from deeplab_jax.dry_run import flops
+from deeplab_jax.dry_run import estimate, flops
 
 
 @pytest.mark.parametrize(
@@ -43,8 +42,8 @@ def test_what_a_loop_does_counts_every_turn():
     def body(x):
         return jax.lax.scan(lambda x, _: (x @ x, None), x, None, length=5)[0]
 
-    program = jax.make_jaxpr(jax.jit(body))(jnp.ones((4, 4))).jaxpr
-    assert sum(number for _, number in flops.products(program)) == 5 * 4**3
+    jaxpr = jax.make_jaxpr(jax.jit(body))(jnp.ones((4, 4))).jaxpr
+    assert sum(number for _, number in flops.products(jaxpr)) == 5 * 4**3
 
 
 def test_layers_that_are_computed_again_count_once_more():
@@ -52,15 +51,15 @@ def test_layers_that_are_computed_again_count_once_more():
     config.model.num_classes, config.data.crop_size = 4, (64, 64)
 
     def products_of_a_gradient():
-        loss, (params, *rest) = estimate_lib._loss(config, "tpu")
-        program = jax.make_jaxpr(jax.grad(loss, has_aux=True))(params, *rest).jaxpr
-        return sum(number for _, number in flops.products(program))
+        loss, arguments = estimate.traced_loss(config, "tpu")
+        jaxpr = jax.make_jaxpr(jax.grad(loss, has_aux=True))(*arguments).jaxpr
+        return sum(number for _, number in flops.products(jaxpr))
 
     macs, batch = flops.count_macs(config), config.train.batch_size
-    plain, in_program = flops.step_macs(config, macs), products_of_a_gradient()
+    plain, in_gradient = flops.step_macs(config, macs), products_of_a_gradient()
     assert plain == batch * flops.TRAINING * sum(macs.values())
     config.model.remat = (2, 4)
     assert flops.count_macs(config) == macs
     again = macs["layer2"] + macs["layer4"]
     assert flops.step_macs(config, macs) - plain == batch * again
-    assert products_of_a_gradient() - in_program == estimate_lib._TRACED * again
+    assert products_of_a_gradient() - in_gradient == estimate.TRACED_IMAGES * again
