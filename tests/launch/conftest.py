@@ -77,13 +77,14 @@ flags = dict(arg[2:].split("=", 1) for arg in args[5:] if "=" in arg)
 assert args[4] == "pod" and flags["zone"] == "here", args
 states = open(f"{root}/states").read().split()
 if verb == "describe":
-    if flags["format"] == "value(state)" and len(states) > 1:
+    if len(states) > 1:
         open(f"{root}/states", "w").write(" ".join(states[1:]))
     if states[0] == "MISSING":
         sys.exit("ERROR: (gcloud.compute.tpus.tpu-vm.describe) NOT_FOUND: no such node")
     if states[0] == "DENIED":
         sys.exit("ERROR: PERMISSION_DENIED")
-    print(states[0] if flags["format"] == "value(state)" else "10.0.0.2\n10.0.0.3")
+    assert flags["format"] == "value(state,networkEndpoints.len())"
+    print(states[0], 2, sep="\t")
 elif verb in ("create", "delete"):
     assert verb == "create" or "--quiet" in args
     open(f"{root}/states", "w").write({"create": "READY", "delete": "MISSING"}[verb])
@@ -93,7 +94,7 @@ elif verb == "ssh":
     env = os.environ | {"HOME": home, "XDG_CACHE_HOME": home, "PLACE": flags["worker"]}
     client = ["bash", "-c", 'export CLIENT=$$; bash -c "$1" & wait $!', "client", flags["command"]]
     for _ in range(10):
-        code = subprocess.run(client, cwd=home, env=env).returncode
+        code = subprocess.run(client, cwd=home, env=env, start_new_session=True).returncode
         if 0 <= code < 255:
             sys.exit(code)
     sys.exit(255)
@@ -190,7 +191,8 @@ class Place:
             "CLOUD": str(root),
             "XDG_CACHE_HOME": str(root / "cache"),
             "LAUNCH_SETTLE": "0",
-            "LAUNCH_SLICE_POLL": "0",
+            "LAUNCH_POLL": "0",
+            "LAUNCH_BACKOFF": "0",
         }
         for name in [name for name in self.env if name.startswith("SLURM_")]:
             del self.env[name]
@@ -207,7 +209,7 @@ class Place:
 
     def launch(self, *options, act="done", extra=()):
         program = [sys.executable, self.root / "program.py", act, *extra]
-        return self.start(LAUNCH, "--backoff", 0, *options, "--", *program)
+        return self.start(LAUNCH, *options, "--", *program)
 
     def run(self, *options, **more):
         return self.launch(*options, **more).end()
