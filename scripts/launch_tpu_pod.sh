@@ -1,19 +1,18 @@
 #!/usr/bin/env bash
 # usage: scripts/launch_tpu_pod.sh --tpu NAME --zone ZONE [options] -- COMMAND ARGUMENTS...
-#        scripts/launch_tpu_pod.sh --hosts ssh:HOST,HOST,... [options] -- COMMAND ARGUMENTS...
-#        scripts/launch_tpu_pod.sh --hosts local:N [options] -- COMMAND ARGUMENTS...
+#        scripts/launch_tpu_pod.sh --hosts ssh:HOST,HOST,...|local:N [options] -- COMMAND ...
 # Runs the command on each host of a slice, on machines that `ssh HOST` reaches without a question,
 # or N times on this machine, and restarts it when hosts die; docs/pods.md leads through it. ssh and
 # local: appends --coordinator, --num-processes and --process-id (a slice's hosts find each other).
-#   --dir DIR           folder on each host to start in (default: home; local: here)
-#   --setup FILE        shell script that all hosts run before every start, in the home folder
-#   --logs DIR          gets host-0.log, host-1.log, ... (default: runs/launch/NAME)
-#   --max-restarts N    restarts in a row (default: 5); a run of 30 minutes ends the row
-#   --port PORT         of the coordinator (default: another one at each start)
-#   --gcloud-flag FLAG  for `gcloud compute tpus tpu-vm ssh`, such as --internal-ip; repeatable
-#   --recreate "FLAGS"  creates a missing slice, replaces a preempted one, with these flags of
-#                       `gcloud compute tpus tpu-vm create`
-#   --stop              instead of a command: asks what runs to save and end, ends its launcher too
+#   --dir DIR               folder on each host to start in (default: home; local: here)
+#   --setup FILE            shell script that hosts run before every start, in the home folder
+#   --logs DIR              gets host-0.log, host-1.log, ... (default: runs/launch/NAME)
+#   --max-restarts N        restarts in a row (default: 5); a run of 30 minutes ends the row
+#   --port PORT             of the coordinator (default: another one at each start)
+#   --gcloud-flags "FLAGS"  for `gcloud compute tpus tpu-vm ssh`, such as "--internal-ip"
+#   --recreate "FLAGS"      creates a missing slice and replaces a preempted one by `gcloud compute
+#                           tpus tpu-vm create` with these flags
+#   --stop                  no command: what runs is asked to save and end, its launcher ends too
 # Ctrl-C, SIGTERM or SIGHUP: asks the command to save and end; the second one kills it.
 # Not restarted: exit codes 2, 3, 4, 6 (a mistake), 126, 127 (no such command), 130 (stopped).
 set -uo pipefail # no -e: exit codes are what this script works with
@@ -23,6 +22,7 @@ HEALTHY=${LAUNCH_HEALTHY:-1800} # seconds of running that end a row of restarts
 SETTLE=${LAUNCH_SETTLE:-3}      # seconds for hosts that fail together to end by themselves
 GRACE=${LAUNCH_GRACE:-60}       # seconds from SIGTERM to SIGKILL after a failure
 POLL=${LAUNCH_POLL:-30}         # seconds between two looks at a slice that is not ready
+
 say() { printf '[launch] %s\n' "$1"; }
 fail() { # WHERE WHAT FIX [CODE]
   printf 'error: %s: %s - %s\n' "$1" "$2" "$3" >&2
@@ -30,62 +30,57 @@ fail() { # WHERE WHAT FIX [CODE]
 }
 is_mistake() { [[ " 2 3 4 6 126 127 130 " == *" $1 "* ]]; }
 
-# Runs on a host, sent there as text. VERB KEY TOKEN [DIR COMMAND...], where TOKEN is LAUNCH.START.
+# On a host, sent there as text: VERB KEY TOKEN [DIR COMMAND...], where TOKEN is LAUNCH.START.
 # `run` returns the command's exit code; its shell takes USR1 as "save and end", USR2 as "kill".
 host() {
   local pid='' last='' asked='' child='' code
-  local record=${XDG_CACHE_HOME:-$HOME/.cache}/deeplab_jax/launch/$2 # last run: PID TOKEN
+  local record=${XDG_CACHE_HOME:-$HOME/.cache}/deeplab_jax/launch/$2 # PID TOKEN of the last `run`
   await() { # PID SECONDS
     local end=$((SECONDS + $2))
     while kill -0 -- "$1" 2>/dev/null && ((SECONDS < end)); do sleep 0.2; done
-  }
-  ask() { # once: a second SIGTERM ends a command unsaved
-    [[ -n $asked || -z $child ]] || kill -TERM -- "-$child"
-    asked=yes
   }
   mkdir -p "${record%/*}"
   [[ $1 != stop ]] || : >"$record.stopped" # before reading the record: `run` goes the other way
   { read -r pid last <"$record"; } 2>/dev/null
   { cat "/proc/$pid/cmdline" || ps -o args= -p "$pid"; } 2>/dev/null | tr '\0' ' ' |
-    grep -qF "host run $2 $last " || pid='' # ended; its number may be another process's by now
-  case $1 in
-    USR*) [[ -z $pid || $last != "$3" ]] || kill "-$1" "$pid" ;;
-    stop)
-      [[ -n $pid ]] || { echo "$(uname -n): nothing runs" && return; }
-      kill -USR1 "$pid" && echo "$(uname -n): process $pid is asked to save and end"
-      await "$pid" 999999999 && echo "$(uname -n): process $pid has ended"
-      ;;
-    run)
-      if [[ -n $pid && ${last%.*} != "${3%.*}" ]]; then
-        echo "error: $(uname -n): process $pid of another launch runs here - stop it with --stop"
-        return 2
-      elif [[ -n $pid ]]; then
-        echo "ending process $pid, whose connection was lost"
-        kill -USR1 "$pid" && await "$pid" "$GRACE"
-        kill -USR2 "$pid" 2>/dev/null && await "$pid" 9
-      fi
-      [[ $last != "$3" ]] || return 71 # gcloud repeats a call that lost its connection
-      trap ask USR1
-      trap 'asked=yes; kill -KILL -- "-$child"' USR2
-      trap : TERM # from a host that shuts down, which tells the command itself
-      [[ $3 != *.1 ]] || rm -f "$record.stopped"
-      echo "$$ $3" >"$record"
-      [[ ! -e $record.stopped ]] || return 130
-      cd -- "$4" || return 2
-      set -m # a process group for the command
-      "${@:5}" </dev/null &
-      child=$!
-      set +m
-      [[ -z $asked ]] || kill -TERM -- "-$child"
-      while kill -0 "$child" 2>/dev/null; do wait "$child"; done # a trap ends a `wait`
-      wait "$child"
-      code=$?
-      await "-$child" "$GRACE" # its children may still save
-      kill -KILL -- "-$child" 2>/dev/null
-      [[ ! -e $record.stopped ]] || ((code <= 128)) || code=130
-      return "$code"
-      ;;
-  esac
+    grep -qF "host run $2 $last " || pid='' # its number may be another process's by now
+  if [[ $1 == USR* ]]; then
+    [[ -z $pid || $last != "$3" ]] || kill "-$1" "$pid"
+  elif [[ $1 == stop && -z $pid ]]; then
+    echo "$(uname -n): nothing runs"
+  elif [[ $1 == stop ]]; then
+    kill -USR1 "$pid" && echo "$(uname -n): process $pid is asked to save and end"
+    await "$pid" 999999999 && echo "$(uname -n): process $pid has ended"
+  elif [[ -n $pid && ${last%.*} != "${3%.*}" ]]; then
+    echo "error: $(uname -n): process $pid of another launch runs here - stop it with --stop"
+    return 2
+  else
+    if [[ -n $pid ]]; then
+      echo "ending process $pid: the connection was lost"
+      kill -USR1 "$pid" && await "$pid" "$GRACE"
+      kill -USR2 "$pid" 2>/dev/null && await "$pid" 9
+    fi
+    [[ $last != "$3" ]] || return 71 # gcloud repeats a call that lost its connection
+    # One SIGTERM only, as a second ends a command unsaved.
+    trap '[[ -n $asked || -z $child ]] || kill -TERM -- "-$child"; asked=yes' USR1
+    trap 'asked=yes; kill -KILL -- "-$child"' USR2
+    [[ $3 != *.1 ]] || rm -f "$record.stopped"
+    echo "$$ $3" >"$record"
+    [[ ! -e $record.stopped ]] || return 130
+    cd -- "$4" || return 2
+    set -m # a process group for the command
+    "${@:5}" </dev/null &
+    child=$!
+    set +m
+    [[ -z $asked ]] || kill -TERM -- "-$child"
+    while kill -0 "$child" 2>/dev/null; do wait "$child"; done # a trap ends a `wait`
+    wait "$child"
+    code=$?
+    await "-$child" "$GRACE" # its children may still save
+    kill -KILL -- "-$child" 2>/dev/null
+    [[ ! -e $record.stopped ]] || ((code <= 128)) || code=130
+    return "$code"
+  fi
 }
 
 on_host() { # HOST VERB [DIR COMMAND...]
@@ -96,7 +91,7 @@ on_host() { # HOST VERB [DIR COMMAND...]
   case $backend in
     local) bash -c "$text" ;;
     ssh) ssh -n -oBatchMode=yes "${alive[@]}" "${names[$1]}" "$text" ;;
-    tpu) slice ssh "--worker=$1" --quiet "${alive[@]/#/--ssh-flag=}" $gcloud_flag "--command=$text" ;;
+    tpu) slice ssh "--worker=$1" --quiet "${alive[@]/#/--ssh-flag=}" $gcloud_flags "--command=$text" ;;
   esac </dev/null
 }
 
@@ -112,7 +107,7 @@ client() { # HOST DIR COMMAND...: one host from its start to its exit code
 
 run() { # DIR COMMAND...: on all hosts; sets codes, and outcome: of a mistake before that of a death
   local host code running sent='' limit=0 again=0
-  start=$((start + 1)) token=$launch.$start clients=()
+  start=$((start + 1)) token=$launch.$start
   set -m # process groups of their own, so that Ctrl-C reaches this script alone
   for ((host = 0; host < count; host++)); do
     client "$host" "$@" &
@@ -121,7 +116,7 @@ run() { # DIR COMMAND...: on all hosts; sets codes, and outcome: of a mistake be
   set +m
   while true; do
     running=() outcome=0 codes=''
-    for host in "${!clients[@]}"; do
+    for ((host = 0; host < count; host++)); do
       if kill -0 "${clients[host]}" 2>/dev/null; then running+=("$host") && continue; fi
       wait "${clients[host]}"
       code=$?
@@ -138,16 +133,14 @@ run() { # DIR COMMAND...: on all hosts; sets codes, and outcome: of a mistake be
     elif [[ $sent == USR1 ]] && { [[ $stopping == now ]] || ((SECONDS >= limit)); }; then
       say "killing what is left"
       sent=USR2 limit=$((SECONDS + 20)) again=0
+    elif [[ $sent == USR2 ]] && ((SECONDS >= limit)); then
+      say "hosts ${running[*]} do not answer: given up"
+      for host in "${running[@]}"; do kill -KILL -- "-${clients[host]}"; done
     fi
-    for host in "${running[@]}"; do
-      if [[ $sent == USR2 ]] && ((SECONDS >= limit)); then
-        say "host $host does not answer: given up"
-        kill -KILL -- "-${clients[host]}"
-      elif [[ -n $sent ]] && ((SECONDS >= again)); then
-        on_host "$host" "$sent" >>"$logs/host-$host.log" 2>&1 &
-      fi
-    done
-    [[ -z $sent ]] || ((SECONDS < again)) || again=$((SECONDS + 30)) # for hosts that start late
+    if [[ -n $sent ]] && ((SECONDS >= again)); then # again, as a host may only now have started
+      again=$((SECONDS + 30))
+      for host in "${running[@]}"; do on_host "$host" "$sent" >>"$logs/host-$host.log" 2>&1 & done
+    fi
     sleep 0.2
   done
 }
@@ -162,9 +155,9 @@ slice() { gcloud compute tpus tpu-vm "$1" "$tpu" "--zone=$zone" "${@:2}"; }
 describe() { # sets state (MISSING: no such slice, UNKNOWN: gcloud cannot tell) and count
   local format='--format=value(state,networkEndpoints.len())'
   state=UNKNOWN
-  if slice describe "$format" >"$logs/slice.log" 2>"$logs/slice.err"; then
-    read -r state count <"$logs/slice.log"
-  elif grep -qe NOT_FOUND -e 'was not found' "$logs/slice.err"; then
+  if slice describe "$format" >"$logs/slice.txt" 2>"$logs/gcloud.log"; then
+    read -r state count <"$logs/slice.txt"
+  elif grep -qe NOT_FOUND -e 'was not found' "$logs/gcloud.log"; then
     state=MISSING
   fi
 }
@@ -183,50 +176,42 @@ await_slice() { # true once it is READY
         slice create $recreate || return
         continue
         ;;
-      UNKNOWN*) ((start)) || fail "$tpu" "gcloud cannot describe it" "$(<"$logs/slice.err")" 5 ;;
+      UNKNOWN*) ((start)) || fail "$tpu" "gcloud cannot describe it" "$(<"$logs/gcloud.log")" 5 ;;
     esac
-    [[ $state == "$shown" ]] || say "slice $tpu is $state: waiting until it is READY; a preempted \
-one never is: delete and create it, or stop this and add --recreate"
+    [[ $state == "$shown" ]] || say "slice $tpu is $state: waiting until it is READY (a preempted \
+one never is: delete and create it, or stop this and add --recreate)"
     shown=$state
     pause "$POLL"
   done
   return 1
 }
 
-on_signal() { # CODE
-  stop_code=${stop_code:-$1}
-  [[ -z $stopping ]] && stopping=yes || stopping=now
-  say "the command is asked to save and end, after compiling if it is; a second signal kills it"
-}
-
-tpu='' zone='' hosts='' dir=. setup='' logs='' max_restarts=5 port='' gcloud_flag='' recreate=''
-command=() is_stop='' clients=() missed=''
+tpu='' zone='' hosts='' dir='' setup='' logs='' max_restarts=5 port='' gcloud_flags='' recreate=''
+command=() is_stop='' names=() clients=() missed=''
 while (($#)); do
   case $1 in
     -h | --help) sed -n '2,/^set /{s/^# \{0,1\}//p;}' "$0" && exit ;;
     --) command=("${@:2}") && break ;;
     --stop) is_stop=yes && shift ;;
     --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
-    --tpu | --zone | --hosts | --dir | --setup | --logs | --max-restarts | --port | --recreate | \
-      --gcloud-flag)
+    --tpu | --zone | --hosts | --dir | --setup | --logs | --max-restarts | --port | \
+      --gcloud-flags | --recreate)
       (($# > 1)) || fail "$1" "has no value" "see --help"
-      name=${1#--} name=${name//-/_}
-      [[ $name != gcloud_flag ]] || set -- "$1" "$gcloud_flag $2" "${@:3}"
-      printf -v "$name" %s "$2"
+      name=${1#--}
+      printf -v "${name//-/_}" %s "$2"
       shift 2
       ;;
-    *) fail "$1" "there is no such argument" "see --help, and write -- before the command" ;;
+    *) fail "$1" "there is no such option" "see --help; -- comes before the command" ;;
   esac
 done
-case $tpu,$hosts in
-  ?*,?*) fail --hosts "is given beside --tpu" "give one of them" ;;
-  ?*,) backend=tpu count=0 ;;
-  ,local:[1-9]*) backend=local count=${hosts#local:} dir=${dir:-.} ;;
-  ,ssh:[!-,]*) backend=ssh && IFS=, read -r -a names <<<"${hosts#ssh:}" && count=${#names[@]} ;;
-  *) fail --hosts "must be local:N or ssh:HOST,HOST, got '$hosts'" "see --help, or give --tpu" ;;
+case ${tpu:+tpu}$hosts in
+  tpu) backend=tpu count=0 ;;
+  local:[1-9]*) backend=local count=${hosts#local:} ;;
+  ssh:[!,-]*) backend=ssh && IFS=, read -r -a names <<<"${hosts#ssh:}" && count=${#names[@]} ;;
+  *) fail --hosts "got '$hosts'" "give either local:N, or ssh:HOST,HOST,..., or --tpu NAME" ;;
 esac
-for value in "$count" "$max_restarts" "${port:-0}"; do
-  [[ $value =~ ^[0-9]+$ ]] || fail "$value" "must be a whole number" "see --help"
+for number in "$max_restarts" "${port:-0}" "$count"; do
+  [[ $number =~ ^[0-9]+$ ]] || fail "$number" "is no whole number" "see --help"
 done
 if [[ $backend == tpu ]]; then
   [[ -n $zone ]] || fail --zone "is missing" "name the slice's zone, such as europe-west4-b"
@@ -235,62 +220,58 @@ fi
 [[ -n $is_stop ]] || ((${#command[@]})) || fail COMMAND "is missing" "write it after --"
 [[ -z $setup || -r $setup ]] || fail --setup "cannot read '$setup'" "name a shell script"
 logs=${logs:-runs/launch/${tpu:-${hosts//[:,@]/-}}}
-mkdir -p "$logs" && logs=$(cd "$logs" && pwd) || fail "$logs" "cannot be written" "choose --logs" 5
-# The key tells this run's processes from others on the same hosts; the launch, from an earlier one.
-key=$(cksum <<<"${tpu:-$hosts$([[ $backend != local ]] || echo "$logs")}") key=${key%% *}
-launch=$(date +%s)-$$ token='' coordinator='' start=0 restarts=0 delay=$BACKOFF stopping='' stop_code=''
-
+mkdir -p "$logs" || fail "$logs" "cannot be written" "choose another --logs" 5
+# On a host: `key` tells this run's processes from those of others, `launch` from those before it.
+key=${tpu:-$hosts}
+[[ $backend != local ]] || key+=$(cd "$logs" && pwd)
+key=$(cksum <<<"$key") key=${key%% *}
+launch=$(date +%s)-$$ token='' start=0 restarts=0 delay=$BACKOFF stopping='' stop_code=''
 
 if [[ -n $is_stop ]]; then
   [[ $backend != tpu ]] || describe
-  ((count)) || fail "$tpu" "is $state" "nothing runs on it, or gcloud explains: $(<"$logs/slice.err")" 5
+  ((count)) || fail "$tpu" "the slice is $state" "nothing runs there, or see $logs/gcloud.log" 5
   for ((host = 0; host < count; host++)); do
     on_host "$host" stop &
     clients[host]=$!
   done
-  for host in "${!clients[@]}"; do
+  for ((host = 0; host < count; host++)); do
     wait "${clients[host]}" || missed+=" ${names[host]:-$host}"
   done
   [[ -z $missed ]] || fail "hosts$missed" "could not be asked, or the connection broke" "try again" 5
   exit 0
 fi
 
-trap '' PIPE # the log goes on when the reader of our output is gone
+on_signal() { # CODE
+  [[ -z $stopping ]] && stopping=yes stop_code=$1 || stopping=now
+  say "the command is asked to save and end, after compiling if it is; a second signal kills it"
+}
 trap 'on_signal 130' INT
 trap 'on_signal 143' TERM HUP
+trap '' PIPE # the logs go on when the reader of the output leaves
 while true; do
-  outcome=1 codes='' seconds=0
+  outcome=1 codes='' coordinator='' seconds=0
   if [[ $backend != tpu ]] || await_slice; then
-    outcome=0 coordinator=''
+    outcome=0
     if [[ -n $setup ]]; then
       say "setting up $count hosts"
       run . bash -c "$(<"$setup")"
     fi
-    if [[ $backend != tpu ]]; then
-      coordinator=127.0.0.1
-      [[ $backend == local ]] || coordinator=${names[0]##*@}
-      coordinator+=:${port:-$((20000 + RANDOM % 12000))}
-    fi
     if ((outcome == 0)) && [[ -z $stopping ]]; then
       say "starting on $count hosts; logs in $logs"
+      [[ $backend != local ]] || names=(127.0.0.1)
+      [[ $backend == tpu ]] || coordinator=${names[0]##*@}:${port:-$((20000 + RANDOM % 12000))}
       seconds=$SECONDS
-      run "$dir" "${command[@]}"
+      run "${dir:-.}" "${command[@]}"
       seconds=$((SECONDS - seconds))
     fi
   fi
   if [[ -n $stopping ]]; then
     say "stopped (host:code$codes); the same command goes on from the last save"
     exit "$stop_code"
-  elif ((outcome == 0)); then
-    say "done"
-    exit 0
-  elif is_mistake "$outcome"; then
-    say "exit code $outcome (host:code$codes): stopped there, or a restart would not help; see $logs"
-    exit "$outcome"
   fi
   ((seconds < HEALTHY)) || restarts=0 delay=$BACKOFF
-  if ((restarts >= max_restarts)); then
-    say "exit code $outcome (host:code$codes) after $restarts restarts in a row: giving up; see $logs"
+  if ((outcome == 0 || restarts >= max_restarts)) || is_mistake "$outcome"; then
+    say "exit code $outcome (host:code$codes) after $restarts restarts in a row; see $logs"
     exit "$outcome"
   fi
   restarts=$((restarts + 1))
