@@ -103,5 +103,7 @@ def test_scripts_are_clean(place):
     shellcheck = shutil.which("shellcheck")
     if shellcheck is None:
         pytest.skip("no shellcheck here")
-    got = subprocess.run([shellcheck, place.launch_path, place.slurm_path], capture_output=True, text=True)
+    got = subprocess.run(
+        [shellcheck, place.launch_path, place.slurm_path], capture_output=True, text=True
+    )
     assert got.stdout == ""
