@@ -124,7 +124,7 @@ def _first_image(facts: RunFacts) -> Iterator[str]:
 
 
 def class_shares(label: np.ndarray, class_names: Sequence[str]) -> str:
-    """Returns the most frequent classes of a label, uint8 (H, W), and their shares of the pixels."""
+    """Returns the most frequent classes of a label, uint8 (H, W), and their shares."""
     counts = np.bincount(label.ravel(), minlength=IGNORE_INDEX + 1)
     largest = [k for k in np.argsort(-counts, kind="stable")[:_MAX_CLASSES] if counts[k]]
     names = ["ignored" if k == IGNORE_INDEX else class_names[k] for k in largest]
