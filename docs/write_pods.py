@@ -19,18 +19,15 @@ import re
 from dataclasses import asdict
 from datetime import date
 from importlib import metadata
+from itertools import groupby, zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
 
 from deeplab_jax.config.recipe import load_recipe
 from deeplab_jax.dry_run import hardware as hardware_lib
 from deeplab_jax.utils.atomic import atomic_write
-
-if TYPE_CHECKING:
-    from ml_collections import ConfigDict
-
-    from deeplab_jax.dry_run.compiled import CompiledStep
-    from deeplab_jax.dry_run.estimate import Estimate
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, PAGE = ROOT / "docs" / "pods.json", ROOT / "docs" / "pods.md"
@@ -66,7 +63,7 @@ class Row(NamedTuple):
         number = int(spatial.removeprefix("spatial="))
         return cls(hardware_lib.parse_hardware(name), recipe, dtype, number, " ".join(setting))
 
-    def config(self) -> "ConfigDict":
+    def config(self) -> ConfigDict:
         """Returns the recipe with the row's settings."""
         changes = [f"model.dtype={self.dtype}", f"mesh.spatial={self.spatial}", self.setting]
         path = ROOT / "configs" / f"{self.recipe}.py"
@@ -104,10 +101,9 @@ def read_results() -> Results:
 
 def format_results(results: Results) -> str:
     """Returns the text of docs/pods.json, one row a line."""
+    figures = ",\n".join(f"{json.dumps(key)}: {json.dumps(facts, sort_keys=True)}"
+                         for key, facts in sorted(results["figures"].items()))  # fmt: skip
     tables = json.dumps(results["tables"], indent=2)
-    lines = (f"{json.dumps(key)}: {json.dumps(facts, sort_keys=True)}"
-             for key, facts in sorted(results["figures"].items()))  # fmt: skip
-    figures = ",\n".join(lines)
     return f'{{"tables": {tables},\n"figures": {{\n{figures}\n}}}}\n'
 
 
@@ -128,27 +124,22 @@ def compile_row(row: Row, known: Facts) -> Facts:
         return known
     try:
         options = hardware_lib.compiler_options(row.hardware)
-        facts = _figures(compiled.compile_step(lowered, options))
+        step = compiled.compile_step(lowered, options)
+        facts = asdict(step) | {"needed": step.needed}
     except jax.errors.JaxRuntimeError as error:
         facts = {"error": str(error).splitlines()[0]}
-    return identity | {"date": str(date.today()), "machine": _machine()} | facts
+    names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    machine = f"{os.cpu_count()} cores of {names[0] if names else platform.machine()}"
+    return identity | {"date": str(date.today()), "machine": machine} | facts
 
 
 def estimate_row(row: Row) -> Facts:
     """Returns a row's figures without the compiler."""
     from deeplab_jax.dry_run.estimate import estimate
 
-    figures = _figures(estimate(row.config(), row.hardware))
-    return {"date": str(date.today()), "jax": metadata.version("jax")} | figures
-
-
-def _figures(step: "CompiledStep | Estimate") -> Facts:
-    return asdict(step) | {"needed": step.needed}
-
-
-def _machine() -> str:
-    names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    return f"{os.cpu_count()} cores of {names[0] if names else platform.machine()}"
+    step = estimate(row.config(), row.hardware)
+    origin = {"date": str(date.today()), "jax": metadata.version("jax")}
+    return origin | asdict(step) | {"needed": step.needed}
 
 
 def rewrite(page: str, results: Results) -> str:
@@ -161,9 +152,12 @@ def rewrite(page: str, results: Results) -> str:
         block = re.compile(f"(<!-- table: {table} -->\n).*?(<!-- end -->)", re.DOTALL)
         if not block.search(page):
             raise ValueError(f"{PAGE} has no <!-- table: {table} --> ... <!-- end -->")
-        rule = " | ".join("---" for _ in headings.split(" | "))
-        rows = [" | ".join(cells) for cells in _cells(table, results)]
-        text = "".join(f"| {row} |\n" for row in (headings, rule, *rows))
+        rows = [headings.split(" | "), ["---"] * len(headings.split(" | "))]
+        for _, group in groupby(_cells(table, results), lambda cells: cells[:3]):  # types together
+            rows.append(
+                [" / ".join(dict.fromkeys(column)) for column in zip_longest(*group, fillvalue="-")]
+            )
+        text = "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
         text = f"{text}\n{_origin(table, results)}\n"
         page = block.sub(lambda match, text=text: f"{match[1]}{text}{match[2]}", page)
     return page

@@ -75,6 +75,18 @@ def test_only_what_stands_between_the_markers_is_rewritten(rewrite):
     assert rewrite({TPU: FACTS, GPU: FACTS}, page) == page
 
 
+def test_both_types_of_a_recipe_share_a_line(script):
+    other = GPU.replace("float32", "bfloat16")
+    results = {
+        "tables": TABLES | {"gpu": [GPU, other]},
+        "figures": {GPU: FACTS, other: FACTS | {"temporaries": 500 << 20}},
+    }
+    page = script.rewrite(PAGE, results)
+    assert "| voc_r50_os16 | h200 | 1 x 1 | float32 / bfloat16 | 200 | 1000 / 500 |" in page
+    results["figures"][other] = ORIGIN | {"error": "too large"}
+    assert "| float32 / bfloat16 | 200 / too large | 1000 / - |" in script.rewrite(PAGE, results)
+
+
 def test_what_cannot_be_compiled_says_why(rewrite):
     page = rewrite({TPU: ORIGIN | {"error": "it needs 20 G of 16 G"}})
     assert "| v5e:4x8 | 8 x 4 | bfloat16 | it needs 20 G of 16 G |" in page
