@@ -42,7 +42,7 @@ host() {
   mkdir -p "${record%/*}"
   [[ $1 != stop ]] || : >"$record.stopped" # before reading the record: `run` goes the other way
   { read -r pid last <"$record"; } 2>/dev/null
-  { cat "/proc/$pid/cmdline" || ps -o args= -p "$pid"; } 2>/dev/null | tr '\0' ' ' |
+  { cat "/proc/$pid/cmdline" || ps -wwo args= -p "$pid"; } 2>/dev/null | tr '\0' ' ' |
     grep -qF "host run $2 $last " || pid='' # its number may be another process's by now
   if [[ $1 == USR* ]]; then
     [[ -z $pid || $last != "$3" ]] || kill "-$1" "$pid"
@@ -106,7 +106,7 @@ client() { # HOST DIR COMMAND...: one host from its start to its exit code
 }
 
 run() { # DIR COMMAND...: on all hosts; sets codes, and outcome: of a mistake before that of a death
-  local host code running sent='' limit=0 again=0
+  local host code running sent='' settled='' limit=0 again=0
   start=$((start + 1)) token=$launch.$start
   set -m # process groups of their own, so that Ctrl-C reaches this script alone
   for ((host = 0; host < count; host++)); do
@@ -126,9 +126,8 @@ run() { # DIR COMMAND...: on all hosts; sets codes, and outcome: of a mistake be
     ((${#running[@]})) || return
     if [[ -z $sent && -n $stopping ]]; then
       sent=USR1 limit=999999999 # a save takes as long as it takes
-    elif [[ -z $sent ]] && ((outcome)); then
+    elif [[ -z $sent ]] && ((outcome)) && ((SECONDS >= ${settled:=$((SECONDS + SETTLE))})); then
       say "ended (host:code$codes): stopping the other hosts"
-      sleep "$SETTLE"
       sent=USR1 limit=$((SECONDS + GRACE))
     elif [[ $sent == USR1 ]] && { [[ $stopping == now ]] || ((SECONDS >= limit)); }; then
       say "killing what is left"
@@ -154,12 +153,8 @@ slice() { gcloud compute tpus tpu-vm "$1" "$tpu" "--zone=$zone" "${@:2}"; }
 
 describe() { # sets state (MISSING: no such slice, UNKNOWN: gcloud cannot tell) and count
   local format='--format=value(state,networkEndpoints.len())'
-  state=UNKNOWN
-  if slice describe "$format" >"$logs/slice.txt" 2>"$logs/gcloud.log"; then
-    read -r state count <"$logs/slice.txt"
-  elif grep -qe NOT_FOUND -e 'was not found' "$logs/gcloud.log"; then
-    state=MISSING
-  fi
+  read -r state count < <(slice describe "$format" 2>"$logs/gcloud.log" || echo UNKNOWN 0)
+  if grep -qe NOT_FOUND -e 'was not found' "$logs/gcloud.log"; then state=MISSING; fi
 }
 
 await_slice() { # true once it is READY
@@ -213,10 +208,9 @@ esac
 for number in "$max_restarts" "${port:-0}" "$count"; do
   [[ $number =~ ^[0-9]+$ ]] || fail "$number" "is no whole number" "see --help"
 done
-if [[ $backend == tpu ]]; then
-  [[ -n $zone ]] || fail --zone "is missing" "name the slice's zone, such as europe-west4-b"
-  command -v gcloud >/dev/null || fail gcloud "is not on the PATH" "install the Google Cloud CLI" 5
-fi
+[[ $backend != tpu || -n $zone ]] || fail --zone "is missing" "name it, such as europe-west4-b"
+[[ $backend != tpu ]] || command -v gcloud >/dev/null ||
+  fail gcloud "is not on the PATH" "install the Google Cloud CLI" 5
 [[ -n $is_stop ]] || ((${#command[@]})) || fail COMMAND "is missing" "write it after --"
 [[ -z $setup || -r $setup ]] || fail --setup "cannot read '$setup'" "name a shell script"
 logs=${logs:-runs/launch/${tpu:-${hosts//[:,@]/-}}}
@@ -252,10 +246,7 @@ while true; do
   outcome=1 codes='' coordinator='' seconds=0
   if [[ $backend != tpu ]] || await_slice; then
     outcome=0
-    if [[ -n $setup ]]; then
-      say "setting up $count hosts"
-      run . bash -c "$(<"$setup")"
-    fi
+    [[ -z $setup ]] || { say "setting up $count hosts" && run . bash -c "$(<"$setup")"; }
     if ((outcome == 0)) && [[ -z $stopping ]]; then
       say "starting on $count hosts; logs in $logs"
       [[ $backend != local ]] || names=(127.0.0.1)

@@ -40,14 +40,18 @@ def stop(number, frame):
 
 signal.signal(signal.SIGTERM, stop)
 note("start")
-events = [json.loads(line) for line in open("events.jsonl")]
-count = sum((event["place"], event["what"]) == (place, "start") for event in events)
-acts = sys.argv[1].split(",")
+
+def starts(place):
+    events = [json.loads(line) for line in open("events.jsonl")]
+    return sum((event["place"], event["what"]) == (place, "start") for event in events)
+
+acts, count = sys.argv[1].split(","), starts(place)
 who, _, act = acts[min(count, len(acts)) - 1].rpartition(":")
 act = act if who in ("", str(place)) else "run"
 print(f"place {place}: {act}", flush=True)
+while (act == "kill" or act.isdigit()) and starts(1 - place) < count:
+    time.sleep(0.02)
 if act == "kill":
-    time.sleep(0.3)
     os.kill(os.getpid(), signal.SIGKILL)
 if act == "lose":  # the connection, not this process
     os.kill(int(os.environ["CLIENT"]), signal.SIGKILL)

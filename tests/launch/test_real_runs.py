@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -83,13 +82,14 @@ def test_gcloud_knows_every_argument(place):
     (place.root / "states").write_text("PREEMPTED")
     pod = ["--tpu", "pod", "--zone", "here"]
     create = "--accelerator-type=v5litepod-16 --version=v2-alpha-tpuv5-lite --spot"
-    flags = ["--recreate", create, "--gcloud-flags", "--project=none --internal-ip"]
+    flags = ["--recreate", create, "--gcloud-flags", "--internal-ip"]
     assert place.run(*pod, *flags, "--dir", place.root)[0] == 0
     calls = {call[3]: call for call in map(json.loads, (place.root / "calls.jsonl").open())}
     assert sorted(calls) == ["create", "delete", "describe", "ssh"]
     # Without an account it ends when it has read its arguments.
     place.env |= {
         "CLOUDSDK_CONFIG": str(place.root / "config"),
+        "CLOUDSDK_CORE_PROJECT": "none",
         "CLOUDSDK_CORE_CHECK_GCE_METADATA": "false",
     }
     for call in calls.values():
@@ -103,7 +103,4 @@ def test_scripts_are_clean(place):
     shellcheck = shutil.which("shellcheck")
     if shellcheck is None:
         pytest.skip("no shellcheck here")
-    got = subprocess.run(
-        [shellcheck, place.launch_path, place.slurm_path], capture_output=True, text=True
-    )
-    assert got.stdout == ""
+    assert place.start(shellcheck, place.launch_path, place.slurm_path).end()[1] == ""
