@@ -23,8 +23,7 @@ from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ml_collections import ConfigDict
-
+from deeplab_jax.config import Config
 from deeplab_jax.config.recipe import load_recipe
 from deeplab_jax.dry_run import hardware as hardware_lib
 from deeplab_jax.utils.atomic import atomic_write
@@ -63,7 +62,7 @@ class Row(NamedTuple):
         number = int(spatial.removeprefix("spatial="))
         return cls(hardware_lib.parse_hardware(name), recipe, dtype, number, " ".join(setting))
 
-    def config(self) -> ConfigDict:
+    def config(self) -> Config:
         """Returns the recipe with the row's settings."""
         changes = [f"model.dtype={self.dtype}", f"mesh.spatial={self.spatial}", self.setting]
         path = ROOT / "configs" / f"{self.recipe}.py"
@@ -149,8 +148,8 @@ def rewrite(page: str, results: Results) -> str:
       ValueError: the page has no place for a table.
     """
     for table, headings in _HEADINGS.items():
-        block = re.compile(f"(<!-- table: {table} -->\n).*?(<!-- end -->)", re.DOTALL)
-        if not block.search(page):
+        place = re.search(f"<!-- table: {table} -->\n(.*?)<!-- end -->", page, re.DOTALL)
+        if place is None:
             raise ValueError(f"{PAGE} has no <!-- table: {table} --> ... <!-- end -->")
         rows = [headings.split(" | "), ["---"] * len(headings.split(" | "))]
         for _, group in groupby(_cells(table, results), lambda cells: cells[:3]):  # types together
@@ -158,8 +157,8 @@ def rewrite(page: str, results: Results) -> str:
                 [" / ".join(dict.fromkeys(column)) for column in zip_longest(*group, fillvalue="-")]
             )
         text = "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
-        text = f"{text}\n{_origin(table, results)}\n"
-        page = block.sub(lambda match, text=text: f"{match[1]}{text}{match[2]}", page)
+        text += f"\n{_origin(table, results)}\n"
+        page = page[: place.start(1)] + text + page[place.end(1) :]
     return page
 
 

@@ -14,8 +14,8 @@ from typing import cast
 import jax
 import jax.numpy as jnp
 from jax.stages import Compiled, Lowered, Wrapped
-from ml_collections import ConfigDict
 
+from deeplab_jax.config import Config
 from deeplab_jax.distributed import mesh as mesh_lib
 from deeplab_jax.training.state import State, abstract_state
 from deeplab_jax.training.step import make_train_step
@@ -67,7 +67,7 @@ class CompiledStep:
         return self.arguments + self.outputs - self.aliased + self.temporaries
 
 
-def lower_step(config: ConfigDict, devices: Sequence[jax.Device]) -> Lowered:
+def lower_step(config: Config, devices: Sequence[jax.Device]) -> Lowered:
     """Returns the training step of a run, traced for real devices or `compile_devices`.
 
     Raises:
@@ -88,7 +88,7 @@ def compile_step(lowered: Lowered, options: Mapping[str, bool | int] | None = No
 Arguments = tuple[State, jax.ShapeDtypeStruct, jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]
 
 
-def abstract_arguments(config: ConfigDict) -> Arguments:
+def abstract_arguments(config: Config) -> Arguments:
     """Returns shapes and types of the training step's state, image, label and box."""
     batch, (height, width) = config.train.batch_size, config.data.crop_size
     image = jax.ShapeDtypeStruct((batch, height, width, 3), jnp.uint8)

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.extend import core
-from ml_collections import ConfigDict
 
+from deeplab_jax.config import Config
 from deeplab_jax.distributed import mesh as mesh_lib
 from deeplab_jax.dry_run.flops import arrays
 from deeplab_jax.dry_run.hardware import Hardware
@@ -58,7 +58,7 @@ class Estimate:
         return self.arguments + self.temporaries
 
 
-def estimate(config: ConfigDict, hardware: Hardware) -> Estimate:
+def estimate(config: Config, hardware: Hardware) -> Estimate:
     """Estimates what a training step needs of each device of a TPU slice or of GPUs.
 
     Raises:
@@ -92,7 +92,7 @@ def item_bytes(state: State) -> dict[str, int]:
     }
 
 
-def kept_bytes(config: ConfigDict, kind: str) -> Kept:
+def kept_bytes(config: Config, kind: str) -> Kept:
     """Returns what the forward pass of a training step keeps on hardware of a kind.
 
     Boolean masks are left out: compilers compute them again.
@@ -113,7 +113,7 @@ def kept_bytes(config: ConfigDict, kind: str) -> Kept:
     return Kept(maps, pictures, groups["kernels"])
 
 
-def _group(config: ConfigDict, array: jax.core.ShapedArray) -> str:
+def _group(config: Config, array: jax.core.ShapedArray) -> str:
     """Returns the field of `Kept` that an array counts in."""
     if array.ndim < 3 or array.shape[0] != TRACED_IMAGES:
         return "kernels"
@@ -122,7 +122,7 @@ def _group(config: ConfigDict, array: jax.core.ShapedArray) -> str:
     return "pictures" if is_picture else "maps"
 
 
-def traced_loss(config: ConfigDict, kind: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+def traced_loss(config: Config, kind: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """Returns the training loss of `TRACED_IMAGES` images, and abstract arguments for it."""
     loss = make_loss(build_model(config.model, kind), config.train.aux_weight, use_dropout=True)
     state = abstract_state(config)
@@ -134,7 +134,7 @@ def traced_loss(config: ConfigDict, kind: str) -> tuple[Callable[..., Any], tupl
     return loss, (state["params"], state["batch_stats"], (images, labels, weights), key)
 
 
-def _sums(config: ConfigDict, is_split: bool) -> tuple[int, int]:
+def _sums(config: Config, is_split: bool) -> tuple[int, int]:
     """Returns (number, bytes) of all-reduces: gradients and the norms' statistics.
 
     Args:
@@ -152,7 +152,7 @@ def _sums(config: ConfigDict, is_split: bool) -> tuple[int, int]:
     return round(_SUMS_PER_NORM * norms), size
 
 
-def _halos(config: ConfigDict, kind: str, data: int, spatial: int) -> tuple[int, int]:
+def _halos(config: Config, kind: str, data: int, spatial: int) -> tuple[int, int]:
     """Returns (number, bytes) of permutes: rows that a band needs of its neighbours."""
     loss, arguments = traced_loss(config, kind)
     gradient = jax.make_jaxpr(jax.grad(loss, has_aux=True))(*arguments).jaxpr

@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
+from deeplab_jax.config import Config
 from deeplab_jax.data import Dataset, TrainBatch
 from deeplab_jax.dry_run.compiled import CompiledStep
 from deeplab_jax.dry_run.estimate import Estimate
@@ -84,7 +83,7 @@ class RunFacts:
       workdir: work directory; need not exist.
     """
 
-    config: ConfigDict
+    config: Config
     hardware: Hardware
     mesh: tuple[int, int]
     parameters: dict[str, int]
@@ -114,7 +113,7 @@ class RunFacts:
         return (*found, *self.inputs.errors)
 
 
-def memory_advice(config: ConfigDict) -> str:
+def memory_advice(config: Config) -> str:
     """Returns the settings that lower a step's memory and are not in use yet."""
     model, parts = config.model, config.train.gradient_accumulation
     ways = []

@@ -12,8 +12,8 @@ from typing import cast
 import jax
 import jax.numpy as jnp
 from jax.extend import core
-from ml_collections import ConfigDict
 
+from deeplab_jax.config import Config
 from deeplab_jax.models import build_model, init_variables
 
 PARTS = ("stem", "layer1", "layer2", "layer3", "layer4", "ASPP branches", "ASPP merge", "decoder",
@@ -23,7 +23,7 @@ _HEADS = {"classifier": "classifier", "aux_head": "auxiliary head",
           "aux_classifier": "auxiliary head", "decoder": "decoder"}  # fmt: skip
 
 
-def count_macs(config: ConfigDict) -> dict[str, int]:
+def count_macs(config: Config) -> dict[str, int]:
     """Returns {part: MACs of one training image, forward}, in the order of `PARTS`."""
     model = build_model(config.model).clone(remat=())  # rematerialised blocks lose their names
     variables = jax.eval_shape(lambda: init_variables(model, 0))
@@ -35,7 +35,7 @@ def count_macs(config: ConfigDict) -> dict[str, int]:
     return macs
 
 
-def step_macs(config: ConfigDict, macs: dict[str, int]) -> int:
+def step_macs(config: Config, macs: dict[str, int]) -> int:
     """Returns the MACs of a training step; layers of `model.remat` run forward once more.
 
     Args:
@@ -47,7 +47,7 @@ def step_macs(config: ConfigDict, macs: dict[str, int]) -> int:
     return image * config.train.batch_size
 
 
-def count_parameters(config: ConfigDict) -> dict[str, int]:
+def count_parameters(config: Config) -> dict[str, int]:
     """Returns {part: number of parameters}, in the order of `PARTS`."""
     model = build_model(config.model)
     params = jax.eval_shape(lambda: init_variables(model, 0))["params"]

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TypeVar
 
 import jax
-from ml_collections import ConfigDict
 
 from deeplab_jax import checkpoint
+from deeplab_jax.config import Config
 from deeplab_jax.data import Dataset, TrainBatch, open_dataset
 from deeplab_jax.distributed import mesh as mesh_lib
 from deeplab_jax.dry_run import flops, text
@@ -43,7 +43,7 @@ _LOG_BYTES = 250  # of a line of the log, at most
 _MARKS = (0, 25, 50, 75, 100)  # percent of the steps
 
 
-def dry_run(config: ConfigDict, workdir: str, hardware: str | None) -> None:
+def dry_run(config: Config, workdir: str, hardware: str | None) -> None:
     """Prints what a run computes, needs and reads; writes nothing.
 
     Args:
@@ -62,7 +62,7 @@ def dry_run(config: ConfigDict, workdir: str, hardware: str | None) -> None:
         raise error
 
 
-def gather(config: ConfigDict, workdir: str, hardware: str | None) -> RunFacts:
+def gather(config: Config, workdir: str, hardware: str | None) -> RunFacts:
     """Returns the facts of a run; arguments and ConfigError as in `dry_run`."""
     devices: Sequence[jax.Device]
     if hardware is None:
@@ -104,7 +104,7 @@ def _local_hardware(devices: Sequence[jax.Device]) -> Hardware:
     return Hardware(f"{len(devices)} x {first.device_kind}", kind, len(devices), memory)
 
 
-def find_inputs(config: ConfigDict, workdir: Path) -> Inputs:
+def find_inputs(config: Config, workdir: Path) -> Inputs:
     """Checks data, start and schedule as the run would, and goes on after an error."""
     errors: list[DeepLabError] = []
     data, classes = config.data, config.model.num_classes
@@ -145,13 +145,13 @@ def _attempt(
         return None
 
 
-def _first_batch(config: ConfigDict, dataset: Dataset, plan: Plan) -> TrainBatch:
+def _first_batch(config: Config, dataset: Dataset, plan: Plan) -> TrainBatch:
     """Returns all rows of step 0; threads read them, whatever the number of workers."""
     rows = range(config.train.batch_size)
     return next(read_batches(config, dataset, plan, range(1), rows, num_workers=0))
 
 
-def _rates(config: ConfigDict, total: int) -> dict[int, float]:
+def _rates(config: Config, total: int) -> dict[int, float]:
     if not total:
         return {}
     _, schedule = build_optimizer(config.train, total)
@@ -159,7 +159,7 @@ def _rates(config: ConfigDict, total: int) -> dict[int, float]:
 
 
 def _device_memory(
-    config: ConfigDict, hardware: Hardware, devices: Sequence[jax.Device], is_here: bool
+    config: Config, hardware: Hardware, devices: Sequence[jax.Device], is_here: bool
 ) -> DeviceMemory:
     """Returns a device's memory, by the compiler where it is installed."""
     usable = _usable(hardware, is_here)
@@ -175,7 +175,7 @@ def _device_memory(
 
 
 def _compile(
-    config: ConfigDict, hardware: Hardware, devices: Sequence[jax.Device], is_here: bool
+    config: Config, hardware: Hardware, devices: Sequence[jax.Device], is_here: bool
 ) -> CompiledStep:
     options = {} if is_here else hardware_lib.compiler_options(hardware)
     try:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from deeplab_jax.config import to_dict
 from deeplab_jax.data import open_dataset
 from deeplab_jax.distributed import hosts
 from deeplab_jax.evaluation import metrics
@@ -56,7 +57,7 @@ def evaluate_checkpoint(
     }
     origin = {
         "overrides": list(overrides),
-        "config": config.to_dict(),
+        "config": to_dict(config),
         "environment": environment(),
     }
     if hosts.is_primary():

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from deeplab_jax.config import EvalConfig
 from deeplab_jax.models.preprocess import normalize
 
 _OUTPUT_STRIDE = 4  # of the network's logits
@@ -140,12 +141,12 @@ class EvalProtocol:
 TABLE = EvalProtocol()  # of the published numbers
 
 
-def read_protocol(eval_config: Any) -> EvalProtocol:
+def read_protocol(eval_config: EvalConfig) -> EvalProtocol:
     """Returns the protocol that `config.eval`, checked, describes."""
     return EvalProtocol(
         eval_config.mode,
-        tuple(eval_config.crop_size),
-        tuple(eval_config.stride),
+        eval_config.crop_size,
+        eval_config.stride,
         tuple(map(float, eval_config.scales)),
         eval_config.flip,
         eval_config.softmax_first,

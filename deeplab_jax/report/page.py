@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from deeplab_jax.config import Config
 from deeplab_jax.report import plots, reading
 from deeplab_jax.report.colors import safe_palette
 from deeplab_jax.report.html import DASH, Html, join, percent, scroller, table, tag
@@ -31,7 +32,7 @@ class Facts(NamedTuple):
     """
 
     result: Mapping[str, Any]
-    config: Any
+    config: Config
     log: dict[str, dict[str, list[tuple[float, float]]]]
     palette: np.ndarray
     pictures: Sequence[Picture]

@@ -107,7 +107,7 @@ class Departure(NamedTuple):
     here: Any
 
 
-def departures(config: Any) -> tuple[str, list[Departure]]:
+def departures(config: config_lib.Config) -> tuple[str, list[Departure]]:
     """Returns the recipe's name, and the fields of `config` that differ from it.
 
     The recipe is the row of the published table for a data set of the table, else the defaults of

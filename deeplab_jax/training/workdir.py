@@ -8,10 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
 from deeplab_jax import checkpoint
 from deeplab_jax import config as config_lib
+from deeplab_jax.config import Config
 from deeplab_jax.data import Dataset
 from deeplab_jax.distributed import hosts
 from deeplab_jax.distributed.shared_dir import check_shared
@@ -26,7 +25,7 @@ def is_free_on_hosts(argument: str) -> bool:
     return argument.partition("=")[0].removeprefix("--config.") in _FREE_ON_HOSTS
 
 
-def agree(config: ConfigDict, workdir: str | os.PathLike) -> Path:
+def agree(config: Config, workdir: str | os.PathLike) -> Path:
     """Returns a run's directory, once the hosts agree on software and settings and all see it.
 
     Raises:
@@ -40,7 +39,7 @@ def agree(config: ConfigDict, workdir: str | os.PathLike) -> Path:
     with hosts.sync_errors():
         config_lib.validate(config)
         path = as_path(workdir)
-    check_shared(path)
+    check_shared(path, [checkpoint.folder_of(path)])
     return path
 
 
@@ -86,14 +85,14 @@ def lock(workdir: Path) -> Iterator[None]:
         yield
 
 
-def write_config(workdir: Path, config: ConfigDict) -> None:
+def write_config(workdir: Path, config: Config) -> None:
     """Writes `config.json`, for people; what counts is in the checkpoints."""
     if hosts.is_primary():
         with atomic_write(workdir / "config.json") as file:
             file.write(f"{config_lib.to_json(config)}\n".encode())
 
 
-def check_continuation(workdir: Path, config: ConfigDict, dataset: Dataset) -> None:
+def check_continuation(workdir: Path, config: Config, dataset: Dataset) -> None:
     """Refuses to continue what another configuration or other data began.
 
     Raises:

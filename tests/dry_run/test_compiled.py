@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from deeplab_jax.config import get_config
+from deeplab_jax.config import freeze, get_config
 from deeplab_jax.dry_run import compiled
 from deeplab_jax.models import ops
 
@@ -128,7 +128,7 @@ def small():
     config = get_config("folder", 18, 16)
     config.data.crop_size = (64, 64)
     config.model.width, config.model.head_channels, config.train.batch_size = 8, 16, 4
-    return config
+    return freeze(config)
 
 
 def test_the_step_that_is_compiled_is_the_runs(small, compile_quickly):
@@ -167,14 +167,14 @@ def test_cudnn_gets_dilated_kernels_gradients_only_as_products(convolve, count, 
 def test_cudnn_gets_every_kernels_gradient_of_the_network(dtype, compile_run):
     config = get_config("voc", 50, 8)
     config.model.dtype = dtype
-    assert compile_run(config, "h200").unrecognised == ()
+    assert compile_run(freeze(config), "h200").unrecognised == ()
 
 
 @pytest.mark.slow
 def test_gpus_sum_as_often_as_a_tpu_slice(compile_run):
     config = get_config("ade20k", 50, 16)
     config.model.dtype = "bfloat16"
-    got = compile_run(config, "h200:8")
+    got = compile_run(freeze(config), "h200:8")
     assert set(got.collectives) == {"all-reduce"}
     assert got.collectives["all-reduce"][0] <= 125
 
@@ -191,7 +191,7 @@ def test_gpus_sum_as_often_as_a_tpu_slice(compile_run):
 def test_what_a_tpu_slice_communicates(name, dataset, spatial, kinds, compile_run):
     config = get_config(dataset, 50, 16)
     config.model.dtype, config.mesh.spatial = "bfloat16", spatial
-    got = compile_run(config, name)
+    got = compile_run(freeze(config), name)
     assert set(got.collectives) == kinds
     assert got.collectives["all-reduce"][0] <= 125
     if spatial == 4:  # what a prototype of this network needed

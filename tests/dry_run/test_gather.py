@@ -23,13 +23,14 @@ TINY = ("model.width=8", "model.head_channels=16", "model.aux_channels=16",
         "data.resize_base=97,65", "train.batch_size=4", "train.epochs=2")  # fmt: skip
 
 
+def change(config, *changes):
+    return apply_overrides(config, [f"--config.{text}" for text in changes])
+
+
 @pytest.fixture
 def tiny(make_tree):
     """A narrow network over 12 drawn images."""
-    root = make_tree("folder")
-    config = get_config("folder", 18, 16)
-    changes = (*TINY, f"data.root={root}")
-    return apply_overrides(config, [f"--config.{change}" for change in changes])
+    return change(get_config("folder", 18, 16), *TINY, f"data.root={make_tree('folder')}")
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def test_the_command_writes_nothing_and_tells_all(tmp_path, tiny):
 
 
 def test_without_data_the_memory_is_told_before_the_error(tiny, tmp_path, no_compilers, capsys):
-    tiny.data.root = str(tmp_path / "nowhere")
+    tiny = change(tiny, f"data.root={tmp_path / 'nowhere'}")
     with pytest.raises(DataError, match="nowhere"):
         gather.dry_run(tiny, str(tmp_path / "run"), "v5e:2x2")
     text = capsys.readouterr().out
@@ -76,8 +77,7 @@ def test_without_data_the_memory_is_told_before_the_error(tiny, tmp_path, no_com
 
 
 def test_a_table_row_has_its_published_length_without_data(no_compilers, tmp_path):
-    config = get_config("ade20k", 18, 16)
-    config.data.root, config.data.crop_size = str(tmp_path), (64, 64)
+    config = change(get_config("ade20k", 18, 16), f"data.root={tmp_path}", "data.crop_size=64,64")
     facts = gather.gather(config, str(tmp_path / "run"), "h200:8")
     assert facts.inputs.plan.total == 164190
     assert [type(error) for error in facts.inputs.errors] == [DataError, DataError, ConfigError]
@@ -85,7 +85,7 @@ def test_a_table_row_has_its_published_length_without_data(no_compilers, tmp_pat
 
 
 def test_what_does_not_fit_comes_first_and_names_what_helps(tiny, tmp_path, no_compilers, capsys):
-    tiny.data.root, tiny.data.crop_size = str(tmp_path), (16384, 16384)
+    tiny = change(tiny, f"data.root={tmp_path}", "data.crop_size=16384,16384")
     fix = r"dtype=bfloat16, .*remat=1,2,3,4, .*gradient_accumulation=2 \(.*\), more devices, or"
     fix += " .*spatial=2"
     with pytest.raises(ResourceError, match=fix) as caught:
@@ -121,7 +121,7 @@ def test_a_dry_run_has_no_other_processes():
 
 
 def test_samples_that_the_run_left_out_are_left_out(tiny, tmp_path):
-    tiny.data.max_bad_samples = 1
+    tiny = change(tiny, "data.max_bad_samples=1")
     assert gather.find_inputs(tiny, tmp_path).num_samples == 12
     (tmp_path / "bad_samples.txt").write_text("003\tis cut\n")
     assert gather.find_inputs(tiny, tmp_path).num_samples == 11
@@ -131,7 +131,7 @@ def test_unreadable_samples_are_errors_unless_they_may_be_left_out(tiny, tmp_pat
     for path in (Path(tiny.data.root) / "images/train").iterdir():
         path.write_bytes(b"no picture")
     assert gather.find_inputs(tiny, tmp_path / "run").errors
-    tiny.data.max_bad_samples = 12
+    tiny = change(tiny, "data.max_bad_samples=12")
     inputs = gather.find_inputs(tiny, tmp_path / "run")
     assert not inputs.errors
     assert "max_bad_samples may leave it out" in inputs.warnings[-1]
@@ -143,19 +143,17 @@ def test_the_first_image_is_told_by_the_shares_of_its_classes():
 
 
 def test_the_estimate_divides_over_batch_and_rows(tiny):
-    def of(name, **changes):
-        config = tiny.copy_and_resolve_references()
-        config.update_from_flattened_dict(changes)
-        return estimate_lib.estimate(config, hardware.parse_hardware(name))
+    def of(name, *changes):
+        return estimate_lib.estimate(change(tiny, *changes), hardware.parse_hardware(name))
 
-    one, two, split = of("h200"), of("h200:2"), of("h200:2", **{"mesh.spatial": 2})
+    one, two, split = of("h200"), of("h200:2"), of("h200:2", "mesh.spatial=2")
     kernels = estimate_lib.kept_bytes(tiny, "gpu").kernels
     assert two.temporaries - kernels == pytest.approx((one.temporaries - kernels) / 2, abs=1)
     assert split.temporaries == two.temporaries
     assert one.collectives == {}
     assert set(two.collectives) == {"all-reduce"}
     assert set(split.collectives) == {"all-reduce", "collective-permute"}
-    assert of("h200", **{"model.remat": (1, 2, 3, 4)}).temporaries < one.temporaries
+    assert of("h200", "model.remat=1,2,3,4").temporaries < one.temporaries
 
 
 @pytest.mark.parametrize(
@@ -164,8 +162,7 @@ def test_the_estimate_divides_over_batch_and_rows(tiny):
 )
 @pytest.mark.slow
 def test_what_the_estimate_is_made_from(kind, dtype, maps, pictures, kernels):
-    config = get_config("ade20k", 50, 16)
-    config.model.dtype = dtype
+    config = change(get_config("ade20k", 50, 16), f"model.dtype={dtype}")
     kept = estimate_lib.kept_bytes(config, kind)
     assert [round(n / MIB) for n in (kept.maps, kept.pictures, kept.kernels)] == [
         maps, pictures, kernels]  # fmt: skip
@@ -174,8 +171,7 @@ def test_what_the_estimate_is_made_from(kind, dtype, maps, pictures, kernels):
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_the_estimate_is_near_the_compilers_figure(dtype, compile_run):
-    config = get_config("voc", 50, 16)
-    config.model.dtype = dtype
+    config = change(get_config("voc", 50, 16), f"model.dtype={dtype}")
     theirs = compile_run(config, "h200:8")
     ours = estimate_lib.estimate(config, hardware.parse_hardware("h200:8"))
     assert 1 / 1.5 < ours.temporaries / theirs.temporaries < 1.5
