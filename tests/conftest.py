@@ -196,8 +196,8 @@ def _configured(settings):
 
 
 @pytest.fixture(scope="session")
-def make_config():
-    """Returns make_config(*changes, dataset="folder", depth=18, output_stride=16) -> Config.
+def narrow_config():
+    """Returns narrow_config(*changes, dataset="folder", depth=18, output_stride=16) -> Config.
 
     The network is narrow, with 5 classes; changes are as "train.steps=2".
     """

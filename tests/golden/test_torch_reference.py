@@ -16,9 +16,9 @@ _DEEP = pytest.mark.parity("compiles ResNet-50; ResNet-18 is in the first tier")
 
 
 @pytest.mark.parametrize(("depth", "stride"), [(18, 8), pytest.param(50, 16, marks=_DEEP)])
-def test_network_and_loss_equal_ours(torch_reference, make_config, depth, stride):
+def test_network_and_loss_equal_ours(torch_reference, narrow_config, depth, stride):
     widths = "model.width=4", "model.head_channels=10", "model.low_level_channels=3"
-    config = make_config(
+    config = narrow_config(
         *widths, "model.aux_channels=7", "model.dtype=float64", depth=depth, output_stride=stride
     ).model
     rng = np.random.default_rng(0)

@@ -2,7 +2,6 @@
 
 import pytest
 
-from deeplab_jax import cli
 from deeplab_jax.config.recipe import load_recipe
 
 # 4 steps an epoch; saved after 3, 6, 9, 12 and evaluated after 8; so most saves are in mid-epoch.
@@ -17,18 +16,6 @@ checkpoint.every_steps = 3
 @pytest.fixture(scope="module", autouse=True)
 def _compile_quickly(compile_quickly):
     """Every module here trains."""
-
-
-@pytest.fixture
-def call():
-    """Returns call(*argv) -> exit code of a command, run in this process."""
-
-    def call(*argv):
-        with pytest.raises(SystemExit) as end:
-            cli.main([str(argument) for argument in argv])
-        return end.value.code
-
-    return call
 
 
 @pytest.fixture(scope="package")
@@ -57,6 +44,6 @@ def finished(call, memo, tiny, tmp_path_factory):
     """The work directory of the uninterrupted run; not to be changed."""
     if "finished" not in memo:
         workdir = tmp_path_factory.mktemp("finished")
-        assert call(*tiny, "--workdir", workdir) == 0
+        assert call(*tiny, "--workdir", workdir).code == 0
         memo["finished"] = workdir
     return memo["finished"]

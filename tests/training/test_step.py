@@ -95,10 +95,10 @@ IN_PARTS = f"train.gradient_accumulation={PARTS}"
 
 
 @pytest.fixture
-def narrow(make_config, compile_quickly):
+def narrow(narrow_config, compile_quickly):
     """Returns narrow(*changes) -> Config of a narrow network in float64, two groups of two."""
     fields = "model.dtype=float64", "model.dropout_rate=0", "train.batch_size=4"
-    return functools.partial(make_config, *fields, "train.loss_groups=2")
+    return functools.partial(narrow_config, *fields, "train.loss_groups=2")
 
 
 def _batch():

@@ -39,13 +39,13 @@ def test_table_recipe_trains_and_evaluates(repository, call, name, make_tree, tm
     options = [*SMALL, "--config.init.backbone=none", f"--config.data.root={root}"]
     if name in SMALLER:
         options.append("--config.model.depth=18")
-    assert call("train", "--config", recipe, "--workdir", workdir, *options) == 0
+    assert call("train", "--config", recipe, "--workdir", workdir, *options).code == 0
     log = [json.loads(line) for line in (workdir / "log.jsonl").open()]
     assert [(line["event"], line["step"]) for line in log] == [
         ("train", 1), ("train", 2), ("eval", 2), ("end", 2)
     ]  # fmt: skip
     assert all(np.isfinite(list(line.values())[2:]).all() for line in log[:2])
-    assert call("evaluate", "--checkpoint", workdir) == 0
+    assert call("evaluate", "--checkpoint", workdir).code == 0
 
     result = json.loads((workdir / "evaluation.json").read_text())
     c = load_recipe(recipe, options)
@@ -58,18 +58,19 @@ def test_table_recipe_trains_and_evaluates(repository, call, name, make_tree, tm
 
 
 def test_table_recipe_without_backbone_says_what_to_do_and_leaves_the_way_free(
-    repository, call, make_tree, tmp_path, capsys
+    repository, call, make_tree, tmp_path
 ):
     root = make_tree("voc", num_train=9, num_val=1)
     workdir = tmp_path / "run"
     recipe = repository / "configs" / "voc_r50_os8.py"
     command = ["train", "--config", recipe, "--workdir", workdir, *SMALL]
     command.append(f"--config.data.root={root}")
-    assert call(*command) == 2
-    error = capsys.readouterr().err
+    code, _, error = call(*command)
+    assert code == 2
     assert "config.init.backbone" in error
     assert "--config.init.backbone=DIR" in error
     assert "=none" in error
     # The corrected command is not refused as another configuration: its own error comes next.
-    assert call(*command, "--config.init.backbone=nowhere") == 4
-    assert "nowhere" in capsys.readouterr().err
+    outcome = call(*command, "--config.init.backbone=nowhere")
+    assert outcome.code == 4
+    assert "nowhere" in outcome.err
