@@ -251,7 +251,7 @@ def test_golden_logits_of_mmsegmentation(convert, measure, recipe, name, flags):
     _assert_golden(out, measure, name)
 
 
-@pytest.mark.slow
+@pytest.mark.slow("ResNet-101; smaller networks of every dialect are compared above")
 @pytest.mark.parametrize(("name", "row"), [("r101_d16_c21", "voc_r101_os16")])
 def test_golden_logits_of_a_table_row(convert, measure, recipe, name, row):
     code, _, err, out = convert(

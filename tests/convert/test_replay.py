@@ -108,7 +108,7 @@ def test_steps_of_two_processes_equal_pytorchs(replay, torch_reference, recipe_f
         np.testing.assert_allclose(got["model"][key], value, rtol=1e-6, atol=1e-12, err_msg=key)
 
 
-@pytest.mark.slow
+@pytest.mark.slow("minutes of ResNet-50; narrow networks are replayed above")
 @pytest.mark.parametrize("name", ["r50_d16_c21", "r50_d8_c21"])
 def test_golden_training_is_replayed(replay, measure, recipe, name):
     facts = measure.facts("train.json")[name]

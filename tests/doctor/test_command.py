@@ -317,7 +317,7 @@ def test_voc_layout_trains_by_its_proposal(make_tree, tmp_path, monkeypatch):
     assert [entry["event"] for entry in log] == ["train", "train", "eval", "end"]
 
 
-@pytest.mark.slow  # compiles a network twice more
+@pytest.mark.slow("compiles a network twice more")
 def test_public_camvid_trains_by_its_proposal(shared, tmp_path):
     as_camvid(tmp_path / "camvid", shared)
     recipe, workdir = tmp_path / "mine.py", tmp_path / "run"

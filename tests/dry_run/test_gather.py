@@ -160,7 +160,7 @@ def test_the_estimate_divides_over_batch_and_rows(tiny):
     ("kind", "dtype", "maps", "pictures", "kernels"),
     [("tpu", "bfloat16", 654, 604, 88), ("gpu", "float32", 1305, 604, 69)],
 )
-@pytest.mark.slow
+@pytest.mark.slow("traces ResNet-50 at full size")
 def test_what_the_estimate_is_made_from(kind, dtype, maps, pictures, kernels):
     config = change(get_config("ade20k", 50, 16), f"model.dtype={dtype}")
     kept = estimate_lib.kept_bytes(config, kind)
@@ -168,7 +168,7 @@ def test_what_the_estimate_is_made_from(kind, dtype, maps, pictures, kernels):
         maps, pictures, kernels]  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.slow("compiles ResNet-50 for a GPU")
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_the_estimate_is_near_the_compilers_figure(dtype, compile_run):
     config = change(get_config("voc", 50, 16), f"model.dtype={dtype}")
