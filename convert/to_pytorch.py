@@ -110,7 +110,7 @@ def to_state_dict(
 
     Args:
       where: the checkpoint, for errors.
-      variables: of a network, or of a backbone.
+      variables: a network's, or a backbone's.
       info: the checkpoint's description; a run's steps are added to its counters.
       dialect: None for the first that can hold them.
 

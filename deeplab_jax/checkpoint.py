@@ -70,7 +70,7 @@ class Info:
       counters: PyTorch's `num_batches_tracked` by path of the norm; empty where the source has
         none. A run's are from before its first step, and grow by one a step.
       step: optimiser steps done; `Saver.save` sets it.
-      metrics: of an evaluation at this step, such as {"mean_iou": 0.5}, a fraction; or None.
+      metrics: scores of an evaluation at this step, such as {"mean_iou": 0.5}, a fraction; or None.
       data: fingerprint of the training samples of a run; "" where there are none, or the run
         comes from elsewhere.
     """
@@ -142,7 +142,7 @@ class Saver:
           step: optimiser steps done, greater than that of every step saved before.
           items: pytree of arrays by item name.
           info: the description; `step` and `metrics` replace its own.
-          metrics: of an evaluation of exactly these items.
+          metrics: scores of an evaluation of exactly these items.
 
         Returns:
           False if this step was saved already, in which case nothing is done, else True.
@@ -292,7 +292,7 @@ def restore(
 
     Args:
       path: the checkpoint directory.
-      step: as for `find_step`.
+      step: a number, "latest" or "best"; see `find_step`.
       abstract: by item name, a pytree of `jax.ShapeDtypeStruct` with a sharding, on any number of
         devices. Only these items are read.
       allow_cast: convert between floating types (float32 weights for a float64 computation).
@@ -320,7 +320,7 @@ def misfits(
 ) -> list[str]:
     """Returns why `restore` would refuse, a phrase for each kind of difference; reads no array.
 
-    Args as for `restore`; no sharding is needed.
+    The arguments are those of `restore`; shardings are not needed.
 
     Raises:
       CheckpointError: the checkpoint is damaged.
@@ -340,8 +340,8 @@ def read_arrays(
 
     Args:
       path: the checkpoint directory.
-      step: as for `find_step`.
-      names: of the items.
+      step: a number, "latest" or "best"; see `find_step`.
+      names: names of the items.
 
     Raises:
       CheckpointError: an item is not there, or damaged.

@@ -18,7 +18,7 @@ def differences(
 
     Args:
       saved: trees of leaves with `shape` and `dtype`, by item.
-      wanted: likewise.
+      wanted: the same, of what is needed.
       allow_cast: floating types may differ.
     """
     old, new = _by_path(saved), _by_path(wanted)
