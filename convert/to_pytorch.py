@@ -15,6 +15,7 @@ from typing import Any
 
 from deeplab_jax import cli
 from deeplab_jax.errors import CheckpointError, ConfigError
+from deeplab_jax.utils.atomic import check_writable
 
 _EXAMPLES = """\
   deeplab convert to-pytorch --checkpoint runs/voc_r50_os16 --step best --output voc.pth
@@ -93,7 +94,7 @@ def check_output(path: str, with_optimizer: bool = False) -> None:
     if with_optimizer and Path(path).suffix == ".safetensors":
         what = "is to be a safetensors file, which holds tensors alone, and --optimizer is given"
         raise ConfigError(path, what, "end it with .pth, or leave out --optimizer")
-    cli.check_writable(Path(path), "--output")
+    check_writable(Path(path), "--output")
 
 
 def check_named(path: str) -> None:

@@ -26,6 +26,7 @@ from deeplab_jax.errors import ConfigError, DeepLabError, ReaderError, ResourceE
 
 T = TypeVar("T")
 
+LOCAL_FIELDS = ("data.root", "data.num_workers")  # configuration that may differ between hosts
 _LOST = "a host of this run ended, failed or cannot be reached"
 _SIGNS_OF_LOSS = ("Gloo", "onnection", "UNAVAILABLE", "oordination", "barrier")
 
@@ -152,7 +153,7 @@ def require_equal(facts: Mapping[str, Any]) -> None:
 @functools.cache
 def code_version() -> str:
     """Returns the package's version and a hash of its source files."""
-    root = Path(__file__).parent
+    root = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         digest.update(f"{path.relative_to(root)}\0".encode())

@@ -1,6 +1,7 @@
 """Whether every host of a run sees one directory and can write there."""
 
 import os
+import re
 import time
 import uuid
 from contextlib import suppress
@@ -13,6 +14,21 @@ from deeplab_jax.distributed import hosts
 from deeplab_jax.errors import ConfigError, shorten
 
 _PATIENCE = 10.0  # seconds until a new file must show on the other hosts
+
+
+def as_path(text: str | os.PathLike) -> Path:
+    """Returns a directory's path.
+
+    Raises:
+      ConfigError: it is an address, such as of a bucket.
+    """
+    if match := re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(text)):
+        raise ConfigError(
+            str(text),
+            f"is an address ({match[0]}), not a path",
+            "mount the bucket (gcsfuse), or use NFS or Filestore, and give the path there",
+        )
+    return Path(text)
 
 
 def check_shared(workdir: Path) -> None:

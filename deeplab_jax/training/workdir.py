@@ -3,7 +3,6 @@
 import fcntl
 import os
 import platform
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,16 +13,9 @@ from deeplab_jax import checkpoint
 from deeplab_jax import config as config_lib
 from deeplab_jax.data import Dataset
 from deeplab_jax.distributed import hosts
-from deeplab_jax.distributed.shared_dir import check_shared
+from deeplab_jax.distributed.shared_dir import as_path, check_shared
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.utils.atomic import atomic_write
-
-_FREE_ON_HOSTS = ("data.root", "data.num_workers")  # what may differ between hosts
-
-
-def is_free_on_hosts(argument: str) -> bool:
-    """Tells whether an argument `--config.KEY=VALUE` may differ between hosts."""
-    return argument.partition("=")[0].removeprefix("--config.") in _FREE_ON_HOSTS
 
 
 def agree(config: ConfigDict, workdir: str | os.PathLike) -> Path:
@@ -35,28 +27,13 @@ def agree(config: ConfigDict, workdir: str | os.PathLike) -> Path:
       ResourceError: a host cannot write there.
     """
     values = config_lib.flatten(config)
-    facts = {f"config.{k}": v for k, v in values.items() if k not in _FREE_ON_HOSTS}
+    facts = {f"config.{k}": v for k, v in values.items() if k not in hosts.LOCAL_FIELDS}
     hosts.require_equal(hosts.software() | facts)
     with hosts.sync_errors():
         config_lib.validate(config)
         path = as_path(workdir)
     check_shared(path)
     return path
-
-
-def as_path(text: str | os.PathLike) -> Path:
-    """Returns a directory's path.
-
-    Raises:
-      ConfigError: it is an address, such as of a bucket.
-    """
-    if match := re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(text)):
-        raise ConfigError(
-            str(text),
-            f"is an address ({match[0]}), not a path",
-            "mount the bucket (gcsfuse), or use NFS or Filestore, and give the path there",
-        )
-    return Path(text)
 
 
 @contextmanager
