@@ -35,10 +35,10 @@ class ImageScore(TypedDict):
 class Environment(TypedDict):
     """What computed an evaluation; null where unknown."""
 
-    packages: dict[str, str]
     device: str | None
     platform: str | None
     commit: str | None
+    packages: dict[str, str]
 
 
 class Scores(TypedDict):
