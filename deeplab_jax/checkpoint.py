@@ -23,7 +23,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 from orbax.checkpoint import v1 as ocp
 
 from deeplab_jax import config as config_lib
@@ -72,7 +71,7 @@ class Info:
     """
 
     kind: str
-    config: ConfigDict | None = None
+    config: config_lib.Config | None = None
     class_names: tuple[str, ...] = ()
     palette: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 3), np.uint8))
     counters: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -462,7 +461,7 @@ def _to_json(info: Info) -> dict[str, Any]:
     if info.kind not in KINDS:
         raise ValueError(f"`kind` must be one of {KINDS}, got {info.kind!r}.")
     fields = {field.name: getattr(info, field.name) for field in dataclasses.fields(info)}
-    fields["config"] = info.config.to_dict() if info.config is not None else None
+    fields["config"] = config_lib.to_dict(info.config) if info.config is not None else None
     # NumPy's scalars and arrays, in metrics and palette, become numbers and lists.
     return json.loads(json.dumps({"format": FORMAT, **fields}, default=lambda x: x.tolist()))
 

@@ -7,6 +7,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterable
+from pathlib import Path
 
 _CLIPPED = 80  # characters of a quoted name
 
@@ -93,6 +94,24 @@ def as_resource_error(error: Exception) -> ResourceError | None:
         fix = "use fewer pixels at once; `deeplab train --dry-run` says what lowers the need"
         return ResourceError("device", f"out of memory ({cause})", fix)
     return None
+
+
+def check_writable(path: Path, flag: str) -> None:
+    """Refuses a place where a file could not be written, before the work that makes it.
+
+    Args:
+      path: the file.
+      flag: the command's flag that names it, for the message.
+
+    Raises:
+      ResourceError: the folder is missing, or one of both is not writable.
+    """
+    fix = f"choose another {flag}, or create its folder"
+    if path.is_dir() or not path.parent.is_dir():
+        what = "is a folder" if path.is_dir() else f"there is no folder {path.parent}"
+        raise ResourceError(str(path), what, fix)
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ResourceError(str(path), "is not writable", f"choose another {flag}, or its mode")
 
 
 def shorten(names: Iterable[object], limit: int = 10) -> str:

@@ -12,7 +12,7 @@ from deeplab_jax.distributed import cluster
 from deeplab_jax.errors import ConfigError
 
 if TYPE_CHECKING:
-    from ml_collections import ConfigDict
+    from deeplab_jax.config import Config
 
 _EXAMPLES = """\
   deeplab train --config configs/camvid_r50_os16.py --config.data.root=camvid
@@ -69,7 +69,7 @@ def main(argv: list[str]) -> None:
     train(config, workdir)
 
 
-def _dry_run(config: "ConfigDict", workdir: str, target: str | None) -> None:
+def _dry_run(config: "Config", workdir: str, target: str | None) -> None:
     from deeplab_jax.dry_run import hardware
 
     if target is not None:

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 from convert import keymap
-from deeplab_jax.config import get_config
+from deeplab_jax.config import freeze, get_config
 from deeplab_jax.data import open_dataset
 from deeplab_jax.data.images import write_png_indices
 from deeplab_jax.evaluation.evaluator import Evaluator
@@ -53,7 +53,7 @@ def main() -> None:
         config = get_config("folder", args.depth, 16)
         config.model.num_classes = 11
         config.data.root = args.data if args.case == "camvid" else folder
-        measure(config, args)
+        measure(freeze(config), args)
 
 
 def draw_images(root: Path, count: int, long_side: int) -> None:

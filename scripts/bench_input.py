@@ -27,7 +27,8 @@ import cv2
 import numpy as np
 
 from deeplab_jax import config as config_lib
-from deeplab_jax.data import Dataset, SampleOrder, open_dataset, pipeline, sources, transforms
+from deeplab_jax.data import Dataset, SampleOrder, open_dataset, pipeline, transforms
+from deeplab_jax.data.sources import folder
 from deeplab_jax.errors import ConfigError, DeepLabError
 from deeplab_jax.models.preprocess import MEAN, STD, normalize
 
@@ -227,8 +228,8 @@ def draw_pictures(root: Path, number: int, seed: int = 0) -> None:
 def timed_loader(timer: Timer) -> Iterator[None]:
     """Charges the loader's functions to their stages while the block runs."""
     stages = [
-        (sources, "read_image", "image"),
-        (sources, "read_label", "mask"),
+        (folder, "read_image", "image"),
+        (folder, "read_label", "mask"),
         (transforms, "resize_label", "scale"),
         (transforms, "resize_window", "scale"),
         (transforms, "random_window", "crop"),
@@ -365,7 +366,9 @@ def main(argv: list[str] | None = None) -> None:
             draw_pictures(Path(folder), 48)
             num_classes = 21
         config.data.root = args.data or folder
-        dataset = open_dataset(config.data, num_classes, args.split or config.data.train_split)
+        dataset = open_dataset(
+            config_lib.freeze(config).data, num_classes, args.split or config.data.train_split
+        )
         measured = measure(dataset, options, args.batch_size, args.rounds)
     result = summarise(measured, args.images_per_second)
     what = args.data or "drawn pictures of VOC's size"

@@ -29,12 +29,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from deeplab_jax import cli
 from deeplab_jax.config import PUBLISHED_MIOU, get_config
 from deeplab_jax.config.recipe import apply_overrides, load_recipe
-from deeplab_jax.errors import ConfigError, DataError, DeepLabError
-from deeplab_jax.utils.atomic import atomic_write, check_writable
+from deeplab_jax.errors import ConfigError, DataError, DeepLabError, check_writable
+from deeplab_jax.utils.atomic import atomic_write
 
 if TYPE_CHECKING:
-    from ml_collections import ConfigDict
-
+    from deeplab_jax.config import Config
     from deeplab_jax.data import Dataset
 
 TOLERANCE = 0.05  # percentage points
@@ -246,7 +245,7 @@ def _measure(row: Row, job: Job, earlier: dict[str, Any] | None) -> dict[str, An
     }
 
 
-def _open(weights: Path, config: "ConfigDict") -> "Dataset":
+def _open(weights: Path, config: "Config") -> "Dataset":
     """Returns the validation set, if it and the weights are there."""
     from deeplab_jax.data import open_dataset
 
@@ -263,7 +262,7 @@ def _open(weights: Path, config: "ConfigDict") -> "Dataset":
     return dataset
 
 
-def _evaluate(row: Row, path: Path, config: "ConfigDict", dataset: "Dataset") -> dict[str, Any]:
+def _evaluate(row: Row, path: Path, config: "Config", dataset: "Dataset") -> dict[str, Any]:
     """Converts, evaluates, and returns the result and what it was computed with."""
     import jax
 

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from deeplab_jax import cli
 from deeplab_jax.errors import ConfigError, DataError, shorten
@@ -24,6 +24,7 @@ from deeplab_jax.errors import ConfigError, DataError, shorten
 if TYPE_CHECKING:
     import numpy as np
 
+    from deeplab_jax.config import Config
     from deeplab_jax.data import Dataset
 
 _PROGRAM = "python scripts/prepare_datasets.py"
@@ -349,12 +350,11 @@ def _check_mask(dataset: "Dataset", index: int) -> None:
         raise DataError(str(other), what, "use the official archives, or remove the wrong kind")
 
 
-def _config(name: str, root: Path) -> Any:
+def _config(name: str, root: Path) -> "Config":
     from deeplab_jax.config import get_config
+    from deeplab_jax.config.recipe import apply_overrides
 
-    config = get_config(name)
-    config.data.root = str(root)
-    return config
+    return apply_overrides(get_config(name), [f"--config.data.root={root}"])
 
 
 def _cache_main(argv: list[str]) -> None:
@@ -365,10 +365,10 @@ def _cache_main(argv: list[str]) -> None:
     parser.add_argument("--config.x", metavar="VALUE", help="any field, such as config.data.root")
     args, overrides = parser.parse(argv)
     from deeplab_jax.config.recipe import load_recipe
-    from deeplab_jax.data import cache
+    from deeplab_jax.data.writers.cache import write_cache
 
     config = load_recipe(args.config, overrides)
-    cache.write_cache(config.data, config.model.num_classes, Path(args.output), args.verify)
+    write_cache(config.data, config.model.num_classes, Path(args.output), args.verify)
     print(
         f"complete at {args.output}; train with --config.data.source=cache "
         f"--config.data.root={args.output}"

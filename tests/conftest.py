@@ -207,6 +207,7 @@ def saved_run(make_tree, draw_variables, tmp_path_factory):
     c.model.width, c.model.head_channels = 8, 16
     c.model.low_level_channels, c.model.aux_channels = 4, 8
     c.data.root, c.eval.resize_base = str(root), (80, 64)  # not the images' size
+    c = config.freeze(c)
     validation = open_dataset(c.data, 4, "val")
     info = checkpoint.Info(
         kind="run", config=c, class_names=validation.class_names, palette=validation.palette

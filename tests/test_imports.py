@@ -9,17 +9,101 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "deeplab_jax"
 HEAVY = ("jax", "flax", "optax", "orbax", "grain", "tensorflow_datasets", "rich", "torch")
 
+# From the bottom up: a room imports from itself and from those of earlier lines alone. A file at
+# the top of the package is a room of its own; commands, the last line, are imported by none.
+ORDER = (
+    {"errors", "utils"},
+    {"config", "models"},
+    {"data", "distributed"},
+    {"checkpoint"},
+    {"inference"},
+    {"evaluation"},
+    {"training"},
+    {"dry_run", "report", "doctor"},
+    {"cli"},
+    {"convert"},
+    {"train", "evaluate", "predict", "__main__"},
+)
+FLOOR = {room: number for number, rooms in enumerate(ORDER) for room in rooms}
+# Rooms that take less than the order would let them.
+ONLY = {
+    "models": {"errors", "utils"},
+    "distributed": {"errors", "utils", "config"},
+    "doctor": {"errors", "utils", "config", "data"},
+}
+MOST_FILES, MOST_LINES = 14, 500
 
-def imported(source):
-    """Returns the full names of all that a source file imports, also inside functions."""
-    names = set()
-    for node in ast.walk(ast.parse(source)):
+
+def imported(source, with_types=True):
+    """Returns the full names of all that a source file imports, also inside functions.
+
+    Without types, what is imported under `if TYPE_CHECKING` does not count.
+    """
+    names, nodes = set(), [ast.parse(source)]
+    while nodes:
+        node = nodes.pop()
+        is_typing = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        if is_typing and not with_types:
+            continue
+        nodes += ast.iter_child_nodes(node)
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
     return names
+
+
+def modules():
+    """Returns {full name: source} of the package's and convert's files."""
+    paths = [*PACKAGE.rglob("*.py"), *(ROOT / "convert").glob("*.py")]
+    names = (".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths)
+    return {
+        name.removesuffix(".__init__"): path.read_text()
+        for name, path in zip(names, paths, strict=True)
+    }
+
+
+def room_of(name):
+    """Returns the room that a module lies in, or None."""
+    top, _, rest = name.partition(".")
+    if name.endswith(".__main__"):
+        return "__main__"
+    room = top if top == "convert" else rest.partition(".")[0]
+    return room if top in ("convert", "deeplab_jax") and room in FLOOR else None
+
+
+def broken_lines(sources):
+    """Returns "room: module -> room" for each import that the order of rooms forbids."""
+    found = set()
+    for module, source in sources.items():
+        own = room_of(module)
+        for name in imported(source, with_types=False) if own else ():
+            other = room_of(name)
+            is_inside = other is not None and other in (own, module.split(".")[-2])
+            if other is None or is_inside:
+                continue
+            if FLOOR[other] >= FLOOR[own] or other not in ONLY.get(own, FLOOR):
+                found.add(f"{own}: {module} -> {other}")
+    return sorted(found)
+
+
+def circles(sources):
+    """Returns the modules that import themselves through others, types and functions included."""
+    graph = {}
+    for module, source in sources.items():
+        graph[module] = {
+            next((n for n in (name, name.rpartition(".")[0]) if n in sources), "")
+            for name in imported(source)
+        } - {"", module}
+    waiting = set(graph)
+    while True:  # what leads nowhere, or comes from nowhere, is in no circle
+        reached = {other for module in waiting for other in graph[module]}
+        left = {module for module in waiting if graph[module] & waiting and module in reached}
+        if left == waiting:
+            break
+        waiting = left
+    return sorted(waiting)
 
 
 def offenders(files, modules):
@@ -60,8 +144,44 @@ def test_only_tests_import_torch_or_tensorflow():
     assert offenders(files, ["torch", "tensorflow"]) == []
 
 
-def test_the_package_never_imports_convert():
-    assert offenders(PACKAGE.rglob("*.py"), ["convert"]) == []
+def test_rooms_import_from_earlier_ones_alone():
+    assert broken_lines(modules()) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("deeplab_jax.data.pipeline", "from deeplab_jax.distributed import hosts"),
+        ("deeplab_jax.models.ops", "from deeplab_jax.config import Config"),
+        ("deeplab_jax.distributed.mesh", "import deeplab_jax.models.ops"),
+        ("deeplab_jax.inference.engine", "def f():\n    from deeplab_jax.training import loop"),
+        ("deeplab_jax.doctor.rules", "from deeplab_jax import checkpoint"),
+        ("deeplab_jax.checkpoint", "from convert import keymap"),
+        ("deeplab_jax.training.loop", "from deeplab_jax.train import main"),
+    ],
+)
+def test_a_line_against_the_order_is_seen(module, line):
+    assert len(broken_lines({module: line})) == 1
+
+
+def test_types_alone_are_no_import():
+    line = "if TYPE_CHECKING:\n    from deeplab_jax.config import ModelConfig"
+    assert broken_lines({"deeplab_jax.models": line}) == []
+
+
+def test_no_module_imports_itself_through_others():
+    assert circles(modules()) == []
+    assert circles({"a": "import b", "b": "from c import x", "c": "def f():\n    import a"}) == [
+        "a", "b", "c"
+    ]  # fmt: skip
+
+
+def test_rooms_and_files_are_small():
+    folders = {path.parent for path in PACKAGE.rglob("*.py")} | {ROOT / "convert"}
+    files = {folder: list(folder.glob("*.py")) for folder in folders}
+    assert [f"{folder}" for folder, found in files.items() if len(found) > MOST_FILES] == []
+    lines = {path: path.read_text().count("\n") for found in files.values() for path in found}
+    assert [f"{path}: {count}" for path, count in lines.items() if count > MOST_LINES] == []
 
 
 def test_only_one_module_imports_orbax():
@@ -71,19 +191,12 @@ def test_only_one_module_imports_orbax():
 
 
 def test_data_needs_no_jax():
-    modules = ("jax", "flax", "optax", "deeplab_jax.models", "deeplab_jax.checkpoint")
-    assert offenders((PACKAGE / "data").rglob("*.py"), modules) == []
-
-
-def test_models_know_neither_data_nor_configuration():
-    modules = ("deeplab_jax.data", "deeplab_jax.config", "ml_collections")
-    assert offenders((PACKAGE / "models").rglob("*.py"), modules) == []
+    assert offenders((PACKAGE / "data").rglob("*.py"), ("jax", "flax", "optax")) == []
 
 
 def test_configuration_needs_ml_collections_alone():
-    names = {
-        name.split(".")[0] for name in imported((PACKAGE / "config" / "__init__.py").read_text())
-    }
+    files = (PACKAGE / "config").glob("*.py")
+    names = {name.split(".")[0] for path in files for name in imported(path.read_text())}
     assert names - sys.stdlib_module_names == {"ml_collections", "deeplab_jax"}
 
 

@@ -8,13 +8,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from deeplab_jax.config import flatten, get_config, unknown_key, validate
+from deeplab_jax.config.forms import flatten, from_flat, unknown_key
+from deeplab_jax.config.schema import Config, fields
 from deeplab_jax.errors import ConfigError, shorten
 
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 
-def load_recipe(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
+def load_recipe(path: str, overrides: Sequence[str] = ()) -> Config:
     """Returns the checked configuration of a recipe file.
 
     Args:
@@ -44,39 +45,32 @@ def load_recipe(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     fix = "return what deeplab_jax.config.get_config(...) returns"
     if not isinstance(config, ConfigDict):
         raise ConfigError(str(path), f"get_config() returns {type(config).__name__}", fix)
-    missing = flatten(get_config("folder")).keys() - flatten(config).keys()
+    missing = fields().keys() - flatten(config).keys()
     if missing:
         raise ConfigError(str(path), f"its configuration lacks {shorten(missing)}", fix)
-    config.name = file.stem
-    return apply_overrides(config, overrides)
+    return apply_overrides(config, [f"--config.name={file.stem}", *overrides])
 
 
-def apply_overrides(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
-    """Sets fields of `config` in place, checks it, and returns it.
+def apply_overrides(config: Config | ConfigDict, overrides: Sequence[str]) -> Config:
+    """Returns the checked configuration after changes.
 
     Args:
-      config: with every field of `deeplab_jax.config.get_config`.
+      config: with every field of `schema.Config`.
       overrides: "--config.section.field=value"; values are typed like the field. Tuples are
         written 512,1024.
 
     Raises:
-      ConfigError: there is no such field, a value has the wrong type, or `validate` refuses.
+      ConfigError: there is no such field, a value has the wrong type, or it cannot be used.
     """
-    known = flatten(config)
+    values = flatten(config)
     for override in overrides:
         name, has_value, text = override.removeprefix("--config.").partition("=")
-        if name not in known:
-            raise unknown_key(name, known)
+        if name not in values:
+            raise unknown_key(name, values)
         if not has_value:
             raise ConfigError(override, "has no value", f"write {override}=VALUE")
-        *path, leaf = name.split(".")
-        node = config
-        for part in path:
-            node = node[part]
-        with node.ignore_type():  # tuples of another length or element type are checked below
-            node[leaf] = _parse(name, text, known[name])
-    validate(config)
-    return config
+        values[name] = _parse(name, text, values[name])
+    return from_flat(values)
 
 
 def _parse(name: str, text: str, current: Any) -> Any:

@@ -9,9 +9,9 @@ import re
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from deeplab_jax.config import LABEL_IDS
+from deeplab_jax.config import LABEL_IDS, DataConfig
 from deeplab_jax.errors import DataError, clip
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
@@ -52,7 +52,7 @@ class Layout(NamedTuple):
     id_suffix: str = ""
 
 
-def find_layout(data_config: Any, split: str) -> Layout:
+def find_layout(data_config: DataConfig, split: str) -> Layout:
     """Returns the layout of a split.
 
     Args:
@@ -78,7 +78,8 @@ def find_layout(data_config: Any, split: str) -> Layout:
             id_suffix="_leftImg8bit",
         )
     images, masks, list_file = (
-        data_config[key].replace("{split}", split) for key in ("images", "masks", "split_file")
+        getattr(data_config, key).replace("{split}", split)
+        for key in ("images", "masks", "split_file")
     )
     return Layout(
         images,
@@ -97,7 +98,7 @@ def _raise(fault: DataError) -> None:
 
 
 def find_files(
-    data_config: Any, split: str, on_fault: Callable[[DataError], None] = _raise
+    data_config: DataConfig, split: str, on_fault: Callable[[DataError], None] = _raise
 ) -> Files:
     """Returns the files of a split; whether they are complete is the caller's to judge.
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from deeplab_jax.config import IGNORE_INDEX, TRAIN_IDS
+from deeplab_jax.config import IGNORE_INDEX, TRAIN_IDS, DataConfig
 from deeplab_jax.data.classes import CLASS_NAMES, PALETTES, colormap
 from deeplab_jax.errors import ConfigError, DataError
 
@@ -34,7 +34,7 @@ class Classes(NamedTuple):
     ignored_colors: np.ndarray
 
 
-def label_map(data_config: Any, num_classes: int) -> np.ndarray:
+def label_map(data_config: DataConfig, num_classes: int) -> np.ndarray:
     """Returns int16 (65536,): the class of each mask value, 255 for ignored, -1 for invalid.
 
     Args:
@@ -61,7 +61,7 @@ def label_map(data_config: Any, num_classes: int) -> np.ndarray:
     return classes
 
 
-def open_classes(data_config: Any, num_classes: int) -> Classes:
+def open_classes(data_config: DataConfig, num_classes: int) -> Classes:
     """Returns the classes of the data set that the configuration names.
 
     Args:
@@ -80,7 +80,7 @@ def open_classes(data_config: Any, num_classes: int) -> Classes:
         source, classes = str(path), read_classes(path)
         own = {"class_names": classes.names, "class_colors": tuple(classes.palette.ravel())}
         for key, values in own.items():
-            if data_config[key] and tuple(data_config[key]) != values:
+            if getattr(data_config, key) and getattr(data_config, key) != values:
                 what = f"its values differ from those of {path}"
                 raise ConfigError(f"config.data.{key}", what, "keep one of the two")
     else:

@@ -1,12 +1,11 @@
 """The one way to a data set: `open_dataset` chooses the source that the configuration names."""
 
-from typing import Any
-
+from deeplab_jax.config import DataConfig
 from deeplab_jax.data.dataset import Dataset
 from deeplab_jax.data.sources.folder import open_folder
 
 
-def open_dataset(data_config: Any, num_classes: int, split: str) -> Dataset:
+def open_dataset(data_config: DataConfig, num_classes: int, split: str) -> Dataset:
     """Returns a split of the data set that the configuration names, all its files found.
 
     Args:

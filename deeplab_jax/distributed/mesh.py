@@ -8,9 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from ml_collections import ConfigDict
 
-from deeplab_jax.config import nearest_multiple
+from deeplab_jax.config import Config, nearest_multiple
 from deeplab_jax.errors import ConfigError
 
 DATA_AXIS = "data"  # splits the batch
@@ -34,7 +33,7 @@ def make_mesh(
     return _mesh((_check_shape(batch_size, len(devices), spatial), spatial), devices)
 
 
-def mesh_of(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def mesh_of(config: Config, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Returns the mesh of a run, over all devices or those given.
 
     Raises:
@@ -50,7 +49,7 @@ def _mesh(shape: tuple[int, int], devices: Sequence[jax.Device]) -> Mesh:
     return jax.make_mesh(shape, axes, axis_types=kinds, devices=devices)
 
 
-def mesh_shape(config: ConfigDict, num_devices: int) -> tuple[int, int]:
+def mesh_shape(config: Config, num_devices: int) -> tuple[int, int]:
     """Returns the sizes (data, spatial) of the mesh of a run over so many devices.
 
     Raises:

@@ -4,12 +4,12 @@ import os
 import re
 import time
 import uuid
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import jax
 
-from deeplab_jax import checkpoint
 from deeplab_jax.distributed import hosts
 from deeplab_jax.errors import ConfigError, shorten
 
@@ -31,8 +31,12 @@ def as_path(text: str | os.PathLike) -> Path:
     return Path(text)
 
 
-def check_shared(workdir: Path) -> None:
+def check_shared(workdir: Path, folders: Sequence[Path] = ()) -> None:
     """Refuses a directory that not every host sees and can write to; leaves nothing there.
+
+    Args:
+      workdir: created for the test if it is missing.
+      folders: below it; those that exist must be writable for all as well.
 
     Raises:
       ConfigError: names the hosts that do not see it.
@@ -50,7 +54,7 @@ def check_shared(workdir: Path) -> None:
         seen = hosts.all_gather([hosts.name(), str(workdir.absolute()), _appears(token)])
         if all(is_seen for *_, is_seen in seen):
             with hosts.sync_errors():
-                for folder in (workdir, checkpoint.folder_of(workdir)):
+                for folder in (workdir, *folders):
                     if folder.is_dir():
                         own = folder / f"{token.name}-{jax.process_index()}"
                         own.touch()

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from deeplab_jax import cli
-from deeplab_jax.errors import ConfigError, DataError
-from deeplab_jax.utils.atomic import check_writable
+from deeplab_jax.errors import ConfigError, DataError, check_writable
 
 _EXAMPLES = """\
   deeplab doctor --data photos/

@@ -1,14 +1,14 @@
 """All that is known of a data set once each of its files was opened."""
 
+import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
-from deeplab_jax.config import get_config
+from deeplab_jax.config import Config, DataConfig, freeze, get_config
 from deeplab_jax.data.classes import CLASS_NAMES
 from deeplab_jax.data.files import find_files, find_layout
 from deeplab_jax.data.images import read_size
@@ -48,7 +48,7 @@ class Survey:
     """
 
     root: Path
-    data: Any
+    data: DataConfig
     facts: list[Facts]
     splits: tuple[str, ...]
     values: Values
@@ -76,7 +76,7 @@ class Survey:
         return counts
 
 
-def survey_recipe(config: Any, watch: Watch) -> Survey:
+def survey_recipe(config: Config, watch: Watch) -> Survey:
     """Returns what a recipe's own data holds, masks read as the recipe says.
 
     Args:
@@ -106,9 +106,8 @@ def survey_folder(layout: Layout, watch: Watch) -> Survey:
     Raises:
       DataError: `classes.json` cannot be used.
     """
-    data = get_config(layout.fields["dataset"]).data
-    with data.unlocked():
-        data.update({"root": str(layout.root), **layout.fields})
+    recipe = freeze(get_config(layout.fields["dataset"]))
+    data = dataclasses.replace(recipe.data, root=str(layout.root), **layout.fields)
     if data.dataset in CLASS_NAMES:
         return _survey(
             data, layout.splits, open_classes(data, len(CLASS_NAMES[data.dataset])), watch
@@ -118,11 +117,11 @@ def survey_folder(layout: Layout, watch: Watch) -> Survey:
     if path.is_file():
         classes = read_classes(path)
         if _holds_colors(data, layout.splits[0]):
-            data.mask_format = "color"
+            data = dataclasses.replace(data, mask_format="color")
     return _survey(data, layout.splits, classes, watch, is_certain=data.mask_format == "color")
 
 
-def _holds_colors(data: Any, split: str) -> bool:
+def _holds_colors(data: DataConfig, split: str) -> bool:
     """Tells whether the first mask that can be opened is one of colours."""
     try:
         paths = find_files(data, split).masks.values()
@@ -139,7 +138,7 @@ def _holds_colors(data: Any, split: str) -> bool:
 
 
 def _survey(
-    data: Any,
+    data: DataConfig,
     splits: tuple[str, ...],
     classes: Classes | None,
     watch: Watch,
@@ -170,7 +169,7 @@ def _survey(
 
 
 def _find_samples(
-    data: Any, splits: Sequence[str]
+    data: DataConfig, splits: Sequence[str]
 ) -> tuple[list[Sample], Counter[str], list[Finding]]:
     """Returns the samples of all splits, the suffixes of other files, and what is wrong so far."""
     samples, faults = [], []

@@ -13,8 +13,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
+from deeplab_jax.config import Config
 from deeplab_jax.distributed import mesh as mesh_lib
 from deeplab_jax.training.state import abstract_state
 from deeplab_jax.training.step import make_train_step
@@ -67,7 +67,7 @@ class Program:
 
 
 def step_program(
-    config: ConfigDict, devices: Sequence[jax.Device], options: Mapping[str, Any] | None = None
+    config: Config, devices: Sequence[jax.Device], options: Mapping[str, Any] | None = None
 ) -> Program:
     """Compiles the training step of a run and reads the program.
 
@@ -82,7 +82,7 @@ def step_program(
     return compile_program(lower_step(config, devices), options)
 
 
-def lower_step(config: ConfigDict, devices: Sequence[jax.Device]) -> jax.stages.Lowered:
+def lower_step(config: Config, devices: Sequence[jax.Device]) -> jax.stages.Lowered:
     """Returns the training step of a run, traced for the devices.
 
     Raises:
@@ -102,7 +102,7 @@ def compile_program(
     return read_program(compiled, time.perf_counter() - began)
 
 
-def abstract_arguments(config: ConfigDict) -> tuple[Any, ...]:
+def abstract_arguments(config: Config) -> tuple[Any, ...]:
     """Returns shapes and types of the training step's state, image, label and box."""
     batch, (height, width) = config.train.batch_size, config.data.crop_size
     image = jax.ShapeDtypeStruct((batch, height, width, 3), jnp.uint8)

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.extend import core
-from ml_collections import ConfigDict
 
+from deeplab_jax.config import Config
 from deeplab_jax.distributed import mesh as mesh_lib
 from deeplab_jax.dry_run.flops import subprograms
 from deeplab_jax.dry_run.hardware import Hardware
@@ -72,7 +72,7 @@ class Estimate:
         return self.arguments + self.temporaries
 
 
-def estimate(config: ConfigDict, target: Hardware) -> Estimate:
+def estimate(config: Config, target: Hardware) -> Estimate:
     """Estimates what a training step of a run needs of each device of a target.
 
     Args:
@@ -110,7 +110,7 @@ def sizes(state: dict[str, Any]) -> dict[str, int]:
     }
 
 
-def kept_bytes(config: ConfigDict, kind: str) -> Kept:
+def kept_bytes(config: Config, kind: str) -> Kept:
     """Returns what the forward pass of a training step keeps, on a "gpu" or "tpu".
 
     Masks are left out: compilers find them again from what they were made of.
@@ -131,7 +131,7 @@ def kept_bytes(config: ConfigDict, kind: str) -> Kept:
     return Kept(groups["maps"] // _TRACED, groups["pictures"] // _TRACED, groups["kernels"])
 
 
-def _group(config: ConfigDict, array: Any) -> str:
+def _group(config: Config, array: Any) -> str:
     if array.ndim < 3 or array.shape[0] != _TRACED:
         return "kernels"
     is_input = array.shape[-1] == 3
@@ -139,7 +139,7 @@ def _group(config: ConfigDict, array: Any) -> str:
     return "pictures" if is_picture else "maps"
 
 
-def _loss(config: ConfigDict, kind: str) -> tuple[Any, tuple[Any, ...]]:
+def _loss(config: Config, kind: str) -> tuple[Any, tuple[Any, ...]]:
     """Returns the training loss of a few images, and shapes and types of its arguments."""
     loss = make_loss(build_model(config.model, kind), config.train.aux_weight, use_dropout=True)
     state = abstract_state(config)
@@ -151,7 +151,7 @@ def _loss(config: ConfigDict, kind: str) -> tuple[Any, tuple[Any, ...]]:
     return loss, (state["params"], state["batch_stats"], (images, labels, weights), key)
 
 
-def _sums(config: ConfigDict, is_split: bool) -> tuple[int, int]:
+def _sums(config: Config, is_split: bool) -> tuple[int, int]:
     """Returns how many all-reduces of how many bytes: gradients, and statistics of the norms.
 
     Args:
@@ -169,7 +169,7 @@ def _sums(config: ConfigDict, is_split: bool) -> tuple[int, int]:
     return round(_SUMS_PER_NORM * norms), size
 
 
-def _halos(config: ConfigDict, kind: str, data: int, spatial: int) -> tuple[int, int]:
+def _halos(config: Config, kind: str, data: int, spatial: int) -> tuple[int, int]:
     """Returns how many permutes of how many bytes: the rows that bands need of their neighbours."""
     loss, arguments = _loss(config, kind)
     program = jax.make_jaxpr(jax.grad(loss, has_aux=True))(*arguments).jaxpr

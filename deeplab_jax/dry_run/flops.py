@@ -12,8 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.extend import core
-from ml_collections import ConfigDict
 
+from deeplab_jax.config import Config
 from deeplab_jax.models import build_model, init_variables
 
 PARTS = ("stem", "layer1", "layer2", "layer3", "layer4", "ASPP branches", "ASPP merge", "decoder",
@@ -23,7 +23,7 @@ _HEADS = {"classifier": "classifier", "aux_head": "auxiliary head",
           "aux_classifier": "auxiliary head", "decoder": "decoder"}  # fmt: skip
 
 
-def count_macs(config: ConfigDict) -> dict[str, int]:
+def count_macs(config: Config) -> dict[str, int]:
     """Returns {part: multiply-adds of one training image, forward}, as `PARTS` are ordered."""
     model = build_model(config.model).clone(remat=())  # whose blocks' names are not in its program
     variables = jax.eval_shape(lambda: init_variables(model, 0))
@@ -35,7 +35,7 @@ def count_macs(config: ConfigDict) -> dict[str, int]:
     return macs
 
 
-def step_macs(config: ConfigDict, macs: dict[str, int]) -> int:
+def step_macs(config: Config, macs: dict[str, int]) -> int:
     """Returns the multiply-adds of a training step.
 
     Args:
@@ -47,7 +47,7 @@ def step_macs(config: ConfigDict, macs: dict[str, int]) -> int:
     return image * config.train.batch_size
 
 
-def count_parameters(config: ConfigDict) -> dict[str, int]:
+def count_parameters(config: Config) -> dict[str, int]:
     """Returns {part: parameters}, as `PARTS` are ordered."""
     model = build_model(config.model)
     params = jax.eval_shape(lambda: init_variables(model, 0))["params"]

@@ -14,9 +14,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from deeplab_jax import checkpoint
+from deeplab_jax.config import Config
 from deeplab_jax.data import Dataset, TrainBatch, open_dataset
 from deeplab_jax.distributed import mesh as mesh_lib
 from deeplab_jax.dry_run import estimate as estimate_lib
@@ -112,7 +112,7 @@ class Facts:
       workdir: of the run.
     """
 
-    config: ConfigDict
+    config: Config
     target: str
     num_devices: int
     mesh: tuple[int, int]
@@ -132,7 +132,7 @@ class Facts:
         return (*_misfits(self), *self.inputs.errors)
 
 
-def dry_run(config: ConfigDict, workdir: str, target: str | None) -> None:
+def dry_run(config: Config, workdir: str, target: str | None) -> None:
     """Prints what a run computes, needs and reads; writes nothing.
 
     Args:
@@ -151,7 +151,7 @@ def dry_run(config: ConfigDict, workdir: str, target: str | None) -> None:
         raise error
 
 
-def gather(config: ConfigDict, workdir: str, target: str | None) -> Facts:
+def gather(config: Config, workdir: str, target: str | None) -> Facts:
     """Returns the facts of a run.
 
     Raises:
@@ -203,7 +203,7 @@ def _as_target(devices: Sequence[Any]) -> hardware.Hardware:
     return hardware.Hardware(name, kind, len(devices), (statistics or {}).get("bytes_limit"))
 
 
-def _inputs(config: ConfigDict, path: Path) -> Inputs:
+def _inputs(config: Config, path: Path) -> Inputs:
     """Looks at all that the run would, and goes on after an error."""
     errors: list[DeepLabError] = []
     data, classes = config.data, config.model.num_classes
@@ -243,13 +243,13 @@ def _attempt(errors: list[DeepLabError], function: Any, *arguments: Any) -> Any:
         return None
 
 
-def _first_batch(config: ConfigDict, dataset: Dataset, plan: Plan) -> TrainBatch:
+def _first_batch(config: Config, dataset: Dataset, plan: Plan) -> TrainBatch:
     """Returns all rows of step 0, which threads read whatever the number of workers."""
     rows = range(config.train.batch_size)
     return next(read_batches(config, dataset, plan, range(1), rows, num_workers=0))
 
 
-def _rates(config: ConfigDict, total: int) -> tuple[float, ...]:
+def _rates(config: Config, total: int) -> tuple[float, ...]:
     if not total:
         return ()
     _, schedule = build_optimizer(config.train, total)
@@ -258,7 +258,7 @@ def _rates(config: ConfigDict, total: int) -> tuple[float, ...]:
 
 
 def _memory(
-    config: ConfigDict, goal: hardware.Hardware, devices: Sequence[Any], is_here: bool
+    config: Config, goal: hardware.Hardware, devices: Sequence[Any], is_here: bool
 ) -> Memory:
     """Returns what a device must hold, by the compiler where it is installed."""
     usable = _usable(goal, is_here)
@@ -282,7 +282,7 @@ def _memory(
 
 
 def _compile(
-    config: ConfigDict, goal: hardware.Hardware, devices: Sequence[Any], is_here: bool
+    config: Config, goal: hardware.Hardware, devices: Sequence[Any], is_here: bool
 ) -> Program:
     try:
         return step_program(config, devices, {} if is_here else hardware.compiler_options(goal))
@@ -333,7 +333,7 @@ def _misfits(facts: Facts) -> list[ResourceError]:
     return found
 
 
-def advice(config: ConfigDict) -> str:
+def advice(config: Config) -> str:
     """Returns what makes a step need less memory, and has not been done."""
     model, parts = config.model, config.train.gradient_accumulation
     ways = []

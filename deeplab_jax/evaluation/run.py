@@ -10,16 +10,17 @@ import jax
 import numpy as np
 
 from deeplab_jax.checkpoint import find_step
+from deeplab_jax.config import to_dict
 from deeplab_jax.data import Dataset, open_dataset
 from deeplab_jax.distributed import hosts
 from deeplab_jax.distributed.replicas import checksum
 from deeplab_jax.distributed.shared_dir import as_path
+from deeplab_jax.errors import check_writable
 from deeplab_jax.evaluation import metrics
 from deeplab_jax.evaluation.evaluator import EvalResult, Evaluator
 from deeplab_jax.evaluation.summary import Evaluation, environment
 from deeplab_jax.inference.protocol import read_protocol
 from deeplab_jax.inference.segmenter import Segmenter, load
-from deeplab_jax.utils.atomic import check_writable
 from deeplab_jax.utils.progress import counting
 
 NUMBERS = "evaluation.json"  # of a checkpoint, in its directory
@@ -112,7 +113,7 @@ def _write(
         "split": dataset.split,
         **result.summary(),
         "overrides": list(overrides),
-        "config": segmenter.config.to_dict(),
+        "config": to_dict(segmenter.config),
         "environment": environment(),
     }
     file.write_text(json.dumps(content, indent=1) + "\n")

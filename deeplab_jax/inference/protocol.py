@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from ml_collections import ConfigDict
 from numpy.typing import DTypeLike
 
+from deeplab_jax.config import EvalConfig
 from deeplab_jax.inference.buckets import Size
 from deeplab_jax.models.preprocess import normalize
 
@@ -142,12 +142,12 @@ class EvalProtocol:
 TABLE = EvalProtocol()  # of the published numbers
 
 
-def read_protocol(eval_config: ConfigDict) -> EvalProtocol:
+def read_protocol(eval_config: EvalConfig) -> EvalProtocol:
     """Returns the protocol of a checked `config.eval`."""
     return EvalProtocol(
         eval_config.mode,
-        tuple(eval_config.crop_size),
-        tuple(eval_config.stride),
+        eval_config.crop_size,
+        eval_config.stride,
         tuple(map(float, eval_config.scales)),
         eval_config.flip,
         eval_config.softmax_first,

@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import SingleDeviceSharding
-from ml_collections import ConfigDict
 
 from deeplab_jax import checkpoint
 from deeplab_jax.checkpoint import EVAL_ITEMS
+from deeplab_jax.config import Config
 from deeplab_jax.config.recipe import apply_overrides
 from deeplab_jax.data import workers
 from deeplab_jax.data.images import read_image, read_size
@@ -64,7 +64,7 @@ class Segmenter:
       variables: {"params", "batch_stats"}, on one device.
     """
 
-    def __init__(self, path: Path, info: checkpoint.Info, config: ConfigDict, variables: Variables):
+    def __init__(self, path: Path, info: checkpoint.Info, config: Config, variables: Variables):
         self.path = path
         self.step = info.step
         self.config = config

@@ -1,6 +1,6 @@
 """The network: a dilated ResNet under ASPP and a decoder."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,9 @@ import jax.numpy as jnp
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.models.deeplabv3plus import DeepLabV3Plus, Output
 from deeplab_jax.models.layers import ComputePolicy, fold_batch_norm
+
+if TYPE_CHECKING:
+    from deeplab_jax.config import ModelConfig
 
 __all__ = [
     "ComputePolicy",
@@ -19,7 +22,7 @@ __all__ = [
 ]
 
 
-def build_model(model: Any, platform: str | None = None) -> DeepLabV3Plus:
+def build_model(model: "ModelConfig", platform: str | None = None) -> DeepLabV3Plus:
     """Builds the network that `config.model` describes.
 
     Args:
@@ -39,12 +42,12 @@ def build_model(model: Any, platform: str | None = None) -> DeepLabV3Plus:
         num_classes=model.num_classes,
         depth=model.depth,
         output_stride=model.output_stride,
-        atrous_rates=tuple(model.atrous_rates),
+        atrous_rates=model.atrous_rates,
         policy=policy,
         width=model.width,
         stem=model.stem,
-        multi_grid=tuple(model.multi_grid),
-        remat=tuple(model.remat),
+        multi_grid=model.multi_grid,
+        remat=model.remat,
         head_channels=model.head_channels,
         low_level_channels=model.low_level_channels,
         aux_channels=model.aux_channels,

@@ -8,8 +8,7 @@
 from pathlib import Path
 
 from deeplab_jax import cli
-from deeplab_jax.errors import ConfigError
-from deeplab_jax.utils.atomic import check_writable
+from deeplab_jax.errors import ConfigError, check_writable
 
 _EXAMPLES = """\
   deeplab report runs/camvid_r50_os16

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from deeplab_jax.config import Config, to_dict
 from deeplab_jax.evaluation.summary import Evaluation
 from deeplab_jax.report import plots, reading
 from deeplab_jax.report.colors import safe_palette
@@ -33,7 +34,7 @@ class PageContent(NamedTuple):
     """
 
     evaluation: Evaluation
-    config: ConfigDict
+    config: Config
     log: reading.Log
     palette: np.ndarray
     pictures: Sequence[Picture]
@@ -243,14 +244,19 @@ def _smooth(points: Sequence[plots.Point]) -> list[plots.Point]:
     return smoothed
 
 
-def _config(config: ConfigDict) -> Html:
+def _config(config: Config) -> Html:
     recipe, changed = reading.departures(config)
     text = f"What departs from {recipe}:"
     rows = [[d.key, tag("code", d.here), tag("code", d.recipe)] for d in changed]
     differing = table(
         ["Field", "Here", "There"], rows, "Fields that depart from the recipe", "wrap"
     )
-    whole = tag("pre", config.to_yaml(), tabindex=0, aria_label="The whole configuration")
+    whole = tag(
+        "pre",
+        ConfigDict(to_dict(config)).to_yaml(),
+        tabindex=0,
+        aria_label="The whole configuration",
+    )
     details = tag("details", tag("summary", "The whole configuration"), whole)
     return join([tag("p", text), differing if rows else tag("p", "Nothing."), details])
 

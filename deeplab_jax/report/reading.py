@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ml_collections import ConfigDict
-
 from deeplab_jax import config as config_lib
 from deeplab_jax.evaluation.summary import Evaluation
 from deeplab_jax.report.html import percent
@@ -111,7 +109,7 @@ class Departure(NamedTuple):
     here: object
 
 
-def departures(config: ConfigDict) -> tuple[str, list[Departure]]:
+def departures(config: config_lib.Config) -> tuple[str, list[Departure]]:
     """Returns the recipe's description, and the fields of `config` that differ from it.
 
     The recipe is `get_config` for this data set, depth and output stride.

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from deeplab_jax import checkpoint
+from deeplab_jax.config import Config
 from deeplab_jax.errors import CheckpointError, ConfigError, shorten
 from deeplab_jax.models import build_model, init_variables
 from deeplab_jax.training.state import State
@@ -17,7 +17,7 @@ from deeplab_jax.training.state import State
 _CLASSIFIERS = ("aux_classifier", "classifier")  # what config.init.head=skip leaves as drawn
 
 
-def check_init(config: ConfigDict, class_names: Sequence[str]) -> list[str]:
+def check_init(config: Config, class_names: Sequence[str]) -> list[str]:
     """Refuses a start that cannot be made; reads no array and compiles nothing.
 
     Args:
@@ -47,7 +47,7 @@ def check_init(config: ConfigDict, class_names: Sequence[str]) -> list[str]:
     return []
 
 
-def _check_checkpoint(config: ConfigDict, class_names: Sequence[str]) -> list[str]:
+def _check_checkpoint(config: Config, class_names: Sequence[str]) -> list[str]:
     path, is_skipped = config.init.checkpoint, config.init.head == "skip"
     info = checkpoint.read_info(path)
     if info.kind == "backbone" or info.config is None:
@@ -72,7 +72,7 @@ def _check_checkpoint(config: ConfigDict, class_names: Sequence[str]) -> list[st
     ]
 
 
-def load_init(state: State, config: ConfigDict) -> State:
+def load_init(state: State, config: Config) -> State:
     """Returns `state` with what the configuration names in place of drawn weights.
 
     Raises:
@@ -84,7 +84,7 @@ def load_init(state: State, config: ConfigDict) -> State:
     return state if backbone == "none" else load_backbone(state, backbone)
 
 
-def load_checkpoint(state: State, config: ConfigDict) -> State:
+def load_checkpoint(state: State, config: Config) -> State:
     """Returns `state` with a network's weights and statistics, and says which; the rest stays.
 
     Raises:
@@ -125,7 +125,7 @@ def load_backbone(state: State, path: str) -> State:
     return state | {name: state[name] | {"backbone": loaded[name]} for name in loaded}
 
 
-def _wanted(config: ConfigDict, info: checkpoint.Info) -> dict[str, Any]:
+def _wanted(config: Config, info: checkpoint.Info) -> dict[str, Any]:
     """Returns shapes and types that the checkpoint must have, classifiers included.
 
     With head=skip those are of its own number of classes: they are read, and left out after.

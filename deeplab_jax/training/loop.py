@@ -18,9 +18,9 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from deeplab_jax import checkpoint
+from deeplab_jax.config import Config
 from deeplab_jax.data import Dataset, open_dataset
 from deeplab_jax.distributed import hosts
 from deeplab_jax.distributed import mesh as mesh_lib
@@ -42,7 +42,7 @@ from deeplab_jax.training.step import make_train_step
 _FAILED = 255  # a host's vote to save and end, as it cannot go on; others are signals' numbers
 
 
-def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
+def train(config: Config, workdir: str | Path) -> dict[str, Any]:
     """Trains until the plan is done, continuing what `workdir` already holds.
 
     Which samples, augmentation and dropout a step sees is a function of (seed, step); so an
@@ -80,7 +80,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
             return run.go(state, stop)
 
 
-def _begin(config: ConfigDict, workdir: str | Path, held: ExitStack) -> tuple["Run", State]:
+def _begin(config: Config, workdir: str | Path, held: ExitStack) -> tuple["Run", State]:
     """Returns the run and its state where it starts; what is wrong with either is raised here.
 
     Args:
@@ -123,7 +123,7 @@ def _begin(config: ConfigDict, workdir: str | Path, held: ExitStack) -> tuple["R
     return run, state
 
 
-def _open_data(config: ConfigDict, workdir: Path) -> tuple[Dataset, Dataset, bool]:
+def _open_data(config: Config, workdir: Path) -> tuple[Dataset, Dataset, bool]:
     """Returns both splits, and whether the run has begun: the same on all hosts."""
     data, num_classes = config.data, config.model.num_classes
     with hosts.sync_errors():
@@ -145,7 +145,7 @@ class Run:
 
     def __init__(
         self,
-        config: ConfigDict,
+        config: Config,
         workdir: Path,
         plan: Plan,
         mesh: Mesh,
@@ -349,7 +349,7 @@ def is_evaluation_owed(workdir: Path, plan: Plan, start: int) -> bool:
     return is_due and checkpoint.read_info(workdir).metrics is None
 
 
-def restore_or_init(config: ConfigDict, workdir: Path, plan: Plan, mesh: Mesh) -> State:
+def restore_or_init(config: Config, workdir: Path, plan: Plan, mesh: Mesh) -> State:
     """Returns the state of the latest saved step, or that before the first.
 
     Raises:
@@ -381,7 +381,7 @@ def restore_or_init(config: ConfigDict, workdir: Path, plan: Plan, mesh: Mesh) -
     return load_init(state, config)
 
 
-def warnings(config: ConfigDict) -> list[str]:
+def warnings(config: Config) -> list[str]:
     """Returns what is legal but probably not meant."""
     stride = config.model.output_stride
     height, width = (-(-side // stride) for side in config.data.crop_size)

@@ -2,7 +2,8 @@
 
 import jax.numpy as jnp
 import optax
-from ml_collections import ConfigDict
+
+from deeplab_jax.config import TrainConfig
 
 
 def poly_schedule(lr: float, min_lr: float, power: float, total_steps: int) -> optax.Schedule:
@@ -16,7 +17,7 @@ def poly_schedule(lr: float, min_lr: float, power: float, total_steps: int) -> o
 
 
 def build_optimizer(
-    train: ConfigDict, total_steps: int
+    train: TrainConfig, total_steps: int
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """Builds the optimiser of the table.
 

@@ -3,9 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ml_collections import ConfigDict
-
-from deeplab_jax import config as config_lib
+from deeplab_jax.config import Config
 from deeplab_jax.data import Dataset, TrainBatch, train_batches
 from deeplab_jax.errors import DataError
 
@@ -28,23 +26,34 @@ class Plan:
         return step % self.save_every == 0 or self.is_eval_due(step)
 
 
-def make_plan(config: ConfigDict, num_samples: int) -> Plan:
+def steps_per_epoch(config: Config, num_samples: int) -> int:
+    """Returns floor(ceil(N / P) / (B / P)), P the loss groups (spec section 5)."""
+    groups = config.train.loss_groups
+    return -(-num_samples // groups) // (config.train.batch_size // groups)
+
+
+def total_steps(config: Config, num_samples: int) -> int:
+    """Returns the number of optimiser steps of the whole run: T of the schedule."""
+    return config.train.steps or config.train.epochs * steps_per_epoch(config, num_samples)
+
+
+def make_plan(config: Config, num_samples: int) -> Plan:
     """Returns the plan of a run over `num_samples` training images.
 
     Raises:
       DataError: they are fewer than one batch.
     """
-    per_epoch = config_lib.steps_per_epoch(config, num_samples)
+    per_epoch = steps_per_epoch(config, num_samples)
     if per_epoch < 1:
         what = f"{num_samples} images do not fill one batch of {config.train.batch_size}"
         raise DataError(str(config.data.root), what, "lower config.train.batch_size")
-    total = config_lib.total_steps(config, num_samples)
+    total = total_steps(config, num_samples)
     save_every = config.checkpoint.every_steps or per_epoch
     return Plan(total, per_epoch, save_every, config.eval.every_epochs * per_epoch)
 
 
 def read_batches(
-    config: ConfigDict,
+    config: Config,
     dataset: Dataset,
     plan: Plan,
     steps: range,
@@ -61,8 +70,8 @@ def read_batches(
         start=steps.start,
         stop=steps.stop,
         rows=rows,
-        crop_size=tuple(data.crop_size),
-        resize_base=tuple(data.resize_base),
-        scale_range=tuple(data.scale_range),
+        crop_size=data.crop_size,
+        resize_base=data.resize_base,
+        scale_range=data.scale_range,
         num_workers=num_workers,
     )

@@ -13,9 +13,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from ml_collections import ConfigDict
 
 from deeplab_jax.checkpoint import EVAL_ITEMS
+from deeplab_jax.config import Config
 from deeplab_jax.models import DeepLabV3Plus, build_model, init_variables
 from deeplab_jax.training.optimizer import build_optimizer
 
@@ -42,7 +42,7 @@ def eval_variables(state: State) -> dict[str, Any]:
     return {variable: state[item] for variable, item in EVAL_ITEMS.items()}
 
 
-def abstract_state(config: ConfigDict) -> dict[str, Any]:
+def abstract_state(config: Config) -> dict[str, Any]:
     """Returns shapes and types of a run's state."""
     model = build_model(config.model)
     optimizer, _ = build_optimizer(config.train, 1)

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
+from deeplab_jax.config import Config
 from deeplab_jax.distributed import mesh as mesh_lib
 from deeplab_jax.models import DeepLabV3Plus, build_model
 from deeplab_jax.models.preprocess import preprocess
@@ -85,7 +85,7 @@ def make_loss(model: DeepLabV3Plus, aux_weight: float, use_dropout: bool) -> Cal
 
 
 def make_update(
-    model: DeepLabV3Plus, config: ConfigDict, total_steps: int, *, use_dropout: bool = True
+    model: DeepLabV3Plus, config: Config, total_steps: int, *, use_dropout: bool = True
 ) -> Callable[[State, jax.Array, jax.Array], tuple[State, Metrics]]:
     """Builds the pure function that does one step.
 
@@ -136,7 +136,7 @@ _SUM_BYTES = "xla_gpu_all_reduce_combine_threshold_bytes"  # gradients in few la
 
 
 def make_train_step(
-    config: ConfigDict, total_steps: int, mesh: Mesh
+    config: Config, total_steps: int, mesh: Mesh
 ) -> Callable[..., tuple[State, Metrics]]:
     """Returns the jitted step(state, image, label, box) -> (state, metrics) over the mesh.
 

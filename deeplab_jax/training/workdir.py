@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
 from deeplab_jax import checkpoint
 from deeplab_jax import config as config_lib
+from deeplab_jax.config import Config
 from deeplab_jax.data import Dataset
 from deeplab_jax.distributed import hosts
 from deeplab_jax.distributed.shared_dir import as_path, check_shared
@@ -18,7 +17,7 @@ from deeplab_jax.errors import ConfigError
 from deeplab_jax.utils.atomic import atomic_write
 
 
-def agree(config: ConfigDict, workdir: str | os.PathLike) -> Path:
+def agree(config: Config, workdir: str | os.PathLike) -> Path:
     """Returns a run's directory, once the hosts agree on software and settings and all see it.
 
     Raises:
@@ -32,7 +31,7 @@ def agree(config: ConfigDict, workdir: str | os.PathLike) -> Path:
     with hosts.sync_errors():
         config_lib.validate(config)
         path = as_path(workdir)
-    check_shared(path)
+    check_shared(path, [checkpoint.folder_of(path)])
     return path
 
 
@@ -63,14 +62,14 @@ def lock(workdir: Path) -> Iterator[None]:
         yield
 
 
-def write_config(workdir: Path, config: ConfigDict) -> None:
+def write_config(workdir: Path, config: Config) -> None:
     """Writes `config.json`, for people; what counts is in the checkpoints."""
     if hosts.is_primary():
         with atomic_write(workdir / "config.json") as file:
             file.write(f"{config_lib.to_json(config)}\n".encode())
 
 
-def check_continuation(workdir: Path, config: ConfigDict, dataset: Dataset) -> None:
+def check_continuation(workdir: Path, config: Config, dataset: Dataset) -> None:
     """Refuses to continue what another configuration or other data began.
 
     Raises:

@@ -6,8 +6,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from deeplab_jax.errors import ResourceError
-
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
@@ -29,21 +27,3 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         raise
     finally:
         partial.unlink(missing_ok=True)
-
-
-def check_writable(path: Path, flag: str) -> None:
-    """Refuses a place where a file could not be written, before the work that makes it.
-
-    Args:
-      path: the file.
-      flag: the command's flag that names it, for the message.
-
-    Raises:
-      ResourceError: the folder is missing, or one of both is not writable.
-    """
-    fix = f"choose another {flag}, or create its folder"
-    if path.is_dir() or not path.parent.is_dir():
-        what = "is a folder" if path.is_dir() else f"there is no folder {path.parent}"
-        raise ResourceError(str(path), what, fix)
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise ResourceError(str(path), "is not writable", f"choose another {flag}, or its mode")

@@ -46,7 +46,7 @@ def test_recipe_is_valid_and_locked(name):
 @pytest.mark.parametrize("name", [*ROWS, *OTHERS])
 def test_recipe_survives_json(name):
     c = load(name).get_config()
-    assert config.flatten(config.from_dict(c.to_dict())) == config.flatten(c)
+    assert config.from_dict(c.to_dict()) == config.freeze(c)
 
 
 @pytest.mark.parametrize(("name", "row"), ROWS.items())

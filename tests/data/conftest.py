@@ -1,5 +1,6 @@
 """Golden values of the data pipeline, and the reference's random generator behind our interface."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -23,13 +24,11 @@ def arrays(golden):
 
 @pytest.fixture
 def data_config():
-    """Returns data_config(dataset, root, **fields) -> config.data."""
+    """Returns data_config(dataset, root, **fields) -> config.data, frozen."""
 
     def make(dataset, root, **fields):
-        data = config.get_config(dataset).data
-        data.root = str(root)
-        data.update(fields)
-        return data
+        data = config.freeze(config.get_config(dataset)).data
+        return dataclasses.replace(data, root=str(root), **fields)
 
     return make
 

@@ -1,5 +1,6 @@
 """Layouts of one's own, by configuration alone."""
 
+import dataclasses
 import os
 
 import cv2
@@ -212,11 +213,11 @@ def test_what_is_no_list(data_config, tmp_path):
     refused(r"train\.txt: cannot be read")
     path.symlink_to(other)
     refused(r"train\.txt: is a link that leads out of .* \(to .*other\.txt\)")
-    data.split_file = str(other)
+    data = dataclasses.replace(data, split_file=str(other))
     assert find_files(data, "train").stems == ["a"]
     other.rename(root / "other.txt")
     path.symlink_to("other.txt")
-    data.split_file = "{split}.txt"
+    data = dataclasses.replace(data, split_file="{split}.txt")
     assert find_files(data, "train").stems == ["a"]
     root.rename(tmp_path / "moved")  # a root that is a link itself
     root.symlink_to("moved")
@@ -242,7 +243,7 @@ def test_16_bit_masks_and_values_of_classes(data_config, tmp_path):
     fields = {"class_values": (1000, 7, 40000, 300), "ignore_values": (65535,)}
     data = data_config("folder", tmp_path, **fields)
     np.testing.assert_array_equal(open_dataset(data, 4, "train").read(0)[1], LABEL)
-    data.class_values = (1000, 7, 40000, 301)
+    data = dataclasses.replace(data, class_values=(1000, 7, 40000, 301))
     with pytest.raises(DataError, match="has values 300; accepted are 7, 301, 1000, 40000, 65535"):
         open_dataset(data, 4, "train").read(0)
 

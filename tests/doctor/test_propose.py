@@ -82,7 +82,7 @@ def test_proposed_recipe_reads_the_masks(make_tree, recipe_of, change, fields):
     redraw(root, change)
     config = recipe_of(root)
     for key, value in fields.items():
-        assert config.data[key] == value
+        assert getattr(config.data, key) == value
     for name in ("train", "val"):
         dataset = open_dataset(config.data, config.model.num_classes, name)
         seen = {int(v) for i in range(len(dataset)) for v in np.unique(dataset.read(i)[1])}

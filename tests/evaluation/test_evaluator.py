@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from deeplab_jax.config import get_config
+from deeplab_jax.config import freeze, get_config
 from deeplab_jax.data import open_dataset
 from deeplab_jax.data.transforms import fit_size
 from deeplab_jax.evaluation.evaluator import Evaluator
@@ -37,7 +37,7 @@ def config(tmp_path_factory):
     c.model.atrous_rates, c.model.stem, c.model.width = (1, 2, 3), "7x7", 8
     c.model.head_channels, c.model.low_level_channels, c.model.aux_channels = 8, 4, 8
     c.data.root = str(root)
-    return c
+    return freeze(c)
 
 
 def resize(x, size):

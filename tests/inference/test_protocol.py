@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from deeplab_jax.config import get_config, validate
+from deeplab_jax.config import freeze, get_config
 from deeplab_jax.config.recipe import apply_overrides
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.inference.engine import Engine, Item
@@ -55,7 +55,7 @@ def test_protocol_comes_from_the_configuration():
     config = apply_overrides(get_config("folder"), overrides)
     expected = EvalProtocol("slide", (64, 96), (40, 60), (0.75, 1.0, 1.25), True, True)
     assert read_protocol(config.eval) == expected
-    assert read_protocol(get_config("voc").eval) == EvalProtocol()
+    assert read_protocol(freeze(get_config("voc")).eval) == EvalProtocol()
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_protocols_that_cannot_be_are_refused(change, what):
     config = get_config("folder")
     config.eval.update(change)
     with pytest.raises(ConfigError, match=what):
-        validate(config)
+        freeze(config)
 
 
 def test_sampling_weights_are_rounded_once():

@@ -7,7 +7,7 @@ from PIL import Image
 
 import deeplab_jax
 from deeplab_jax import checkpoint
-from deeplab_jax.config import get_config
+from deeplab_jax.config import freeze, get_config
 from deeplab_jax.errors import CheckpointError, DataError
 from deeplab_jax.inference import segmenter
 from deeplab_jax.models import build_model, init_variables
@@ -82,6 +82,7 @@ def test_image_that_does_not_fit_is_an_error_in_its_place(tmp_path):
     config = get_config("folder", depth=18)
     config.model.num_classes, config.model.width, config.model.stem = 5, 8, "7x7"
     config.model.head_channels, config.model.low_level_channels = 8, 4
+    config = freeze(config)
     variables = init_variables(build_model(config.model), 0)
     names = tuple("abcde")
     info = SimpleNamespace(step=1, class_names=names, palette=np.zeros((5, 3), np.uint8))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deeplab_jax.config import get_config
+from deeplab_jax.config import freeze, get_config, to_dict
 from deeplab_jax.data.classes import colormap
 from deeplab_jax.evaluation import metrics, summary
 from deeplab_jax.report import page, pictures, reading
@@ -83,10 +83,10 @@ def make_evaluation():
     """Returns make_evaluation(confusion, areas, ids, names, config=...) -> evaluation.json."""
 
     def make(confusion, areas, ids, names, config=None):
-        config = config or get_config("folder")
+        config = config or freeze(get_config("folder"))
         scores = summary.summarize(confusion, areas, ids, names)
         where = {"checkpoint": "runs/x", "step": 7, "dataset": "folder", "split": "val"}
-        how = {"overrides": [], "config": config.to_dict(), "protocol": "whole image"}
+        how = {"overrides": [], "config": to_dict(config), "protocol": "whole image"}
         rest = {"num_images": len(ids), "environment": summary.environment()}
         return json.loads(json.dumps({**where, **how, **scores, **rest}))
 
@@ -101,9 +101,8 @@ def make_content(make_evaluation):
         dataset = FakeDataset(num_classes, size)
         names = [*NASTY, *(f"class number {i}" for i in range(num_classes))][:num_classes]
         c = get_config("folder", depth=18)
-        with c.unlocked():
-            c.name = "<b>name</b>"
-            c.model.num_classes = num_classes
+        c.name, c.model.num_classes = "<b>name</b>", num_classes
+        c = freeze(c)
         evaluation = make_evaluation(*counts(dataset.pairs(), num_classes), dataset.ids, names, c)
         images = list(pictures.worst_and_best(evaluation, dataset, dataset.predict))
         train = {"loss": [(10.0 * i, 2 / (i + 1)) for i in range(900)], "lr": [(10.0, 0.1)]}

@@ -5,17 +5,17 @@ For data sets that are bound by decoding, as Cityscapes' PNGs are. A cache is a 
 image, uint8 (H, W, 3), then its classes, uint8 (H, W), 255 = ignored.
 """
 
+import dataclasses
 import functools
 import json
 import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from deeplab_jax.config import IGNORE_INDEX
+from deeplab_jax.config import IGNORE_INDEX, DataConfig
 from deeplab_jax.data.dataset import Dataset
 from deeplab_jax.data.labels import INVALID, open_classes
 from deeplab_jax.data.sources.folder import open_folder
@@ -81,7 +81,7 @@ def checksum(image: np.ndarray, label: np.ndarray) -> int:
     return zlib.crc32(label.data, zlib.crc32(image.data))
 
 
-def open_cache(data_config: Any, num_classes: int, split: str) -> Dataset:
+def open_cache(data_config: DataConfig, num_classes: int, split: str) -> Dataset:
     """Returns a split of the cache at `config.data.root`.
 
     Args:
@@ -142,7 +142,7 @@ def open_split(root: Path, split: str) -> tuple[dict, CacheSource]:
     return index, source
 
 
-def _check_labels(data_config: Any, labels: dict, root: Path) -> None:
+def _check_labels(data_config: DataConfig, labels: dict, root: Path) -> None:
     for key, value in label_settings(data_config).items():
         if labels.get(key) != value:
             raise ConfigError(
@@ -152,15 +152,14 @@ def _check_labels(data_config: Any, labels: dict, root: Path) -> None:
             )
 
 
-def label_settings(data_config: Any) -> dict:
+def label_settings(data_config: DataConfig) -> dict:
     """Returns what decides a mask's classes, as JSON would give it back."""
-    return json.loads(json.dumps({key: data_config[key] for key in _LABEL_KEYS}))
+    return json.loads(json.dumps({key: getattr(data_config, key) for key in _LABEL_KEYS}))
 
 
-def _check_folder(data_config: Any, num_classes: int, index: dict) -> None:
+def _check_folder(data_config: DataConfig, num_classes: int, index: dict) -> None:
     """Compares with the folder that was cached, where that can still be opened."""
-    config = data_config.copy_and_resolve_references()
-    config.update(index["source"]["config"])
+    config = dataclasses.replace(data_config, **index["source"]["config"])
     try:
         dataset = open_folder(config, num_classes, index["split"])
     except DataError:

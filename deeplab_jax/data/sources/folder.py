@@ -1,13 +1,13 @@
 """Where samples come from: all that a `Dataset` needs of files, TFDS or a cache."""
 
+import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
 
 import numpy as np
 
-from deeplab_jax.config import TRAIN_IDS
+from deeplab_jax.config import TRAIN_IDS, DataConfig
 from deeplab_jax.data.dataset import Dataset
 from deeplab_jax.data.files import LOSSY_SUFFIXES, Files, find_files
 from deeplab_jax.data.images import read_color_label, read_image, read_label
@@ -41,13 +41,12 @@ class FolderSource:
         return self.image_paths[index], self.label_paths[index]
 
 
-def open_folder(data_config: Any, num_classes: int, split: str) -> Dataset:
+def open_folder(data_config: DataConfig, num_classes: int, split: str) -> Dataset:
     """Returns a split that lies in files; arguments and errors are `open_dataset`'s."""
     classes = open_classes(data_config, num_classes)
     files = find_files(data_config, split)
     if data_config.dataset == "cityscapes" and not data_config.mask_suffix and not files.masks:
-        data_config = data_config.copy_and_resolve_references()  # the caller's stays as it was
-        data_config.mask_suffix = TRAIN_IDS
+        data_config = dataclasses.replace(data_config, mask_suffix=TRAIN_IDS)
         files = find_files(data_config, split)
     _check_complete(data_config.root, split, files)
     is_color = data_config.mask_format == "color"

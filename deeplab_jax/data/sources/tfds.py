@@ -4,6 +4,7 @@
 the same bytes in the same order as the folder it was written from.
 """
 
+import dataclasses
 import functools
 import re
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from deeplab_jax.config import DataConfig
 from deeplab_jax.data.dataset import Dataset
 from deeplab_jax.data.images import decode_color_label, decode_image, decode_label
 from deeplab_jax.data.labels import ColorTable, label_map, open_classes
@@ -85,7 +87,7 @@ class TfdsSource:
         return f"{place} ({self.image_key})", f"{place} ({self.mask_key})"
 
 
-def open_tfds(data_config: Any, num_classes: int, split: str) -> Dataset:
+def open_tfds(data_config: DataConfig, num_classes: int, split: str) -> Dataset:
     """Returns a split of a prepared TFDS data set.
 
     It lies in `config.data.root`, or in `tfds` there. Without `config.data.tfds_name` it is the
@@ -124,8 +126,7 @@ def open_tfds(data_config: Any, num_classes: int, split: str) -> Dataset:
         what = f"has {count} samples in {split!r} and {len(ids)} ids"
         raise DataError(str(folder), what, "prepare the data set again")
     if data_config.dataset == "cityscapes" and "mask_suffix" in kept:
-        data_config = data_config.copy_and_resolve_references()  # the caller's stays as it was
-        data_config.mask_suffix = kept["mask_suffix"]
+        data_config = dataclasses.replace(data_config, mask_suffix=kept["mask_suffix"])
     classes = open_classes(data_config, num_classes)
     source = TfdsSource(
         str(folder),
@@ -151,7 +152,7 @@ def _data_dir(root: str) -> Path:
     return Path(root) / "tfds" if (Path(root) / "tfds").is_dir() else Path(root)
 
 
-def _find(data_config: Any) -> Path:
+def _find(data_config: DataConfig) -> Path:
     """Returns the folder of the version asked for, or of the newest."""
     data_dir, name = _data_dir(data_config.root), data_config.tfds_name or data_config.dataset
     match = _NAME.fullmatch(name)
@@ -180,10 +181,10 @@ def kept_metadata(info: Any) -> dict:
     return kept if isinstance(kept, dict) else {}
 
 
-def _check_feature(data_config: Any, key: str, info: Any, folder: Path) -> None:
+def _check_feature(data_config: DataConfig, key: str, info: Any, folder: Path) -> None:
     import tensorflow_datasets as tfds
 
-    name, features = data_config[key], info.features
+    name, features = getattr(data_config, key), info.features
     images = [k for k, feature in features.items() if isinstance(feature, tfds.features.Image)]
     if name not in images:
         kind = f"is {type(features[name]).__name__}" if name in features else "does not exist"

@@ -5,10 +5,10 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from deeplab_jax.config import DataConfig
 from deeplab_jax.data.dataset import Dataset
 from deeplab_jax.data.images import read_size
 from deeplab_jax.data.open import open_dataset
@@ -18,7 +18,7 @@ from deeplab_jax.data.writers.archives import require_space, staged
 from deeplab_jax.errors import ConfigError, DataError
 
 
-def write_cache(data_config: Any, num_classes: int, output: Path, is_verified: bool) -> None:
+def write_cache(data_config: DataConfig, num_classes: int, output: Path, is_verified: bool) -> None:
     """Writes the cache of a folder data set's training and validation split, or checks it.
 
     Args:
@@ -64,10 +64,12 @@ def _check_written(dataset: Dataset, expected: dict, output: Path, is_verified: 
         source.verify()
 
 
-def _index(dataset: Dataset, data_config: Any, table: list) -> dict:
+def _index(dataset: Dataset, data_config: DataConfig, table: list) -> dict:
     """Returns what `SPLIT.json` says."""
     keys = ("images", "masks", "mask_suffix", "split_file", "source")
-    config = {"root": str(Path(data_config.root).resolve())} | {k: data_config[k] for k in keys}
+    config = {"root": str(Path(data_config.root).resolve())} | {
+        k: getattr(data_config, k) for k in keys
+    }
     return {
         "format": FORMAT,
         "split": dataset.split,

@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from deeplab_jax.config import TRAIN_IDS
+from deeplab_jax.config import TRAIN_IDS, DataConfig
 from deeplab_jax.data.dataset import Dataset
 from deeplab_jax.data.open import open_dataset
 from deeplab_jax.data.sources.tfds import METADATA_KEY, kept_metadata
@@ -83,7 +83,7 @@ def _read(path: str) -> bytes:
     return data
 
 
-def write_tfds(data_config: Any, num_classes: int) -> Path:
+def write_tfds(data_config: DataConfig, num_classes: int) -> Path:
     """Writes a folder data set's training and validation split as one TFDS data set.
 
     One that is there already is compared with the files, and left alone.

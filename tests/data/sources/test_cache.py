@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import pickle
 import shutil
@@ -129,7 +130,7 @@ def test_another_number_of_classes_is_refused(cached):
 def test_other_names_or_data_sets_are_refused(cached, data_config):
     _, data = cached("folder", class_names=("a", "b", "c", "d"))
     assert open_dataset(data, 4, "train").class_names == ("a", "b", "c", "d")
-    data.class_names = ("a", "b", "c", "e")
+    data = dataclasses.replace(data, class_names=("a", "b", "c", "e"))
     with pytest.raises(ConfigError, match="class_names: its values differ"):
         open_dataset(data, 4, "train")
     other = data_config("voc", data.root, source="cache", train_split="train")
@@ -183,7 +184,7 @@ def test_an_unknown_split_is_named(cached):
     _, data = cached("folder")
     with pytest.raises(DataError, match=r"no cached split 'test' \(there are train, val\)"):
         open_dataset(data, 4, "test")
-    data.root = "nowhere"
+    data = dataclasses.replace(data, root="nowhere")
     with pytest.raises(DataError, match=r"nowhere: .*no cache"):
         open_dataset(data, 4, "train")
 

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import pickle
 import shutil
@@ -225,7 +226,7 @@ def test_names_with_and_without_version(foreign, data_config, place, tmp_path):
     version = "2.0.0" if "deep" in place else "1.2.0"
     assert open_dataset(data, 3, "train").source.folder.endswith(version)
     (tmp_path / "tfds").symlink_to(foreign)  # as ours lie
-    data.root = str(tmp_path)
+    data = dataclasses.replace(data, root=str(tmp_path))
     assert open_dataset(data, 3, "train").source.folder.endswith(version)
 
 

@@ -1,0 +1,185 @@
+"""What types cannot check: the range of each field, and what fields require of each other."""
+
+import math
+from typing import Any
+
+from deeplab_jax.config.schema import (
+    Config,
+    DataConfig,
+    EvalConfig,
+    InitConfig,
+    ModelConfig,
+    TrainConfig,
+    fields,
+    is_integers,
+)
+from deeplab_jax.errors import ConfigError
+
+LABEL_IDS, TRAIN_IDS = "_gtFine_labelIds", "_gtFine_labelTrainIds"  # masks of Cityscapes
+
+# Meaningless for the data sets of the table, whose files and values are known.
+_FOLDER_KEYS = ("images", "masks", "mask_suffix", "split_file", "mask_format", "reduce_zero_label",
+                "ignore_values", "class_values", "class_colors")  # fmt: skip
+
+
+def validate(config: Config) -> None:
+    """Checks ranges, lengths and what fits with what.
+
+    Raises:
+      ConfigError: naming the first field that cannot be used, what is accepted, and the fix.
+    """
+    for key, field in fields().items():
+        if rule := field.metadata["rule"]:
+            value = get(config, key)
+            _require(key, value, rule.is_valid(value), rule.accepted, rule.fix)
+    _check_model(config.model)
+    _check_classes(config.data, config.model.num_classes)
+    _check_layout(config.data)
+    _check_masks(config.data, config.model.num_classes)
+    _check_windows(config.eval)
+    _check_train(config.train)
+    _check_height(config.data.crop_size[0], config.model.output_stride, config.mesh.spatial)
+    _check_init(config.init)
+
+
+def get(config: Any, key: str) -> Any:
+    """Returns the value of a field by its full name, such as "train.lr"."""
+    for part in key.split("."):
+        config = getattr(config, part)
+    return config
+
+
+def nearest_multiple(value: int, unit: int) -> int:
+    """Returns the positive multiple of `unit` nearest to `value`."""
+    return max(unit, round(value / unit) * unit)
+
+
+def _require(key: str, value: Any, is_good: bool, accepted: str, fix: str = "") -> None:
+    if is_good:
+        return
+    example = fields()[key].default
+    text = ",".join(map(str, example)) if isinstance(example, tuple) else example
+    fix = fix or f"use a value such as the default: --config.{key}={text}"
+    raise ConfigError(f"config.{key}", f"must be {accepted}, got {value}", fix)
+
+
+def _check_model(model: ModelConfig) -> None:
+    blocks = 3 if model.depth > 18 else 2
+    is_good = not model.multi_grid or is_integers(model.multi_grid, blocks)
+    _require("model.multi_grid", model.multi_grid, is_good, f"{blocks} positive integers")
+    _require("model.width", model.width, model.width % 2 == 0, "an even number")
+
+
+def _check_classes(data: DataConfig, num_classes: int) -> None:
+    is_named = len(data.class_names) in (0, num_classes)
+    fix = "name each class once, or correct config.model.num_classes"
+    names = len(data.class_names)
+    _require("data.class_names", names, is_named, f"{num_classes} names or none", fix)
+    unique = len(set(data.class_values)) == len(data.class_values)
+    for key, largest, count, kind, is_good in (
+        ("class_values", 65535, num_classes, "different numbers", unique),
+        ("class_colors", 255, 3 * num_classes, "numbers", True),
+    ):
+        values = getattr(data, key)
+        is_good &= all(type(value) is int and 0 <= value <= largest for value in values)
+        is_good &= len(values) in (0, count)
+        accepted = f"{count} or no {kind} in 0..{largest}"
+        _require(f"data.{key}", values, is_good, accepted, "count them, or leave it empty")
+
+
+def _check_layout(data: DataConfig) -> None:
+    """Checks where samples lie: known for the data sets of the table."""
+    defaults = DataConfig()
+    for key in _FOLDER_KEYS:
+        value = getattr(data, key)
+        is_meant = data.dataset == "folder" or value == getattr(defaults, key)
+        if (data.dataset, key) == ("cityscapes", "mask_suffix"):
+            is_meant = value in ("", LABEL_IDS, TRAIN_IDS)
+        accepted = f"left as it is for {data.dataset}, whose layout is known"
+        fix = "set config.data.dataset=folder for a layout of your own"
+        _require(f"data.{key}", value, is_meant, accepted, fix)
+    is_split = "{split}" in data.images + data.split_file or data.train_split == data.val_split
+    fix = 'name a config.data.split_file such as "splits/{split}.txt"'
+    _require("data.images", data.images, is_split, "different for each {split}", fix)
+
+
+def _check_masks(data: DataConfig, num_classes: int) -> None:
+    """Checks what mask values mean."""
+    is_index, is_binary = data.mask_format == "index", data.mask_format == "binary"
+    accepted, fix = "2 for binary masks", "count the background"
+    _require("model.num_classes", num_classes, num_classes == 2 or not is_binary, accepted, fix)
+    if not is_index:
+        for key in ("reduce_zero_label", "class_values", "ignore_values"):
+            value, default = getattr(data, key), getattr(DataConfig(), key)
+            accepted = f"{default} with config.data.mask_format={data.mask_format}"
+            fix = "set config.data.mask_format=index, or drop this"
+            _require(f"data.{key}", value, value == default, accepted, fix)
+        return
+    is_one = not (data.reduce_zero_label and data.class_values)
+    fix = "give the values alone, or reduce_zero_label alone"
+    _require("data.class_values", data.class_values, is_one, "() with reduce_zero_label", fix)
+    first = int(data.reduce_zero_label)
+    values = data.class_values or range(first, first + num_classes)
+    both = sorted(set(values) & set(data.ignore_values))
+    fix = "correct it, config.data.class_values or config.model.num_classes"
+    accepted = "values that are no class" + (f" ({both[0]} is one)" if both else "")
+    if data.dataset == "folder":
+        _require("data.ignore_values", data.ignore_values, not both, accepted, fix)
+
+
+def _check_windows(protocol: EvalConfig) -> None:
+    is_slide, fix = protocol.mode == "slide", "give both, or use config.eval.mode=whole"
+    for key in ("crop_size", "stride"):
+        value = getattr(protocol, key)
+        is_good = is_integers(value, 2 if is_slide else 0)
+        accepted = "2 positive integers with config.eval.mode=slide, empty with whole"
+        _require(f"eval.{key}", value, is_good, accepted, fix)
+    pairs = zip(protocol.stride, protocol.crop_size, strict=True)
+    is_good = all(step <= side for step, side in pairs)
+    fix = "lower it, or pixels between windows are not seen"
+    _require("eval.stride", protocol.stride, is_good, "at most config.eval.crop_size", fix)
+
+
+def _check_train(train: TrainConfig) -> None:
+    accepted = f"0 to config.train.lr ({train.lr})"
+    fix = "lower it, or raise config.train.lr"
+    _require("train.min_lr", train.min_lr, 0 <= train.min_lr <= train.lr, accepted, fix)
+    batch, groups, parts = train.batch_size, train.loss_groups, train.gradient_accumulation
+    if batch < 2 * parts:
+        few = "must be at least 2" if parts == 1 else f"must be at least 2 x {parts} parts"
+        raise ConfigError(
+            "config.train.batch_size",
+            f"{few}, got {batch} (the image-pool norm would see one value)",
+            f"use {2 * parts} or more, with a smaller config.data.crop_size if memory is short",
+        )
+    for name, count, text in (
+        ("loss_groups", groups, "groups"), ("gradient_accumulation", parts, "parts")
+    ):  # fmt: skip
+        if batch % count:
+            nearest = nearest_multiple(batch, math.lcm(groups, parts))
+            raise ConfigError(
+                "config.train.batch_size",
+                f"{batch} does not divide into config.train.{name}={count} {text}",
+                f"use {nearest}, or set config.train.{name}=1",
+            )
+
+
+def _check_height(height: int, stride: int, spatial: int) -> None:
+    """Bands of rows must be whole at every layer: what uneven ones compute is not proven."""
+    unit = stride * spatial
+    if spatial > 1 and height % unit:
+        near = sorted({max(unit, height // unit * unit), -(-height // unit) * unit})
+        raise ConfigError(
+            "config.data.crop_size",
+            f"height {height} does not divide by output stride x config.mesh.spatial = {unit}",
+            f"use a height of {' or '.join(map(str, near))}, or another config.mesh.spatial",
+        )
+
+
+def _check_init(init: InitConfig) -> None:
+    fix = "name the checkpoint: --config.init.checkpoint=DIR"
+    is_used = init.head == "load" or bool(init.checkpoint)
+    _require("init.head", init.head, is_used, "load without config.init.checkpoint", fix)
+    if init.checkpoint and init.backbone not in ("", "none"):
+        what = f"{init.backbone} is named beside config.init.checkpoint={init.checkpoint}"
+        raise ConfigError("config.init.backbone", what, "name one: a checkpoint has its backbone")

@@ -1,0 +1,106 @@
+"""The other forms of a configuration: `ConfigDict`, a flat mapping, JSON; and two compared."""
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from deeplab_jax.config.checks import get, validate
+from deeplab_jax.config.schema import Config, fields
+from deeplab_jax.errors import ConfigError
+
+
+def freeze(config: Config | ConfigDict) -> Config:
+    """Returns the checked configuration; a `Config` has been checked and stays as it is.
+
+    Raises:
+      ConfigError: a field is missing or unknown, or its value cannot be used.
+    """
+    return config if isinstance(config, Config) else from_flat(flatten(config))
+
+
+def from_flat(values: Mapping[str, Any]) -> Config:
+    """Returns the checked configuration of values by full name; absent fields keep their default.
+
+    Raises:
+      ConfigError: a field is unknown, or its value cannot be used.
+    """
+    known = fields()
+    for key in values:
+        if key not in known:
+            raise unknown_key(key, known)
+    sections: dict[str, dict[str, Any]] = {}
+    for key, value in values.items():
+        section, _, name = key.rpartition(".")
+        sections.setdefault(section, {})[name] = tuple(value) if isinstance(value, list) else value
+    top = sections.pop("", {})
+    default = Config()
+    built = {
+        name: dataclasses.replace(getattr(default, name), **section)
+        for name, section in sections.items()
+    }
+    config = Config(**top, **built)
+    validate(config)
+    return config
+
+
+def from_dict(tree: Mapping[str, Any]) -> Config:
+    """Returns the configuration of `to_dict` or its JSON form.
+
+    A field that is absent keeps its default, so that older checkpoints stay readable.
+
+    Raises:
+      ConfigError: a field is unknown in this version, or its value cannot be used.
+    """
+    return from_flat(dict(_leaves(tree, "")))
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Returns nested dictionaries of plain values."""
+    return dataclasses.asdict(config)
+
+
+def to_json(config: Config) -> str:
+    """Returns the configuration as indented JSON; tuples become lists."""
+    return json.dumps(to_dict(config), indent=2)
+
+
+def flatten(config: Config | ConfigDict) -> dict[str, Any]:
+    """Returns {"name": ..., "model.depth": 50, ...}."""
+    if isinstance(config, Config):
+        return {key: get(config, key) for key in fields()}
+    return dict(_leaves(config.to_dict(), ""))
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def difference(old: Config, new: Config) -> list[str]:
+    """Returns "key: old -> new" for every field that would change what a run computes."""
+    return [
+        f"{key}: {get(old, key)} -> {get(new, key)}"
+        for key, field in fields().items()
+        if not field.metadata["is_free"] and get(old, key) != get(new, key)
+    ]
+
+
+def unknown_key(key: str, known: Iterable[str]) -> ConfigError:
+    """Returns the error for a field that does not exist, with the closest that does."""
+    known = list(known)
+    leaf = {name.rsplit(".", 1)[-1]: name for name in reversed(known)}  # the first of a name
+    close = difflib.get_close_matches(key, known, 1, 0.6) if "." in key else []
+    close = close or [leaf[k] for k in difflib.get_close_matches(key.rsplit(".", 1)[-1], leaf, 1)]
+    first = next((name for name in known if name.startswith(f"{key}.")), None)
+    if first:
+        fix = f"name one of its fields, such as {first}"
+        return ConfigError(f"config.{key}", "is a group of fields, not a value", fix)
+    fix = f"did you mean config.{close[0]}?" if close else "deeplab_jax/config/schema.py has all"
+    return ConfigError(f"config.{key}", "there is no such field", fix)
