@@ -355,3 +355,12 @@ def fields() -> dict[str, dataclasses.Field]:
         else:
             found[outer.name] = outer
     return found
+
+
+def is_local(key: str) -> bool:
+    """Tells whether hosts of one run may differ in a field, named with or without `--config.`.
+
+    They may not differ in a name that is no field.
+    """
+    field = fields().get(key.removeprefix("--config.").partition("=")[0])
+    return field is not None and field.metadata["is_local"]

@@ -22,13 +22,10 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from deeplab_jax import __version__, errors
-from deeplab_jax.config.schema import fields
 from deeplab_jax.errors import ConfigError, DeepLabError, ReaderError, ResourceError, shorten
 
 T = TypeVar("T")
 
-# Fields of the configuration that may differ between hosts.
-LOCAL_FIELDS = [key for key, field in fields().items() if field.metadata["is_local"]]
 _LOST = "a host of this run ended, failed or cannot be reached"
 _SIGNS_OF_LOSS = ("Gloo", "onnection", "UNAVAILABLE", "oordination", "barrier")
 

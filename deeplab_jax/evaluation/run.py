@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from deeplab_jax.checkpoint import find_step
-from deeplab_jax.config import to_dict
+from deeplab_jax.config import is_local, to_dict
 from deeplab_jax.data import Dataset, open_dataset
 from deeplab_jax.distributed import hosts
 from deeplab_jax.distributed.replicas import checksum
@@ -35,7 +35,7 @@ def evaluate_checkpoint(
     """Evaluates a checkpoint on the validation split of its configuration.
 
     Prints the scores; the first host writes them to a JSON file. Every host of the run calls this
-    with the same arguments; only fields of `hosts.LOCAL_FIELDS` may differ.
+    with the same arguments, but for overrides of fields that are local (`config.is_local`).
 
     Args:
       path: work directory of a run, or the output of a converter.
@@ -58,7 +58,7 @@ def evaluate_checkpoint(
                 check_writable(json_file, "--json")
             path = as_path(path)
             step = find_step(path, step)
-        common = [text for text in overrides if not _is_local(text)]
+        common = [text for text in overrides if not is_local(text)]
         hosts.require_equal(hosts.software() | {"step": step, "arguments": common})
         with hosts.sync_errors():
             segmenter = load(path, step, overrides)
@@ -72,11 +72,6 @@ def evaluate_checkpoint(
         if hosts.is_primary():
             _write(json_file or path / NUMBERS, segmenter, dataset, result, overrides)
     return segmenter
-
-
-def _is_local(override: str) -> bool:
-    """Tells whether hosts may differ in an argument "--config.KEY=VALUE"."""
-    return override.partition("=")[0].removeprefix("--config.") in hosts.LOCAL_FIELDS
 
 
 def _evaluate(segmenter: Segmenter, dataset: Dataset) -> EvalResult:

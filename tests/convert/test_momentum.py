@@ -19,8 +19,7 @@ from deeplab_jax.config.recipe import load_recipe
 from deeplab_jax.distributed import mesh as mesh_lib
 from deeplab_jax.errors import CheckpointError
 from deeplab_jax.models import build_model
-from deeplab_jax.training import loop
-from deeplab_jax.training.state import eval_variables
+from deeplab_jax.training.state import eval_variables, restore_state
 from deeplab_jax.training.step import make_update
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
@@ -374,7 +373,7 @@ def test_import_continues_as_pytorch_does_and_goes_back(story):
           "--config", story.recipe_file, *story.flags])  # fmt: skip
     config = story.config
     mesh = mesh_lib.make_mesh(config.train.batch_size)
-    state = loop.restore_or_init(config, directory, loop.make_plan(config, 8), mesh)
+    state = restore_state(directory, checkpoint.find_step(directory), config, mesh)
     state = jax.device_put(jax.device_get(state))
     update = make_update(build_model(config.model), config, made.TOTAL, use_dropout=False)
     step = jax.jit(update, donate_argnums=0)  # as in replay, so it is compiled already
