@@ -1,6 +1,5 @@
 """Evaluation of weights on a data set: one confusion matrix over all images and hosts."""
 
-import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -135,10 +134,11 @@ class Evaluator:
             raise common from failure
         if rounds.answer:
             return None
-        ids = [self._dataset.ids[index] for index in indices]
+        ids = tuple(self._dataset.ids[index] for index in indices)
+        names, protocol = self._dataset.class_names, str(self.engine.protocol)
         matrices = [counts[position] for position in own]
-        names = self._dataset.class_names
-        return _gather(_sum_up(matrices, names, ids, str(self.engine.protocol)), positions)
+        confusion, per_image = _gather(matrices, positions, len(names))
+        return EvalResult(confusion, names, len(ids), ids, per_image, protocol)
 
     def _plan(self, indices: list[int]) -> None:
         """Reads the headers of new images and plans shapes for all."""
@@ -186,25 +186,22 @@ class _Rounds:
         self.answer = self._poll.ask(int(wants_to_stop))
 
 
-def _gather(result: EvalResult, positions: Sequence[int]) -> EvalResult:
-    """Returns the counts over all hosts; each has counted its share of `positions`."""
-    confusion, size = np.zeros_like(result.confusion), len(result.confusion)
-    per_image = np.zeros((len(positions), 3, size), np.int64)
-    own = np.concatenate([result.confusion.ravel(), result.per_image.ravel()])
-    for host, data in enumerate(hosts.all_gather_bytes(own.tobytes())):
-        values = np.frombuffer(data, np.int64)
+def _gather(
+    matrices: Sequence[np.ndarray], positions: Sequence[int], size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the confusion matrix (C, C) and areas (N, 3, C) over all hosts, int64.
+
+    Args:
+      matrices: confusion matrices of this host's share of `positions`.
+      positions: the N images, in the order in which hosts share them.
+      size: C.
+    """
+    areas = np.array([metrics.areas_of(matrix) for matrix in matrices], np.int64)
+    own = sum(matrices, np.zeros((size, size), np.int64))
+    confusion, per_image = np.zeros_like(own), np.zeros((len(positions), 3, size), np.int64)
+    data = np.concatenate([own.ravel(), areas.ravel()]).tobytes()
+    for host, part in enumerate(hosts.all_gather_bytes(data)):
+        values = np.frombuffer(part, np.int64)
         confusion += values[: size * size].reshape(size, size)
         per_image[hosts.own_share(positions, host)] = values[size * size :].reshape(-1, 3, size)
-    return dataclasses.replace(result, confusion=confusion, per_image=per_image)
-
-
-def _sum_up(
-    counts: Sequence[np.ndarray], class_names: tuple[str, ...], ids: Sequence[str], protocol: str
-) -> EvalResult:
-    size = len(class_names)
-    confusion = np.zeros((size, size), np.int64)
-    per_image = np.zeros((len(counts), 3, size), np.int64)
-    for index, matrix in enumerate(counts):
-        confusion += matrix
-        per_image[index] = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
-    return EvalResult(confusion, class_names, len(ids), tuple(ids), per_image, protocol)
+    return confusion, per_image

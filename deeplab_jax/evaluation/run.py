@@ -77,9 +77,8 @@ def evaluate_checkpoint(
 def _evaluate(segmenter: Segmenter, dataset: Dataset) -> EvalResult:
     """Returns and prints the scores; the segmenter keeps the compiled programs."""
     start = time.perf_counter()
-    config_of_eval = segmenter.config.eval
-    protocol = read_protocol(config_of_eval)
-    evaluator = Evaluator(segmenter.model, dataset, config_of_eval.resize_base, protocol)
+    base, protocol = segmenter.config.eval.resize_base, read_protocol(segmenter.config.eval)
+    evaluator = Evaluator(segmenter.model, dataset, base, protocol)
     share = len(hosts.own_share(range(len(dataset))))
     with counting(share, "images evaluated") as count:
         result = evaluator(segmenter.variables, should_stop=lambda: bool(count()))
@@ -95,11 +94,7 @@ def _evaluate(segmenter: Segmenter, dataset: Dataset) -> EvalResult:
 
 
 def _write(
-    file: Path,
-    segmenter: Segmenter,
-    dataset: Dataset,
-    result: EvalResult,
-    overrides: Sequence[str],
+    file: Path, segmenter: Segmenter, dataset: Dataset, result: EvalResult, overrides: Sequence[str]
 ) -> None:
     content: Evaluation = {
         "checkpoint": str(segmenter.path),

@@ -7,9 +7,8 @@ from string import Template
 from typing import NamedTuple
 
 import numpy as np
-from ml_collections import ConfigDict
 
-from deeplab_jax.config import Config, to_dict
+from deeplab_jax.config import Config, to_json
 from deeplab_jax.evaluation.summary import Evaluation
 from deeplab_jax.report import plots, reading
 from deeplab_jax.report.colors import safe_palette
@@ -134,10 +133,7 @@ def _pictures(content: PageContent) -> Html:
 
 
 def _controls(content: PageContent) -> Html:
-    buttons = [
-        tag("button", name, type="button", data_layer=i, aria_pressed="false")
-        for i, name in enumerate(_LAYERS)
-    ]
+    buttons = [_button(name, data_layer=i) for i, name in enumerate(_LAYERS)]
     slider = tag("input", type="range", id="layer", min=0, max=3, step=0.02, value=2,
                  aria_label="Wipe from image over truth and prediction to errors")  # fmt: skip
     layers = tag("div", slider, tag("div", *buttons, class_="stops"), class_="layers")
@@ -159,19 +155,14 @@ def _legend(content: PageContent) -> list[Html]:
     shown = set().union(*(np.unique(part) for x in images for part in (x.truth, x.prediction)))
     names, iou = content.evaluation["class_names"], content.evaluation["iou"]
     return [
-        tag(
-            "button",
-            _swatch(c),
-            names[c],
-            " ",
-            tag("small", percent(iou[c], 0)),
-            type="button",
-            data_class=c,
-            aria_pressed="false",
-        )
+        _button(_swatch(c), names[c], " ", tag("small", percent(iou[c], 0)), data_class=c)
         for c in range(len(names))
         if c in shown
     ]
+
+
+def _button(*children: object, **data: object) -> Html:
+    return tag("button", *children, type="button", **data, aria_pressed="false")
 
 
 def _figure(picture: Picture) -> Html:
@@ -251,12 +242,7 @@ def _config(config: Config) -> Html:
     differing = table(
         ["Field", "Here", "There"], rows, "Fields that depart from the recipe", "wrap"
     )
-    whole = tag(
-        "pre",
-        ConfigDict(to_dict(config)).to_yaml(),
-        tabindex=0,
-        aria_label="The whole configuration",
-    )
+    whole = tag("pre", to_json(config), tabindex=0, aria_label="The whole configuration")
     details = tag("details", tag("summary", "The whole configuration"), whole)
     return join([tag("p", text), differing if rows else tag("p", "Nothing."), details])
 
