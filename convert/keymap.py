@@ -3,7 +3,7 @@
 Both directions read it, so that a round trip is exact. Convolutions are OIHW in PyTorch and HWIO
 here (also depthwise: (C, 1, 3, 3) is (3, 3, 1, C)), and mmsegmentation concatenates ASPP's branches
 in another order; all other tensors are equal. The order is that of registration in PyTorch, which
-is also the order of its optimiser's state (ssseg spec section 3.2).
+is also the order of its optimiser's state (spec section 3.2).
 """
 
 from collections.abc import Iterator, Mapping

@@ -1,4 +1,4 @@
-"""Scores from counts of pixels (ssseg spec section 7, items 4 and 5), in NumPy.
+"""Scores from counts of pixels (spec section 7, items 4 and 5), in NumPy.
 
 `areas` are int64 (..., 3, C): each class's pixels in intersection, truth and prediction, of a data
 set or of every image. Ratios are fractions in [0, 1], NaN where they are 0 / 0.

@@ -1,6 +1,6 @@
 """Evaluation protocols: the inputs of the network, and how its outputs become scores.
 
-All follow the reference (ssseg spec section 7): whole image or sliding window, several scales,
+All follow the reference (spec section 7): whole image or sliding window, several scales,
 flip, softmax before or after resizing. All resizing is linear along each axis, so that a protocol
 comes down to tables: the elements of the network's output that make up a row or column of the
 result.

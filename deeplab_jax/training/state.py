@@ -10,7 +10,6 @@ Nothing random is kept: every draw is a function of the seed and the step.
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +23,9 @@ from deeplab_jax.config import Config
 from deeplab_jax.distributed.mesh import replicated
 from deeplab_jax.models import DeepLabV3Plus, build_model, init_variables
 from deeplab_jax.training.optimizer import build_optimizer
+from deeplab_jax.utils.trees import PyTree
 
-State = dict[str, Any]
+State = dict[str, PyTree]
 
 
 def init_state(model: DeepLabV3Plus, optimizer: optax.GradientTransformation, seed: int) -> State:
@@ -33,7 +33,7 @@ def init_state(model: DeepLabV3Plus, optimizer: optax.GradientTransformation, se
     return start_state(init_variables(model, seed), optimizer)
 
 
-def start_state(variables: dict[str, Any], optimizer: optax.GradientTransformation) -> State:
+def start_state(variables: dict[str, PyTree], optimizer: optax.GradientTransformation) -> State:
     """Returns the state before the first step, with the given weights."""
     return {
         "step": jnp.zeros((), jnp.int32),
@@ -43,7 +43,7 @@ def start_state(variables: dict[str, Any], optimizer: optax.GradientTransformati
     }
 
 
-def eval_variables(state: State) -> dict[str, Any]:
+def eval_variables(state: State) -> dict[str, PyTree]:
     """Returns the variables that are evaluated and exported: those of `EVAL_ITEMS`."""
     return {variable: state[item] for variable, item in EVAL_ITEMS.items()}
 
@@ -66,14 +66,14 @@ def restore_state(workdir: Path, step: int, config: Config, mesh: Mesh) -> State
     return {"step": first, **state}
 
 
-def abstract_state(config: Config) -> dict[str, Any]:
+def abstract_state(config: Config) -> dict[str, PyTree]:
     """Returns shapes and types of a run's state."""
     model = build_model(config.model)
     optimizer, _ = build_optimizer(config.train, 1)
     return jax.eval_shape(lambda: init_state(model, optimizer, config.seed))
 
 
-def tree_hash(tree: Any) -> str:
+def tree_hash(tree: PyTree) -> str:
     """Returns the SHA-256 of all leaves' names and bytes."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
