@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable
+from pathlib import Path
 
 _CLIPPED = 80  # characters of a quoted name
 
@@ -117,6 +118,24 @@ def describe_cause(error: BaseException) -> str:
     if isinstance(error, KeyError):
         text = f"{text} is missing"
     return text if len(text) <= 300 else f"{text[:297]}..."
+
+
+def check_writable(path: Path, flag: str) -> None:
+    """Refuses a place where a file could not be written, before the work that makes it.
+
+    Args:
+      path: the file.
+      flag: the command's flag that names it, for the message.
+
+    Raises:
+      ResourceError: the folder is missing, or one of both is not writable.
+    """
+    fix = f"choose another {flag}, or create its folder"
+    if path.is_dir() or not path.parent.is_dir():
+        what = "is a folder" if path.is_dir() else f"there is no folder {path.parent}"
+        raise ResourceError(str(path), what, fix)
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ResourceError(str(path), "is not writable", f"choose another {flag}, or its mode")
 
 
 def shorten(names: Iterable[object], limit: int = 10) -> str:

@@ -36,7 +36,7 @@ class ComputePolicy(NamedTuple):
 
     @property
     def precision(self) -> lax.Precision:
-        """Precision of matmuls and convolutions: HIGHEST but for bfloat16, so float32 means no TF32."""
+        """Precision of matmuls and convolutions: float32 is exact (no TF32), bfloat16 the default."""
         is_low = self.dtype == jnp.bfloat16
         return lax.Precision.DEFAULT if is_low else lax.Precision.HIGHEST
 
