@@ -18,6 +18,8 @@ from deeplab_jax.training.init_weights import load_backbone
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
+_DEEP = pytest.mark.parity("ResNet-50; ResNet-18 is in the first tier")
+
 
 def test_converted_network_computes_what_its_weights_say(convert, make_tensors):
     tensors = make_tensors("sssegmentation")
@@ -183,7 +185,13 @@ def test_backbone_with_the_other_stem_is_refused_by_a_run(convert, make_tensors,
         load_backbone(state, str(out))
 
 
-@pytest.mark.parametrize("name", ["v1c_resnet50", "torchvision_resnet18", "torchvision_resnet50"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "torchvision_resnet18",
+        *(pytest.param(f"{stem}_resnet50", marks=_DEEP) for stem in ("v1c", "torchvision")),
+    ],
+)
 def test_golden_stages_of_an_imagenet_network(convert, measure, recipe, name):
     code, _, err, out = convert(recipe.draw_weights(name))
     assert (code, err) == (0, "")
@@ -245,6 +253,7 @@ def _assert_golden(out, measure, name):
         ("mmseg_r101_d16mg124_c19", ["--output-stride=16", "--multi-grid=1,2,4"]),
     ],
 )
+@pytest.mark.parity("whole networks; narrow ones are converted and computed in the first tier")
 def test_golden_logits_of_mmsegmentation(convert, measure, recipe, name, flags):
     code, _, err, out = convert({"meta": {}, "state_dict": recipe.draw_weights(name)}, *flags)
     assert (code, err) == (0, "")

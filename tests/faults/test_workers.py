@@ -203,6 +203,7 @@ def test_process_that_dies_or_hangs_is_told_with_its_sample(
     assert workers_lib._children() == []
 
 
+@pytest.mark.process("waits ten seconds for a process that is stopped")
 def test_process_that_is_stopped_between_samples_is_told_by_its_last(dataset, monkeypatch):
     monkeypatch.setattr(workers_lib, "PATIENCE", 8)  # starved, it also misses beats
     batches = train_batches(dataset, num_workers=1, **OPTIONS)
@@ -235,6 +236,9 @@ def test_process_that_does_not_start_is_told(dataset, monkeypatch):
 # Training
 
 TIMES = ("images_per_second", "data_wait")
+_WHOLE_RUN = pytest.mark.process(
+    "trains with reading processes; their deaths are in the first tier"
+)
 _RUNS = pytest.mark.slow("minutes of whole runs with reading processes")
 
 CHANGES = """
@@ -325,6 +329,7 @@ def check_names_a_sample(line, process, seconds):
     assert f"its mask {process.root}/labels/train/" in line
 
 
+@_WHOLE_RUN
 def test_run_whose_reader_is_killed_names_the_sample_and_saves(start):
     process = start()
     wait_for_step(process, 3)

@@ -3,6 +3,8 @@ import signal
 
 import pytest
 
+_TASKS = pytest.mark.process("seconds of waiting; one run of tasks is in the first tier")
+
 
 def requeues(place):
     path = place.root / "requeued"
@@ -20,6 +22,7 @@ def test_runs_a_task_for_each_place_with_its_log(place):
     assert not requeues(place)
 
 
+@_TASKS
 def test_saves_before_the_limit_and_is_requeued(place):
     process = place.slurm("run,done")
     place.wait_for("start", [1, 1])
@@ -34,12 +37,14 @@ def test_saves_before_the_limit_and_is_requeued(place):
     assert place.counts("end") == [1, 1]
 
 
+@_TASKS
 @pytest.mark.parametrize("code", [3, 143])
 def test_does_not_requeue_a_mistake_or_a_stop(place, code):
     assert place.slurm(f"1:{code}", MAX_RESTARTS=5).end()[0] == code
     assert not requeues(place)
 
 
+@_TASKS
 def test_requeues_after_a_death_and_not_for_ever(place):
     code, output, errors = place.slurm("0:kill").end()
     assert (code, requeues(place)) == (0, ["requeue 7"])
@@ -50,6 +55,7 @@ def test_requeues_after_a_death_and_not_for_ever(place):
     assert "giving up" in output
 
 
+@_TASKS
 def test_waits_for_cancelled_tasks(place):
     process = place.slurm("run")
     place.wait_for("start", [1, 1])

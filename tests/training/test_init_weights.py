@@ -235,6 +235,7 @@ def test_table_row_starts_from_a_checkpoint_without_a_backbone(write):
     assert init_weights.check_init(row, ()) == []
 
 
+@pytest.mark.process("trains twice; what is loaded is checked in the first tier")
 def test_fine_tuning_to_other_classes_and_going_on_once_the_source_is_gone(
     write, recipe_text, make_tree, call, tmp_path, monkeypatch
 ):

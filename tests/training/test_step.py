@@ -141,6 +141,7 @@ def test_parts_of_a_batch_equal_the_whole_where_norms_are_frozen(narrow):
     _assert_close(part_metrics, metrics, 1e-12)
 
 
+@pytest.mark.parity("compiles the step twice; parts of a batch are in the first tier")
 def test_norms_see_one_part_after_the_other(narrow):
     c = narrow(IN_PARTS)
     with jax.enable_x64(True):
@@ -170,6 +171,7 @@ def test_parts_lie_on_every_device(narrow):
     assert read_collectives(text).keys() == {"all-reduce"}
 
 
+@pytest.mark.parity("compiles the step twice; parts of a batch are in the first tier")
 def test_recomputed_stages_keep_less_and_give_the_same(narrow):
     images, _ = _batch()
 
