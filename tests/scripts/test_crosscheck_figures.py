@@ -112,6 +112,7 @@ def network_and_iou(torch_reference, model, root, dataset, base):
         return net, hit / (confusion.sum(0) + confusion.sum(1) - hit)
 
 
+@pytest.mark.parity("images of the table's size; verdicts and the file are in the first tier")
 @pytest.mark.parametrize(
     ("key", "depth", "base", "images"),  # few, for each shape compiles
     [
