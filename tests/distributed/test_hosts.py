@@ -106,17 +106,11 @@ cli.run(train.main, sys.argv[2:])
 
 
 @pytest.fixture(scope="module")
-def memo():
-    return {}
-
-
-@pytest.fixture
-def root(memo, make_tree, tiny_recipe):
+def root(make_tree, tiny_recipe):
     """The folder with the data and the recipe."""
-    if "root" not in memo:
-        memo["root"] = make_tree("folder", num_train=8, num_val=5)
-        (memo["root"] / "tiny.py").write_text(tiny_recipe(CHANGES))
-    return memo["root"]
+    root = make_tree("folder", num_train=8, num_val=5)
+    (root / "tiny.py").write_text(tiny_recipe(CHANGES))
+    return root
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ def fails(call):
 
 @pytest.fixture(scope="package")
 def memo():
-    """What the tests share; `make_tree` cannot be asked from a wider scope."""
+    """The run that the tests share; `call` cannot be asked from a wider scope."""
     return {}
 
 

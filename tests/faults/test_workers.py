@@ -54,20 +54,9 @@ class FaultySource:
 
 
 @pytest.fixture
-def dataset(make_tree, data_config):
-    return open_dataset(data_config("folder", make_tree("folder", num_train=12)), 4, "train")
-
-
-@pytest.fixture
-def data_config():
-    from deeplab_jax import config
-
-    def make(name, root):
-        data = config.get_config(name).data
-        data.root = str(root)
-        return data
-
-    return make
+def dataset(make_tree, narrow_config):
+    config = narrow_config(f"data.root={make_tree('folder', num_train=12)}")
+    return open_dataset(config.data, 4, "train")
 
 
 def with_fault(dataset, fault, **options):

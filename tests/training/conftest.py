@@ -20,18 +20,16 @@ def _compile_quickly(compile_quickly):
 
 @pytest.fixture(scope="package")
 def memo():
-    """What the tests share; `make_tree` cannot be asked from a wider scope."""
+    """Runs that the tests share; `call` cannot be asked from a wider scope."""
     return {}
 
 
-@pytest.fixture
-def tiny(memo, make_tree, tiny_recipe):
+@pytest.fixture(scope="package")
+def tiny(make_tree, tiny_recipe):
     """The command that trains the tiny recipe, without its work directory."""
-    if "tiny" not in memo:
-        root = make_tree("folder", num_train=16, num_val=2)
-        (root / "tiny.py").write_text(tiny_recipe(CHANGES))
-        memo["tiny"] = ["train", "--config", f"{root}/tiny.py", f"--config.data.root={root}"]
-    return memo["tiny"]
+    root = make_tree("folder", num_train=16, num_val=2)
+    (root / "tiny.py").write_text(tiny_recipe(CHANGES))
+    return ["train", "--config", f"{root}/tiny.py", f"--config.data.root={root}"]
 
 
 @pytest.fixture
