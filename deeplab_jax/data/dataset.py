@@ -13,7 +13,7 @@ from typing import Protocol
 import cv2
 import numpy as np
 
-from deeplab_jax.data.labels import INVALID
+from deeplab_jax.data.labels import INVALID, value_ranges
 from deeplab_jax.errors import DataError
 
 
@@ -112,8 +112,8 @@ class Dataset:
         if bad.size:
             raise DataError(
                 self.source.names(index)[1],
-                f"has values {_ranges(bad)}; accepted are "
-                f"{_ranges(np.flatnonzero(self.label_map != INVALID))}",
+                f"has values {', '.join(value_ranges(bad))}; accepted are "
+                f"{', '.join(value_ranges(np.flatnonzero(self.label_map != INVALID)))}",
                 "correct the mask, config.model.num_classes, or what config.data says of masks",
             )
         table = classes.astype(np.uint8)
@@ -136,9 +136,3 @@ def _size_fix(image_shape: tuple[int, ...], mask_shape: tuple[int, ...]) -> str:
         fix += "; it seems that one has an EXIF orientation, by which it is turned when read, and "
         fix += "the other none: turn the pixels of the one and drop its tag"
     return fix
-
-
-def _ranges(values: np.ndarray) -> str:
-    """Returns sorted whole numbers as text: "0..4, 255"."""
-    runs = np.split(values, np.flatnonzero(np.diff(values) > 1) + 1)
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}..{run[-1]}" for run in runs)

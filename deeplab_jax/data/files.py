@@ -38,7 +38,7 @@ class Files(NamedTuple):
     id_suffix: str = ""
 
 
-class Layout(NamedTuple):
+class SplitPaths(NamedTuple):
     """Where a split lies under the root; a sample's files share a stem, and its id begins so."""
 
     images: str
@@ -52,8 +52,8 @@ class Layout(NamedTuple):
     id_suffix: str = ""
 
 
-def find_layout(data_config: DataConfig, split: str) -> Layout:
-    """Returns the layout of a split.
+def split_paths(data_config: DataConfig, split: str) -> SplitPaths:
+    """Returns the paths of a split.
 
     Args:
       data_config: `config.data`.
@@ -63,13 +63,13 @@ def find_layout(data_config: DataConfig, split: str) -> Layout:
     if name == "voc":
         top = "VOCdevkit/VOC2012"
         list_file = f"{top}/ImageSets/Segmentation/{split}.txt"
-        return Layout(f"{top}/JPEGImages", f"{top}/SegmentationClass", list_file, True)
+        return SplitPaths(f"{top}/JPEGImages", f"{top}/SegmentationClass", list_file, True)
     if name == "ade20k":
         top = "ADE20k/ADEChallengeData2016"
         part = {"train": "training", "val": "validation"}.get(split, split)
-        return Layout(f"{top}/images/{part}", f"{top}/annotations/{part}", f"{top}/{split}.txt")
+        return SplitPaths(f"{top}/images/{part}", f"{top}/annotations/{part}", f"{top}/{split}.txt")
     if name == "cityscapes":
-        return Layout(
+        return SplitPaths(
             f"CityScapes/leftImg8bit/{split}",
             f"CityScapes/gtFine/{split}",
             f"CityScapes/{split}.txt",
@@ -81,7 +81,7 @@ def find_layout(data_config: DataConfig, split: str) -> Layout:
         getattr(data_config, key).replace("{split}", split)
         for key in ("images", "masks", "split_file")
     )
-    return Layout(
+    return SplitPaths(
         images,
         masks,
         list_file,
@@ -111,73 +111,73 @@ def find_files(
       DataError: a folder or list is missing or cannot be read, two files have one stem, or a link
         leads out of the root.
     """
-    root, layout = Path(data_config.root), find_layout(data_config, split)
-    image_folder, mask_folder = root / layout.images, root / layout.masks
+    root, paths = Path(data_config.root), split_paths(data_config, split)
+    image_folder, mask_folder = root / paths.images, root / paths.masks
     image_names, mask_names = (
         _list(folder, root, on_fault) for folder in (image_folder, mask_folder)
     )
-    image_suffixes, lossy = layout.image_suffixes, layout.lossy_mask_suffixes
+    image_suffixes, lossy = paths.image_suffixes, paths.lossy_mask_suffixes
     is_shared = image_folder.resolve() == mask_folder.resolve()
-    if is_shared and not layout.mask_suffix:  # "a.jpg" beside "a.png"
+    if is_shared and not paths.mask_suffix:  # "a.jpg" beside "a.png"
         image_suffixes, lossy = LOSSY_SUFFIXES, ()
     elif not is_shared:  # but one may lie in the other
         image_names = _without(image_names, image_folder, mask_folder)
         mask_names = _without(mask_names, mask_folder, image_folder)
     images = _by_stem(image_folder, image_names, image_suffixes, on_fault)
-    if is_shared and layout.mask_suffix:
-        end = layout.mask_suffix.lower()
+    if is_shared and paths.mask_suffix:
+        end = paths.mask_suffix.lower()
         images = {stem: path for stem, path in images.items() if not stem.lower().endswith(end)}
     masks: dict[str, str] = {}
-    for suffixes in (lossy, layout.mask_suffixes):
-        ends = tuple(layout.mask_suffix + suffix for suffix in suffixes)
+    for suffixes in (lossy, paths.mask_suffixes):
+        ends = tuple(paths.mask_suffix + suffix for suffix in suffixes)
         masks |= _by_stem(mask_folder, mask_names, ends, on_fault)
-    listed = _read_list(root, layout)
+    listed = _read_list(root, paths)
     if listed is None:
         stems = sorted(images.keys() | masks.keys())
     else:
-        stems = [_stem(line, images, layout) for line in listed]
+        stems = [_stem(line, images, paths) for line in listed]
         for line, stem in zip(listed, stems, strict=True):
             if stem not in images and stem not in masks:
-                _refuse_columns(line, images, root, layout)
-    return Files(stems, images, masks, listed is not None, layout.id_suffix)
+                _refuse_columns(line, images, root, paths)
+    return Files(stems, images, masks, listed is not None, paths.id_suffix)
 
 
-def _stem(line: str, images: dict[str, str], layout: Layout) -> str:
+def _stem(line: str, images: dict[str, str], paths: SplitPaths) -> str:
     """Returns the stem that a line of a list names, as it stands or without spaces around it."""
     stem = ""
     for name in (line, line.strip()):
-        stem = _stem_of(name, images, layout)
+        stem = _stem_of(name, images, paths)
         if stem in images:
             break
     return stem
 
 
-def _stem_of(name: str, images: dict[str, str], layout: Layout) -> str:
+def _stem_of(name: str, images: dict[str, str], paths: SplitPaths) -> str:
     """Returns the stem of a listed name, which may be a file's."""
     while name.startswith("./"):
         name = name[2:]
     if name in images:
         return name
-    for suffix in (*layout.image_suffixes, layout.id_suffix):
+    for suffix in (*paths.image_suffixes, paths.id_suffix):
         if suffix and name.lower().endswith(suffix.lower()):
             return name[: -len(suffix)]
     return name
 
 
-def _refuse_columns(line: str, images: dict[str, str], root: Path, layout: Layout) -> None:
+def _refuse_columns(line: str, images: dict[str, str], root: Path, paths: SplitPaths) -> None:
     """Refuses a line of several names, or of a name and a number as in VOC's lists of a class."""
     fields = [field for field in re.split(r"[\s,;]+", line) if field]
     suffixes = (*IMAGE_SUFFIXES, *MASK_SUFFIXES)
     is_known = all(
-        field.lower().endswith(suffixes) or _stem_of(field, images, layout) in images
+        field.lower().endswith(suffixes) or _stem_of(field, images, paths) in images
         for field in fields
         if field not in ("-1", "0", "1")
     )
     if len(fields) > 1 and is_known:
         raise DataError(
-            str(root / layout.list_file),
+            str(root / paths.list_file),
             f"has a line of {len(fields)} columns ({clip(line.strip())})",
-            f"write one id a line: the path of an image under {layout.images}, without its suffix",
+            f"write one id a line: the path of an image under {paths.images}, without its suffix",
         )
 
 
@@ -246,15 +246,15 @@ def _by_stem(
     return found
 
 
-def _read_list(root: Path, layout: Layout) -> list[str] | None:
+def _read_list(root: Path, paths: SplitPaths) -> list[str] | None:
     """Returns the lines of the split's list that are not blank, or None where there is none."""
-    path = root / layout.list_file
-    if not layout.list_file or not os.path.lexists(path):
-        if not layout.is_list_needed:
+    path = root / paths.list_file
+    if not paths.list_file or not os.path.lexists(path):
+        if not paths.is_list_needed:
             return None
         fix = "check config.data.root and the name of the split"
         raise DataError(str(path), "is missing", fix)
-    if path.is_symlink() and not os.path.isabs(layout.list_file):
+    if path.is_symlink() and not os.path.isabs(paths.list_file):
         inside = tuple(os.path.join(os.path.realpath(place), "") for place in (root, path.parent))
         if not os.path.realpath(path).startswith(inside):
             what = f"is a link that leads out of {inside[0]} (to {os.readlink(path)})"

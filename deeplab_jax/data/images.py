@@ -29,7 +29,7 @@ MAX_BYTES = 8 * MAX_PIXELS  # 16 bits of four channels each, not compressed
 JPEG_SIDE = 65500  # the longest that is written
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")  # of the others some run programs to decode
-_LOSSY = ("JPEG", "MPO", "WEBP")  # MPO: a JPEG of several pictures
+LOSSY_FORMATS = ("JPEG", "MPO", "WEBP")  # MPO: a JPEG of several pictures
 _FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 
@@ -259,7 +259,7 @@ def _describe(head: bytes) -> str:
 
 def _open_mask(name: str, data: bytes) -> ImageFile.ImageFile:
     mask = _open_whole(name, data)
-    if mask.format in _LOSSY:
+    if mask.format in LOSSY_FORMATS:
         kind = "a WebP" if mask.format == "WEBP" else "a JPEG"
         raise DataError(name, f"is {kind}, which changes class indices", "store masks as PNG")
     return mask

@@ -2,6 +2,7 @@
 
 import functools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -128,6 +129,12 @@ def read_classes(path: Path) -> Classes:
             'write ["road", ...] or [{"name": "road", "color": [128, 64, 128]}, ...]',
         ) from error
     return Classes(names, palette, ignored)
+
+
+def value_ranges(values: Sequence[int] | np.ndarray) -> list[str]:
+    """Returns the runs of sorted whole numbers as texts, such as ["0..4", "255"]."""
+    runs = np.split(values, np.flatnonzero(np.diff(values) > 1) + 1) if len(values) else []
+    return [str(run[0]) if len(run) == 1 else f"{run[0]}..{run[-1]}" for run in runs]
 
 
 class ColorTable:

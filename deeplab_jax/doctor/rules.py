@@ -1,0 +1,422 @@
+"""The rules that a data set is checked by, as a table over its survey."""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+from deeplab_jax.config import IGNORE_INDEX
+from deeplab_jax.data.labels import value_ranges
+from deeplab_jax.doctor.finding import Finding, worst_first
+from deeplab_jax.doctor.scan import Color, Pair, SampleFacts
+from deeplab_jax.doctor.survey import Survey
+
+_USUAL_BATCH = 8
+_MAX_CLASSES = 255
+
+
+class Case(NamedTuple):
+    """A finding whose text depends on more than the number of places.
+
+    Attributes:
+      items: the places; a case without places is a finding, too.
+      words: values of the names in braces in the rule's title and fix.
+    """
+
+    items: tuple[str, ...] = ()
+    words: Mapping[str, str | int] = MappingProxyType({})
+
+
+class Rule(NamedTuple):
+    """What is looked for, and what is said of it.
+
+    Attributes:
+      severity: of the finding; see `Finding`.
+      kind: of the finding.
+      title: of the finding; {n} is the number of places, {s}, {es}, {v} and {be} agree with it.
+      fix: of the finding, or a function that returns it.
+      find: returns the places, which make one finding together; or cases, a finding each.
+    """
+
+    severity: str
+    kind: str
+    title: str
+    fix: str | Callable[[Survey], str]
+    find: Callable[[Survey], Iterable[str | Case]]
+
+
+def check(survey: Survey) -> list[Finding]:
+    """Returns all findings of a data set, worst first."""
+    found = (finding for rule in RULES for finding in _apply(rule, survey))
+    return worst_first([*survey.faults, *found])
+
+
+def _apply(rule: Rule, survey: Survey) -> Iterator[Finding]:
+    found = list(rule.find(survey))
+    cases = [case for case in found if isinstance(case, Case)]
+    places = tuple(place for place in found if isinstance(place, str))
+    for items, words in [*cases, Case(places)] if places else cases:
+        words = {**_count(len(items)), **words}
+        title = rule.title.format(**words)
+        fix = rule.fix if isinstance(rule.fix, str) else rule.fix(survey)
+        yield Finding(rule.severity, rule.kind, title, fix.format(**words), items)
+
+
+def _count(number: int) -> dict[str, str | int]:
+    """Returns the words of a title that depend on a number."""
+    if number == 1:
+        return {"n": 1, "s": "", "es": "", "v": "s", "be": "is"}
+    return {"n": number, "s": "s", "es": "es", "v": "", "be": "are"}
+
+
+# Files
+
+
+def _unreadable_images(survey: Survey) -> Iterator[str]:
+    return (f"{survey.name(f.pair.image)}: {f.image_error}" for f in survey.facts if f.image_error)
+
+
+def _refused_masks(survey: Survey, kind: str) -> Iterator[str]:
+    refused = (f for f in survey.facts if f.mask_error and f.mask_kind == kind)
+    return (f"{survey.name(f.pair.mask)}: {f.mask_error}" for f in refused)
+
+
+def _key(pair: Pair) -> tuple[str, str]:
+    return pair.split, pair.stem.lower()
+
+
+def _case_twins(survey: Survey) -> dict[tuple[str, str], str]:
+    """Returns what differs in case alone: {key: text} of images without masks and the reverse."""
+    alone: dict[bool, dict[tuple[str, str], Pair]] = {True: {}, False: {}}  # by whether an image
+    for f in survey.facts:
+        if not f.pair.image or not f.pair.mask:
+            alone[bool(f.pair.image)].setdefault(_key(f.pair), f.pair)
+    return {
+        key: f"{survey.name(alone[True][key].image)} and {survey.name(alone[False][key].mask)}"
+        for key in sorted(alone[True].keys() & alone[False].keys())
+    }
+
+
+def _pairs(survey: Survey) -> list[Pair]:
+    """Returns the pairs that are not told as differing in case."""
+    twins = _case_twins(survey)
+    return [f.pair for f in survey.facts if _key(f.pair) not in twins]
+
+
+def _missing_images(survey: Survey) -> Iterator[str]:
+    for pair in _pairs(survey):
+        if not pair.image:
+            has_mask = f"{survey.name(pair.mask)} has no image"
+            yield has_mask if pair.mask else f"{pair.stem} of split {pair.split}"
+
+
+def _missing_masks(survey: Survey) -> Iterator[str]:
+    alone = (pair.image for pair in _pairs(survey) if pair.image and not pair.mask)
+    return (f"{survey.name(image)} has no mask" for image in alone)
+
+
+def _names_in_two_cases(survey: Survey) -> Iterator[str]:
+    same: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for pair in _pairs(survey):
+        same[_key(pair)].add(pair.stem)
+    return (f"{split}: {', '.join(sorted(s))}" for (split, _), s in same.items() if len(s) > 1)
+
+
+def _duplicates(survey: Survey, is_leak: bool) -> Iterator[str]:
+    """Yields equal pictures: of more than one split, or of one."""
+    groups: dict[bytes, list[SampleFacts]] = defaultdict(list)
+    for f in survey.facts:
+        if f.image_hash:
+            groups[f.image_hash].append(f)
+    for group in groups.values():
+        num_splits = len({f.pair.split for f in group})
+        if len(group) > 1 and is_leak == (num_splits > 1):
+            differ = not is_leak and any(f.counts != group[0].counts for f in group)
+            names = " = ".join(survey.name(f.pair.image) for f in group)
+            yield names + (" (their masks differ)" if differ else "")
+
+
+def _masks_of_several(survey: Survey) -> Iterator[str]:
+    groups: dict[bytes, list[SampleFacts]] = defaultdict(list)
+    for f in survey.facts:
+        if f.image_hash and f.mask_hash and len(f.counts) > 1 and not f.is_same_file:
+            groups[f.mask_hash].append(f)
+    for group in groups.values():
+        if len({f.image_hash for f in group}) > 1:
+            yield " = ".join(survey.name(f.pair.mask) for f in group)
+
+
+def _few_images(survey: Survey, batch: int | None) -> Iterator[Case]:
+    number = len(survey.of_split(survey.splits[0]))
+    if batch and 0 < number < batch:
+        yield Case(words={"number": number, "batch": batch})
+
+
+def _empty_splits(survey: Survey) -> Iterator[Case]:
+    splits = [] if survey.faults else survey.splits
+    return (Case(words={"split": split}) for split in splits if not survey.of_split(split))
+
+
+def _modes(survey: Survey) -> Iterator[Case]:
+    modes = Counter(f.image_mode for f in survey.facts if f.image_mode not in ("", "RGB"))
+    if modes:
+        kinds = ", ".join(f"{count} {mode}" for mode, count in modes.most_common())
+        yield Case(words={"number": sum(modes.values()), "kinds": kinds})
+
+
+def _foreign(survey: Survey) -> Iterator[Case]:
+    if survey.foreign:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in survey.foreign.most_common(6))
+        yield Case(words={"number": sum(survey.foreign.values()), "kinds": kinds})
+
+
+# Sizes and EXIF orientations
+
+
+def _size_case(f: SampleFacts) -> str:
+    """Returns how sizes or orientations of an image and its mask disagree, "" if they agree."""
+    if f.image_size is None:
+        return ""
+    turned = f.image_size[::-1]
+    if f.mask_orientation != 1 and f.orientation == 1 and f.mask_size in (f.image_size, turned):
+        return "turned mask, same size" if f.mask_size == f.image_size else "turned mask"
+    if f.mask_size is None or f.mask_size == f.image_size:
+        return "turned image, same size" if f.orientation != 1 else ""
+    is_turned = f.orientation > 4 and f.mask_size == turned  # 5 to 8 swap the sides
+    return "turned image" if is_turned else "differ"
+
+
+def _sizes(survey: Survey, case: str) -> Iterator[str]:
+    for f in survey.facts:
+        if _size_case(f) != case:
+            continue
+        image, mask = survey.name(f.pair.image), survey.name(f.pair.mask)
+        yield {
+            "turned image": f"{image}: upright {_size(f.image_size)}, mask {_size(f.mask_size)}",
+            "turned image, same size": f"{image}: EXIF orientation {f.orientation}",
+            "differ": f"{mask}: {_size(f.mask_size)}, its image {_size(f.image_size)}",
+        }.get(case, f"{mask}: EXIF orientation {f.mask_orientation}")
+
+
+def _size(size: tuple[int, int] | None) -> str:
+    return "x".join(map(str, size or ()))
+
+
+# Values and colours
+
+
+def _color_masks(survey: Survey) -> Iterator[str]:
+    return (f"{survey.name(f.pair.mask)}: {_color_text(f)}" for f in survey.color_masks)
+
+
+def _color_text(facts: SampleFacts) -> str:
+    if facts.is_grey:
+        return f"grey stored as RGB, values {_values(facts.counts)}"
+    number = len(facts.colors)
+    if number > 8:
+        return f"{'1000 or more' if number >= 1000 else number} colours"
+    return "colours " + ", ".join(f"({r}, {g}, {b})" for r, g, b in facts.colors)
+
+
+def _color_fix(survey: Survey) -> str:
+    if all(f.is_grey for f in survey.color_masks):
+        return "save one of their equal channels as grey PNG: its values are class indices"
+    if len(survey.colors) <= _MAX_CLASSES + 1 and survey.is_mostly_color:
+        return 'declare the colours: config.data.mask_format="color"; --write-config proposes it'
+    return "export class indices as grey or palette PNG"
+
+
+def _blended_masks(survey: Survey) -> Iterator[str]:
+    return (f"{survey.name(path)}: {_values(v)}" for path, v in survey.values.blended.items())
+
+
+def _unknown_values(survey: Survey) -> Iterator[str]:
+    masks = {f.pair.mask: f.counts for f in survey.facts}
+    for path, counts in masks.items():
+        values = sorted(counts.keys() - survey.meaning.keys())
+        if values and path not in survey.values.blended:
+            shown = ", ".join(f"{v} ({counts[v]} pixels)" for v in values[:5])
+            more = f", ... ({len(values) - 5} more)" if len(values) > 5 else ""
+            yield f"{survey.name(path)}: {shown}{more}"
+
+
+def _unknown_fix(survey: Survey) -> str:
+    known = sorted(v for v, c in survey.meaning.items() if c != IGNORE_INDEX)
+    ignored = sorted(v for v, c in survey.meaning.items() if c == IGNORE_INDEX)
+    fix = f"classes are {_values(known)}, ignored {_values(ignored)}: mend the masks"
+    if not survey.is_described:
+        return fix
+    seen = {value for f in survey.facts for value in f.counts}
+    if known == list(range(len(known))) and 0 not in seen and len(known) in seen:
+        return f"values are 1..{len(known)}, one too high: set config.data.reduce_zero_label=true"
+    return f"{fix}, or config.model.num_classes and config.data"
+
+
+def _rare_values(survey: Survey) -> Iterator[str]:
+    rare = {} if survey.is_described else survey.values.rare
+    for value, paths in rare.items():
+        yield f"value {value} in {len(paths)}: {', '.join(map(survey.name, paths[:3]))}"
+
+
+def _values(values: Iterable[int]) -> str:
+    """Returns whole numbers as text, at most 8 runs: "0..4, 255"."""
+    numbers = sorted(values)
+    runs = value_ranges(numbers)
+    more = f", ... ({len(numbers)} values)" if len(runs) > 8 else ""
+    return ", ".join(runs[:8]) + more or "none"
+
+
+def _no_zero(survey: Survey) -> Iterator[Case]:
+    classes = () if survey.is_described else survey.values.classes
+    if classes and classes[0] > 0:
+        more = ": masks look shifted by one" if classes[0] == 1 else ""
+        yield Case(words={"first": classes[0], "last": classes[-1], "more": more})
+
+
+def _shifted_masks(survey: Survey) -> Iterator[str]:
+    for path, step in survey.values.shifted.items():
+        word = "subtracted" if step == -1 else "added"
+        yield f"{survey.name(path)}: values fit the others once 1 is {word}"
+
+
+def _palette_masks(survey: Survey) -> list[SampleFacts]:
+    return [f for f in survey.facts if f.palette]
+
+
+def _odd_palettes(survey: Survey) -> Iterator[str]:
+    colors: dict[int, Counter[Color]] = defaultdict(Counter)
+    for f in _palette_masks(survey):
+        for value, color in f.palette.items():
+            colors[value][color] += 1
+    usual = {value: counts.most_common(1)[0][0] for value, counts in colors.items()}
+    for f in _palette_masks(survey):
+        if odd := [(v, c) for v, c in f.palette.items() if c != usual[v]]:
+            texts = (f"{v} is {c}, mostly {usual[v]}" for v, c in odd[:2])
+            yield f"{survey.name(f.pair.mask)}: {', '.join(texts)}"
+
+
+def _mixed_masks(survey: Survey) -> Iterator[Case]:
+    masks = _palette_masks(survey)
+    grey = [f for f in survey.facts if f.mask_kind == "index"]
+    few, kind = (masks, "palette") if len(masks) <= len(grey) else (grey, "grey")
+    if few and survey.data.mask_format != "color":
+        items = tuple(survey.name(f.pair.mask) for f in few)
+        yield Case(items, {"kind": kind, "others": max(len(masks), len(grey))})
+
+
+def _palettes(survey: Survey) -> Iterator[Case]:
+    if number := len(_palette_masks(survey)):
+        yield Case(words=_count(number))
+
+
+# Classes
+
+
+def _absent_classes(survey: Survey) -> Iterator[Case]:
+    loss = "they cannot be learnt"  # in the training split, which comes first
+    for split in survey.splits:
+        seen = {c for f in survey.of_split(split) for c in survey.class_counts(f)}
+        absent = [f"{i}: {n}" for i, n in enumerate(survey.class_names) if i not in seen]
+        if seen and absent:
+            yield Case(tuple(absent), {"split": split, "loss": loss})
+        loss = "their IoU is undefined and left out of the mean"
+
+
+def _one_class(survey: Survey) -> Iterator[Case]:
+    if len(survey.class_names) < 2 and any(f.counts for f in survey.facts):
+        yield Case()
+
+
+def _ignored_masks(survey: Survey) -> Iterator[str]:
+    for f in survey.facts:
+        if survey.class_counts(f).keys() == {IGNORE_INDEX}:
+            yield f"{survey.name(f.pair.mask)}: 100 % ignored"
+
+
+_TURNED_MASK = ("{n} mask{s} {be} turned by EXIF data, the image{s} not",
+                "save these masks as they are meant to lie, without EXIF orientation")  # fmt: skip
+_FEW = ("{number} training images do not fill one batch of {batch}",
+        "lower config.train.batch_size, or add images")  # fmt: skip
+
+# Findings of one severity and as many places are told in this order.
+# fmt: off
+RULES = (
+    Rule("error", "unreadable-image", "{n} image{s} cannot be opened",
+         "replace or remove the files", _unreadable_images),
+    Rule("error", "unreadable-mask", "{n} mask{s} cannot be opened",
+         "replace or remove the files", lambda s: _refused_masks(s, "")),
+    Rule("error", "lossy-mask", "{n} mask{s} {be} JPEG, which changes class values",
+         "export the masks again as PNG; converting the JPEGs keeps the damage",
+         lambda s: _refused_masks(s, "lossy")),
+    Rule("error", "case", "{n} pair{s} of image and mask differ{v} in upper and lower case",
+         "rename one of each pair: some systems tell them apart, others do not",
+         lambda s: _case_twins(s).values()),
+    Rule("error", "no-image", "{n} image{s} {be} missing",
+         "add the images, or remove these masks or lines of the list", _missing_images),
+    Rule("error", "no-mask", "{n} mask{s} {be} missing",
+         "add the masks, or remove these images or lines of the list", _missing_masks),
+    Rule("warning", "case", "{n} name{s} occur{v} in upper and in lower case",
+         "rename one of each: on some systems one replaces the other", _names_in_two_cases),
+    Rule("error", "exif", "{n} image{s} {be} turned by EXIF data, the mask{s} not",
+         "save these images upright without EXIF orientation, or turn the masks",
+         lambda s: _sizes(s, "turned image")),
+    Rule("error", "size", "{n} mask{s} differ{v} from the image in size (height x width)",
+         "export the masks again at the size of the images; never smooth when resizing",
+         lambda s: _sizes(s, "differ")),
+    Rule("warning", "exif", *_TURNED_MASK, lambda s: _sizes(s, "turned mask, same size")),
+    Rule("error", "exif", *_TURNED_MASK, lambda s: _sizes(s, "turned mask")),
+    Rule("warning", "exif", "{n} image{s} {be} turned by EXIF data",
+         "they are opened upright; look whether the masks are drawn so too",
+         lambda s: _sizes(s, "turned image, same size")),
+    Rule("error", "color-mask", "{n} mask{s} hold{v} colours, not class indices",
+         _color_fix, _color_masks),
+    Rule("error", "blended-mask", "{n} mask{s} hold{v} values mixed from others",
+         "JPEG or smooth resizing leaves these: export again as PNG, resize with 'nearest'",
+         _blended_masks),
+    Rule("error", "unknown-value", "{n} mask{s} hold{v} values that are no class",
+         _unknown_fix, _unknown_values),
+    Rule("warning", "rare-value", "{n} value{s} occur{v} in very few masks",
+         "taken as classes; if they are mistakes, mend these masks", _rare_values),
+    Rule("warning", "shifted", "value 0 never occurs, classes are {first}..{last}{more}",
+         "set config.data.reduce_zero_label=true (value k is class k-1, 0 ignored); "
+         "--write-config does", _no_zero),
+    Rule("warning", "shifted", "{n} mask{s} look{v} shifted by one against the others",
+         "compare them with their images, and correct the values", _shifted_masks),
+    Rule("error", "leak", "{n} picture{s} {be} in more than one split",
+         "remove them from one: a network is scored on what it was trained on",
+         lambda s: _duplicates(s, True)),
+    Rule("warning", "duplicate", "{n} picture{s} {be} more than once in a split",
+         "remove the copies, unless they are meant to weigh more",
+         lambda s: _duplicates(s, False)),
+    Rule("warning", "image-as-mask", "{n} mask{s} {be} the same file as the image",
+         "put the masks there",
+         lambda s: (s.name(f.pair.mask) for f in s.facts if f.is_same_file)),
+    Rule("warning", "same-mask", "{n} mask{s} belong{v} to several images that differ",
+         "compare them with their images: one mask may have been copied over others",
+         _masks_of_several),
+    Rule("warning", "absent-class", "{n} class{es} never occur{v} in split {split}",
+         "{loss}: add images with them, or drop the classes", _absent_classes),
+    Rule("error", "one-class", "the masks hold fewer than two classes",
+         "count the background", _one_class),
+    Rule("warning", "all-ignored", "{n} mask{s} ignore{v} every pixel",
+         "nothing is learnt from them: draw the masks or remove the samples", _ignored_masks),
+    Rule("error", "empty", "split {split} has no images", "check the folder or list of ids",
+         _empty_splits),
+    Rule("error", "few-images", *_FEW, lambda s: _few_images(s, s.batch_size)),
+    Rule("warning", "few-images", *_FEW,
+         lambda s: _few_images(s, None if s.batch_size else _USUAL_BATCH)),
+    Rule("warning", "palette-differs",
+         "{n} palette mask{s} show{v} a value in another colour than most",
+         "a value then may mean another class there: export all with one palette",
+         _odd_palettes),
+    Rule("warning", "mixed-masks", "{n} mask{s} {be} {kind} among {others} that are not",
+         "look whether a value means the same class in both, and export all alike",
+         _mixed_masks),
+    Rule("note", "palette", "{n} mask{s} {be} palette PNG: indices count, colours do not",
+         "nothing to do", _palettes),
+    Rule("note", "image-mode", "{number} image(s) of other kinds than RGB ({kinds})",
+         "they are opened as 8-bit RGB, alpha dropped", _modes),
+    Rule("note", "foreign-files", "{number} other or hidden file(s) passed over ({kinds})",
+         "nothing to do", _foreign),
+)
+# fmt: on
