@@ -1,7 +1,7 @@
-"""Which files make up a split of a folder data set: the official layouts, and one's own.
+"""Finds the files of a split: the table's data sets in their official layouts, or a folder.
 
 Only names are read here. Ids of a list are looked up among the files found under the root, and a
-link that leads out of it is refused; so nothing outside is ever opened.
+link that leads out of the root is refused; so nothing outside is ever opened.
 """
 
 import os
@@ -18,47 +18,53 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
 LOSSY_SUFFIXES = (".jpg", ".jpeg", ".webp")
 _MAX_LIST_BYTES = 64 << 20
+OnFault = Callable[[DataError], None]
 
 
 class Files(NamedTuple):
     """The files of a split.
 
     Attributes:
-      stems: the samples: those of the list, in its order, or all that were found, sorted.
-      images: path of each image found, by its stem.
-      masks: path of each mask found, by the stem of its image.
-      is_listed: `stems` are of a list; else every file found is a sample.
-      id_suffix: what follows the stem in a sample's id.
+      stems: stems of the samples: those of the list, in its order, or all found, sorted.
+      images: {stem: path} of the images found.
+      masks: {stem of the image: path} of the masks found.
+      id_suffix: a sample's id is its stem and this.
     """
 
     stems: list[str]
     images: dict[str, str]
     masks: dict[str, str]
-    is_listed: bool
     id_suffix: str = ""
 
 
 class SplitPaths(NamedTuple):
-    """Where a split lies under the root; a sample's files share a stem, and its id begins so."""
+    """Where the files of a split lie under the root; a sample's image and mask share a stem.
+
+    Attributes:
+      images: folder of the images.
+      masks: folder of the masks.
+      list_file: list of the samples, one id a line; "" without a list.
+      is_list_needed: the list must exist; else every file found is a sample if it does not.
+      image_suffixes: ends of image names.
+      mask_suffixes: ends of mask names, after `mask_suffix`.
+      mask_suffix: part of a mask's name after the stem, such as "_mask".
+      lossy_mask_suffixes: found where no other mask is, to be refused by format.
+      id_suffix: see `Files`.
+    """
 
     images: str
     masks: str
-    list_file: str = ""  # one id a line
-    is_list_needed: bool = False  # else every file found is a sample
+    list_file: str = ""
+    is_list_needed: bool = False
     image_suffixes: tuple[str, ...] = (".jpg",)
     mask_suffixes: tuple[str, ...] = (".png",)
-    mask_suffix: str = ""  # between stem and .png
-    lossy_mask_suffixes: tuple[str, ...] = ()  # found where no other is, to be refused by format
+    mask_suffix: str = ""
+    lossy_mask_suffixes: tuple[str, ...] = ()
     id_suffix: str = ""
 
 
 def split_paths(data_config: DataConfig, split: str) -> SplitPaths:
-    """Returns the paths of a split.
-
-    Args:
-      data_config: `config.data`.
-      split: such as `config.data.train_split`.
-    """
+    """Returns where the files of a split lie."""
     name = data_config.dataset
     if name == "voc":
         top = "VOCdevkit/VOC2012"
@@ -97,15 +103,13 @@ def _raise(fault: DataError) -> None:
     raise fault
 
 
-def find_files(
-    data_config: DataConfig, split: str, on_fault: Callable[[DataError], None] = _raise
-) -> Files:
-    """Returns the files of a split; whether they are complete is the caller's to judge.
+def find_files(data_config: DataConfig, split: str, on_fault: OnFault = _raise) -> Files:
+    """Returns the files of a split; images or masks may be missing.
 
     Args:
       data_config: `config.data`.
-      split: such as `config.data.train_split`.
-      on_fault: gets what is wrong with one link or name, which is then passed over.
+      split: name of the split.
+      on_fault: receives the error of one link or name, which is then passed over.
 
     Raises:
       DataError: a folder or list is missing or cannot be read, two files have one stem, or a link
@@ -113,9 +117,7 @@ def find_files(
     """
     root, paths = Path(data_config.root), split_paths(data_config, split)
     image_folder, mask_folder = root / paths.images, root / paths.masks
-    image_names, mask_names = (
-        _list(folder, root, on_fault) for folder in (image_folder, mask_folder)
-    )
+    image_names, mask_names = (_list(f, root, on_fault) for f in (image_folder, mask_folder))
     image_suffixes, lossy = paths.image_suffixes, paths.lossy_mask_suffixes
     is_shared = image_folder.resolve() == mask_folder.resolve()
     if is_shared and not paths.mask_suffix:  # "a.jpg" beside "a.png"
@@ -139,17 +141,13 @@ def find_files(
         for line, stem in zip(listed, stems, strict=True):
             if stem not in images and stem not in masks:
                 _refuse_columns(line, images, root, paths)
-    return Files(stems, images, masks, listed is not None, paths.id_suffix)
+    return Files(stems, images, masks, paths.id_suffix)
 
 
 def _stem(line: str, images: dict[str, str], paths: SplitPaths) -> str:
     """Returns the stem that a line of a list names, as it stands or without spaces around it."""
-    stem = ""
-    for name in (line, line.strip()):
-        stem = _stem_of(name, images, paths)
-        if stem in images:
-            break
-    return stem
+    stem = _stem_of(line, images, paths)
+    return stem if stem in images else _stem_of(line.strip(), images, paths)
 
 
 def _stem_of(name: str, images: dict[str, str], paths: SplitPaths) -> str:
@@ -187,7 +185,7 @@ def _without(names: list[str], folder: Path, other: Path) -> list[str]:
     return [name for name in names if not name.startswith(prefix)]
 
 
-def _list(folder: Path, root: Path, on_fault: Callable) -> list[str]:
+def _list(folder: Path, root: Path, on_fault: OnFault) -> list[str]:
     """Returns all files under `folder`, as sorted relative paths, hidden ones left out."""
     try:
         if not folder.is_dir():
@@ -202,7 +200,7 @@ def _list(folder: Path, root: Path, on_fault: Callable) -> list[str]:
 
 
 def _walk(
-    folder: str, prefix: str, inside: tuple[str, ...], above: tuple, on_fault: Callable
+    folder: str, prefix: str, inside: tuple[str, ...], above: tuple[str, ...], on_fault: OnFault
 ) -> Iterator[str]:
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -227,22 +225,18 @@ def _walk(
 
 
 def _by_stem(
-    folder: Path, names: list[str], suffixes: tuple[str, ...], on_fault: Callable
+    folder: Path, names: list[str], suffixes: tuple[str, ...], on_fault: OnFault
 ) -> dict[str, str]:
     """Returns {stem: path} of the files that end in one of the suffixes, in any case."""
     found: dict[str, str] = {}
-    lowered = tuple(suffix.lower() for suffix in suffixes)
     for name in names:
-        lower = name.lower()
-        if not lower.endswith(lowered):
-            continue
-        suffix = next(s for s in lowered if lower.endswith(s))
-        stem, path = name[: -len(suffix)], str(folder / name)
-        if stem in found:
+        suffix = next((s for s in suffixes if name.lower().endswith(s.lower())), "")
+        stem, path = name[: len(name) - len(suffix)], str(folder / name)
+        if suffix and stem in found:
             what = f"has the same name as {found[stem]}"
             on_fault(DataError(path, what, "remove one of them"))
-            continue
-        found[stem] = path
+        elif suffix:
+            found[stem] = path
     return found
 
 
