@@ -110,7 +110,7 @@ def train_batches(
       DataError: a sample cannot be used.
       ReaderError: a reading process died, or reading a sample does not end.
     """
-    load = _BatchLoader(
+    load = BatchLoader(
         dataset,
         SampleOrder(len(dataset), seed, batch_size, steps_per_epoch),
         tuple(rows),
@@ -126,7 +126,7 @@ def train_batches(
 
 
 @dataclass(frozen=True)
-class _BatchLoader:
+class BatchLoader:
     """Reads the rows of a step; picklable, for worker processes."""
 
     dataset: Dataset

@@ -5,7 +5,6 @@ files have the same names (or the same but for a suffix), of which one has a nam
 """
 
 import functools
-import itertools
 import os
 import re
 from collections import Counter, defaultdict
@@ -173,23 +172,15 @@ def _layout(root: Path, place: _Place, group: _Group) -> GuessedLayout:
     if not is_split:
         splits, why = splits[:1] or ("all",), f"{why}, without a split"
         images, masks = (folder.replace("{split}", splits[0]) for folder in (images, masks))
-    data = replace(
-        data,
-        root=str(root),
-        images=images,
-        masks=masks,
-        mask_suffix=place.suffix,
-        split_file=lists,
-        train_split=splits[0],
-        val_split=splits[:2][-1],
-    )
+    data = replace(data, root=str(root), images=images, masks=masks, mask_suffix=place.suffix,
+                   split_file=lists, train_split=splits[0], val_split=splits[:2][-1])  # fmt: skip
     return GuessedLayout(data, splits, is_split, why)
 
 
 def _with_missing(root: Path, place: _Place, splits: list[str]) -> list[str]:
-    """Returns the splits with a training or validation split whose masks or images are not there.
+    """Returns the splits, and those to train or validate on that lack matching files.
 
-    A test split is left out where it has none, as is usual.
+    A test split without masks is usual, and is not added.
     """
     if "{split}" not in place.images:
         return splits
@@ -203,9 +194,8 @@ def _with_missing(root: Path, place: _Place, splits: list[str]) -> list[str]:
 def _ordered(splits: list[str]) -> tuple[str, ...]:
     """Returns a training split, a validation split, then the others; known names alone."""
     known = {split.lower(): split for split in splits}
-    train = next((known[name] for name in _TRAIN if name in known), None)
-    val = next((known[name] for name in _VAL if name in known), None)
-    chosen = [split for split in (train, val) if split is not None]
+    found = ([known[name] for name in names if name in known] for names in (_TRAIN, _VAL))
+    chosen = [names[0] for names in found if names]
     return (*chosen, *sorted(set(splits) - set(chosen)))
 
 
@@ -241,7 +231,7 @@ def _matches(root: Path, folders: _Folders) -> list[tuple[str, str, str, int]]:
             if pairs:
                 found.append((name, other, suffix, pairs))
                 break
-    # A folder that is called as pictures of masks are may be one of images, where no other is.
+    # A folder with a name usual for pictures of masks holds images only if no other folder does.
     found = [f for f in found if not _is_other(f[0])] or found
     paired = {name for pair in found for name in pair[:2]}
     for name in folders.keys() - paired:
@@ -256,12 +246,15 @@ def _matches(root: Path, folders: _Folders) -> list[tuple[str, str, str, int]]:
 
 
 def _is_pair(images: str, masks: str) -> bool:
-    """Tells whether two folders are called images and masks of them, where their paths differ."""
+    """Tells whether names of two folders are those of images and of their masks.
+
+    Folders of different splits are none. The parts that both paths share are not looked at.
+    """
     start, end = _common(images, masks)
     one, other = (name.split("/")[start:] for name in (images, masks))
     one, other = one[: len(one) - end], other[: len(other) - end]
     return (
-        _agree(images, masks)
+        len({_split_of(images), _split_of(masks)} - {None}) < 2
         and any(map(_is_mask_word, other))
         and not any(map(_is_mask_word, one))
         and not any(map(_is_other, other))
@@ -269,15 +262,15 @@ def _is_pair(images: str, masks: str) -> bool:
 
 
 def _common(one: str, other: str) -> tuple[int, int]:
-    """Returns how many parts two paths have in common at their start and at their end."""
+    """Returns the number of parts that two paths share at their start, and at their end."""
     parts = [name.split("/") if name else [] for name in (one, other)]
     start = _num_equal(*parts)
     return start, _num_equal(*(part[start:][::-1] for part in parts))
 
 
 def _num_equal(one: list[str], other: list[str]) -> int:
-    pairs = zip(one, other, strict=False)
-    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def _words(part: str) -> str:
@@ -295,13 +288,8 @@ def _is_other(folder: str) -> bool:
     return bool(_OTHER_WORDS.search(_words(folder.rsplit("/", 1)[-1])))
 
 
-def _agree(images: str, masks: str) -> bool:
-    """Tells whether two folders can belong together: not where they are of different splits."""
-    one, other = _split_of(images), _split_of(masks)
-    return one is None or other is None or one == other
-
-
 def _split_of(folder: str) -> str | None:
+    """Returns the name of a split in a path, as it is written there."""
     for part in folder.split("/"):
         for split in sorted((*_TRAIN, *_VAL), key=len, reverse=True):
             # "train", and "trainannot" or "train_labels"
@@ -321,7 +309,7 @@ def _suffix(stems: set[str], masks: set[str]) -> tuple[int, str]:
 def _longer(
     stems: set[str], masks: set[str], enough: float, is_wanted: Callable[[str], bool]
 ) -> tuple[int, str]:
-    """Returns how often names of `masks` are those of `stems` and one suffix, and the suffix."""
+    """Returns (pairs, suffix) of the suffix that most often follows a stem in `masks`."""
     counts = Counter(
         mask[cut:]
         for mask in masks
@@ -333,7 +321,7 @@ def _longer(
 
 
 def _twins(folder: Path) -> int:
-    """Returns how many names a folder has both as a photograph and as a PNG."""
+    """Returns the number of stems that a folder has both as a photograph and as a PNG."""
     files = [Path(name) for name in os.listdir(folder) if _is_image(name)]
     kinds = [{f.stem for f in files if (f.suffix.lower() in LOSSY_SUFFIXES) == is_lossy}
              for is_lossy in (True, False)]  # fmt: skip
@@ -358,17 +346,11 @@ def _template(images: str, masks: str, suffix: str) -> tuple[_Place, str | None]
 def _lists(root: Path, place: _Place, stems: set[str]) -> tuple[str, tuple[str, ...]]:
     """Returns the pattern of list files, one a split, and the splits; ("", ()) without."""
     parents = dict.fromkeys(["", *map(str, Path(place.images).parents)])
-    for parent in parents:
-        for name in _LIST_FOLDERS:
-            folder = root / parent / name
-            found = [
-                path.stem
-                for path in sorted(folder.glob("*.txt"))
-                if path.stem.lower() in (*_TRAIN, *_VAL) and _is_list(path, stems)
-            ]
-            if len(found) > 1:
-                pattern = (Path(parent) / name / "{split}.txt").as_posix()
-                return pattern, _ordered(found)
+    for folder in (Path(parent, name) for parent in parents for name in _LIST_FOLDERS):
+        paths = [p for p in sorted((root / folder).glob("*.txt"))
+                 if p.stem.lower() in (*_TRAIN, *_VAL) and _is_list(p, stems)]  # fmt: skip
+        if len(paths) > 1:
+            return (folder / "{split}.txt").as_posix(), _ordered([path.stem for path in paths])
     return "", ()
 
 

@@ -27,6 +27,9 @@ class Case(NamedTuple):
     words: Mapping[str, str | int] = MappingProxyType({})
 
 
+Find = Callable[[Survey], Iterable[str | Case]]
+
+
 class Rule(NamedTuple):
     """What is looked for, and what is said of it.
 
@@ -42,7 +45,7 @@ class Rule(NamedTuple):
     kind: str
     title: str
     fix: str | Callable[[Survey], str]
-    find: Callable[[Survey], Iterable[str | Case]]
+    find: Find
 
 
 def check(survey: Survey) -> list[Finding]:
@@ -69,16 +72,16 @@ def _count(number: int) -> dict[str, str | int]:
     return {"n": number, "s": "s", "es": "es", "v": "", "be": "are"}
 
 
+def _each(kind: str, text_of: Callable[[SampleFacts], str]) -> Find:
+    """Returns a search for samples with a text, told by the path of their "image" or "mask"."""
+    return lambda survey: (
+        f"{survey.name(getattr(f.pair, kind))}: {text}"
+        for f in survey.facts
+        if (text := text_of(f))
+    )
+
+
 # Files
-
-
-def _unreadable_images(survey: Survey) -> Iterator[str]:
-    return (f"{survey.name(f.pair.image)}: {f.image_error}" for f in survey.facts if f.image_error)
-
-
-def _refused_masks(survey: Survey, kind: str) -> Iterator[str]:
-    refused = (f for f in survey.facts if f.mask_error and f.mask_kind == kind)
-    return (f"{survey.name(f.pair.mask)}: {f.mask_error}" for f in refused)
 
 
 def _key(pair: Pair) -> tuple[str, str]:
@@ -111,8 +114,8 @@ def _missing_images(survey: Survey) -> Iterator[str]:
 
 
 def _missing_masks(survey: Survey) -> Iterator[str]:
-    alone = (pair.image for pair in _pairs(survey) if pair.image and not pair.mask)
-    return (f"{survey.name(image)} has no mask" for image in alone)
+    images = (pair.image for pair in _pairs(survey) if not pair.mask)
+    return (f"{survey.name(image)} has no mask" for image in images if image)
 
 
 def _names_in_two_cases(survey: Survey) -> Iterator[str]:
@@ -122,13 +125,16 @@ def _names_in_two_cases(survey: Survey) -> Iterator[str]:
     return (f"{split}: {', '.join(sorted(s))}" for (split, _), s in same.items() if len(s) > 1)
 
 
+def _by_hash(hashes: Iterable[tuple[bytes, SampleFacts]]) -> Iterable[list[SampleFacts]]:
+    groups: dict[bytes, list[SampleFacts]] = defaultdict(list)
+    for digest, f in hashes:
+        groups[digest].append(f)
+    return groups.values()
+
+
 def _duplicates(survey: Survey, is_leak: bool) -> Iterator[str]:
     """Yields equal pictures: of more than one split, or of one."""
-    groups: dict[bytes, list[SampleFacts]] = defaultdict(list)
-    for f in survey.facts:
-        if f.image_hash:
-            groups[f.image_hash].append(f)
-    for group in groups.values():
+    for group in _by_hash((f.image_hash, f) for f in survey.facts if f.image_hash):
         num_splits = len({f.pair.split for f in group})
         if len(group) > 1 and is_leak == (num_splits > 1):
             differ = not is_leak and any(f.counts != group[0].counts for f in group)
@@ -137,11 +143,8 @@ def _duplicates(survey: Survey, is_leak: bool) -> Iterator[str]:
 
 
 def _masks_of_several(survey: Survey) -> Iterator[str]:
-    groups: dict[bytes, list[SampleFacts]] = defaultdict(list)
-    for f in survey.facts:
-        if f.image_hash and f.mask_hash and len(f.counts) > 1 and not f.is_same_file:
-            groups[f.mask_hash].append(f)
-    for group in groups.values():
+    drawn = [f for f in survey.facts if f.mask_hash and len(f.counts) > 1 and not f.is_same_file]
+    for group in _by_hash((f.mask_hash, f) for f in drawn if f.image_hash):
         if len({f.image_hash for f in group}) > 1:
             yield " = ".join(survey.name(f.pair.mask) for f in group)
 
@@ -173,43 +176,29 @@ def _foreign(survey: Survey) -> Iterator[Case]:
 # Sizes and EXIF orientations
 
 
-def _size_case(f: SampleFacts) -> str:
-    """Returns how sizes or orientations of an image and its mask disagree, "" if they agree."""
+def _disagreement(f: SampleFacts) -> dict[str, str]:
+    """Returns {case: text} of how image and mask disagree in size or orientation, {} if not."""
     if f.image_size is None:
-        return ""
-    turned = f.image_size[::-1]
-    if f.mask_orientation != 1 and f.orientation == 1 and f.mask_size in (f.image_size, turned):
-        return "turned mask, same size" if f.mask_size == f.image_size else "turned mask"
-    if f.mask_size is None or f.mask_size == f.image_size:
-        return "turned image, same size" if f.orientation != 1 else ""
-    is_turned = f.orientation > 4 and f.mask_size == turned  # 5 to 8 swap the sides
-    return "turned image" if is_turned else "differ"
-
-
-def _sizes(survey: Survey, case: str) -> Iterator[str]:
-    for f in survey.facts:
-        if _size_case(f) != case:
-            continue
-        image, mask = survey.name(f.pair.image), survey.name(f.pair.mask)
-        yield {
-            "turned image": f"{image}: upright {_size(f.image_size)}, mask {_size(f.mask_size)}",
-            "turned image, same size": f"{image}: EXIF orientation {f.orientation}",
-            "differ": f"{mask}: {_size(f.mask_size)}, its image {_size(f.image_size)}",
-        }.get(case, f"{mask}: EXIF orientation {f.mask_orientation}")
-
-
-def _size(size: tuple[int, int] | None) -> str:
-    return "x".join(map(str, size or ()))
+        return {}
+    size, turned, mask_size = f.image_size, f.image_size[::-1], f.mask_size
+    if f.mask_orientation != 1 and f.orientation == 1 and mask_size in (size, turned):
+        case = "turned mask, same size" if mask_size == size else "turned mask"
+        return {case: f"EXIF orientation {f.mask_orientation}"}
+    if mask_size is None or mask_size == size:
+        is_turned = f.orientation != 1
+        return {"turned image, same size": f"EXIF orientation {f.orientation}"} if is_turned else {}
+    image, mask = (f"{height}x{width}" for height, width in (size, mask_size))
+    if f.orientation > 4 and mask_size == turned:  # 5 to 8 swap the sides
+        return {"turned image": f"upright {image}, mask {mask}"}
+    return {"differ": f"{mask}, its image {image}"}
 
 
 # Values and colours
 
 
-def _color_masks(survey: Survey) -> Iterator[str]:
-    return (f"{survey.name(f.pair.mask)}: {_color_text(f)}" for f in survey.color_masks)
-
-
 def _color_text(facts: SampleFacts) -> str:
+    if facts.mask_kind != "color":
+        return ""
     if facts.is_grey:
         return f"grey stored as RGB, values {_values(facts.counts)}"
     number = len(facts.colors)
@@ -224,10 +213,6 @@ def _color_fix(survey: Survey) -> str:
     if len(survey.colors) <= _MAX_CLASSES + 1 and survey.is_mostly_color:
         return 'declare the colours: config.data.mask_format="color"; --write-config proposes it'
     return "export class indices as grey or palette PNG"
-
-
-def _blended_masks(survey: Survey) -> Iterator[str]:
-    return (f"{survey.name(path)}: {_values(v)}" for path, v in survey.values.blended.items())
 
 
 def _unknown_values(survey: Survey) -> Iterator[str]:
@@ -342,12 +327,13 @@ _FEW = ("{number} training images do not fill one batch of {batch}",
 # fmt: off
 RULES = (
     Rule("error", "unreadable-image", "{n} image{s} cannot be opened",
-         "replace or remove the files", _unreadable_images),
+         "replace or remove the files", _each("image", lambda f: f.image_error)),
     Rule("error", "unreadable-mask", "{n} mask{s} cannot be opened",
-         "replace or remove the files", lambda s: _refused_masks(s, "")),
+         "replace or remove the files",
+         _each("mask", lambda f: "" if f.mask_kind else f.mask_error)),
     Rule("error", "lossy-mask", "{n} mask{s} {be} JPEG, which changes class values",
          "export the masks again as PNG; converting the JPEGs keeps the damage",
-         lambda s: _refused_masks(s, "lossy")),
+         _each("mask", lambda f: f.mask_error if f.mask_kind == "lossy" else "")),
     Rule("error", "case", "{n} pair{s} of image and mask differ{v} in upper and lower case",
          "rename one of each pair: some systems tell them apart, others do not",
          lambda s: _case_twins(s).values()),
@@ -359,20 +345,22 @@ RULES = (
          "rename one of each: on some systems one replaces the other", _names_in_two_cases),
     Rule("error", "exif", "{n} image{s} {be} turned by EXIF data, the mask{s} not",
          "save these images upright without EXIF orientation, or turn the masks",
-         lambda s: _sizes(s, "turned image")),
+         _each("image", lambda f: _disagreement(f).get("turned image", ""))),
     Rule("error", "size", "{n} mask{s} differ{v} from the image in size (height x width)",
          "export the masks again at the size of the images; never smooth when resizing",
-         lambda s: _sizes(s, "differ")),
-    Rule("warning", "exif", *_TURNED_MASK, lambda s: _sizes(s, "turned mask, same size")),
-    Rule("error", "exif", *_TURNED_MASK, lambda s: _sizes(s, "turned mask")),
+         _each("mask", lambda f: _disagreement(f).get("differ", ""))),
+    Rule("warning", "exif", *_TURNED_MASK,
+         _each("mask", lambda f: _disagreement(f).get("turned mask, same size", ""))),
+    Rule("error", "exif", *_TURNED_MASK,
+         _each("mask", lambda f: _disagreement(f).get("turned mask", ""))),
     Rule("warning", "exif", "{n} image{s} {be} turned by EXIF data",
          "they are opened upright; look whether the masks are drawn so too",
-         lambda s: _sizes(s, "turned image, same size")),
+         _each("image", lambda f: _disagreement(f).get("turned image, same size", ""))),
     Rule("error", "color-mask", "{n} mask{s} hold{v} colours, not class indices",
-         _color_fix, _color_masks),
+         _color_fix, _each("mask", _color_text)),
     Rule("error", "blended-mask", "{n} mask{s} hold{v} values mixed from others",
          "JPEG or smooth resizing leaves these: export again as PNG, resize with 'nearest'",
-         _blended_masks),
+         lambda s: (f"{s.name(mask)}: {_values(v)}" for mask, v in s.values.blended.items())),
     Rule("error", "unknown-value", "{n} mask{s} hold{v} values that are no class",
          _unknown_fix, _unknown_values),
     Rule("warning", "rare-value", "{n} value{s} occur{v} in very few masks",

@@ -114,7 +114,7 @@ def scan(pairs: Sequence[Pair], color_table: ColorTable | None = None) -> Iterat
 
 
 def num_cores() -> int:
-    """Returns how many cores this process may use."""
+    """Returns the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -176,12 +176,8 @@ def _scan_mask(facts: SampleFacts, color_table: ColorTable | None) -> None:
 
 
 def _count_values(facts: SampleFacts, label: np.ndarray) -> None:
-    facts.counts = _histogram(label)
-    if len(facts.counts) > 1:
-        is_inside = cv2.erode(label, _KERNEL) == cv2.dilate(label, _KERNEL)
-        facts.interior = _histogram(label, is_inside)
-    else:
-        facts.interior = dict(facts.counts)
+    is_inside = cv2.erode(label, _KERNEL) == cv2.dilate(label, _KERNEL)
+    facts.counts, facts.interior = _histogram(label), _histogram(label, is_inside)
 
 
 def _histogram(label: np.ndarray, where: np.ndarray | None = None) -> dict[int, int]:
@@ -194,10 +190,10 @@ def _histogram(label: np.ndarray, where: np.ndarray | None = None) -> dict[int, 
 
 
 def _look_at_refused(facts: SampleFacts) -> None:
-    """Fills in what can be said of a mask that is no index mask.
+    """Fills in the facts of a mask that is no index mask.
 
     Raises:
-      DataError: it is of a mode that holds neither indices nor colours.
+      DataError: the mask's mode holds neither indices nor colours.
     """
     path, began = facts.pair.mask, time.thread_time()
     try:
