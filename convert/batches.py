@@ -1,4 +1,4 @@
-"""The batches of a replay: an .npz file that PyTorch's side can write, read and checked."""
+"""Reads and checks the batches of a replay, an .npz file."""
 
 import numpy as np
 
@@ -7,11 +7,7 @@ from deeplab_jax.errors import DataError
 
 
 def read_batches(path: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the images, float32 (S, B, H, W, 3), and labels, integers (S, B, H, W), of a file.
-
-    Raises:
-      DataError: it holds something else.
-    """
+    """Returns a file's images, float32 (S, B, H, W, 3), and labels, integers (S, B, H, W)."""
     wanted = "save it with np.savez(..., images=..., labels=...)"
     try:
         with np.load(path, allow_pickle=False) as archive:
@@ -40,11 +36,7 @@ def read_batches(path: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check_labels(path: str, labels: np.ndarray, num_classes: int) -> None:
-    """Refuses labels that are neither a class nor ignored.
-
-    Raises:
-      DataError: there are some.
-    """
+    """Refuses labels that are neither a class nor ignored."""
     bad = ((labels < 0) | (labels >= num_classes)) & (labels != IGNORE_INDEX)
     if bad.any():
         value, step = labels[bad][0], np.argwhere(bad)[0][0]

@@ -5,11 +5,12 @@ Sizes are checked before anything is allocated: a file takes at most twice its s
 
 import io
 import zipfile
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 
-from convert.rebuild import ForbiddenGlobal, Malformed, shown
+from convert import shown
+from convert.rebuild import ForbiddenGlobal, Malformed
 from convert.unpickler import unpickle
 
 MAX_PICKLE = 64 << 20  # bytes; mmengine keeps a run's whole log in there
@@ -32,28 +33,18 @@ _SIGNATURES = (
 
 
 class LimitedFile(io.BufferedReader):
-    """A file that gives at most `limit` bytes at a time: how many to read stands in the file."""
+    """A file that refuses to read more than `limit` bytes at once: sizes stand in the file."""
 
     limit: int | None = None
 
-    def read(self, size: int | None = -1, /) -> bytes:
-        """Reads like any file.
-
-        Raises:
-          Malformed: more than `limit` bytes were asked for.
-        """
+    def read(self, size: int | None = -1, /) -> bytes:  # noqa: D102
         if self.limit is not None and size is not None and size > self.limit:
             raise Malformed(f"needs more than {self.limit} bytes to list its members")
         return super().read(size)
 
 
-def read_checkpoint(file: LimitedFile, size: int) -> Any:
-    """Returns what `torch.save` wrote into a file of `size` bytes; see `pth.read_pth`.
-
-    Raises:
-      Malformed: it is something else, or is refused.
-      Exception: any kind, from damaged files.
-    """
+def read_checkpoint(file: LimitedFile, size: int) -> object:
+    """Returns what `torch.save` wrote into a file of `size` bytes; raises as `unpickle`."""
     head = file.read(512)
     file.seek(0)
     if not head:
@@ -61,20 +52,17 @@ def read_checkpoint(file: LimitedFile, size: int) -> Any:
     if head.startswith(b"PK\3\4"):
         return _read_zip(file, size)
     if head[257:262] == b"ustar":
-        fix = "load and save it again with PyTorch"
-        raise Malformed("is a tar archive, PyTorch's format before 2017", fix)
+        what = "is a tar archive, PyTorch's format before 2017"
+        raise Malformed(what, "load and save it again with PyTorch")
     return _read_legacy(file, size)
 
 
 def is_safetensors(head: bytes) -> bool:
-    """Whether a file whose first nine bytes these are is a safetensors file: all begin so."""
+    """Tells by the first nine bytes of a file whether it is a safetensors file."""
     return head[8:9] == b"{" and not head.startswith(b"PK\3\4")
 
 
-# --- The zip format
-
-
-def _read_zip(file: LimitedFile, size: int) -> Any:
+def _read_zip(file: LimitedFile, size: int) -> object:
     """Reads the pickle and the storages it asks for, and checks every other member's CRC too."""
     file.limit = MAX_DIRECTORY
     archive = zipfile.ZipFile(file)
@@ -107,12 +95,7 @@ def _read_zip(file: LimitedFile, size: int) -> Any:
 
 
 def _checked_members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
-    """Returns the members by name; refuses what no writer of checkpoints does.
-
-    Args:
-      archive: the open zip.
-      size: of the file, in bytes.
-    """
+    """Returns the members by name; refuses what no writer of checkpoints does."""
     infos = sorted(archive.infolist(), key=lambda info: info.header_offset)
     members = {info.filename: info for info in infos}
     if len(members) < len(infos):
@@ -166,10 +149,7 @@ def _read_bytes(file: IO[bytes], size: int) -> np.ndarray:
     return data
 
 
-# --- The format before 2020
-
-
-def _read_legacy(file: IO[bytes], size: int) -> Any:
+def _read_legacy(file: IO[bytes], size: int) -> object:
     """Reads magic number, version, machine, object, keys; then a count and data per storage."""
     head = io.BytesIO(file.read(MAX_PICKLE))
     claims: dict[str, tuple[np.dtype, int]] = {}
@@ -190,12 +170,18 @@ def _read_legacy(file: IO[bytes], size: int) -> Any:
         raise Malformed("is a pickle, but no PyTorch checkpoint", "save it with `torch.save`")
     if unpickle(head, claim) != _LEGACY_VERSION:
         raise Malformed("is of an unknown version", "load and save it again with PyTorch")
-    if unpickle(head, claim).get("little_endian") is not True:
-        raise Malformed("is big-endian", "save it again on a little-endian machine")
+    match unpickle(head, claim):
+        case {"little_endian": True}:
+            pass
+        case dict():
+            raise Malformed("is big-endian", "save it again on a little-endian machine")
+        case _:
+            raise Malformed("is damaged: it does not describe its machine")
     start = head.tell()
     unpickle(head, claim)  # which storages there are, before any of them is read
     keys = unpickle(head, claim)
-    if sorted(keys) != sorted(claims):  # numbers could have equal hashes
+    # Sorted, not as sets: numbers could have equal hashes.
+    if not isinstance(keys, list) or sorted(keys) != sorted(claims):
         raise Malformed("lists other storages than its tensors have")
     file.seek(head.tell())
     storages = {key: _read_storage(file, size, key, *claims[key]) for key in keys}

@@ -1,31 +1,34 @@
-"""Tells what a state dict is: its dialect by the keys alone, its structure by the shapes.
+"""Recognises a state dict, its dialect by keys and its structure by shapes, and compares it.
 
-And, where it does not fit what is wanted, in which tensors. Output stride, atrous rates and
-multi-grid leave no trace in weights.
+Output stride, atrous rates and multi-grid leave no trace in weights.
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
+from convert import shown
 from convert.keymap import BLOCKS, COUNTER, DIALECTS, describe, leaves
-from convert.rebuild import shown
 from deeplab_jax.errors import CheckpointError
 
 MAX_LINES = 10  # of a table of differences
 MAX_COUNT = 2**62  # of a counter: it is int64, and grows
 
+Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
+
 _ACCEPTED = f"give a state dict of {', '.join(DIALECTS)}"
+_UNITS = {  # whose first axis tells a field of `config.model`
+    "head_channels": "aspp/merge",
+    "low_level_channels": "decoder/low_level",
+    "aux_channels": "aux_head",
+    "num_classes": "classifier",
+}
 
 
 class MisfitError(CheckpointError):
-    """A state dict that does not fit, in detail.
-
-    Attributes:
-      table: lines that show where; a command prints them before the error.
-    """
+    """A state dict that does not fit; a command prints the lines of `table` before the error."""
 
     def __init__(self, where: str, what: str, fix: str, table: str = ""):
         super().__init__(where, what, fix)
@@ -33,17 +36,11 @@ class MisfitError(CheckpointError):
 
 
 class Structure(NamedTuple):
-    """What keys and shapes say about a network.
+    """What keys and shapes say about a network."""
 
-    Attributes:
-      dialect: one of `DIALECTS`.
-      depth: 18, 34, 50 or 101; the nearest where the blocks are those of no known depth.
-      model: fields of `config.model` and their values; not those whose tensors are missing.
-    """
-
-    dialect: str
-    depth: int
-    model: dict[str, int | str]
+    dialect: str  # one of `DIALECTS`
+    depth: int  # 18, 34, 50 or 101; the nearest where the blocks are those of no known depth
+    model: dict[str, int | str]  # fields of `config.model`; not those whose tensors are missing
 
     @property
     def is_backbone(self) -> bool:
@@ -52,11 +49,7 @@ class Structure(NamedTuple):
 
 
 def detect(keys: Collection[str], where: str) -> str:
-    """Returns the dialect that uses these keys.
-
-    Args:
-      keys: of a state dict.
-      where: the file, for the error.
+    """Returns the dialect that uses these keys of the file `where`.
 
     Raises:
       MisfitError: it is none of ours, with the closest.
@@ -75,10 +68,8 @@ def detect(keys: Collection[str], where: str) -> str:
     if has("conv1.weight", "layer1."):
         return "torchvision"
     if has("encoder.conv1.weight", "segmentation_head."):
-        what = (
-            "is a network of segmentation_models.pytorch: its head and norms are others than ours"
-        )
-        raise CheckpointError(where, what, _ACCEPTED)
+        what = "is a network of segmentation_models.pytorch: its head and norms are "
+        raise CheckpointError(where, what + "others than ours", _ACCEPTED)
     dialect, depth, common, count = _closest(keys)
     what = f"its {len(keys)} tensors have the names of no known layout; closest known layout: "
     what += f"{describe(dialect, depth)} ({common} of {count} names alike)"
@@ -88,31 +79,17 @@ def detect(keys: Collection[str], where: str) -> str:
     raise MisfitError(where, what, _ACCEPTED, Misfit(missing, unexpected, []).table())
 
 
-def infer(shapes: Mapping[str, tuple[int, ...]], dialect: str) -> Structure:
-    """Returns the structure that a dialect's tensors have.
-
-    Args:
-      shapes: of the tensors, by key.
-      dialect: what `detect` returned.
-    """
-    names = DIALECTS[dialect]
-    layer3 = f"{names.prefix}layer3."
+def infer(shapes: Shapes, dialect: str) -> Structure:
+    """Returns the structure that a dialect's tensors have, from their shapes by key."""
+    spec = DIALECTS[dialect]
+    layer3 = f"{spec.prefix}layer3."
     parts = [key.removeprefix(layer3).split(".") for key in shapes if key.startswith(layer3)]
-    depth = nearest_depth(
-        len({block for block, *_ in parts}), any(rest[:1] == ["conv3"] for _, *rest in parts)
-    )
+    is_bottleneck = any(rest[:1] == ["conv3"] for _, *rest in parts)
+    depth = nearest_depth(len({block for block, *_ in parts}), is_bottleneck)
     keys = {path: key for _, path, key in leaves(depth, dialect)}
-    root = "backbone/" if names.heads else ""
-    last = 3 if names.stem == "deep" else 1
-    fields = {
-        "width": f"{root}stem/conv{last}",
-        "head_channels": "aspp/merge",
-        "low_level_channels": "decoder/low_level",
-        "aux_channels": "aux_head",
-        "num_classes": "classifier",
-    }
-    model: dict[str, int | str] = {"depth": depth, "stem": names.stem}
-    for field, path in fields.items():
+    stem = ("backbone/" if spec.heads else "") + f"stem/conv{3 if spec.stem == 'deep' else 1}"
+    model: dict[str, int | str] = {"depth": depth, "stem": spec.stem}
+    for field, path in {"width": stem, **_UNITS}.items():
         for leaf in ("conv/kernel", "kernel", "norm/scale", "bias"):  # any may be missing
             shape = shapes.get(keys.get(f"{path}/{leaf}", ""), ())
             if shape:
@@ -128,13 +105,7 @@ def nearest_depth(blocks: int, is_bottleneck: bool) -> int:
 
 
 class Misfit(NamedTuple):
-    """How a state dict differs from the wanted one; empty lists where it does not.
-
-    Attributes:
-      missing: rows (key, wanted).
-      unexpected: rows (key, shape).
-      changed: rows (key, "shape, not wanted").
-    """
+    """How a state dict differs from the wanted one; rows (key, what it is or should be)."""
 
     missing: list[tuple[str, str]]
     unexpected: list[tuple[str, str]]
@@ -142,38 +113,25 @@ class Misfit(NamedTuple):
 
     def counts(self) -> str:
         """Returns "2 missing, 0 unexpected, 1 of another shape or type"."""
-        return (
-            f"{len(self.missing)} missing, {len(self.unexpected)} unexpected, "
-            f"{len(self.changed)} of another shape or type"
-        )
+        missing, unexpected, changed = map(len, self)
+        return f"{missing} missing, {unexpected} unexpected, {changed} of another shape or type"
 
     def table(self) -> str:
         """Returns up to ten lines, some of each kind, and the counts if there are more."""
-        rows = [
-            [(kind.replace("changed", "differs"), *row) for row in getattr(self, kind)]
-            for kind in self._fields
-        ]
-        quotas = [0] * len(rows)
-        while sum(quotas) < min(MAX_LINES, sum(map(len, rows))):
-            open_kinds = [i for i, kind in enumerate(rows) if quotas[i] < len(kind)]
-            quotas[min(open_kinds, key=quotas.__getitem__)] += 1
-        chosen = [row for kind, quota in zip(rows, quotas, strict=True) for row in kind[:quota]]
-        width = max(len(key) for _, key, _ in chosen)
-        lines = [f"  {kind:10}  {key:{width}}  {text}".rstrip() for kind, key, text in chosen]
-        if sum(map(len, rows)) > len(chosen):
+        rows = [(i, kind, *row) for kind, part in enumerate(self) for i, row in enumerate(part)]
+        chosen = sorted(sorted(rows)[:MAX_LINES], key=lambda row: row[1])  # the first of each kind
+        width = max(len(key) for _, _, key, _ in chosen)
+        names = ("missing", "unexpected", "differs")
+        lines = [f"  {names[kind]:10}  {key:{width}}  {text}" for _, kind, key, text in chosen]
+        if len(rows) > len(chosen):
             lines.append(f"  ... in all {self.counts()}")
-        return "\n".join(lines)
+        return "\n".join(line.rstrip() for line in lines)
 
 
-def compare(
-    tensors: Mapping[str, np.ndarray], wanted: Mapping[str, tuple[int, ...]], dialect: str
-) -> Misfit:
-    """Returns how the tensors differ from the wanted shapes.
+def compare(tensors: Mapping[str, np.ndarray], wanted: Shapes, dialect: str) -> Misfit:
+    """Returns how tensors differ from the wanted shapes.
 
-    Args:
-      tensors: key -> array; counters may be missing altogether, and the dialect's drops be there.
-      wanted: key -> shape, of every tensor.
-      dialect: whose drops are accepted.
+    Counters may be missing altogether, and the dialect's drops be there.
     """
     if not any(_is_counter(key) for key in tensors):
         wanted = {key: shape for key, shape in wanted.items() if not _is_counter(key)}
@@ -187,21 +145,20 @@ def compare(
     return Misfit(missing, unexpected, list(_changed(tensors, wanted)))
 
 
-def _changed(
-    tensors: Mapping[str, np.ndarray], wanted: Mapping[str, tuple[int, ...]]
-) -> Iterator[tuple[str, str]]:
+def _changed(tensors: Mapping[str, np.ndarray], wanted: Shapes) -> Iterator[tuple[str, str]]:
     for key, shape in wanted.items():
         if key not in tensors:
             continue
         value = tensors[key]
         if value.shape != shape:
             yield key, f"{value.shape}, {shape} wanted"
-        elif _is_counter(key) and value.dtype != np.int64:
+        elif not _is_counter(key):
+            if not is_floating(value.dtype):
+                yield key, f"{value.dtype}, a floating type wanted"
+        elif value.dtype != np.int64:
             yield key, f"{value.dtype}, int64 wanted"
-        elif _is_counter(key) and not 0 <= int(value) <= MAX_COUNT:
+        elif not 0 <= int(value) <= MAX_COUNT:
             yield key, f"{value}, 0 to {MAX_COUNT} wanted"
-        elif not _is_counter(key) and not is_floating(value.dtype):
-            yield key, f"{value.dtype}, a floating type wanted"
 
 
 def is_floating(dtype: np.dtype) -> bool:
@@ -213,22 +170,21 @@ def _is_counter(key: str) -> bool:
     return key.endswith(f".{COUNTER}")
 
 
-def _closest(keys: Collection[str]) -> tuple[str, int, int, int]:
+def _closest(keys: Iterable[str]) -> tuple[str, int, int, int]:
     """Returns the dialect and depth with the most names in common, how many, and of how many.
 
     Names count as alike where their last two parts are, as in "layer3.0.conv1.weight": a prefix
     of one's own must not hide a layout.
     """
-    found = _tails(keys)
-    best: tuple[float, str, int, int, int] = (-1.0, "", 0, 0, 0)
+    found, scores = _tails(keys), {}
     for dialect in DIALECTS:
         for depth in BLOCKS:
             known = _tails(key for _, _, key in leaves(depth, dialect))
-            common, count = (found & known).total(), known.total()
+            common = (found & known).total()
             score = common / (found | known).total()
-            best = max(best, (score, dialect, depth, common, count), key=lambda row: row[0])
-    return best[1:]
+            scores[dialect, depth, common, known.total()] = score
+    return max(scores, key=scores.__getitem__)  # the first of equals
 
 
-def _tails(keys: Collection[str] | Iterator[str]) -> Counter[str]:
+def _tails(keys: Iterable[str]) -> Counter[str]:
     return Counter(".".join(key.split(".")[-2:]) for key in keys)

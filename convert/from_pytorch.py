@@ -13,7 +13,7 @@ import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from convert import MAX_ITERATION
 from convert.to_pytorch import check_named
@@ -21,7 +21,11 @@ from deeplab_jax import cli
 from deeplab_jax.errors import CheckpointError, ConfigError, ResourceError, shorten
 
 if TYPE_CHECKING:
-    from convert.source import Source
+    from collections.abc import Mapping
+
+    from convert.keymap import Tree
+    from convert.source import PyTorchFile
+    from deeplab_jax.checkpoint import Info
     from deeplab_jax.config import Config
 
 _STRUCTURE = ("output_stride", "atrous_rates", "multi_grid")  # what weights do not show
@@ -35,34 +39,21 @@ _EXAMPLES = """\
 
 
 def main(argv: list[str]) -> None:
-    """Parses arguments, converts, and prints what became of the file.
-
-    Raises:
-      DeepLabError: see `deeplab_jax.errors`; `cli.run` prints it.
-    """
+    """Parses arguments, converts, and prints what became of the file."""
     parser = cli.Parser("convert from-pytorch", _EXAMPLES)
-    parser.add_argument("--checkpoint", metavar="FILE", required=True, help=".pth or .safetensors")
-    parser.add_argument("--output", metavar="DIR", required=True, help="the checkpoint to write")
-    parser.add_argument("--config", metavar="FILE", help="recipe of the weights, see configs/")
-    parser.add_argument(
-        "--output-stride",
-        type=int,
-        choices=(8, 16),
-        help="needed without --config: weights do not show it",
-    )
-    parser.add_argument(
-        "--atrous-rates",
-        metavar="R,R,R",
-        type=_integers,
-        help="default: 12,24,36 at output stride 8, 6,12,18 at 16",
-    )
-    parser.add_argument(
-        "--multi-grid", metavar="D,D,D", type=_integers, help="dilations of layer 4, as 1,2,4"
-    )
-    add_progress_flags(
-        parser, "also momentum and iteration: a run that `train --workdir DIR` continues"
-    )
-    parser.add_argument("--config.x", metavar="VALUE", help="any field of the recipe")
+    add = parser.add_argument
+    add("--checkpoint", metavar="FILE", required=True, help=".pth or .safetensors")
+    add("--output", metavar="DIR", required=True, help="the checkpoint to write")
+    add("--config", metavar="FILE", help="recipe of the weights, see configs/")
+    text = "needed without --config: weights do not show it"
+    add("--output-stride", type=int, choices=(8, 16), help=text)
+    text = "default: 12,24,36 at output stride 8, 6,12,18 at 16"
+    add("--atrous-rates", metavar="R,R,R", type=_integers, help=text)
+    text = "dilations of layer 4, as 1,2,4"
+    add("--multi-grid", metavar="D,D,D", type=_integers, help=text)
+    text = "also momentum and iteration: a run that `train --workdir DIR` continues"
+    add_progress_flags(parser, text)
+    add("--config.x", metavar="VALUE", help="any field of the recipe")
     args, overrides = parser.parse(argv)
     check_progress_flags(args)
     check_named(args.output)
@@ -86,7 +77,7 @@ def _convert(args: argparse.Namespace, overrides: list[str]) -> None:
     from deeplab_jax.config.recipe import load_recipe
 
     config = load_recipe(args.config, overrides) if args.config else None
-    _refuse_doubles(args, overrides)
+    _refuse_duplicates(args, overrides)
     source = read_source(args.checkpoint, args.optimizer)
     if config is None:
         _refuse_unused(source, args, overrides)
@@ -97,10 +88,7 @@ def _convert(args: argparse.Namespace, overrides: list[str]) -> None:
     if source.structure.is_backbone:
         info = Info(kind="backbone", counters=counters)
     else:
-        names, palette = classes(config, source)
-        info = Info(
-            kind="weights", config=config, class_names=names, palette=palette, counters=counters
-        )
+        info = describe_weights(config, source, counters)
     if args.optimizer:
         progress = read_progress(source, config, args.iteration)
         items = run_items(args.checkpoint, items, progress, config)
@@ -120,7 +108,7 @@ def _integers(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list such as 1,2,4") from None
 
 
-def to_run(info: Any, iteration: int) -> Any:
+def to_run(info: "Info", iteration: int) -> "Info":
     """Returns the description of a run at `iteration` that has the weights that `info` describes.
 
     A run's counters are those from before its first step: every step adds one.
@@ -132,20 +120,12 @@ def to_run(info: Any, iteration: int) -> Any:
 def add_progress_flags(parser: argparse.ArgumentParser, purpose: str) -> None:
     """Adds `--optimizer`, described by `purpose`, and `--iteration`; see `check_progress_flags`."""
     parser.add_argument("--optimizer", action="store_true", help=purpose)
-    parser.add_argument(
-        "--iteration",
-        metavar="N",
-        type=int,
-        help="steps done; needed with --optimizer where the file does not say it",
-    )
+    text = "steps done; needed with --optimizer where the file does not say it"
+    parser.add_argument("--iteration", metavar="N", type=int, help=text)
 
 
 def check_progress_flags(args: argparse.Namespace) -> None:
-    """Refuses `--iteration` without `--optimizer`, which needs a recipe, and impossible ones.
-
-    Raises:
-      ConfigError: so it is.
-    """
+    """Refuses `--iteration` without `--optimizer`, which needs a recipe, and impossible ones."""
     if args.optimizer and not args.config:
         what = "needs --config: the recipe that the run follows"
         raise ConfigError("--optimizer", what, "give --config configs/ROW.py")
@@ -162,7 +142,7 @@ def _flags(args: argparse.Namespace) -> dict[str, str]:
     return {field: f"--{field.replace('_', '-')}" for field in given}
 
 
-def _refuse_doubles(args: argparse.Namespace, overrides: list[str]) -> None:
+def _refuse_duplicates(args: argparse.Namespace, overrides: list[str]) -> None:
     for field, flag in _flags(args).items():
         option = f"--config.model.{field}"
         if args.config or any(override.startswith(f"{option}=") for override in overrides):
@@ -171,7 +151,7 @@ def _refuse_doubles(args: argparse.Namespace, overrides: list[str]) -> None:
             raise ConfigError(flag, what, f"leave it out, or use {option}")
 
 
-def _refuse_unused(source: "Source", args: argparse.Namespace, overrides: list[str]) -> None:
+def _refuse_unused(source: "PyTorchFile", args: argparse.Namespace, overrides: list[str]) -> None:
     """Refuses options that a backbone has no use for; its checkpoint holds no configuration."""
     unused = [*_flags(args).values(), *(override.split("=")[0] for override in overrides)]
     if source.structure.is_backbone and unused:
@@ -179,13 +159,8 @@ def _refuse_unused(source: "Source", args: argparse.Namespace, overrides: list[s
         raise ConfigError(unused[0], what, "leave it out, and give it to `train`")
 
 
-def infer_config(source: "Source", args: argparse.Namespace, overrides: list[str]) -> "Config":
-    """Returns a configuration for weights without a recipe: structure from the shapes.
-
-    Args:
-      source: the weights.
-      args: `output_stride`, `atrous_rates` and `multi_grid`, or None each.
-      overrides: "--config.eval.resize_base=2048,512" and the like.
+def infer_config(source: "PyTorchFile", args: argparse.Namespace, overrides: list[str]) -> "Config":
+    """Returns a configuration for weights without a recipe: structure from shapes and flags.
 
     Raises:
       ConfigError: the output stride is missing, or a value cannot be used.
@@ -198,18 +173,18 @@ def infer_config(source: "Source", args: argparse.Namespace, overrides: list[str
         what = "is missing: the weights do not show it, and there is no --config that says it"
         fix = "give 8 or 16, as in training (d8, os8 and the like in the file's name)"
         raise ConfigError("--output-stride", what, fix)
-    recipe = get_config("folder", source.structure.depth, args.output_stride or 16)
-    recipe.name = Path(source.path).stem
-    recipe.model.update(source.structure.model)
-    recipe.data.class_names = source.class_names
+    template = get_config("folder", source.structure.depth, args.output_stride or 16)
+    template.name = Path(source.path).stem
+    template.model.update(source.structure.model)
+    template.data.class_names = source.class_names
     try:
-        config = freeze(recipe)
+        config = freeze(template)
     except ConfigError as error:
         what = f"has a structure that is not known here: {error.where} {error.what}"
         raise CheckpointError(source.path, what, "give another network's weights") from error
-    for field, flag in _flags(args).items():
-        if field == "output_stride":
-            continue
+    flags = _flags(args)
+    flags.pop("output_stride", None)
+    for field, flag in flags.items():
         values = ",".join(map(str, getattr(args, field)))
         try:
             config = apply_overrides(config, [f"--config.model.{field}={values}"])
@@ -218,34 +193,28 @@ def infer_config(source: "Source", args: argparse.Namespace, overrides: list[str
     return apply_overrides(config, overrides)
 
 
-def classes(config: "Config", source: "Source") -> tuple[tuple[str, ...], Any]:
-    """Returns names and colours: the data set's, else the recipe's, else the file's, else numbers.
+def describe_weights(config: "Config", source: "PyTorchFile", counters: dict[str, int]) -> "Info":
+    """Returns the description of a network's weights.
 
-    Args:
-      config: says which data set, and how many classes.
-      source: may record its own.
+    Class names and colours are the data set's, else the recipe's, else the file's, else numbers.
     """
+    from deeplab_jax.checkpoint import Info
     from deeplab_jax.data.classes import CLASS_NAMES, PALETTES, colormap
 
     dataset, count = config.data.dataset, config.model.num_classes
     if len(CLASS_NAMES.get(dataset, ())) == count:
-        return CLASS_NAMES[dataset], PALETTES[dataset]
-    numbered = tuple(f"class_{index}" for index in range(count))
-    names = tuple(config.data.class_names) or source.class_names or numbered
-    return names, source.palette if len(source.palette) == count else colormap(count)
+        names, palette = CLASS_NAMES[dataset], PALETTES[dataset]
+    else:
+        numbered = tuple(f"class_{index}" for index in range(count))
+        names = tuple(config.data.class_names) or source.class_names or numbered
+        palette = source.palette if len(source.palette) == count else colormap(count)
+    return Info(
+        kind="weights", config=config, class_names=names, palette=palette, counters=counters
+    )
 
 
-def save(output: str, items: dict[str, Any], info: Any) -> None:
-    """Writes a checkpoint that appears at `output` only once it is complete.
-
-    Args:
-      output: a directory that does not exist.
-      items: {"params": tree, "batch_stats": tree}, and a run's "opt_state".
-      info: its `checkpoint.Info`.
-
-    Raises:
-      ResourceError: it cannot be written.
-    """
+def save(output: str, items: "Mapping[str, Tree]", info: "Info") -> None:
+    """Writes a checkpoint that appears at `output`, a new directory, only once it is complete."""
     from deeplab_jax import checkpoint
 
     target = Path(output).absolute()
@@ -259,7 +228,7 @@ def save(output: str, items: dict[str, Any], info: Any) -> None:
         partial.rename(target)
 
 
-def summary(source: "Source", config: "Config", info: Any) -> list[str]:
+def summary(source: "PyTorchFile", config: "Config", info: "Info") -> list[str]:
     """Returns lines that tell what was converted, and what was not."""
     from convert.keymap import describe
 

@@ -1,77 +1,67 @@
 """The one table of names and layouts: other projects' checkpoints against our variables.
 
-Both directions read it, so what goes in comes out. Convolutions are OIHW there and HWIO here
-(also depthwise: (C, 1, 3, 3) is (3, 3, 1, C)), and mmsegmentation joins ASPP's branches in another
-order; everything else is equal. Order is the order of registration in PyTorch, which is also the
-order of its optimiser's state (ssseg spec section 3.2).
+Both directions read it, so that a round trip is exact. Convolutions are OIHW in PyTorch and HWIO
+here (also depthwise: (C, 1, 3, 3) is (3, 3, 1, C)), and mmsegmentation concatenates ASPP's branches
+in another order; all other tensors are equal. The order is that of registration in PyTorch, which
+is also the order of its optimiser's state (spec section 3.2).
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from deeplab_jax.errors import CheckpointError, shorten
 from deeplab_jax.models.resnet import BLOCKS
 
-_MERGE = "aspp/merge/conv/kernel"  # takes ASPP's five branches, each as wide as its output
 COUNTER = "num_batches_tracked"  # what only PyTorch's norms have
+_MERGE = "aspp/merge/conv/kernel"  # takes ASPP's five branches, each as wide as its output
+
+Tree: TypeAlias = Mapping[str, Any]  # by module; leaves are arrays, or anything with a shape
+Variables: TypeAlias = Mapping[str, Tree]  # of a network or backbone: "params", "batch_stats"
 
 
 class Unit(NamedTuple):
-    """A convolution and the norm after it, or a classifier.
+    """A convolution and the norm after it, or a classifier: our module, and PyTorch's two."""
 
-    Attributes:
-      path: our module, such as "backbone/layer1_0/conv1".
-      conv: PyTorch's module of the convolution.
-      norm: PyTorch's module of the norm; "" for a classifier, whose convolution has a bias.
-    """
-
-    path: str
+    path: str  # such as "backbone/layer1_0/conv1"
     conv: str
-    norm: str
+    norm: str  # "" for a classifier, whose convolution has a bias
 
 
 class Dialect(NamedTuple):
-    """How a project names and orders the tensors of a network or of a backbone alone.
+    """How a project names and orders the tensors of a network or of a backbone alone."""
 
-    Attributes:
-      prefix: of the backbone's keys.
-      stem: "deep" or "7x7".
-      is_projection_first: whether a block's `downsample` comes before its `conv1`.
-      is_pool_first: whether the image pool is the first of ASPP's joined branches, not the last.
-      heads: the units after the backbone, in order; () for a backbone alone.
-      drops: keys that may be there and are dropped.
-    """
-
-    prefix: str
-    stem: str
-    is_projection_first: bool
-    is_pool_first: bool = False
-    heads: tuple[Unit, ...] = ()
-    drops: tuple[str, ...] = ()
+    prefix: str  # of the backbone's keys
+    stem: str  # "deep" or "7x7"
+    is_projection_first: bool  # whether a block's `downsample` comes before its `conv1`
+    is_pool_first: bool = False  # whether the image pool is ASPP's first joined branch, not last
+    heads: tuple[Unit, ...] = ()  # after the backbone, in order; () for a backbone alone
+    drops: tuple[str, ...] = ()  # keys that may be there and are dropped
 
 
-def _separable(path: str, conv: str, norm: str) -> tuple[Unit, ...]:
-    """Returns the two units of a separable convolution; {} stands for the part's name."""
-    parts = ("depthwise", "pointwise")
-    return tuple(Unit(f"{path}/{part}", conv.format(part), norm.format(part)) for part in parts)
+def _pair(path: str, key: str, first: int = 0) -> Unit:
+    """Returns the unit of two neighbours in an `nn.Sequential`."""
+    return Unit(path, f"{key}.{first}", f"{key}.{first + 1}")
+
+
+def _separable(path: str, key: str, conv: str = "conv", norm: str = "bn") -> Iterator[Unit]:
+    """Yields the two units of a separable convolution."""
+    for part in ("depthwise", "pointwise"):
+        yield Unit(f"{path}/{part}", f"{key}.{part}_{conv}", f"{key}.{part}_{norm}")
 
 
 def _sssegmentation_heads() -> Iterator[Unit]:
-    branches, parts = "aspp_net.parallel_branches", ("{}_conv", "{}_bn")
-    yield Unit("aspp/branch0", f"{branches}.0.0", f"{branches}.0.1")
+    yield _pair("aspp/branch0", "aspp_net.parallel_branches.0")
     for index in range(1, 4):
-        names = (f"{branches}.{index}.{part}" for part in parts)
-        yield from _separable(f"aspp/branch{index}", *names)
-    yield Unit("aspp/image_pool", "aspp_net.global_branch.1", "aspp_net.global_branch.2")
-    yield Unit("aspp/merge", "aspp_net.bottleneck.0", "aspp_net.bottleneck.1")
-    yield Unit("decoder/low_level", "shortcut.0", "shortcut.1")
+        yield from _separable(f"aspp/branch{index}", f"aspp_net.parallel_branches.{index}")
+    yield _pair("aspp/image_pool", "aspp_net.global_branch", 1)
+    yield _pair("aspp/merge", "aspp_net.bottleneck")
+    yield _pair("decoder/low_level", "shortcut")
     for index in range(2):
-        names = (f"decoder.{index}.{part}" for part in parts)
-        yield from _separable(f"decoder/refine{index}", *names)
+        yield from _separable(f"decoder/refine{index}", f"decoder.{index}")
     yield Unit("classifier", "decoder.3", "")
-    yield Unit("aux_head", "auxiliary_decoder.0", "auxiliary_decoder.1")
+    yield _pair("aux_head", "auxiliary_decoder")
     yield Unit("aux_classifier", "auxiliary_decoder.4", "")
 
 
@@ -79,18 +69,18 @@ def _mmsegmentation_heads() -> Iterator[Unit]:
     def unit(path: str, key: str) -> Unit:
         return Unit(path, f"{key}.conv", f"{key}.bn")
 
-    parts = ("{}_conv.conv", "{}_conv.bn")
+    def separable(path: str, key: str) -> Iterator[Unit]:
+        return _separable(path, key, "conv.conv", "conv.bn")
+
     yield Unit("classifier", "decode_head.conv_seg", "")
     yield unit("aspp/image_pool", "decode_head.image_pool.1")
     yield unit("aspp/branch0", "decode_head.aspp_modules.0")
     for index in range(1, 4):
-        names = (f"decode_head.aspp_modules.{index}.{part}" for part in parts)
-        yield from _separable(f"aspp/branch{index}", *names)
+        yield from separable(f"aspp/branch{index}", f"decode_head.aspp_modules.{index}")
     yield unit("aspp/merge", "decode_head.bottleneck")
     yield unit("decoder/low_level", "decode_head.c1_bottleneck")
     for index in range(2):
-        names = (f"decode_head.sep_bottleneck.{index}.{part}" for part in parts)
-        yield from _separable(f"decoder/refine{index}", *names)
+        yield from separable(f"decoder/refine{index}", f"decode_head.sep_bottleneck.{index}")
     yield Unit("aux_classifier", "auxiliary_head.conv_seg", "")
     yield unit("aux_head", "auxiliary_head.convs.0")
 
@@ -106,31 +96,26 @@ DIALECTS = {
 
 def units(depth: int, dialect: str = "sssegmentation") -> Iterator[Unit]:
     """Yields every unit of the network, or backbone, with `depth` layers of ResNet."""
-    names = DIALECTS[dialect]
-    root = "backbone/" if names.heads else ""
-    if names.stem == "deep":
+    spec = DIALECTS[dialect]
+    root = "backbone/" if spec.heads else ""
+    if spec.stem == "deep":
         for index in range(3):
-            stem = f"{names.prefix}stem"
-            yield Unit(
-                f"{root}stem/conv{index + 1}", f"{stem}.{3 * index}", f"{stem}.{3 * index + 1}"
-            )
+            yield _pair(f"{root}stem/conv{index + 1}", f"{spec.prefix}stem", 3 * index)
     else:
-        yield Unit(f"{root}stem/conv1", f"{names.prefix}conv1", f"{names.prefix}bn1")
+        yield Unit(f"{root}stem/conv1", f"{spec.prefix}conv1", f"{spec.prefix}bn1")
     for layer, blocks in enumerate(BLOCKS[depth], 1):
         for block in range(blocks):
-            path, key = f"{root}layer{layer}_{block}", f"{names.prefix}layer{layer}.{block}"
+            path, key = f"{root}layer{layer}_{block}", f"{spec.prefix}layer{layer}.{block}"
             parts = [
                 Unit(f"{path}/conv{index}", f"{key}.conv{index}", f"{key}.bn{index}")
                 for index in range(1, 4 if depth >= 50 else 3)
             ]
             # A basic block projects only where stride or width changes: not in layer 1.
             if block == 0 and (depth >= 50 or layer > 1):
-                projection = Unit(
-                    f"{path}/projection", f"{key}.downsample.0", f"{key}.downsample.1"
-                )
-                parts.insert(0 if names.is_projection_first else len(parts), projection)
+                place = 0 if spec.is_projection_first else len(parts)
+                parts.insert(place, _pair(f"{path}/projection", f"{key}.downsample"))
             yield from parts
-    yield from names.heads
+    yield from spec.heads
 
 
 def leaves(depth: int, dialect: str = "sssegmentation") -> Iterator[tuple[str, str, str]]:
@@ -153,18 +138,12 @@ def leaves(depth: int, dialect: str = "sssegmentation") -> Iterator[tuple[str, s
 
 def to_variables(
     tensors: Mapping[str, np.ndarray], depth: int, dialect: str = "sssegmentation"
-) -> tuple[dict[str, dict], dict[str, int]]:
-    """Converts a PyTorch state dict.
-
-    Args:
-      tensors: key -> array, convolutions OIHW.
-      depth: layers of the backbone.
-      dialect: one of `DIALECTS`.
+) -> tuple[dict[str, Tree], dict[str, int]]:
+    """Converts a PyTorch state dict of a network, or backbone, with `depth` layers of ResNet.
 
     Returns:
-      ({"params": tree, "batch_stats": tree} with kernels HWIO and dtypes kept, of the backbone
-      alone where the dialect is one's; counters of the norms by our path). No counter at all, as
-      in files from before 2018, gives no counters.
+      Variables with kernels HWIO and dtypes kept, of the backbone alone where the dialect is one's;
+      and the norms' counters by our path, none where there is none (files from before 2018).
 
     Raises:
       CheckpointError: a key is missing or not known; only the dialect's drops are ignored.
@@ -174,13 +153,10 @@ def to_variables(
     missing = [key for _, _, key in table if key not in tensors]
     unexpected = set(tensors) - {key for _, _, key in table} - set(DIALECTS[dialect].drops)
     if missing or unexpected:
-        raise CheckpointError(
-            "state dict",
-            f"{len(missing)} tensors missing ({shorten(missing)}), "
-            f"{len(unexpected)} unexpected ({shorten(unexpected)})",
-            f"give {describe(dialect, depth)}",
-        )
-    variables: dict[str, dict] = {"params": {}, "batch_stats": {}}
+        what = f"{len(missing)} tensors missing ({shorten(missing)}), "
+        what += f"{len(unexpected)} unexpected ({shorten(unexpected)})"
+        raise CheckpointError("state dict", what, f"give {describe(dialect, depth)}")
+    variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
     counters = {}
     for collection, path, key in table:
         value = np.asarray(tensors[key])
@@ -199,38 +175,30 @@ def to_variables(
 
 
 def to_tensors(
-    variables: Mapping[str, Mapping],
-    counters: Mapping[str, int],
-    depth: int,
-    dialect: str = "sssegmentation",
+    variables: Variables, counters: Mapping[str, int], depth: int, dialect: str = "sssegmentation"
 ) -> dict[str, np.ndarray]:
     """Converts our variables to a PyTorch state dict, in PyTorch's order.
 
     Args:
-      variables: {"params": tree, "batch_stats": tree}, of the backbone alone where the dialect is
-        one's.
+      variables: of the backbone alone where the dialect is one's.
       counters: of the norms by our path; a norm that is not there gets 0. None at all gives none,
         which PyTorch reads as 0.
-      depth: layers of the backbone.
+      depth: layers of the ResNet.
       dialect: one of `DIALECTS`.
 
     Returns:
-      Key -> array; convolutions OIHW and, like all else, views where possible; counters int64
-      scalars.
+      Key -> array; convolutions OIHW, views where possible; counters int64 scalars.
 
     Raises:
       CheckpointError: a variable is missing or has no name in the dialect.
     """
     known = _flatten(variables)
-    wanted = {f"{collection}/{path}" for collection, path, _ in leaves(depth, dialect)
-              if collection != "counters"}  # fmt: skip
-    if wanted != set(known):
-        raise CheckpointError(
-            "variables",
-            f"{len(wanted - set(known))} missing ({shorten(wanted - set(known))}), "
-            f"{len(set(known) - wanted)} unexpected ({shorten(set(known) - wanted)})",
-            f"give those of {describe(dialect, depth)}",
-        )
+    wanted = {f"{kind}/{path}" for kind, path, _ in leaves(depth, dialect) if kind != "counters"}
+    missing, unexpected = wanted - known.keys(), known.keys() - wanted
+    if missing or unexpected:
+        what = f"{len(missing)} missing ({shorten(missing)}), "
+        what += f"{len(unexpected)} unexpected ({shorten(unexpected)})"
+        raise CheckpointError("variables", what, f"give those of {describe(dialect, depth)}")
     tensors = {}
     for collection, path, key in leaves(depth, dialect):
         if collection == "counters":
@@ -245,16 +213,10 @@ def to_tensors(
 
 
 def to_shapes(
-    abstract: Mapping[str, Mapping], depth: int, dialect: str = "sssegmentation"
+    variables: Variables, depth: int, dialect: str = "sssegmentation"
 ) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of every tensor of the state dict that `abstract` becomes.
-
-    Args:
-      abstract: {"params": tree, "batch_stats": tree} of anything with a shape.
-      depth: layers of the backbone.
-      dialect: one of `DIALECTS`.
-    """
-    known = _flatten(abstract)
+    """Returns the shape of every tensor of the state dict that (abstract) variables become."""
+    known = _flatten(variables)
     shapes: dict[str, tuple[int, ...]] = {}
     for collection, path, key in leaves(depth, dialect):
         shape = () if collection == "counters" else tuple(known[f"{collection}/{path}"].shape)
@@ -269,11 +231,9 @@ def describe(dialect: str, depth: int) -> str:
     return f"{dialect}'s ResNet-{depth}"
 
 
-def _flatten(tree: Mapping[str, Any], root: str = "") -> dict[str, Any]:
+def _flatten(tree: Tree, root: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{root}{key}/")
-        else:
-            flat[f"{root}{key}"] = value
+        is_tree = isinstance(value, Mapping)
+        flat |= _flatten(value, f"{root}{key}/") if is_tree else {f"{root}{key}": value}
     return flat

@@ -3,18 +3,19 @@
 Protocol 2, like `torch.save`, and without importing the names it refers to.
 """
 
+import math
 import struct
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
-from convert.rebuild import DTYPES, Malformed, shown
+from convert import shown
+from convert.rebuild import DTYPES, Malformed
 
 _KINDS = {dtype: kind for kind, dtype in DTYPES.items()}
 
 
-def pickle_state(obj: Any) -> tuple[bytes, list[np.ndarray]]:
+def pickle_state(obj: object) -> tuple[bytes, list[np.ndarray]]:
     """Returns the pickle of an object, and the arrays that it refers to as storages "0", "1", ...
 
     Args:
@@ -32,7 +33,7 @@ def pickle_state(obj: Any) -> tuple[bytes, list[np.ndarray]]:
         raise Malformed(f"holds text that is no Unicode: {shown(str(error))}", "mend it") from None
 
 
-def _pickled(value: Any, where: str, arrays: list[np.ndarray]) -> bytes:
+def _pickled(value: object, where: str, arrays: list[np.ndarray]) -> bytes:
     """Returns the opcodes that make a value; `where` leads to it from the top."""
     match value:
         case None:
@@ -73,16 +74,15 @@ def _tensor(array: np.ndarray, where: str, arrays: list[np.ndarray]) -> bytes:
     if kind is None:
         what = f"`{shown(where[1:])}` is of type {array.dtype}, which is not saved"
         raise Malformed(what, f"convert it to one of {', '.join(map(str, _KINDS))}")
-    strides = [1]
-    for size in array.shape[:0:-1]:
-        strides.insert(0, strides[0] * max(size, 1))
+    sizes = [max(size, 1) for size in array.shape]
+    strides = tuple(math.prod(sizes[axis + 1 :]) for axis in range(array.ndim))
 
-    def plain(item: Any) -> bytes:
+    def plain(item: object) -> bytes:
         return _pickled(item, where, arrays)
 
     storage = plain("storage") + f"ctorch\n{kind}Storage\n".encode()
     storage += plain(str(len(arrays))) + plain("cpu") + plain(array.size)
     arrays.append(array)
     arguments = b"(" + storage + b"tQ" + plain(0) + plain(array.shape)
-    arguments += plain(tuple(strides[: array.ndim])) + b"\x89ccollections\nOrderedDict\n)R"
+    arguments += plain(strides) + b"\x89ccollections\nOrderedDict\n)R"
     return b"ctorch._utils\n_rebuild_tensor_v2\n(" + arguments + b"tR"

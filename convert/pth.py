@@ -11,52 +11,37 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-import ml_dtypes
 import numpy as np
 import safetensors
 import safetensors.numpy
 
+from convert import shown
 from convert.containers import LimitedFile, is_safetensors, read_checkpoint
 from convert.pickler import pickle_state
-from convert.rebuild import DAMAGED, Malformed, check_bools, shown
+from convert.rebuild import DAMAGED, Malformed, check_bools
 from deeplab_jax.errors import CheckpointError, ResourceError
 
 MAX_HEADER = 8 << 20  # bytes of a safetensors header: 100 000 tensors
 
 _ALIGNMENT = 64  # of storages in a zip, as PyTorch's own
-_SAFETENSORS_DTYPES = {
-    "F64": np.dtype(np.float64),
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "I64": np.dtype(np.int64),
-    "I32": np.dtype(np.int32),
-    "I16": np.dtype(np.int16),
-    "I8": np.dtype(np.int8),
-    "U8": np.dtype(np.uint8),
-    "BOOL": np.dtype(np.bool_),
-}
+_FLOATS = {"F64": "f8", "F32": "f4", "F16": "f2", "BF16": "bfloat16"}
+_OTHERS = {"I64": "i8", "I32": "i4", "I16": "i2", "I8": "i1", "U8": "u1", "BOOL": "?"}
+_SAFETENSORS_DTYPES = {name: np.dtype(code) for name, code in (_FLOATS | _OTHERS).items()}
 
 
-def read_weights(path: str | os.PathLike) -> Any:
-    """Returns what a .pth or .safetensors file holds; its content decides which it is.
-
-    Raises:
-      CheckpointError: as for `read_pth` and `read_safetensors`.
-    """
+def read_weights(path: str | os.PathLike) -> object:
+    """Returns `read_pth` or `read_safetensors` of a file; its content decides, not its name."""
     with _opened(path) as (file, _):
         head = file.read(9)
     return read_safetensors(path) if is_safetensors(head) else read_pth(path)
 
 
-def read_pth(path: str | os.PathLike) -> Any:
+def read_pth(path: str | os.PathLike) -> object:
     """Returns what `torch.save` wrote to a file, in the zip format or the one before 2020.
 
-    Returns:
-      dict (also for OrderedDict), list, tuple, set, str, int, float, bool, None or bytes; a tensor
-      or parameter is a read-only NumPy view of its storage, bfloat16 as `ml_dtypes.bfloat16`.
+    See `unpickler.unpickle` for the types; bfloat16 is `ml_dtypes.bfloat16`.
 
     Raises:
       CheckpointError: the file is missing, damaged, of another kind, claims more than it holds, or
@@ -92,19 +77,14 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
         return {key: tensors[key] for key in header}
 
 
-def write_pth(path: str | os.PathLike, obj: Any) -> None:
+def write_pth(path: str | os.PathLike, obj: object) -> None:
     """Writes a file that `torch.load(weights_only=True)` reads, in the zip format.
 
     It appears at the path only once it is complete, is the same bytes for the same object, and
-    takes no second copy of the arrays.
-
-    Args:
-      path: where to; its folder must exist.
-      obj: dict, list, tuple, str, bytes, int, float, bool, None; and NumPy arrays and scalars,
-        which become contiguous tensors.
+    takes no second copy of the arrays. NumPy arrays and scalars become contiguous tensors.
 
     Raises:
-      CheckpointError: it holds anything else.
+      CheckpointError: the object holds what `pickler.pickle_state` does not accept.
       ResourceError: the file cannot be written.
     """
     try:
@@ -122,13 +102,9 @@ def write_pth(path: str | os.PathLike, obj: Any) -> None:
 
 
 def write_safetensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray]) -> None:
-    """Writes arrays as a safetensors file, which appears only once it is complete.
+    """Writes a safetensors file, which sorts arrays by the size of their type, then by name.
 
-    The format sorts them by the size of their type, then by name.
-
-    Raises:
-      CheckpointError: an array's type has no name there.
-      ResourceError: the file cannot be written.
+    It appears only once it is complete. Raises as `write_pth`.
     """
     for key, array in tensors.items():
         if array.dtype.newbyteorder("=") not in _SAFETENSORS_DTYPES.values():
@@ -201,7 +177,7 @@ def _contiguous(array: np.ndarray) -> np.ndarray:
     return np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """Returns a JSON object; refuses one that names a key twice."""
     entries = dict(pairs)
     if len(entries) < len(pairs):

@@ -1,29 +1,23 @@
-"""What a pickle may call: the functions behind the few names that tensors and their envelopes use.
+"""The functions that a pickle may call, and how much it may use up.
 
 None of them is the function of that name: each is our own, checks every argument, and makes plain
 values or views. `unpickler` runs the pickles.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias
 
-import ml_dtypes
+import ml_dtypes  # noqa: F401  # gives NumPy the name "bfloat16"
 import numpy as np
 
-DTYPES = {
-    "Float": np.dtype(np.float32),
-    "Double": np.dtype(np.float64),
-    "Half": np.dtype(np.float16),
-    "BFloat16": np.dtype(ml_dtypes.bfloat16),
-    "Byte": np.dtype(np.uint8),
-    "Char": np.dtype(np.int8),
-    "Short": np.dtype(np.int16),
-    "Int": np.dtype(np.int32),
-    "Long": np.dtype(np.int64),
-    "Bool": np.dtype(np.bool_),
-}  # of PyTorch's storages: torch.FloatStorage holds float32
+from convert import shown
+
+# Of PyTorch's storages: torch.FloatStorage holds float32.
+_FLOATS = {"Float": "f4", "Double": "f8", "Half": "f2", "BFloat16": "bfloat16"}
+_OTHERS = {"Byte": "u1", "Char": "i1", "Short": "i2", "Int": "i4", "Long": "i8", "Bool": "?"}
+DTYPES = {kind: np.dtype(code) for kind, code in (_FLOATS | _OTHERS).items()}
 
 MAX_STEPS = 1_000_000  # opcodes, and objects in the result; ResNet-101 with momentum needs 60 000
 MAX_DIMS = 64  # NumPy's
@@ -34,14 +28,11 @@ MAX_EXPANDED = 256 << 20  # bytes that views may have beyond their storages'
 DAMAGED = "copy or download the file again"
 UNTRUSTED = "get the weights from a source you trust, or save the state dict alone"
 
+Key: TypeAlias = str | int | float | bytes | None
+
 
 class Malformed(Exception):
-    """A file that cannot be used; `CheckpointError` without the file's name.
-
-    Attributes:
-      what: what is wrong with it.
-      fix: what to do about it.
-    """
+    """A file that cannot be used; a `CheckpointError` that does not know the file's name."""
 
     def __init__(self, what: str, fix: str = DAMAGED):
         super().__init__(what, fix)
@@ -55,32 +46,17 @@ class ForbiddenGlobal(Malformed):
         super().__init__(f"its pickle asks for `{shown(name)}`, which no tensor needs", UNTRUSTED)
 
 
-def shown(value: Any) -> str:
-    """Returns text from a file fit for one line: ASCII, at most 80 characters."""
-    text = value.encode("unicode_escape").decode() if isinstance(value, str) else ascii(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
 class Budget:
-    """What one pickle may still use up; a small one can describe an endless object.
-
-    Attributes:
-      steps: work and objects.
-      numbers: keys that are numbers.
-      text: bytes that may be made from text: a pickle holds each text once.
-      expanded: bytes that views may have beyond their storages'.
-    """
+    """What a pickle of `size` bytes may use up: a small one can describe an endless object."""
 
     def __init__(self, size: int):
-        self.steps, self.numbers = MAX_STEPS, MAX_NUMBERS
-        self.text, self.expanded = size, MAX_EXPANDED
+        self.steps = MAX_STEPS
+        self.numbers = MAX_NUMBERS
+        self.text = size  # bytes that may be made from text: a pickle holds each text once
+        self.expanded = MAX_EXPANDED
 
     def spend(self, steps: int) -> None:
-        """Takes from the steps.
-
-        Raises:
-          Malformed: none are left.
-        """
+        """Takes from the steps; raises `Malformed` when none are left."""
         self.steps -= steps
         if self.steps < 0:
             raise Malformed(f"its pickle takes more than {MAX_STEPS} steps", UNTRUSTED)
@@ -95,35 +71,11 @@ class Global:
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """The memory of one or more tensors.
-
-    Attributes:
-      dtype: of the elements.
-      numel: how many there are.
-      data: uint8 (numel * itemsize,), read-only; None while only checking.
-    """
+    """Memory of one or more tensors; `data` is uint8 (numel * itemsize,), None while checking."""
 
     dtype: np.dtype
     numel: int
     data: np.ndarray | None
-
-
-class Ordered(dict):
-    """An OrderedDict, which alone may carry attributes (PyTorch's `_metadata`)."""
-
-
-@dataclass(slots=True)
-class Record:
-    """An object whose fields become a dict."""
-
-    fields: dict
-
-
-@dataclass(frozen=True, slots=True)
-class Dtype:
-    """A NumPy dtype."""
-
-    dtype: np.dtype
 
 
 @dataclass(slots=True)
@@ -133,22 +85,27 @@ class Array:
     array: np.ndarray | None = None
 
 
-def checked_key(budget: Budget, key: Any) -> Any:
-    """Returns a dict's key or a set's element; every use of a number as one counts.
+class Ordered(dict):
+    """An OrderedDict, which alone may carry attributes (PyTorch's `_metadata`)."""
+
+
+class Record(dict):
+    """The fields of an object (mmengine's HistoryBuffer)."""
+
+
+def checked_key(budget: Budget, key: object) -> Key:
+    """Returns a dict's key or a set's element if it is a scalar, and spends from `numbers`.
 
     Numbers with equal hashes, or with equal steps through a table, make each look-up walk through
     all of them.
-
-    Raises:
-      Malformed: it is no scalar, or there are too many numbers.
     """
-    if type(key) not in (str, int, float, bool, bytes, type(None)):
+    if not isinstance(key, str | int | float | bytes | None):
         raise Malformed(f"its pickle uses a {type(key).__name__} as a key", UNTRUSTED)
     if type(key) in (int, float):
         budget.numbers -= 1
         if budget.numbers < 0:
             raise Malformed(f"its pickle has more than {MAX_NUMBERS} numbers as keys", UNTRUSTED)
-    if type(key) is int and key.bit_length() > MAX_KEY_BITS:
+    if isinstance(key, int) and key.bit_length() > MAX_KEY_BITS:
         raise Malformed(f"its pickle has a key of {key.bit_length()} bits", UNTRUSTED)
     return key
 
@@ -161,25 +118,18 @@ def check_bools(dtype: np.dtype, data: np.ndarray | bytes | bytearray) -> None:
 
 def tensor_view(
     budget: Budget,
-    storage: Any,
-    offset: Any,
-    shape: Any,
-    strides: Any,
-    requires_grad: Any = False,
-    hooks: Any = None,
-    metadata: Any = None,
+    storage: object,
+    offset: int,
+    shape: Sequence[int],
+    strides: Sequence[int],
+    requires_grad: object = False,
+    hooks: object = None,
+    metadata: object = None,
 ) -> np.ndarray:
-    """Returns a tensor of a storage, read-only and without a copy (_rebuild_tensor_v2).
+    """Returns a read-only view of a storage, without a copy (_rebuild_tensor_v2).
 
-    Args:
-      budget: of the pickle.
-      storage: a `Storage`.
-      offset: of the first element, in elements.
-      shape: sizes.
-      strides: as many, in elements; 0 repeats.
-      requires_grad: ignored.
-      hooks: ignored.
-      metadata: must be empty: it tells of negation or conjugation still to be done.
+    Offset and strides count elements; stride 0 repeats. A storage without data gives an empty
+    array. `metadata` tells of negation or conjugation still to be done, and must be empty.
 
     Raises:
       Malformed: an element would lie outside the storage, or too much repeats.
@@ -204,22 +154,16 @@ def tensor_view(
         raise Malformed(f"{what} into {shown(numel * item)} bytes", UNTRUSTED)
     if storage.data is None or not numel:
         return np.empty(0 if numel else shape, storage.dtype)
-    byte_strides = [
-        # The stride of a single element is never used, and may be any number.
-        stride * item if size > 1 else item
-        for size, stride in zip(shape, strides, strict=True)
-    ]
+    # The stride of a single element is never used, and may be any number.
+    places = zip(shape, strides, strict=True)
+    byte_strides = [stride * item if size > 1 else item for size, stride in places]
     return np.ndarray(shape, storage.dtype, storage.data, offset * item, byte_strides)
 
 
 def numpy_array(
-    budget: Budget, shape: tuple, dtype: np.dtype, fortran: bool, data: bytes
+    budget: Budget, shape: Sequence[int], dtype: np.dtype, fortran: bool, data: bytes
 ) -> np.ndarray:
-    """Returns a NumPy array of its pickled state, read-only and without a copy.
-
-    Raises:
-      Malformed: its bytes are not what its shape needs.
-    """
+    """Returns a NumPy array of its pickled state, read-only and without a copy."""
     _check_counts(shape)
     size = math.prod(shape) * dtype.itemsize
     if size != len(data):
@@ -230,51 +174,40 @@ def numpy_array(
     return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
 
 
-def _check_counts(numbers: tuple) -> None:
+def _check_counts(numbers: Sequence[int]) -> None:
     if not all(type(number) is int and number >= 0 for number in numbers):
         raise Malformed("an array has sizes, strides or an offset that are no counts")
 
 
-def _parameter(budget: Budget, data: Any, requires_grad: Any, hooks: Any) -> np.ndarray:
+def _parameter(budget: Budget, data: object, requires_grad: object, hooks: object) -> np.ndarray:
     if not isinstance(data, np.ndarray):
         raise Malformed("a parameter is no tensor")
     return data
 
 
-def _ordered_dict(budget: Budget, pairs: Any = ()) -> Ordered:
+def _ordered_dict(budget: Budget, pairs: Collection[tuple[object, object]] = ()) -> Ordered:
     budget.spend(len(pairs))
     return Ordered((checked_key(budget, key), value) for key, value in pairs)
 
 
-def _counter(budget: Budget, counts: Any) -> dict:
+def _counter(budget: Budget, counts: object) -> dict[Key, object]:
     if not isinstance(counts, dict):
         raise Malformed("a Counter is made of something other than a dict")
-    budget.spend(len(counts))
-    return {checked_key(budget, key): count for key, count in counts.items()}
+    return dict(_ordered_dict(budget, counts.items()))
 
 
-def _set(budget: Budget, items: Any = ()) -> set:
+def _tuple(budget: Budget, items: Collection[object]) -> tuple[object, ...]:
     budget.spend(len(items))
-    return {checked_key(budget, item) for item in items}
+    return tuple(items)
 
 
-def _frozenset(budget: Budget, items: Any = ()) -> frozenset:
-    return frozenset(_set(budget, items))
+def _set(budget: Budget, items: Collection[object] = ()) -> set[Key]:
+    return {checked_key(budget, item) for item in _tuple(budget, items)}
 
 
-def _size(budget: Budget, sizes: Any) -> tuple:
-    budget.spend(len(sizes))
-    return tuple(sizes)
-
-
-def _empty_bytes(budget: Budget) -> bytes:
-    """How protocol 2 writes them."""
-    return b""
-
-
-def _encode(budget: Budget, text: Any, codec: Any) -> bytes:
+def _encode(budget: Budget, text: object, codec: object) -> bytes:
     """How protocol 2 writes bytes."""
-    if type(text) is not str or codec not in ("latin1", "latin-1"):
+    if not isinstance(text, str) or codec not in ("latin1", "latin-1"):
         raise Malformed("its pickle encodes something other than bytes", UNTRUSTED)
     budget.text -= len(text)
     if budget.text < 0:
@@ -282,26 +215,26 @@ def _encode(budget: Budget, text: Any, codec: Any) -> bytes:
     return text.encode("latin-1")
 
 
-def _history_method(budget: Budget, owner: Any, name: Any) -> str:
+def _history_method(budget: Budget, owner: object, name: object) -> str:
     """Every HistoryBuffer lists its methods."""
-    if owner != Global(HISTORY) or type(name) is not str or len(name) > 80:
+    if owner != Global(HISTORY) or not isinstance(name, str) or len(name) > 80:
         raise ForbiddenGlobal("builtins.getattr")
     return f"HistoryBuffer.{name}"
 
 
-def _numpy_dtype(budget: Budget, code: Any, align: Any, copy: Any) -> Dtype:
+def _numpy_dtype(budget: Budget, code: object, align: object, copy: object) -> np.dtype:
     if code not in ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"):
         raise Malformed(f"holds a NumPy array of type {shown(code)}", UNTRUSTED)
-    return Dtype(np.dtype(code))
+    return np.dtype(str(code))
 
 
-def _numpy_scalar(budget: Budget, dtype: Any, data: Any) -> bool | int | float:
-    if not isinstance(dtype, Dtype) or type(data) is not bytes:
+def _numpy_scalar(budget: Budget, dtype: object, data: object) -> bool | int | float:
+    if not isinstance(dtype, np.dtype) or not isinstance(data, bytes):
         raise Malformed("holds a NumPy scalar without type or content")
-    return numpy_array(budget, (1,), dtype.dtype, False, data)[0].item()
+    return numpy_array(budget, (1,), dtype, False, data)[0].item()
 
 
-def _numpy_blank(budget: Budget, kind: Any, shape: Any, code: Any) -> Array:
+def _numpy_blank(budget: Budget, kind: object, shape: object, code: object) -> Array:
     if kind != Global("numpy.ndarray"):
         raise Malformed("holds a kind of NumPy array that no checkpoint needs", UNTRUSTED)
     return Array()
@@ -310,16 +243,16 @@ def _numpy_blank(budget: Budget, kind: Any, shape: Any, code: Any) -> Array:
 HISTORY = "mmengine.logging.history_buffer.HistoryBuffer"
 
 # Wrong numbers of arguments and the like end as TypeError, which the reader of the file catches.
-CALLS: dict[str, Callable] = {
+CALLS: dict[str, Callable[..., object]] = {
     "torch._utils._rebuild_tensor": tensor_view,
     "torch._utils._rebuild_tensor_v2": tensor_view,
     "torch._utils._rebuild_parameter": _parameter,
-    "torch.Size": _size,
+    "torch.Size": _tuple,
     "collections.OrderedDict": _ordered_dict,
     "collections.Counter": _counter,
     "builtins.set": _set,
-    "builtins.frozenset": _frozenset,
-    "builtins.bytes": _empty_bytes,
+    "builtins.frozenset": lambda budget, items=(): frozenset(_set(budget, items)),
+    "builtins.bytes": lambda budget: b"",  # how protocol 2 writes an empty one
     "builtins.getattr": _history_method,
     "_codecs.encode": _encode,
     "numpy.dtype": _numpy_dtype,

@@ -9,10 +9,15 @@ import argparse
 import dataclasses
 import json
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from convert import MAX_ITERATION
-from convert.from_pytorch import add_progress_flags, check_progress_flags, classes, to_run
+from convert.from_pytorch import (
+    add_progress_flags,
+    check_progress_flags,
+    describe_weights,
+    to_run,
+)
 from convert.to_pytorch import check_dialect, check_output, to_state_dict, write
 from deeplab_jax import cli
 from deeplab_jax.errors import ConfigError, NumericError
@@ -20,6 +25,7 @@ from deeplab_jax.errors import ConfigError, NumericError
 if TYPE_CHECKING:
     import numpy as np
 
+    from convert.keymap import Tree
     from deeplab_jax.config import Config
 
 _EXAMPLES = """\
@@ -34,30 +40,21 @@ _FIELDS = ("lr", "loss_main", "loss_aux", "loss", "grad_norm")
 
 
 def main(argv: list[str]) -> None:
-    """Parses arguments, trains, prints a line a step, and writes the weights.
-
-    Raises:
-      DeepLabError: see `deeplab_jax.errors`; `cli.run` prints it.
-    """
+    """Parses arguments, trains, prints a line a step, and writes the weights."""
     parser = cli.Parser("convert replay", _EXAMPLES)
-    parser.add_argument("--checkpoint", metavar="FILE", required=True, help=".pth or .safetensors")
-    parser.add_argument("--config", metavar="FILE", required=True, help="recipe, see configs/")
-    parser.add_argument("--batches", metavar="FILE", required=True, help=".npz, see below")
-    parser.add_argument("--steps", metavar="N", type=int, required=True, help="how many to do")
-    parser.add_argument(
-        "--total-steps", metavar="T", type=int, required=True, help="where the schedule ends"
-    )
-    parser.add_argument("--output", metavar="FILE", help="write the weights: .pth or .safetensors")
-    parser.add_argument("--dialect", metavar="NAME", help="of --output; default: the checkpoint's")
-    parser.add_argument(
-        "--dtype",
-        choices=("float32", "float64", "bfloat16"),
-        help="of the computation; default: float32",
-    )
-    add_progress_flags(
-        parser, "start from the checkpoint's momentum and iteration, and write them to --output"
-    )
-    parser.add_argument("--config.x", metavar="VALUE", help="any field of the recipe")
+    add = parser.add_argument
+    add("--checkpoint", metavar="FILE", required=True, help=".pth or .safetensors")
+    add("--config", metavar="FILE", required=True, help="recipe, see configs/")
+    add("--batches", metavar="FILE", required=True, help=".npz, see below")
+    add("--steps", metavar="N", type=int, required=True, help="how many to do")
+    add("--total-steps", metavar="T", type=int, required=True, help="where the schedule ends")
+    add("--output", metavar="FILE", help="write the weights: .pth or .safetensors")
+    add("--dialect", metavar="NAME", help="of --output; default: the checkpoint's")
+    text = "of the computation; default: float32"
+    add("--dtype", choices=("float32", "float64", "bfloat16"), help=text)
+    text = "start from the checkpoint's momentum and iteration, and write them to --output"
+    add_progress_flags(parser, text)
+    add("--config.x", metavar="VALUE", help="any field of the recipe")
     args, overrides = parser.parse(argv)
     check_progress_flags(args)
     check_dialect(args.dialect)
@@ -71,7 +68,7 @@ def main(argv: list[str]) -> None:
     from convert.batches import check_labels, read_batches
 
     images, labels = read_batches(args.batches)
-    config = _read_config(args, overrides, images.shape[1])
+    config = read_config(args, overrides, images.shape[1])
     check_labels(args.batches, labels, config.model.num_classes)
     import jax
 
@@ -95,22 +92,16 @@ def _check_total(args: argparse.Namespace, start: int) -> None:
         raise ConfigError("--total-steps", what, "give the schedule's length, or fewer --steps")
 
 
-def _read_config(args: argparse.Namespace, overrides: list[str], batch_size: int) -> "Config":
-    """Returns the recipe for this batch size, one process and the flags' type; overrides win.
-
-    Raises:
-      ConfigError: one contradicts the batches or `--dtype`, or a value cannot be used.
-    """
+def read_config(args: argparse.Namespace, overrides: list[str], batch_size: int) -> "Config":
+    """Returns the recipe for this batch size, one process and the flags' type; overrides win."""
     from deeplab_jax.config.recipe import load_recipe
 
-    own = {
-        "train.batch_size": batch_size,
-        "train.loss_groups": 1,
-        "model.dtype": args.dtype or "float32",
-    }
+    own = {"train.batch_size": batch_size, "train.loss_groups": 1}
+    given = [f"--config.{name}={value}" for name, value in own.items()]
+    given.append(f"--config.model.dtype={args.dtype or 'float32'}")
     if args.dtype and any(override.startswith("--config.model.dtype=") for override in overrides):
         raise ConfigError("--dtype", "is given beside --config.model.dtype", "give one of them")
-    config = load_recipe(args.config, [f"--config.{k}={v}" for k, v in own.items()] + overrides)
+    config = load_recipe(args.config, given + overrides)
     if config.train.batch_size != batch_size:
         what = f"is {config.train.batch_size}, and the batches hold {batch_size} images each"
         raise ConfigError("--config.train.batch_size", what, "leave it out")
@@ -124,7 +115,6 @@ def _replay(
 
     from convert.momentum import Progress, read_progress, run_items, to_optimizer
     from convert.source import read_source
-    from deeplab_jax.checkpoint import Info
 
     source = read_source(args.checkpoint, args.optimizer)
     source.require_network(args.config)
@@ -133,15 +123,12 @@ def _replay(
     if args.optimizer:
         progress = read_progress(source, config, args.iteration)
         _check_total(args, progress.iteration)
-    names, palette = classes(config, source)
-    info = Info(
-        kind="weights", config=config, class_names=names, palette=palette, counters=counters
-    )
-    info = to_run(info, progress.iteration)
+    info = to_run(describe_weights(config, source, counters), progress.iteration)
     dialect = args.dialect or source.structure.dialect
     to_state_dict(args.checkpoint, variables, info, dialect)  # refuses before it takes time
-    state = {"step": np.int32(info.step), **run_items(args.checkpoint, variables, progress, config)}
-    state = _train(state, images, labels, config, args.steps, args.total_steps)
+    items = run_items(args.checkpoint, variables, progress, config)
+    start = {"step": np.int32(info.step), **items}
+    state = _train(start, images, labels, config, args)
     if args.output is None:
         return
     info = dataclasses.replace(info, step=info.step + args.steps)
@@ -155,28 +142,23 @@ def _replay(
 
 
 def _train(
-    state: dict[str, Any],
+    state: "Tree",
     images: "np.ndarray",
     labels: "np.ndarray",
     config: "Config",
-    steps: int,
-    total_steps: int,
-) -> dict[str, Any]:
-    """Does the steps, prints their lines, and returns the state after them as NumPy arrays.
-
-    Raises:
-      NumericError: a step is not finite.
-    """
+    args: argparse.Namespace,
+) -> "Tree":
+    """Does `--steps`, prints their lines, and returns the state after them as NumPy arrays."""
     import jax
 
     from deeplab_jax.models import build_model
     from deeplab_jax.training.step import make_update
 
-    update = make_update(build_model(config.model), config, total_steps, use_dropout=False)
+    update = make_update(build_model(config.model), config, args.total_steps, use_dropout=False)
     jitted = jax.jit(update, donate_argnums=0)
     start = int(state["step"])
     state = jax.device_put(state)
-    for step in range(start, start + steps):
+    for step in range(start, start + args.steps):
         batch = step % len(images)
         state, metrics = jitted(state, images[batch], labels[batch])
         values = {name: value.item() for name, value in jax.device_get(metrics).items()}

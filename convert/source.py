@@ -1,17 +1,15 @@
 """Weights of a PyTorch file: unwrapped, recognised and made our variables."""
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import numpy as np
 
+from convert import shown
 from convert.dialects import MisfitError, Structure, compare, detect, infer, is_floating
-from convert.keymap import DIALECTS, describe, to_shapes, to_variables
+from convert.keymap import DIALECTS, Tree, Variables, describe, to_shapes, to_variables
 from convert.pth import read_weights
-from convert.rebuild import shown
 from deeplab_jax.config import ModelConfig
 from deeplab_jax.errors import CheckpointError, shorten
 from deeplab_jax.models import build_model, init_variables
@@ -21,39 +19,25 @@ _MODULE = "module."  # what PyTorch's wrappers for several devices put before ev
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
-    """A state dict and what is known about it.
-
-    Attributes:
-      path: the file.
-      tensors: key -> array, as in the file; without `module.`.
-      structure: what the keys and shapes say.
-      ignored: what else the file holds at its top, such as "optimizer".
-      class_names: as the file records them; empty where it does not.
-      palette: uint8 (C, 3) RGB, or (0, 3).
-      optimizer: state of the optimiser, as in the file and not checked, if it was asked for.
-      iteration: steps done, as in the file and not checked, likewise; None where it is not said.
-    """
+class PyTorchFile:
+    """A file's state dict and what is known about it."""
 
     path: str
-    tensors: dict[str, np.ndarray]
-    structure: Structure
-    ignored: tuple[str, ...]
-    class_names: tuple[str, ...]
-    palette: np.ndarray
-    optimizer: Any = None
-    iteration: Any = None
+    tensors: dict[str, np.ndarray]  # by key, in the file's order; without `module.`
+    structure: Structure  # what keys and shapes say
+    ignored: tuple[str, ...]  # what else the file holds at its top, such as "optimizer"
+    class_names: tuple[str, ...]  # as the file records them; empty where it does not
+    palette: np.ndarray  # uint8 (C, 3) RGB, or (0, 3)
+    # Not checked; None where the file does not have them, or they were not asked for.
+    optimizer: object = None  # state of the optimiser
+    iteration: object = None  # steps done
 
     def dropped(self) -> list[str]:
         """Returns the keys that are left out on purpose."""
         return [key for key in DIALECTS[self.structure.dialect].drops if key in self.tensors]
 
     def require_network(self, recipe: str) -> None:
-        """Refuses a backbone alone.
-
-        Raises:
-          CheckpointError: it is one.
-        """
+        """Refuses a backbone alone (CheckpointError)."""
         if self.structure.is_backbone:
             name = describe(self.structure.dialect, self.structure.depth)
             what = f"is an ImageNet classifier ({name}), and {recipe} wants a DeepLabV3+"
@@ -62,29 +46,30 @@ class Source:
 
     def to_variables(
         self, model: ModelConfig, recipe: str = ""
-    ) -> tuple[dict[str, Any], dict[str, int]]:
+    ) -> tuple[dict[str, Tree], dict[str, int]]:
         """Converts all tensors.
 
         Args:
           model: `config.model` of the network that they must fill. A backbone fills its own part.
           recipe: where `model` comes from, if not from the tensors.
 
-        Returns:
-          ({"params": tree, "batch_stats": tree} of NumPy arrays, views where possible, counters of
-          the norms by path).
+        Returns: as `keymap.to_variables`.
 
         Raises:
           MisfitError: a tensor is missing, left over, or of another shape or type.
-          CheckpointError: a value is not finite.
+          CheckpointError: the stem is another, or a value is not finite.
         """
-        dialect = self.structure.dialect
-        self._check_stem(model, recipe)
+        dialect, depth, fields = self.structure
+        if model.stem != fields["stem"]:
+            what = f"has the {fields['stem']} stem, and {recipe} wants config.model.stem="
+            fix = f"give --config.model.stem={fields['stem']}"
+            raise CheckpointError(self.path, what + model.stem, fix)
         abstract = abstract_variables(model)
         if self.structure.is_backbone:
             abstract = {name: tree["backbone"] for name, tree in abstract.items()}
         misfit = compare(self.tensors, to_shapes(abstract, model.depth, dialect), dialect)
         if any(misfit):
-            closest = f"closest known layout: {describe(dialect, self.structure.depth)}"
+            closest = f"closest known layout: {describe(dialect, depth)}"
             what = f"does not fit{' ' + recipe if recipe else ''} ({closest}): {misfit.counts()}"
             raise MisfitError(self.path, what, self._advice(model, recipe), misfit.table())
         bad = [
@@ -97,97 +82,82 @@ class Source:
             raise CheckpointError(self.path, what, "use weights from before training went wrong")
         return to_variables(self.tensors, model.depth, dialect)
 
-    def _check_stem(self, model: ModelConfig, recipe: str) -> None:
-        stem = self.structure.model["stem"]
-        if model.stem != stem:
-            what = f"has the {stem} stem, and {recipe} wants config.model.stem={model.stem}"
-            raise CheckpointError(self.path, what, f"give --config.model.stem={stem}")
-
     def _advice(self, model: ModelConfig, recipe: str) -> str:
         if not recipe:
             return "give the whole state dict of such a network"
+        fields = self.structure.model.items()
         flags = [
-            f"--config.model.{field}={value}"
-            for field, value in self.structure.model.items()
-            if getattr(model, field) != value
+            f"--config.model.{name}={value}"
+            for name, value in fields
+            if getattr(model, name) != value
         ]
         return f"give the recipe of these weights{', or ' + ' '.join(flags) if flags else ''}"
 
 
-def read_source(path: str, with_optimizer: bool = False) -> Source:
-    """Reads a .pth or .safetensors file.
-
-    Args:
-      path: the file.
-      with_optimizer: keep the optimiser's state, which is as large as the weights.
+def read_source(path: str, with_optimizer: bool = False) -> PyTorchFile:
+    """Reads a .pth or .safetensors file; keeps the optimiser's state only if asked to.
 
     Raises:
       CheckpointError: it cannot be read, holds no state dict, or one of an unknown network.
     """
     tensors, beside = _unwrap(read_weights(path), path)
-    meta = beside["meta"] if isinstance(beside.get("meta"), dict) else {}
-    structure = infer(
-        {key: value.shape for key, value in tensors.items()}, detect(tensors.keys(), path)
-    )
+    found = beside.get("meta")
+    meta: dict[object, object] = found if isinstance(found, dict) else {}
+    shapes = {key: value.shape for key, value in tensors.items()}
+    structure = infer(shapes, detect(tensors.keys(), path))
     names, palette = _classes(meta, structure.model.get("num_classes", 0))
     used = {"meta"} if names else set()
-    progress = {}
+    optimizer = iteration = None
     if with_optimizer:
         used |= {"optimizer", "cur_iter"}
-        iteration = beside.get("cur_iter", meta.get("iter"))
-        progress = {"optimizer": beside.get("optimizer"), "iteration": iteration}
+        optimizer, iteration = beside.get("optimizer"), beside.get("cur_iter", meta.get("iter"))
     ignored = tuple(shown(name) for name in beside if name not in used)
-    return Source(path, tensors, structure, ignored, names, palette, **progress)
+    return PyTorchFile(path, tensors, structure, ignored, names, palette, optimizer, iteration)
 
 
-def abstract_variables(model: ModelConfig) -> dict[str, Any]:
+def abstract_variables(model: ModelConfig) -> Variables:
     """Returns shapes and types of the variables of the network that `config.model` describes."""
     # float64 would need another mode of JAX, for the same shapes.
     model = dataclasses.replace(model, dtype="float32")
     return jax.eval_shape(lambda: init_variables(build_model(model, "cpu"), 0))
 
 
-def _unwrap(obj: Any, path: str) -> tuple[dict[str, np.ndarray], dict]:
+def _unwrap(obj: object, path: str) -> tuple[dict[str, np.ndarray], dict[object, object]]:
     """Returns the state dict, and what else is in the file around it, by name."""
-    beside: dict = {}
+    beside: dict[object, object] = {}
     fix = f"save the state dict alone, or under one of: {', '.join(_LEVELS)}"
     while isinstance(obj, dict):
         levels = [name for name in _LEVELS if isinstance(obj.get(name), dict)]
-        # The first that is not empty, else the first.
-        level = max(levels, key=lambda name: len(obj[name]) > 0, default=None)
-        if level is None:
+        if not levels:
             break
+        level = next((name for name in levels if obj[name]), levels[0])  # not empty, if any is
         beside |= {name: value for name, value in obj.items() if name != level}
         obj = obj[level]
     if not isinstance(obj, dict) or not obj:
         kind = "nothing" if isinstance(obj, dict) else f"a {type(obj).__name__}"
         raise CheckpointError(path, f"holds {kind}, not a state dict", fix)
-    strange = [
-        shown(key)
-        for key, value in obj.items()
-        if type(key) is not str or not isinstance(value, np.ndarray)
-    ]
+    tensors = {k: v for k, v in obj.items() if type(k) is str and isinstance(v, np.ndarray)}
+    strange = [shown(key) for key in obj if key not in tensors]
     if strange:
         what = f"holds no state dict: {len(strange)} of {len(obj)} entries are no named tensors"
         raise CheckpointError(path, f"{what} ({shorten(strange)})", fix)
-    if all(key.startswith(_MODULE) for key in obj):
-        obj = {key.removeprefix(_MODULE): value for key, value in obj.items()}
-    return obj, beside
+    if all(key.startswith(_MODULE) for key in tensors):
+        tensors = {key.removeprefix(_MODULE): value for key, value in tensors.items()}
+    return tensors, beside
 
 
-def _classes(meta: Mapping, count: Any) -> tuple[tuple[str, ...], np.ndarray]:
+def _classes(meta: dict[object, object], count: object) -> tuple[tuple[str, ...], np.ndarray]:
     """Returns names and colours as mmsegmentation records them; empty where they are unusable."""
     recorded = meta.get("dataset_meta")
     recorded = recorded if isinstance(recorded, dict) else {}
     names = recorded.get("classes", meta.get("CLASSES"))
-    colors = recorded.get("palette", meta.get("PALETTE"))
     no_colors = np.zeros((0, 3), np.uint8)
     if not isinstance(names, list | tuple) or len(names) != count:
         return (), no_colors
     if not all(isinstance(name, str) and name.isprintable() for name in names):
         return (), no_colors
     try:
-        palette = np.array(colors, np.uint8).reshape(count, 3)
+        colors = np.array(recorded.get("palette", meta.get("PALETTE")), np.uint8)
+        return tuple(names), colors.reshape(len(names), 3)
     except (ValueError, TypeError, OverflowError):
-        palette = no_colors
-    return tuple(names), palette
+        return tuple(names), no_colors

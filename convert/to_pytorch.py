@@ -9,12 +9,17 @@ back with equal tensors, what it dropped aside.
 import difflib
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deeplab_jax import cli
 from deeplab_jax.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from convert.keymap import Variables
+    from deeplab_jax.checkpoint import Info
 
 _EXAMPLES = """\
   deeplab convert to-pytorch --checkpoint runs/voc_r50_os16 --step best --output voc.pth
@@ -24,25 +29,16 @@ _SUFFIXES = (".pth", ".pt", ".safetensors")
 
 
 def main(argv: list[str]) -> None:
-    """Parses arguments and writes the file.
-
-    Raises:
-      DeepLabError: see `deeplab_jax.errors`; `cli.run` prints it.
-    """
+    """Parses arguments and writes the file."""
     parser = cli.Parser("convert to-pytorch", _EXAMPLES)
-    parser.add_argument("--checkpoint", metavar="DIR", required=True, help="checkpoint directory")
-    parser.add_argument("--step", default="latest", help="latest, best or a number")
-    parser.add_argument("--output", metavar="FILE", required=True, help=".pth or .safetensors")
-    parser.add_argument(
-        "--dialect",
-        metavar="NAME",
-        help="sssegmentation (default) or mmsegmentation; of a backbone v1c or torchvision",
-    )
-    parser.add_argument(
-        "--optimizer",
-        action="store_true",
-        help="also momentum and iteration of a run, for torch.optim.SGD",
-    )
+    add = parser.add_argument
+    add("--checkpoint", metavar="DIR", required=True, help="checkpoint directory")
+    add("--step", default="latest", help="latest, best or a number")
+    add("--output", metavar="FILE", required=True, help=".pth or .safetensors")
+    text = "sssegmentation (default) or mmsegmentation; of a backbone v1c or torchvision"
+    add("--dialect", metavar="NAME", help=text)
+    text = "also momentum and iteration of a run, for torch.optim.SGD"
+    add("--optimizer", action="store_true", help=text)
     args, overrides = parser.parse(argv)
     if overrides:
         raise ConfigError(overrides[0], "there is no such argument", f"see {parser.prog} --help")
@@ -66,7 +62,7 @@ def main(argv: list[str]) -> None:
     optimizer = None
     if args.optimizer:
         assert info.config is not None  # a run's
-        total = _total_steps(info)
+        total, _ = _schedule(info)
         optimizer = to_optimizer(items, info.config, info.step, total, dialect)
     write(args.output, tensors, info, dialect, optimizer)
     print(f"{args.checkpoint}, step {info.step}: {describe(dialect, depth)}")
@@ -78,13 +74,7 @@ def main(argv: list[str]) -> None:
 
 
 def check_output(path: str, with_optimizer: bool = False) -> None:
-    """Refuses a path where the file could not be written, before the work that makes it.
-
-    Raises:
-      CheckpointError: it exists.
-      ConfigError: its suffix names no format that can hold what is asked for.
-      ResourceError: its folder is missing, or not writable.
-    """
+    """Refuses a path that exists, cannot be written or names no format that holds what is asked."""
     check_named(path)
     if os.path.lexists(path):
         raise CheckpointError(path, "exists already", "choose another --output, or remove it")
@@ -98,21 +88,13 @@ def check_output(path: str, with_optimizer: bool = False) -> None:
 
 
 def check_named(path: str) -> None:
-    """Refuses an empty path, which would be the current folder.
-
-    Raises:
-      ConfigError: it is one.
-    """
+    """Refuses an empty path, which would be the current folder."""
     if not path:
         raise ConfigError("--output", "is empty", "give a path")
 
 
 def check_dialect(name: str | None) -> None:
-    """Refuses a dialect that does not exist.
-
-    Raises:
-      ConfigError: there is none of this name.
-    """
+    """Refuses a dialect that does not exist."""
     from convert.keymap import DIALECTS
 
     if name is not None and name not in DIALECTS:
@@ -122,18 +104,18 @@ def check_dialect(name: str | None) -> None:
 
 
 def to_state_dict(
-    where: str, variables: Mapping[str, Mapping], info: Any, dialect: str | None = None
-) -> tuple[dict[str, Any], str, int]:
-    """Converts variables to a state dict.
+    where: str, variables: "Variables", info: "Info", dialect: str | None = None
+) -> tuple[dict[str, "np.ndarray"], str, int]:
+    """Converts the variables of a checkpoint to a state dict.
 
     Args:
       where: the checkpoint, for errors.
-      variables: {"params": tree, "batch_stats": tree} of a network, or of a backbone.
-      info: the checkpoint's description.
+      variables: of a network, or of a backbone.
+      info: the checkpoint's description; a run's steps are added to its counters.
       dialect: None for the first that can hold them.
 
     Returns:
-      (tensors by key in PyTorch's order, dialect, depth). A run's counters are its steps.
+      (tensors by key in PyTorch's order, dialect, depth).
 
     Raises:
       CheckpointError: the dialect cannot hold them.
@@ -146,11 +128,8 @@ def to_state_dict(
     stem = "deep" if "conv3" in backbone["stem"] else "7x7"
     blocks = [name for name in backbone if name.startswith("layer3_")]
     depth = nearest_depth(len(blocks), "conv3" in backbone["layer3_0"])
-    fitting = [
-        name
-        for name, names in DIALECTS.items()
-        if (names.heads == ()) == is_backbone and names.stem == stem
-    ]
+    wanted = (stem, is_backbone)
+    fitting = [name for name, spec in DIALECTS.items() if (spec.stem, not spec.heads) == wanted]
     chosen = dialect or next(iter(fitting), "sssegmentation")
     if chosen not in fitting:
         kind = "a backbone" if is_backbone else "a DeepLabV3+"
@@ -165,56 +144,42 @@ def to_state_dict(
 
 
 def write(
-    path: str, tensors: dict[str, Any], info: Any, dialect: str, optimizer: dict | None = None
+    path: str,
+    tensors: dict[str, "np.ndarray"],
+    info: "Info",
+    dialect: str,
+    optimizer: "dict[str, Any] | None" = None,
 ) -> None:
-    """Writes a state dict in the format that the path's suffix names.
-
-    Raises:
-      ResourceError: it cannot be written.
-    """
+    """Writes a state dict in the format that the path's suffix names."""
     from convert.pth import write_pth, write_safetensors
 
     if Path(path).suffix == ".safetensors":
         write_safetensors(path, tensors)
-    else:
-        write_pth(path, envelope(tensors, info, dialect, optimizer))
-
-
-def envelope(
-    tensors: dict[str, Any], info: Any, dialect: str, optimizer: dict | None = None
-) -> dict[str, Any]:
-    """Returns what the dialect's own programs save: the state dict and what is around it."""
+        return
     state = {} if optimizer is None else {"optimizer": optimizer}
+    _, epoch = _schedule(info)
+    obj: dict[str, object] = {**tensors}
     if dialect == "sssegmentation":
-        return {"cur_epoch": _epochs(info), "cur_iter": info.step, **state, "model": tensors}
+        obj = {"cur_epoch": epoch, "cur_iter": info.step, **state, "model": tensors}
     if dialect == "mmsegmentation":
         names, palette = list(info.class_names), info.palette.tolist()
-        meta = {"epoch": _epochs(info), "iter": info.step, "CLASSES": names, "PALETTE": palette}
+        meta = {"epoch": epoch, "iter": info.step, "CLASSES": names, "PALETTE": palette}
         meta["dataset_meta"] = {"classes": names, "palette": palette}
-        return {"meta": meta, "state_dict": tensors, **state}
-    return tensors
+        obj = {"meta": meta, "state_dict": tensors, **state}
+    write_pth(path, obj)
 
 
-def _num_samples(info: Any) -> int | None:
-    """Returns how many images a run trains on; None where it is not known."""
+def _schedule(info: "Info") -> tuple[int | None, int]:
+    """Returns T of a run's schedule and its finished epochs; None and 0 where not known."""
+    from deeplab_jax.training.plan import steps_per_epoch, total_steps
+
+    if info.config is None:
+        return None, 0
     match = re.match(r"(\d+) images ", info.data)  # see rundir.fingerprint
-    return int(match[1]) if match else None
-
-
-def _total_steps(info: Any) -> int | None:
-    """Returns T of a run's schedule; None where it is not known."""
-    from deeplab_jax.training.plan import total_steps
-
-    count = _num_samples(info)
-    return info.config.train.steps or (total_steps(info.config, count) if count else None)
-
-
-def _epochs(info: Any) -> int:
-    """Returns the finished epochs of a run; 0 where they are not known."""
-    from deeplab_jax.training.plan import steps_per_epoch
-
-    count = _num_samples(info)
-    return info.step // steps_per_epoch(info.config, count) if count else 0
+    count = int(match[1]) if match else 0
+    if not count:
+        return info.config.train.steps or None, 0
+    return total_steps(info.config, count), info.step // steps_per_epoch(info.config, count)
 
 
 if __name__ == "__main__":

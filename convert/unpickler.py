@@ -1,8 +1,9 @@
 """A pickle machine that builds plain containers and tensors, and can do nothing else.
 
-Python's own unpickler imports and calls what a file names. This one steps through the opcodes
-(`pickletools.genops`, which only parses): a global becomes an inert `Global` or is refused, and a
-call is a look-up in `rebuild.CALLS`. Work, nesting and bytes are bounded.
+Python's own unpickler imports and calls what a file names, and cannot be stopped between two
+opcodes. This one steps through them (`pickletools.genops`, which only parses): a global becomes an
+inert `Global` or is refused, and a call is a look-up in `rebuild.CALLS`. Work, nesting and bytes
+are bounded.
 """
 
 import io
@@ -12,29 +13,17 @@ from typing import Any
 
 import numpy as np
 
+from convert import rebuild, shown
 from convert.rebuild import (
-    CALLS,
-    GLOBALS,
-    HISTORY,
-    MAX_STEPS,
-    MODULES,
-    STORAGES,
-    TORCH_DTYPES,
     UNTRUSTED,
     Array,
-    Budget,
-    Dtype,
-    ForbiddenGlobal,
     Global,
+    Key,
     Malformed,
     Ordered,
     Record,
     Storage,
-    check_bools,
     checked_key,
-    numpy_array,
-    shown,
-    tensor_view,
 )
 
 MAX_DEPTH = 100  # of nested containers
@@ -43,7 +32,7 @@ MAX_INT_BITS = 512
 LoadStorage = Callable[[str, np.dtype, int], np.ndarray | None]
 
 
-def unpickle(stream: io.BytesIO, load_storage: LoadStorage) -> Any:
+def unpickle(stream: io.BytesIO, load_storage: LoadStorage) -> object:
     """Returns what the pickle at the stream's position holds, and leaves the stream behind it.
 
     Args:
@@ -58,14 +47,13 @@ def unpickle(stream: io.BytesIO, load_storage: LoadStorage) -> Any:
       is its name.
 
     Raises:
-      ForbiddenGlobal: anything else is named.
-      Malformed: a tensor that its storage cannot hold, or too much work.
+      Malformed: anything else is named, a storage cannot hold its tensor, or it is too much work.
       Exception: any kind, from damaged pickles.
     """
     machine = _Machine(load_storage, stream.getbuffer().nbytes)
     for opcode, arg, _ in pickletools.genops(stream):
         machine.step(opcode.name, arg)
-    machine.budget = Budget(0)  # as much again for what comes out
+    machine.budget = rebuild.Budget(0)  # the result has its own
     return machine.finish(machine.stack.pop())
 
 
@@ -74,31 +62,29 @@ class _Machine:
 
     def __init__(self, load_storage: LoadStorage, size: int):
         self.load_storage = load_storage
-        self.stack: list = []
-        self.marks: list[list] = []
-        self.memo: dict[int, Any] = {}
+        self.stack: list[object] = []
+        self.marks: list[list[object]] = []  # the stacks below the marks
+        self.memo: dict[int, object] = {}
         self.storages: dict[str, Storage] = {}
-        self.budget = Budget(size)
+        self.budget = rebuild.Budget(size)
 
-    def step(self, name: str, arg: Any) -> None:
-        """Runs one opcode."""
+    def step(self, name: str, arg: object) -> None:
         self.budget.spend(1)
-        if name in _LITERALS:
-            self.stack.append(_checked_literal(arg))
-        elif name in _CONSTANTS:
-            self.stack.append(_CONSTANTS[name])
-        elif name in _EMPTY:
-            self.stack.append(_EMPTY[name]())
-        elif name in _OPCODES:
-            _OPCODES[name](self, arg)
-        elif name not in ("PROTO", "FRAME", "STOP"):
+        if name not in _OPCODES:
             raise Malformed(f"its pickle uses the opcode {name}, which no tensor needs", UNTRUSTED)
+        _OPCODES[name](self, arg)
 
-    def push(self, value: Any) -> None:
+    def push(self, value: object) -> None:
         self.stack.append(value)
 
-    def pop(self, count: int) -> list:
-        """Returns the uppermost values, the top last."""
+    def push_literal(self, value: object) -> None:
+        if isinstance(value, int) and value.bit_length() > MAX_INT_BITS:
+            raise Malformed(f"its pickle holds an integer of {value.bit_length()} bits", UNTRUSTED)
+        if isinstance(value, str) and not value.isascii():
+            value.encode()  # raises for lone surrogates, which nothing could print
+        self.push(value)
+
+    def pop(self, count: int) -> list[object]:
         items = self.stack[-count:]
         if len(items) < count:
             raise Malformed("its pickle is damaged (too few values)")
@@ -109,68 +95,62 @@ class _Machine:
         self.marks.append(self.stack)
         self.stack = []
 
-    def pop_mark(self) -> list:
-        """Returns the values since the mark."""
+    def pop_mark(self) -> list[object]:
         items, self.stack = self.stack, self.marks.pop()
         return items
 
-    def pop_or_unmark(self) -> None:
-        if self.stack:
-            self.stack.pop()
-        else:
-            self.pop_mark()
-
-    def append(self, items: list) -> None:
-        if type(self.stack[-1]) is not list:
+    def append(self, items: list[object]) -> None:
+        top = self.stack[-1]
+        if not isinstance(top, list):
             raise Malformed("its pickle appends to something other than a list")
-        self.stack[-1].extend(items)
+        top.extend(items)
 
-    def add(self, items: list) -> None:
-        if type(self.stack[-1]) is not set:
+    def add(self, items: list[object]) -> None:
+        top = self.stack[-1]
+        if not isinstance(top, set):
             raise Malformed("its pickle adds to something other than a set")
-        self.stack[-1].update(self.keys(items))
+        top.update(self.keys(items))
 
-    def set_items(self, items: list) -> None:
-        if type(self.stack[-1]) not in (dict, Ordered):
+    def set_items(self, items: list[object]) -> None:
+        top = self.stack[-1]
+        if not isinstance(top, dict) or isinstance(top, Record):
             raise Malformed("its pickle sets items of something other than a dict")
-        self.stack[-1].update(self.pairs(items))
+        top.update(self.pairs(items))
 
-    def keys(self, items: list) -> list:
+    def keys(self, items: list[object]) -> list[Key]:
         return [checked_key(self.budget, item) for item in items]
 
-    def pairs(self, items: list) -> dict:
-        """Returns a dict of keys and values in turn."""
+    def pairs(self, items: list[object]) -> dict[Key, object]:
         return dict(zip(self.keys(items[::2]), items[1::2], strict=True))
 
     def memorise(self, index: int) -> None:
-        if not 0 <= index < MAX_STEPS:
+        if not 0 <= index < rebuild.MAX_STEPS:
             raise Malformed("its pickle numbers its objects beyond all that it may have", UNTRUSTED)
         self.memo[index] = self.stack[-1]
 
-    def find_global(self, module: Any, name: Any) -> None:
-        """Puts the inert name, if it is allowed."""
-        parts = f"{module}.{name}".split(".")
-        if not all(part.isidentifier() for part in parts):
+    def find_global(self, module: object, name: object) -> None:
+        """Pushes the inert name, if it is allowed."""
+        if not all(part.isidentifier() for part in f"{module}.{name}".split(".")):
             raise Malformed("its pickle is damaged (no name where one is due)")
-        full = f"{MODULES.get(module, module)}.{name}"
-        if full not in GLOBALS:
-            raise ForbiddenGlobal(f"{module}.{name}")
+        full = f"{rebuild.MODULES.get(str(module), module)}.{name}"
+        if full not in rebuild.GLOBALS:
+            raise rebuild.ForbiddenGlobal(f"{module}.{name}")
         self.push(Global(full))
 
     def reduce(self) -> None:
         """Calls: only functions of `CALLS`."""
         function, args = self.pop(2)
-        if type(args) is not tuple or not isinstance(function, Global):
+        if not isinstance(args, tuple) or not isinstance(function, Global):
             raise Malformed("its pickle calls something that is no function", UNTRUSTED)
-        if function.name not in CALLS:
+        if function.name not in rebuild.CALLS:
             raise Malformed(f"its pickle calls `{function.name}`, which is a name only", UNTRUSTED)
-        self.push(CALLS[function.name](self.budget, *args))
+        self.push(rebuild.CALLS[function.name](self.budget, *args))
 
     def new(self) -> None:
         kind, args = self.pop(2)
-        if not isinstance(kind, Global) or kind.name != HISTORY or args != ():
+        if not isinstance(kind, Global) or kind.name != rebuild.HISTORY or args != ():
             raise Malformed("its pickle makes an object that no tensor needs", UNTRUSTED)
-        self.push(Record({}))
+        self.push(Record())
 
     def build(self) -> None:
         """Gives an object its state."""
@@ -179,25 +159,26 @@ class _Machine:
             case Ordered(), dict():
                 pass  # attributes: PyTorch's version numbers of the modules
             case Record(), dict():
-                target.fields = state
-            case Dtype(), (int(), "<" | "|", None, None, None, -1, -1, 0):
+                self.budget.spend(len(state))
+                target.update(state)
+            case np.dtype(), (int(), "<" | "|", None, None, None, -1, -1, 0):
                 pass  # the types that are allowed are little endian already
-            case Array(), (int(), tuple(shape), Dtype(dtype), bool(fortran), bytes(data)):
-                target.array = numpy_array(self.budget, shape, dtype, fortran, data)
+            case Array(), (int(), tuple(shape), np.dtype() as dtype, bool(fortran), bytes(data)):
+                target.array = rebuild.numpy_array(self.budget, shape, dtype, fortran, data)
             case _:
                 raise Malformed("its pickle sets a state that no tensor needs", UNTRUSTED)
         self.push(target)
 
     def load_persistent(self) -> None:
-        """Puts the storage in the place of ("storage", type, key, device, numel[, None])."""
+        """Replaces ("storage", type, key, device, numel[, None]) by the storage."""
         match self.stack.pop():
             case ("storage", Global(kind), str(key), str(), int(numel), *rest) if (
-                kind in STORAGES and type(numel) is int and numel >= 0
+                kind in rebuild.STORAGES and type(numel) is int and numel >= 0
             ):
                 if any(view is not None for view in rest):
                     fix = "load and save it again with a newer PyTorch"
                     raise Malformed("has storages that are views of others (before 0.4)", fix)
-                self.push(self.storage(key, STORAGES[kind], numel))
+                self.push(self.storage(key, rebuild.STORAGES[kind], numel))
             case _:
                 raise Malformed("its pickle refers to something other than a tensor's storage")
 
@@ -207,13 +188,13 @@ class _Machine:
         if known is None:
             data = self.load_storage(key, dtype, numel)
             if data is not None:
-                check_bools(dtype, data)
+                rebuild.check_bools(dtype, data)
             known = self.storages[key] = Storage(dtype, numel, data)
         if (known.dtype, known.numel) != (dtype, numel):
             raise Malformed(f"storage {shown(key)} is given two sizes or types")
         return known
 
-    def finish(self, value: Any, depth: int = 0) -> Any:
+    def finish(self, value: object, depth: int = 0) -> object:
         """Returns the value with plain containers alone; refuses cycles and endless sharing."""
         self.budget.spend(1)
         if depth > MAX_DEPTH:
@@ -226,40 +207,37 @@ class _Machine:
                 }
             case list() | tuple():
                 return type(value)([self.finish(item, depth + 1) for item in value])
-            case Record(fields):
-                return self.finish(fields, depth + 1)
             case Array(None):
                 raise Malformed("its pickle holds an array without content")
             case Array(array):
                 return array
             case Storage():
-                return tensor_view(self.budget, value, 0, (value.numel,), (1,))
-            case Dtype(dtype):
-                return str(dtype)
-            case Global(name) if name not in TORCH_DTYPES:
+                return rebuild.tensor_view(self.budget, value, 0, (value.numel,), (1,))
+            case np.dtype():
+                return str(value)
+            case Global(name) if name not in rebuild.TORCH_DTYPES:
                 raise Malformed(f"its pickle stores `{name}` as a value", UNTRUSTED)
             case Global(name):
                 return name
         return value
 
 
-def _checked_literal(value: Any) -> Any:
-    if type(value) is int and value.bit_length() > MAX_INT_BITS:
-        raise Malformed(f"its pickle holds an integer of {value.bit_length()} bits", UNTRUSTED)
-    if type(value) is str and not value.isascii():
-        value.encode()  # raises for lone surrogates, which nothing could print
-    return value
-
-
-_INTEGERS = ("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4")
-_TEXTS = ("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE")
-_OTHERS = ("BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "FLOAT", "BINFLOAT")
-_LITERALS = {*_INTEGERS, *_TEXTS, *_OTHERS}
-_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-_EMPTY: dict[str, type] = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": set}
-_OPCODES: dict[str, Callable[[_Machine, Any], Any]] = {
+_LITERALS = """
+    INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT
+    STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8
+    BINBYTES SHORT_BINBYTES BINBYTES8"""
+_OPCODES: dict[str, Callable[[_Machine, Any], object]] = {
+    **dict.fromkeys(("PROTO", "FRAME", "STOP"), lambda m, _: None),
+    **dict.fromkeys(_LITERALS.split(), _Machine.push_literal),
+    "NONE": lambda m, _: m.push(None),
+    "NEWTRUE": lambda m, _: m.push(True),
+    "NEWFALSE": lambda m, _: m.push(False),
+    "EMPTY_TUPLE": lambda m, _: m.push(()),
+    "EMPTY_LIST": lambda m, _: m.push([]),
+    "EMPTY_DICT": lambda m, _: m.push({}),
+    "EMPTY_SET": lambda m, _: m.push(set()),
     "MARK": lambda m, _: m.mark(),
-    "POP": lambda m, _: m.pop_or_unmark(),
+    "POP": lambda m, _: m.pop(1) if m.stack else m.pop_mark(),
     "POP_MARK": lambda m, _: m.pop_mark(),
     "DUP": lambda m, _: m.push(m.stack[-1]),
     "TUPLE": lambda m, _: m.push(tuple(m.pop_mark())),
@@ -281,6 +259,6 @@ _OPCODES: dict[str, Callable[[_Machine, Any], Any]] = {
     "BUILD": lambda m, _: m.build(),
     "BINPERSID": lambda m, _: m.load_persistent(),
     "MEMOIZE": lambda m, _: m.memorise(len(m.memo)),
-    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), lambda m, index: m.memorise(index)),
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), _Machine.memorise),
     **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), lambda m, i: m.push(m.memo[i])),
 }

@@ -28,6 +28,7 @@ from orbax.checkpoint import v1 as ocp
 from deeplab_jax import config as config_lib
 from deeplab_jax.distributed import cluster, hosts
 from deeplab_jax.errors import CheckpointError, ResourceError, shorten
+from deeplab_jax.utils.trees import PyTree
 
 FORMAT = 1  # of the description; raise it when older readers would misunderstand it
 KINDS = ("run", "weights", "backbone")
@@ -76,7 +77,7 @@ class Info:
     palette: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 3), np.uint8))
     counters: dict[str, int] = dataclasses.field(default_factory=dict)
     step: int = 0
-    metrics: dict[str, Any] | None = None
+    metrics: dict[str, float] | None = None
     data: str = ""
 
 
@@ -123,7 +124,11 @@ class Saver:
         return [step in (max(steps), best) for step in steps]
 
     def save(
-        self, step: int, items: Mapping[str, Any], info: Info, metrics: dict | None = None
+        self,
+        step: int,
+        items: Mapping[str, PyTree],
+        info: Info,
+        metrics: dict[str, float] | None = None,
     ) -> bool:
         """Starts to save a step and returns once the arrays may be overwritten or donated.
 
@@ -199,7 +204,7 @@ class Saver:
         return ResourceError(str(self._path), what, fix)
 
 
-def save_once(path: str | os.PathLike, items: Mapping[str, Any], info: Info) -> None:
+def save_once(path: str | os.PathLike, items: Mapping[str, PyTree], info: Info) -> None:
     """Writes one finished checkpoint, as step `info.step` of a directory that holds none yet.
 
     Raises:
@@ -278,9 +283,9 @@ def read_info(path: str | os.PathLike, step: int | str = "latest") -> Info:
 def restore(
     path: str | os.PathLike,
     step: int | str,
-    abstract: Mapping[str, Any],
+    abstract: Mapping[str, PyTree],
     allow_cast: bool = False,
-) -> dict[str, Any]:
+) -> dict[str, PyTree]:
     """Returns the items of a step as arrays with the wanted shapes, types and placement.
 
     Args:
@@ -308,7 +313,7 @@ def restore(
 def misfits(
     path: str | os.PathLike,
     step: int | str,
-    abstract: Mapping[str, Any],
+    abstract: Mapping[str, PyTree],
     allow_cast: bool = False,
 ) -> list[str]:
     """Returns why `restore` would refuse, a phrase for each kind of difference; reads no array.
@@ -327,7 +332,7 @@ def misfits(
 
 def read_arrays(
     path: str | os.PathLike, step: int | str, names: Iterable[str]
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, PyTree]:
     """Returns items of a step as trees of NumPy arrays, with the shapes and types they have there.
 
     No device is used.
@@ -363,7 +368,7 @@ def _reading(where: Path) -> Iterator[None]:
         raise CheckpointError(str(where), what, "use another step or a copy") from error
 
 
-def _load(where: Path, abstract: Mapping[str, Any]) -> dict[str, Any]:
+def _load(where: Path, abstract: Mapping[str, PyTree]) -> dict[str, PyTree]:
     items = dict(abstract)  # an item without arrays was not saved
     for name in [name for name, item in abstract.items() if jax.tree.leaves(item)]:
         # One at a time: after a failure Orbax would leave its reads of the others unawaited.
@@ -386,7 +391,7 @@ def _alone() -> contextlib.AbstractContextManager:
     return ocp.Context(multiprocessing_options=options)
 
 
-def _saved_items(where: Path, names: Iterable[str]) -> dict[str, Any]:
+def _saved_items(where: Path, names: Iterable[str]) -> dict[str, PyTree]:
     """Returns shape and dtype of every array of the named items, as the checkpoint has them."""
     items = {name: ocp.metadata(where, name).metadata for name in names if (where / name).is_dir()}
     for name, item in items.items():
@@ -395,7 +400,9 @@ def _saved_items(where: Path, names: Iterable[str]) -> dict[str, Any]:
     return items
 
 
-def _differences(saved: dict[str, Any], wanted: dict[str, Any], allow_cast: bool) -> list[str]:
+def _differences(
+    saved: dict[str, PyTree], wanted: dict[str, PyTree], allow_cast: bool
+) -> list[str]:
     """Returns one phrase for each kind of difference, with up to ten names."""
     missing, unexpected = wanted.keys() - saved.keys(), saved.keys() - wanted.keys()
     shapes, dtypes = [], []
@@ -423,7 +430,7 @@ def _count(names: Iterable[str], text: str) -> str:
     return f"{len(names)} {text}" + (f" ({shorten(names)})" if names else "")
 
 
-def _by_name(items: Mapping[str, Any]) -> dict[str, Any]:
+def _by_name(items: Mapping[str, PyTree]) -> dict[str, PyTree]:
     """Returns leaves by path; a NamedTuple's fields and the dict Orbax reads back are alike."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(dict(items))
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
@@ -457,7 +464,7 @@ def _no_checkpoint(path: Path) -> CheckpointError:
     return CheckpointError(str(path), what, _ACCEPTED)
 
 
-def _to_json(info: Info) -> dict[str, Any]:
+def _to_json(info: Info) -> dict[str, object]:
     if info.kind not in KINDS:
         raise ValueError(f"`kind` must be one of {KINDS}, got {info.kind!r}.")
     fields = {field.name: getattr(info, field.name) for field in dataclasses.fields(info)}
@@ -489,7 +496,7 @@ def _scores(path: str | os.PathLike) -> dict[int, float]:
     return scores
 
 
-def _score(metrics: Mapping[str, Any] | None) -> float:
+def _score(metrics: Mapping[str, float] | None) -> float:
     """Returns the mean IoU by which the best step is chosen; -inf if unknown or not finite."""
     value = float((metrics or {}).get("mean_iou", math.nan))
     return value if math.isfinite(value) else -math.inf

@@ -37,12 +37,13 @@ def main(argv: list[str]) -> None:
     import jax
 
     from deeplab_jax.checkpoint import find_step
+    from deeplab_jax.config import is_local
     from deeplab_jax.distributed import hosts
     from deeplab_jax.distributed.replicas import checksum
+    from deeplab_jax.distributed.shared_dir import as_path
     from deeplab_jax.evaluation.run import evaluate_checkpoint
     from deeplab_jax.inference.segmenter import load
     from deeplab_jax.report.write import write_evaluated
-    from deeplab_jax.training.workdir import as_path, is_free_on_hosts
 
     with hosts.watched(args.checkpoint):
         with hosts.sync_errors():
@@ -50,7 +51,7 @@ def main(argv: list[str]) -> None:
                 cli.check_writable(numbers, "--json")
             as_path(args.checkpoint)
             step = find_step(args.checkpoint, args.step)
-        common = [text for text in overrides if not is_free_on_hosts(text)]
+        common = [text for text in overrides if not is_local(text)]
         hosts.require_equal(hosts.software() | {"step": step, "arguments": common})
         with hosts.sync_errors():
             segmenter = load(args.checkpoint, step, overrides)

@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument(
         "--hardware",
-        metavar="T",
+        metavar="H",
         help="devices that a dry run is for: v5e:4x4, v5p:4x4x4, h200, h100:8, cpu:8, ...; they"
         " need not be here; default: those of this machine",
     )
@@ -69,14 +69,14 @@ def main(argv: list[str]) -> None:
     train(config, workdir)
 
 
-def _dry_run(config: "Config", workdir: str, target: str | None) -> None:
-    from deeplab_jax.dry_run import hardware
+def _dry_run(config: "Config", workdir: str, hardware: str | None) -> None:
+    from deeplab_jax.dry_run import hardware as hardware_lib
 
-    if target is not None:
-        hardware.set_compiler_environment(hardware.parse_hardware(target))
+    if hardware is not None:
+        hardware_lib.set_compiler_environment(hardware_lib.parse_hardware(hardware))
     from deeplab_jax.dry_run.gather import dry_run
 
-    dry_run(config, workdir, target)
+    dry_run(config, workdir, hardware)
 
 
 if __name__ == "__main__":

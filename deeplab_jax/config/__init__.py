@@ -1,6 +1,6 @@
 """The configuration of a run: every field, what it accepts, the table's rows, recipe files."""
 
-from deeplab_jax.config.checks import LABEL_IDS, TRAIN_IDS, nearest_multiple, validate
+from deeplab_jax.config.checks import LABEL_IDS, TRAIN_IDS, nearest_multiple, validate, warnings
 from deeplab_jax.config.forms import difference, flatten, freeze, from_dict, to_dict, to_json
 from deeplab_jax.config.schema import (
     DATASETS,
@@ -13,6 +13,7 @@ from deeplab_jax.config.schema import (
     MeshConfig,
     ModelConfig,
     TrainConfig,
+    is_local,
 )
 from deeplab_jax.config.table import PUBLISHED_MIOU, get_config
 
@@ -35,8 +36,10 @@ __all__ = [
     "freeze",
     "from_dict",
     "get_config",
+    "is_local",
     "nearest_multiple",
     "to_dict",
     "to_json",
     "validate",
+    "warnings",
 ]

@@ -183,3 +183,19 @@ def _check_init(init: InitConfig) -> None:
     if init.checkpoint and init.backbone not in ("", "none"):
         what = f"{init.backbone} is named beside config.init.checkpoint={init.checkpoint}"
         raise ConfigError("config.init.backbone", what, "name one: a checkpoint has its backbone")
+
+
+def warnings(config: Config) -> list[str]:
+    """Returns what is legal but probably not meant, a line each."""
+    stride = config.model.output_stride
+    height, width = (-(-side // stride) for side in config.data.crop_size)
+    rate = max(config.model.atrous_rates)
+    if min(height, width) > rate:
+        return []
+    crop = "x".join(map(str, config.data.crop_size))
+    return [
+        f"crop {crop} gives a {height}x{width} feature map, not larger than the atrous rate {rate}:"
+        " some taps of that rate never train, and images larger than the crop would use them at"
+        f" random. Use crops above {rate * stride} pixels a side, or config.eval.resize_base no"
+        " larger than the crop."
+    ]

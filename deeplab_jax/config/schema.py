@@ -355,3 +355,8 @@ def fields() -> dict[str, dataclasses.Field]:
         else:
             found[outer.name] = outer
     return found
+
+
+def is_local(key: str) -> bool:
+    """Tells whether hosts of one run may differ in a field, named with or without `--config.`."""
+    return fields()[key.removeprefix("--config.").partition("=")[0]].metadata["is_local"]

@@ -125,7 +125,7 @@ def _described(failure: Exception | None) -> list[str] | None:
     return [ReaderError.__name__, "an error", what, "see what that host printed"]
 
 
-def require_equal(facts: Mapping[str, Any]) -> None:
+def require_equal(facts: Mapping[str, object]) -> None:
     """Refuses to go on where hosts differ.
 
     Args:

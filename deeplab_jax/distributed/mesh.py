@@ -3,7 +3,6 @@
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -11,6 +10,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from deeplab_jax.config import Config, nearest_multiple
 from deeplab_jax.errors import ConfigError
+from deeplab_jax.utils.trees import PyTree
 
 DATA_AXIS = "data"  # splits the batch
 SPATIAL_AXIS = "spatial"  # splits the rows of each image
@@ -142,7 +142,7 @@ def local_rows(mesh: Mesh, batch_size: int) -> list[int]:
     return sorted(rows)
 
 
-def put_batch(batch: Any, mesh: Mesh, batch_size: int) -> Any:
+def put_batch(batch: PyTree, mesh: Mesh, batch_size: int) -> PyTree:
     """Returns a batch's arrays on the devices.
 
     Args:
@@ -156,7 +156,8 @@ def put_batch(batch: Any, mesh: Mesh, batch_size: int) -> Any:
     def put(array: np.ndarray) -> jax.Array:
         sharding = batch_sharding(mesh, has_rows=array.ndim > 2)
 
-        def part(index: Any) -> np.ndarray:
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None
             rows = range(batch_size)[index[0]]
             own = slice(position[rows[0]], position[rows[-1]] + 1)  # rows of a device are adjacent
             return array[(own, *index[1:])]

@@ -5,7 +5,6 @@ computes something else, makes one drift away from the others without a sign.
 """
 
 from collections import Counter
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +14,10 @@ from jax.sharding import Mesh, PartitionSpec
 
 from deeplab_jax.distributed import hosts
 from deeplab_jax.errors import NumericError, shorten
+from deeplab_jax.utils.trees import PyTree
 
 
-def checksum(tree: Any) -> jax.Array:
+def checksum(tree: PyTree) -> jax.Array:
     """Returns a uint32 that any change within one number changes, and others all but surely.
 
     Each 32 bits are mixed with their place, one to one, and summed modulo 2^32.
@@ -50,7 +50,7 @@ class Replicas:
         self._mesh = mesh
         axes, whole = mesh.axis_names, PartitionSpec()
 
-        def all_checksums(tree: Any) -> jax.Array:
+        def all_checksums(tree: PyTree) -> jax.Array:
             return lax.all_gather(checksum(tree), axes)
 
         # Within shard_map a device reads its own copy of what is called the same on all.
@@ -59,7 +59,7 @@ class Replicas:
         )
         self._all_checksums = jax.jit(each)
 
-    def check(self, tree: Any, step: int, kept: str) -> None:
+    def check(self, tree: PyTree, step: int, kept: str) -> None:
         """Refuses copies that differ; every host calls it, and waits for the devices.
 
         Args:

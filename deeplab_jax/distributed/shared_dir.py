@@ -1,6 +1,7 @@
-"""Whether every host of a run sees one directory and can write there."""
+"""A directory of a run: a path, not an address, that every host sees and can write to."""
 
 import os
+import re
 import time
 import uuid
 from collections.abc import Sequence
@@ -73,3 +74,18 @@ def _appears(path: Path) -> bool:
             os.listdir(path.parent)  # makes NFS look again
         time.sleep(0.1)
     return True
+
+
+def as_path(text: str | os.PathLike) -> Path:
+    """Returns a directory's path.
+
+    Raises:
+      ConfigError: it is an address, such as of a bucket.
+    """
+    if match := re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(text)):
+        raise ConfigError(
+            str(text),
+            f"is an address ({match[0]}), not a path",
+            "mount the bucket (gcsfuse), or use NFS or Filestore, and give the path there",
+        )
+    return Path(text)

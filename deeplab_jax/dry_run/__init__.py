@@ -1,1 +1,1 @@
-"""What a run computes, needs and reads, told without writing anything: `train --dry-run`."""
+"""`train --dry-run`: what a run computes, needs and reads; nothing is written."""

@@ -1,7 +1,7 @@
-"""A training step, compiled but not run, and what its compiler says of it.
+"""A training step that is compiled but not run, and what its compiler says about it.
 
-What a device holds, which collectives move how much, and on GPUs which convolutions cuDNN does not
-get: facts of the program. Cycles are the TPU compiler's own estimate, never a measurement.
+Memory, collectives and (on GPUs) convolutions without a cuDNN kernel are facts of the compiled
+step. Cycles are the TPU compiler's own estimate, never a measurement.
 """
 
 import re
@@ -9,14 +9,15 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import cast
 
 import jax
 import jax.numpy as jnp
+from jax.stages import Compiled, Lowered, Wrapped
 
 from deeplab_jax.config import Config
 from deeplab_jax.distributed import mesh as mesh_lib
-from deeplab_jax.training.state import abstract_state
+from deeplab_jax.training.state import State, abstract_state
 from deeplab_jax.training.step import make_train_step
 
 _COLLECTIVE = re.compile(
@@ -30,24 +31,24 @@ _CALLED = re.compile(r"(?:body|calls|to_apply|\w+_computations?)={?(%?[\w.-]+(?:
 _TURNS = re.compile(r'"known_trip_count":{"n":"?(\d+)')
 _CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
 _WINDOW = re.compile(r"window={size=([\dx]+)")
-_STEPS = 1000  # of the schedule, whose length shapes no program
+_STEPS = 1000  # of the schedule; its length does not change the compiled step
 _LARGEST_KERNEL = 7  # of the network's own convolutions
 
 
 @dataclass(frozen=True)
-class Program:
-    """A compiled step, as one device sees it.
+class CompiledStep:
+    """Figures of a compiled step, for one device.
 
     Attributes:
-      seconds: that compiling took.
+      seconds: time of compiling.
       arguments: bytes of the state and the batch.
       outputs: bytes of the new state and the metrics.
-      aliased: bytes of outputs that lie where arguments lay.
-      temporaries: bytes of everything between.
-      collectives: {kind: (how many, bytes of their results)}.
-      flops: of one step; None where the compiler does not say.
-      cycles: of one step, estimated; None where the compiler does not say.
-      unrecognised: names of the convolutions that cuDNN does not get as what they are (GPU).
+      aliased: bytes of outputs that reuse the memory of arguments.
+      temporaries: bytes of everything else, mostly activations.
+      collectives: {kind: (number, bytes of their results)}.
+      flops: of one step; None where the compiler does not tell.
+      cycles: of one step, estimated; None where the compiler does not tell.
+      unrecognised: names of convolutions that have no kernel of cuDNN (GPU).
     """
 
     seconds: float
@@ -66,43 +67,28 @@ class Program:
         return self.arguments + self.outputs - self.aliased + self.temporaries
 
 
-def step_program(
-    config: Config, devices: Sequence[jax.Device], options: Mapping[str, Any] | None = None
-) -> Program:
-    """Compiles the training step of a run and reads the program.
-
-    Args:
-      config: the run's.
-      devices: real, or of `targets.compile_devices`.
-      options: of the compiler: `targets.compiler_options`.
+def lower_step(config: Config, devices: Sequence[jax.Device]) -> Lowered:
+    """Returns the training step of a run, traced for real devices or `compile_devices`.
 
     Raises:
-      ConfigError: the batch or the picture does not divide over the devices.
+      ConfigError: the batch or the rows of an image do not divide over the devices.
     """
-    return compile_program(lower_step(config, devices), options)
+    step = make_train_step(config, _STEPS, mesh_lib.mesh_of(config, devices))
+    return cast(Wrapped, step).lower(*abstract_arguments(config))
 
 
-def lower_step(config: Config, devices: Sequence[jax.Device]) -> jax.stages.Lowered:
-    """Returns the training step of a run, traced for the devices.
-
-    Raises:
-      ConfigError: the batch or the picture does not divide over the devices.
-    """
-    mesh = mesh_lib.mesh_of(config, devices)
-    step: Any = make_train_step(config, _STEPS, mesh)
-    return step.lower(*abstract_arguments(config))
-
-
-def compile_program(
-    lowered: jax.stages.Lowered, options: Mapping[str, Any] | None = None
-) -> Program:
-    """Compiles what was traced and reads the program."""
+def compile_step(lowered: Lowered, options: Mapping[str, bool | int] | None = None) -> CompiledStep:
+    """Compiles a traced step and reads its figures; options: see `hardware.compiler_options`."""
     began = time.perf_counter()
-    compiled = lowered.compile(compiler_options=dict(options or {}))
-    return read_program(compiled, time.perf_counter() - began)
+    accepted = cast(dict[str, str | bool], dict(options or {}))  # integers too
+    compiled = lowered.compile(compiler_options=accepted)
+    return read_compiled(compiled, time.perf_counter() - began)
 
 
-def abstract_arguments(config: Config) -> tuple[Any, ...]:
+Arguments = tuple[State, jax.ShapeDtypeStruct, jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]
+
+
+def abstract_arguments(config: Config) -> Arguments:
     """Returns shapes and types of the training step's state, image, label and box."""
     batch, (height, width) = config.train.batch_size, config.data.crop_size
     image = jax.ShapeDtypeStruct((batch, height, width, 3), jnp.uint8)
@@ -111,12 +97,13 @@ def abstract_arguments(config: Config) -> tuple[Any, ...]:
     return abstract_state(config), image, label, box
 
 
-def read_program(compiled: jax.stages.Compiled, seconds: float) -> Program:
-    """Returns the facts of a compiled program that took `seconds` to compile."""
-    memory: Any = compiled.memory_analysis()
+def read_compiled(compiled: Compiled, seconds: float) -> CompiledStep:
+    """Returns the figures of a compiled step; `seconds` is the time that compiling took."""
+    memory = compiled.memory_analysis()
+    assert memory is not None
     text = compiled.as_text() or ""
     costs = compiled.cost_analysis()
-    return Program(
+    return CompiledStep(
         seconds=seconds,
         arguments=memory.argument_size_in_bytes,
         outputs=memory.output_size_in_bytes,
@@ -130,11 +117,11 @@ def read_program(compiled: jax.stages.Compiled, seconds: float) -> Program:
 
 
 def read_collectives(text: str) -> dict[str, tuple[int, int]]:
-    """Counts the collectives of a program's text.
+    """Counts the collectives in the text of a compiled step.
 
     Returns:
-      {kind: (how many a step, bytes of their results on a device)}. One that moves several arrays
-      counts once; one inside a loop counts every turn whose number the compiler knows.
+      {kind: (number per step, bytes of their results on a device)}. A collective of several arrays
+      counts once; in a loop it counts once per turn where the compiler knows the number of turns.
     """
     found: dict[str, tuple[int, int]] = {}
     for line, times, _ in _instructions(text):
@@ -146,7 +133,7 @@ def read_collectives(text: str) -> dict[str, tuple[int, int]]:
     return found
 
 
-def _result_bytes(match: re.Match) -> int:
+def _result_bytes(match: re.Match[str]) -> int:
     shapes = _SHAPE.findall(match["result"])
     if match["start"] and match["kind"] != "all-reduce":  # operands, results, then flags
         shapes = [shape for shape in shapes if shape[1]]
@@ -157,10 +144,10 @@ def _result_bytes(match: re.Match) -> int:
 
 
 def read_cycles(text: str) -> int | None:
-    """Returns the sum of the cycles that the TPU's compiler estimates for each operation.
+    """Returns the sum of the TPU compiler's estimates of each operation's cycles.
 
-    Operations of the entry and of what it calls count as often as they run; those inside a fusion
-    are part of its own figure. Collectives have no figure.
+    An operation counts as often as it runs. A fusion has a figure of its own, which includes the
+    operations inside. Collectives have no figure.
     """
     cycles = [
         int(match[1]) * times
@@ -171,7 +158,7 @@ def read_cycles(text: str) -> int | None:
 
 
 def _instructions(text: str) -> Iterator[tuple[str, int, bool]]:
-    """Yields (instruction, times it runs, whether inside a fusion); all branches count as taken."""
+    """Yields (instruction, number of runs, whether in a fusion); every branch counts as taken."""
     bodies: dict[str, list[str]] = {}
     entry = name = ""
     for line in re.sub(r"/\*.*?\*/", "", text).splitlines():  # comments: /*index=5*/
@@ -198,10 +185,10 @@ def _instructions(text: str) -> Iterator[tuple[str, int, bool]]:
 
 
 def read_unrecognised(text: str) -> Iterator[str]:
-    """Yields the convolutions of a GPU's program that cuDNN does not get as what they are.
+    """Yields the convolutions of a GPU's compiled step that have no fitting kernel of cuDNN.
 
-    A kernel's gradient that is none to XLA becomes a convolution whose window is as large as the
-    picture; one that nothing takes stays a convolution of XLA's own.
+    Where XLA does not recognise the gradient of a kernel, it becomes a forward convolution with a
+    window of the feature map's size, or stays a convolution of XLA's own.
     """
     if "__cudnn$conv" not in text:
         return

@@ -1,13 +1,13 @@
-"""The arithmetic of the network, counted in its program, and the parameters, both by part.
+"""Multiply-adds (MACs) and parameters of the network, by part.
 
-Counted are the multiplications of convolutions and matrix products, each with its addition ("1 MAC
-= 2 FLOP"); a depthwise convolution has nine an output. What works on each element alone (norms,
-ReLU, resizing, the loss) is bandwidth rather than arithmetic, and is not counted.
+MACs of convolutions and matrix products are counted in the jaxpr; 1 MAC is 2 FLOP, and a depthwise
+3x3 convolution has nine an output. Elementwise operations (norms, ReLU, resizing, the loss) are
+bound by bandwidth and not counted.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from math import prod
-from typing import Any
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -18,29 +18,29 @@ from deeplab_jax.models import build_model, init_variables
 
 PARTS = ("stem", "layer1", "layer2", "layer3", "layer4", "ASPP branches", "ASPP merge", "decoder",
          "classifier", "auxiliary head")  # fmt: skip
-TRAINING = 3  # passes of the forward one's arithmetic: itself, gradients of inputs and of kernels
+TRAINING = 3  # passes of equal arithmetic: forward, gradients of inputs, gradients of kernels
 _HEADS = {"classifier": "classifier", "aux_head": "auxiliary head",
           "aux_classifier": "auxiliary head", "decoder": "decoder"}  # fmt: skip
 
 
 def count_macs(config: Config) -> dict[str, int]:
-    """Returns {part: multiply-adds of one training image, forward}, as `PARTS` are ordered."""
-    model = build_model(config.model).clone(remat=())  # whose blocks' names are not in its program
+    """Returns {part: MACs of one training image, forward}, in the order of `PARTS`."""
+    model = build_model(config.model).clone(remat=())  # rematerialised blocks lose their names
     variables = jax.eval_shape(lambda: init_variables(model, 0))
     image = jax.ShapeDtypeStruct((1, *config.data.crop_size, 3), jnp.float32)
-    program = jax.make_jaxpr(model.apply)(variables, image)
+    forward = jax.make_jaxpr(model.apply)(variables, image).jaxpr
     macs = dict.fromkeys(PARTS, 0)
-    for scope, number in products(program.jaxpr):
+    for scope, number in products(forward):
         macs[part_of(scope.split("/")[1:])] += number
     return macs
 
 
 def step_macs(config: Config, macs: dict[str, int]) -> int:
-    """Returns the multiply-adds of a training step.
+    """Returns the MACs of a training step; layers of `model.remat` run forward once more.
 
     Args:
-      config: the run's; what `model.remat` names is computed forward once more.
-      macs: of `count_macs`.
+      config: configuration of the run.
+      macs: result of `count_macs`.
     """
     again = {f"layer{layer}" for layer in config.model.remat}
     image = sum(number * (TRAINING + (part in again)) for part, number in macs.items())
@@ -48,7 +48,7 @@ def step_macs(config: Config, macs: dict[str, int]) -> int:
 
 
 def count_parameters(config: Config) -> dict[str, int]:
-    """Returns {part: parameters}, as `PARTS` are ordered."""
+    """Returns {part: number of parameters}, in the order of `PARTS`."""
     model = build_model(config.model)
     params = jax.eval_shape(lambda: init_variables(model, 0))["params"]
     numbers = dict.fromkeys(PARTS, 0)
@@ -58,7 +58,7 @@ def count_parameters(config: Config) -> dict[str, int]:
 
 
 def part_of(path: list[str]) -> str:
-    """Returns the part of the network that a module's path, such as backbone/layer3_0, lies in."""
+    """Returns the part that the path of a module, such as backbone/layer3_0, belongs to."""
     if path[0] == "backbone":
         return path[1].partition("_")[0]
     if path[0] == "aspp":
@@ -66,40 +66,39 @@ def part_of(path: list[str]) -> str:
     return _HEADS[path[0]]
 
 
-def products(program: core.Jaxpr, outer: str = "", times: int = 1) -> Iterator[tuple[str, int]]:
-    """Yields (scope, multiply-adds) of each convolution and product, inner ones too."""
-    for equation in program.eqns:
+def products(jaxpr: core.Jaxpr, outer: str = "", times: int = 1) -> Iterator[tuple[str, int]]:
+    """Yields (scope, MACs) of each convolution and matrix product, also of inner jaxprs.
+
+    Args:
+      jaxpr: the function.
+      outer: scope of the equation that calls it, "" at the top.
+      times: number of runs.
+    """
+    for equation in jaxpr.eqns:
         scope = outer or str(equation.source_info.name_stack)
         number = _macs(equation, scope)
         if number:
             yield scope, times * number
         turns = equation.params["length"] if equation.primitive.name == "scan" else 1
-        for inner in subprograms(equation):
-            within = scope if "/" in scope else ""
+        within = scope if "/" in scope else ""
+        for inner in core.jaxprs_in_params(equation.params):
             yield from products(inner, within, times * turns)
+
+
+def arrays(variables: Iterable[core.Var | core.Literal]) -> list[jax.core.ShapedArray]:
+    """Returns shapes and types of the variables of a jaxpr."""
+    return [cast(jax.core.ShapedArray, variable.aval) for variable in variables]
 
 
 def _macs(equation: core.JaxprEqn, scope: str) -> int:
     name = equation.primitive.name
-    out: Any = equation.outvars[0].aval if equation.outvars else None
-    operands: Any = [variable.aval for variable in equation.invars]
+    operands, results = arrays(equation.invars), arrays(equation.outvars)
     if name == "dot_general":
         ((contracted, _), _) = equation.params["dimension_numbers"]
-        return out.size * prod(operands[0].shape[axis] for axis in contracted)
+        return results[0].size * prod(operands[0].shape[axis] for axis in contracted)
     if name == "conv_general_dilated":
         kernel = operands[1]
         outputs = kernel.shape[equation.params["dimension_numbers"].rhs_spec[0]]
-        return out.size * kernel.size // outputs
-    # A depthwise convolution is a sum of nine products with a number for each channel.
-    return out.size if name == "mul" and scope.endswith("depthwise/conv") else 0
-
-
-def subprograms(equation: core.JaxprEqn) -> Iterator[core.Jaxpr]:
-    """Yields the programs that an equation calls."""
-    for value in equation.params.values():
-        items: Any = value if isinstance(value, tuple | list) else (value,)
-        for item in items:
-            if isinstance(item, core.ClosedJaxpr):
-                yield item.jaxpr
-            elif isinstance(item, core.Jaxpr):
-                yield item
+        return results[0].size * kernel.size // outputs
+    # A depthwise convolution is a sum of nine products with one factor per channel.
+    return results[0].size if name == "mul" and scope.endswith("depthwise/conv") else 0

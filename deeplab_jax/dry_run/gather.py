@@ -1,240 +1,146 @@
-"""What a run computes, needs and reads, told without writing anything.
+"""Gathers the facts of a run without writing anything.
 
-`gather` collects the facts, `dry_run_text` lays them out, and `dry_run` ends as the run would:
-with the error of what is missing, or of what does not fit.
+`gather` collects the facts, `text.render` prints them, and `dry_run` ends as the run would: with
+the first error of what is missing or does not fit.
 """
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import jax
-import numpy as np
 
 from deeplab_jax import checkpoint
-from deeplab_jax.config import Config
+from deeplab_jax.config import Config, warnings
 from deeplab_jax.data import Dataset, TrainBatch, open_dataset
 from deeplab_jax.distributed import mesh as mesh_lib
-from deeplab_jax.dry_run import estimate as estimate_lib
-from deeplab_jax.dry_run import flops, hardware, text
-from deeplab_jax.dry_run.compiled import Program, step_program
+from deeplab_jax.distributed.shared_dir import as_path
+from deeplab_jax.dry_run import flops, text
+from deeplab_jax.dry_run import hardware as hardware_lib
+from deeplab_jax.dry_run.compiled import CompiledStep, compile_step, lower_step
+from deeplab_jax.dry_run.estimate import estimate, item_bytes
+from deeplab_jax.dry_run.facts import CHECKPOINTS, DeviceMemory, Inputs, RunFacts, memory_advice
+from deeplab_jax.dry_run.hardware import Hardware
 from deeplab_jax.errors import DeepLabError, ResourceError
 from deeplab_jax.training import workdir as workdir_lib
 from deeplab_jax.training.bad_samples import without_listed
 from deeplab_jax.training.init_weights import check_init
-from deeplab_jax.training.loop import warnings
 from deeplab_jax.training.optimizer import build_optimizer
 from deeplab_jax.training.plan import Plan, make_plan, read_batches
+from deeplab_jax.training.state import abstract_state
 
-# Images of the training splits as they are published, for where they are not here.
+_T = TypeVar("_T")
+# Images of the published training splits, for where the data are not here.
 _PUBLISHED = {("voc", "trainaug"): 10582, ("ade20k", "train"): 20210, ("cityscapes", "train"): 2975}
-# Of a device's memory, what a program may use: JAX takes three quarters of a GPU unless told
+# Share of a device's memory that a step may use: JAX takes three quarters of a GPU unless told
 # otherwise, and a TPU's runtime keeps some for itself.
 _USABLE = {"gpu": 0.75, "tpu": 0.94, "cpu": 0.8}
 _FRACTION = "XLA_PYTHON_CLIENT_MEM_FRACTION"
 _LOG_BYTES = 250  # of a line of the log, at most
-_CHECKPOINTS = 3  # the latest, the best, and the one being written
-_POINTS = 48  # of the rate's curve
+_MARKS = (0, 25, 50, 75, 100)  # percent of the steps
 
 
-@dataclass(frozen=True)
-class Memory:
-    """Of one device, in bytes.
-
-    Attributes:
-      needed: by the compiled step, `arguments` and temporaries.
-      temporaries: feature maps, gradients and what else lies between arguments and results.
-      usable: by a program; None where it is not known.
-      total: of the device; None where it is not known.
-      collectives: {kind: (how many, bytes)} of one step.
-      source: who says so.
-      is_estimate: ours instead of the compiler's.
-    """
-
-    needed: int
-    temporaries: int
-    usable: int | None
-    total: int | None
-    collectives: dict[str, tuple[int, int]]
-    source: str
-    is_estimate: bool
-
-    @property
-    def fits(self) -> bool:
-        """Tells whether a device holds the step, as far as that is known."""
-        return self.usable is None or self.needed <= self.usable
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What the run finds: data, start and schedule.
-
-    Attributes:
-      dataset: of training; None: not here.
-      num_samples: training images; None: not known.
-      plan: of steps; None: not known.
-      first: all rows of the first batch; None: not readable.
-      start: step that the run continues at; 0: a new one.
-      warnings: what is legal but probably not meant.
-      errors: what would end the run, in the order that it would meet them.
-    """
-
-    dataset: Dataset | None
-    num_samples: int | None
-    plan: Plan | None
-    first: TrainBatch | None
-    start: int
-    warnings: tuple[str, ...]
-    errors: tuple[DeepLabError, ...]
-
-
-@dataclass(frozen=True)
-class Facts:
-    """Of a run, before it begins.
-
-    Attributes:
-      config: the run's.
-      target: the devices' name.
-      num_devices: of them.
-      mesh: (data, spatial): groups of devices that share the batch, devices that share an image.
-      parameters: by part of the network.
-      macs: multiply-adds of one image forward, by part.
-      state: bytes by item.
-      memory: of one device.
-      inputs: data, start and schedule.
-      rates: learning rates, evenly over the run; empty: not known.
-      disk_needed: bytes.
-      disk_free: bytes, where the work directory is or would be.
-      workdir: of the run.
-    """
-
-    config: Config
-    target: str
-    num_devices: int
-    mesh: tuple[int, int]
-    parameters: dict[str, int]
-    macs: dict[str, int]
-    state: dict[str, int]
-    memory: Memory
-    inputs: Inputs
-    rates: tuple[float, ...]
-    disk_needed: int
-    disk_free: int
-    workdir: Path
-
-    @property
-    def errors(self) -> tuple[DeepLabError, ...]:
-        """What would end the run, too little memory or disk first."""
-        return (*_misfits(self), *self.inputs.errors)
-
-
-def dry_run(config: Config, workdir: str, target: str | None) -> None:
+def dry_run(config: Config, workdir: str, hardware: str | None) -> None:
     """Prints what a run computes, needs and reads; writes nothing.
 
     Args:
-      config: the run's, checked.
-      workdir: of the run.
-      target: see `hardware.parse_hardware`; None: the devices that are here.
+      config: configuration of the run, checked.
+      workdir: work directory of the run; need not exist.
+      hardware: name, see `hardware.parse_hardware`; None for the devices of this machine.
 
     Raises:
-      ConfigError: the target is none, or the batch does not divide over it.
-      DeepLabError: what would end the run, after all else was told.
-      ResourceError: it does not fit a device's memory, or the disk.
+      ConfigError: the hardware is unknown, or the batch does not divide over it.
+      ResourceError: the step does not fit a device's memory, or the checkpoints the disk.
+      DeepLabError: another error that would end the run; everything else is printed before.
     """
-    facts = gather(config, workdir, target)
+    facts = gather(config, workdir, hardware)
     print("\n".join(text.render(facts)), flush=True)
     for error in facts.errors:
         raise error
 
 
-def gather(config: Config, workdir: str, target: str | None) -> Facts:
-    """Returns the facts of a run.
-
-    Raises:
-      ConfigError: as `dry_run`.
-    """
-    goal, devices = _find_devices(target)
-    mesh = mesh_lib.mesh_shape(config, goal.num_devices)
-    path = workdir_lib.as_path(workdir)
-    inputs = _inputs(config, path)
+def gather(config: Config, workdir: str, hardware: str | None) -> RunFacts:
+    """Returns the facts of a run; arguments and ConfigError as in `dry_run`."""
+    devices: Sequence[jax.Device]
+    if hardware is None:
+        devices = jax.devices()
+        chosen = _local_hardware(devices)
+    else:  # before JAX starts: then processors are divided into virtual devices
+        chosen = hardware_lib.parse_hardware(hardware)
+        has_compiler = hardware_lib.has_compiler(chosen)
+        devices = hardware_lib.compile_devices(chosen) if has_compiler else ()
+    mesh = mesh_lib.mesh_shape(config, chosen.num_devices)
+    path = as_path(workdir)
+    inputs = find_inputs(config, path)
     total = inputs.plan.total if inputs.plan else config.train.steps
-    state = estimate_lib.sizes(estimate_lib.abstract_state(config))
+    state = item_bytes(abstract_state(config))
     lines = total // config.log.every_steps + 1
     lines += total // inputs.plan.eval_every if inputs.plan else 0
-    return Facts(
+    return RunFacts(
         config=config,
-        target=goal.name,
-        num_devices=goal.num_devices,
+        hardware=chosen,
         mesh=mesh,
         parameters=flops.count_parameters(config),
         macs=flops.count_macs(config),
         state=state,
-        memory=_memory(config, goal, devices, is_here=target is None),
+        memory=_device_memory(config, chosen, devices, is_here=hardware is None),
         inputs=inputs,
         rates=_rates(config, total),
-        disk_needed=_CHECKPOINTS * sum(state.values()) + lines * _LOG_BYTES,
+        disk_needed=len(CHECKPOINTS) * sum(state.values()) + lines * _LOG_BYTES,
         disk_free=_disk_free(path),
         workdir=path,
     )
 
 
-def _find_devices(target: str | None) -> tuple[hardware.Hardware, Sequence[Any]]:
-    """Returns the target, and its devices where something here compiles for them.
-
-    It comes first: processors are divided as JAX starts.
-    """
-    if target is None:
-        devices = jax.devices()
-        return _as_target(devices), devices
-    goal = hardware.parse_hardware(target)
-    return goal, hardware.compile_devices(goal) if hardware.has_compiler(goal) else ()
-
-
-def _as_target(devices: Sequence[Any]) -> hardware.Hardware:
-    """Returns the devices of this machine as a target."""
+def _local_hardware(devices: Sequence[jax.Device]) -> Hardware:
+    """Describes the devices of this machine; the memory is the runtime's own limit."""
     first = devices[0]
     kind = {"cuda": "gpu", "rocm": "gpu"}.get(first.platform, first.platform)
-    name = f"{len(devices)} x {first.device_kind}"
     statistics = first.memory_stats() if kind != "cpu" else None
-    return hardware.Hardware(name, kind, len(devices), (statistics or {}).get("bytes_limit"))
+    memory = (statistics or {}).get("bytes_limit")
+    return Hardware(f"{len(devices)} x {first.device_kind}", kind, len(devices), memory)
 
 
-def _inputs(config: Config, path: Path) -> Inputs:
-    """Looks at all that the run would, and goes on after an error."""
+def find_inputs(config: Config, workdir: Path) -> Inputs:
+    """Checks data, start and schedule as the run would, and goes on after an error."""
     errors: list[DeepLabError] = []
     data, classes = config.data, config.model.num_classes
     dataset = _attempt(errors, open_dataset, data, classes, data.train_split)
     _attempt(errors, open_dataset, data, classes, data.val_split)
     if dataset and data.max_bad_samples:
-        dataset = _attempt(errors, without_listed, dataset, path)
+        dataset = _attempt(errors, without_listed, dataset, workdir)
     number = len(dataset) if dataset else _PUBLISHED.get((data.dataset, data.train_split))
     plan = None if number is None else _attempt(errors, make_plan, config, number)
     notes = warnings(config)
-    start = _attempt(errors, checkpoint.latest_step, path)
+    start = _attempt(errors, checkpoint.latest_step, workdir)
     if start is None:
         names = dataset.class_names if dataset else ()
         notes += _attempt(errors, check_init, config, names) or []
     elif dataset:
-        _attempt(errors, workdir_lib.check_continuation, path, config, dataset)
+        _attempt(errors, _check_continuation, workdir, start, config, dataset)
     first = None
     if dataset and plan:
         unreadable: list[DeepLabError] = []
         first = _attempt(unreadable, _first_batch, config, dataset, plan)
         if data.max_bad_samples:
-            notes += [
-                f"{error}; config.data.max_bad_samples may leave it out" for error in unreadable
-            ]
+            fix = "config.data.max_bad_samples may leave it out"
+            notes += [f"{error}; {fix}" for error in unreadable]
         else:
             errors += unreadable
     return Inputs(dataset, number, plan, first, start or 0, tuple(notes), tuple(errors))
 
 
-def _attempt(errors: list[DeepLabError], function: Any, *arguments: Any) -> Any:
-    """Returns what a function does, or None after noting its error."""
+def _check_continuation(workdir: Path, step: int, config: Config, dataset: Dataset) -> None:
+    workdir_lib.check_same_data(workdir, workdir_lib.read_run(workdir, step, config), dataset)
+
+
+def _attempt(
+    errors: list[DeepLabError], function: Callable[..., _T], *arguments: object
+) -> _T | None:
+    """Returns the result of a function, or None after adding its error to the list, once."""
     try:
         return function(*arguments)
     except DeepLabError as error:
@@ -244,104 +150,66 @@ def _attempt(errors: list[DeepLabError], function: Any, *arguments: Any) -> Any:
 
 
 def _first_batch(config: Config, dataset: Dataset, plan: Plan) -> TrainBatch:
-    """Returns all rows of step 0, which threads read whatever the number of workers."""
+    """Returns all rows of step 0; threads read them, whatever the number of workers."""
     rows = range(config.train.batch_size)
     return next(read_batches(config, dataset, plan, range(1), rows, num_workers=0))
 
 
-def _rates(config: Config, total: int) -> tuple[float, ...]:
+def _rates(config: Config, total: int) -> dict[int, float]:
     if not total:
-        return ()
+        return {}
     _, schedule = build_optimizer(config.train, total)
-    steps = np.linspace(0, total - 1, _POINTS).round()
-    return tuple(float(schedule(step)) for step in steps)
+    return {percent: float(schedule(round((total - 1) * percent / 100))) for percent in _MARKS}
 
 
-def _memory(
-    config: Config, goal: hardware.Hardware, devices: Sequence[Any], is_here: bool
-) -> Memory:
-    """Returns what a device must hold, by the compiler where it is installed."""
-    usable = _usable(goal, is_here)
+def _device_memory(
+    config: Config, hardware: Hardware, devices: Sequence[jax.Device], is_here: bool
+) -> DeviceMemory:
+    """Returns a device's memory, by the compiler where it is installed."""
+    usable = _usable(hardware, is_here)
+    total = _machine_bytes() if hardware.kind == "cpu" else hardware.memory_bytes
     if devices:
-        print(f"compiling for {goal.name}, which takes some minutes at most ...", flush=True)
-        got: Program | estimate_lib.Estimate = _compile(config, goal, devices, is_here)
-        source = f"the compiler's own figures ({hardware.compiler_version(goal)})"
-    else:
-        got = estimate_lib.estimate(config, goal)
-        source = "our estimate, within a factor of 1.5 of the compiler's figure"
-        source += f"\n(the compiler itself: {hardware.install_command(goal)})"
-    return Memory(
-        needed=got.needed,
-        temporaries=got.temporaries,
-        usable=usable,
-        total=_machine() if goal.kind == "cpu" else goal.memory_bytes,
-        collectives=got.collectives,
-        source=source,
-        is_estimate=not devices,
-    )
+        print(f"compiling for {hardware.name}, which takes some minutes at most ...", flush=True)
+        step = _compile(config, hardware, devices, is_here)
+        source = f"the compiler's own figures ({hardware_lib.compiler_version(hardware)})"
+        return DeviceMemory(step, usable, total, source)
+    source = "our estimate, within a factor of 1.5 of the compiler's figure"
+    source += f"\n(the compiler itself: {hardware_lib.install_command(hardware)})"
+    return DeviceMemory(estimate(config, hardware), usable, total, source)
 
 
 def _compile(
-    config: Config, goal: hardware.Hardware, devices: Sequence[Any], is_here: bool
-) -> Program:
+    config: Config, hardware: Hardware, devices: Sequence[jax.Device], is_here: bool
+) -> CompiledStep:
+    options = {} if is_here else hardware_lib.compiler_options(hardware)
     try:
-        return step_program(config, devices, {} if is_here else hardware.compiler_options(goal))
+        return compile_step(lower_step(config, devices), options)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        text = " ".join(str(error).split("RESOURCE_EXHAUSTED:")[-1].split())[:150]
-        raise ResourceError(goal.name, f"does not hold the step ({text})", advice(config)) from None
+        reason = " ".join(str(error).split("RESOURCE_EXHAUSTED:")[-1].split())[:150]
+        what = f"does not hold the step ({reason})"
+        raise ResourceError(hardware.name, what, memory_advice(config)) from None
 
 
-def _machine() -> int:
+def _machine_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _usable(goal: hardware.Hardware, is_here: bool) -> int | None:
-    """Returns the bytes of a device's memory that a program may use."""
-    if goal.kind == "cpu":
-        return int(_machine() * _USABLE["cpu"]) // goal.num_devices
-    if goal.memory_bytes is None:
-        return None
-    if is_here:
-        return goal.memory_bytes  # the runtime's own limit
-    share = _USABLE[goal.kind]
-    if goal.kind == "gpu":
+def _usable(hardware: Hardware, is_here: bool) -> int | None:
+    """Returns the bytes of a device's memory that a step may use; None where unknown."""
+    if hardware.kind == "cpu":
+        return int(_machine_bytes() * _USABLE["cpu"]) // hardware.num_devices
+    if hardware.memory_bytes is None or is_here:
+        return hardware.memory_bytes
+    share = _USABLE[hardware.kind]
+    if hardware.kind == "gpu":
         with suppress(ValueError):
             share = float(os.environ.get(_FRACTION, share))
-    return int(goal.memory_bytes * share)
+    return int(hardware.memory_bytes * share)
 
 
-def _disk_free(path: Path) -> int:
-    existing = next(p for p in (path.absolute(), *path.absolute().parents) if p.is_dir())
+def _disk_free(workdir: Path) -> int:
+    absolute = workdir.absolute()
+    existing = next(path for path in (absolute, *absolute.parents) if path.is_dir())
     return shutil.disk_usage(existing).free
-
-
-def _misfits(facts: Facts) -> list[ResourceError]:
-    """Returns the errors of what is too small."""
-    memory, found = facts.memory, []
-    if not memory.fits:
-        assert memory.usable is not None
-        needed, usable = memory.needed / hardware.GIB, memory.usable / hardware.GIB
-        what = f"a device needs {needed:.1f} GiB of the {usable:.1f} GiB that can be used"
-        found.append(ResourceError(facts.target, what, advice(facts.config)))
-    if facts.disk_needed > facts.disk_free:
-        what = (
-            f"needs {facts.disk_needed / 1e9:.2f} GB, and {facts.disk_free / 1e9:.2f} GB are free"
-        )
-        found.append(ResourceError(str(facts.workdir), what, "make room, or choose another place"))
-    return found
-
-
-def advice(config: Config) -> str:
-    """Returns what makes a step need less memory, and has not been done."""
-    model, parts = config.model, config.train.gradient_accumulation
-    ways = []
-    if model.dtype != "bfloat16":
-        ways.append("config.model.dtype=bfloat16")
-    if not model.remat:
-        ways.append("config.model.remat=1,2,3,4")
-    if config.train.batch_size % (2 * parts) == 0:
-        ways.append(f"config.train.gradient_accumulation={2 * parts} (batch norm then sees parts)")
-    ways.append(f"more devices, or config.mesh.spatial={2 * config.mesh.spatial}")
-    return "try " + ", ".join(ways)

@@ -1,9 +1,8 @@
-"""Hardware that a program is compiled for without having it.
+"""Hardware that a training step is compiled for on a machine without it.
 
-The compilers of TPU slices and of NVIDIA GPUs run on any machine where their plugins are installed;
-so do what a program needs, what it communicates and which kernels it uses, but not how fast it is.
-JAX is imported when devices are asked for, because it reads then what
-`set_compiler_environment` sets.
+The compilers of TPU slices and NVIDIA GPUs run wherever their plugins are installed. They tell
+memory, communication and kernels, but no speed. JAX is imported inside functions: it must not start
+before `set_compiler_environment`.
 """
 
 import os
@@ -34,14 +33,13 @@ _TPUS: dict[str, tuple[int, tuple[str, ...]]] = {
     "v6e": (32, _FLAT),
 }
 
-# What XLA needs to know of a GPU that is not there: name, bytes of memory, bytes per second, and
-# what the two share. The figures are those of XLA's own target specifications (H100: the SXM card);
-# they agree with NVIDIA's published ones.
+# XLA's description of a GPU: name, bytes of memory, bytes per second, and what the two share.
+# Source: XLA's own target specifications (H100: the SXM card); they agree with NVIDIA's figures.
 _GPUS = {
     "h200": ("NVIDIA H200", 151_397_597_184, 4_800_000_000_000),
     "h100": ("NVIDIA H100 80GB HBM3", 84_942_979_072, 3_352_320_000_000),
 }
-_GPU_TARGET = """
+_GPU_DESCRIPTION = """
 gpu_device_info {{
   threads_per_block_limit: 1024
   threads_per_warp: 32
@@ -64,19 +62,19 @@ gpu_device_info {{
 }}
 platform_name: "CUDA"
 dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
-device_description_str: "{description}"
+device_description_str: "{name}"
 """
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """Devices to compile for.
+    """Devices of one kind.
 
     Attributes:
-      name: as the user writes it, such as "v5e:4x4".
+      name: as in `--hardware`, such as "v5e:4x4"; for local devices such as "2 x cpu".
       kind: "cpu", "tpu" or "gpu".
-      num_devices: chips of the slice, or GPUs, or virtual devices of a processor.
-      memory_bytes: of one device; None for processors, which share the machine's.
+      num_devices: chips of the slice, GPUs, or virtual devices of a processor.
+      memory_bytes: memory of one device; None for processors, which share the machine's.
     """
 
     name: str
@@ -86,10 +84,10 @@ class Hardware:
 
 
 def parse_hardware(text: str) -> Hardware:
-    """Returns the target that a text such as "v5e:4x4", "h200:8" or "cpu:8" names.
+    """Returns the hardware with a name such as "v5e:4x4", "h200:8" or "cpu:8".
 
     Raises:
-      ConfigError: there is no such target.
+      ConfigError: the name is unknown.
     """
     family, _, size = text.partition(":")
     if family in _TPUS:
@@ -125,7 +123,7 @@ def _is_box(size: str) -> bool:
 
 def _require(is_good: bool, text: str, accepted: str, example: str) -> None:
     if not is_good:
-        what = f"{text!r} is no target: it must be {accepted}"
+        what = f"{text!r} is no known hardware: it must be {accepted}"
         raise ConfigError("--hardware", what, f"use one such as {example}")
 
 
@@ -137,10 +135,10 @@ def _sides(size: str) -> list[int]:
     return [int(side) for side in size.split("x")]
 
 
-def set_compiler_environment(target: Hardware) -> None:
-    """Sets what JAX and the compilers read as they start; call it before anything imports JAX."""
+def set_compiler_environment(hardware: Hardware) -> None:
+    """Sets the variables that JAX and the compilers read; call it before JAX is imported."""
     os.environ["JAX_PLATFORMS"] = "cpu"  # a real accelerator is left alone
-    if target.kind == "tpu":
+    if hardware.kind == "tpu":
         os.environ.update(
             TPU_SKIP_MDS_QUERY="1",  # else libtpu waits for a metadata server
             TPU_WORKER_HOSTNAMES="localhost",  # else it complains of their absence
@@ -149,11 +147,11 @@ def set_compiler_environment(target: Hardware) -> None:
         )
 
 
-def has_compiler(target: Hardware) -> bool:
-    """Tells whether what compiles for the target is installed."""
-    if target.kind == "tpu":
+def has_compiler(hardware: Hardware) -> bool:
+    """Tells whether the compiler for the hardware is installed."""
+    if hardware.kind == "tpu":
         return find_spec("libtpu") is not None
-    return target.kind == "cpu" or any(_gpu_plugins())
+    return hardware.kind == "cpu" or any(_gpu_plugins())
 
 
 def _gpu_plugins() -> list[str]:
@@ -163,77 +161,77 @@ def _gpu_plugins() -> list[str]:
     return []
 
 
-def compile_devices(target: Hardware) -> Sequence["jax.Device"]:
-    """Returns devices that programs can be compiled for; those of TPUs and GPUs cannot run any.
+def compile_devices(hardware: Hardware) -> Sequence["jax.Device"]:
+    """Returns devices to compile for; TPUs and GPUs among them cannot execute.
 
     Raises:
       ResourceError: the compiler is not installed, or JAX has started with too few processors.
-      ConfigError: the TPU's compiler knows no such slice.
+      ConfigError: the slice is unknown to the TPU's compiler.
     """
-    if not has_compiler(target):
-        kind = target.kind.upper()
-        fix = f"install it: {install_command(target)}"
-        raise ResourceError(f"--hardware={target.name}", f"the {kind} compiler is missing", fix)
+    if not has_compiler(hardware):
+        kind = hardware.kind.upper()
+        fix = f"install it: {install_command(hardware)}"
+        raise ResourceError(f"--hardware={hardware.name}", f"the {kind} compiler is missing", fix)
     devices = {"cpu": _cpu_devices, "tpu": _tpu_devices, "gpu": _gpu_devices}
-    return devices[target.kind](target)
+    return devices[hardware.kind](hardware)
 
 
-def install_command(target: Hardware) -> str:
-    """Returns the command that installs the target's compiler beside the JAX that is installed."""
+def install_command(hardware: Hardware) -> str:
+    """Returns the command that installs the compiler for the installed version of JAX."""
     version = metadata.version("jaxlib")
-    if target.kind == "tpu":
+    if hardware.kind == "tpu":
         return f'pip install "jax[tpu]=={version}"'
     names = (f"jax-cuda13-{part}=={version}" for part in ("plugin", "pjrt"))
     return f"pip install --no-deps {' '.join(names)}"  # neither CUDA nor a driver is needed
 
 
-def compiler_version(target: Hardware) -> str:
+def compiler_version(hardware: Hardware) -> str:
     """Returns name and version of the installed compiler."""
     names = {"cpu": ("jaxlib",), "tpu": ("libtpu",)}
-    for name in names.get(target.kind, ("jax-cuda13-plugin", "jax-cuda12-plugin")):
+    for name in names.get(hardware.kind, ("jax-cuda13-plugin", "jax-cuda12-plugin")):
         with suppress(metadata.PackageNotFoundError):
             return f"{name} {metadata.version(name)}"
     return "none"
 
 
-def compiler_options(target: Hardware) -> dict[str, bool | int]:
-    """Returns options for `jax.stages.Lowered.compile`: without a GPU nothing can be timed."""
-    if target.kind != "gpu":
+def compiler_options(hardware: Hardware) -> dict[str, bool | int]:
+    """Returns options of `jax.stages.Lowered.compile`; kernels cannot be timed without a GPU."""
+    if hardware.kind != "gpu":
         return {}
     return {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
 
 
-def _cpu_devices(target: Hardware) -> Sequence["jax.Device"]:
+def _cpu_devices(hardware: Hardware) -> Sequence["jax.Device"]:
     import jax
 
     with suppress(RuntimeError):  # JAX has started: there are as many as there are
-        jax.config.update("jax_num_cpu_devices", target.num_devices)
+        jax.config.update("jax_num_cpu_devices", hardware.num_devices)
     devices = jax.devices("cpu")
-    if len(devices) < target.num_devices:
+    if len(devices) < hardware.num_devices:
         what = f"JAX has started with {len(devices)} devices"
-        fix = f"set XLA_FLAGS=--xla_force_host_platform_device_count={target.num_devices}"
-        raise ResourceError(f"--hardware={target.name}", what, fix)
-    return devices[: target.num_devices]
+        fix = f"set XLA_FLAGS=--xla_force_host_platform_device_count={hardware.num_devices}"
+        raise ResourceError(f"--hardware={hardware.name}", what, fix)
+    return devices[: hardware.num_devices]
 
 
-def _tpu_devices(target: Hardware) -> Sequence["jax.Device"]:
+def _tpu_devices(hardware: Hardware) -> Sequence["jax.Device"]:
     import jax
     from jax.experimental import topologies
 
-    family, _, size = target.name.partition(":")
+    family, _, size = hardware.name.partition(":")
     # A v4 chip is one device of two cores; slices of one chip have a host of one.
-    options: dict = {"chip_config_name": "megacore"} if family == "v4" else {}
-    if target.num_devices == 1:
+    options: dict[str, object] = {"chip_config_name": "megacore"} if family == "v4" else {}
+    if hardware.num_devices == 1:
         options["chips_per_host_bounds"] = [1, 1, 1]
     try:
-        topology = topologies.get_topology_desc(target.name, "tpu", **options)
+        topology = topologies.get_topology_desc(hardware.name, "tpu", **options)
     except jax.errors.JaxRuntimeError as error:
         what = f"libtpu knows no slice {size} of {family}: {error}".splitlines()[0]
         raise ConfigError("--hardware", what, f"use one such as {_EXAMPLES}") from error
     return topology.devices
 
 
-def _gpu_devices(target: Hardware) -> Sequence["jax.Device"]:
+def _gpu_devices(hardware: Hardware) -> Sequence["jax.Device"]:
     import jax
     from jax._src.lib import xla_client
     from jax.experimental import topologies
@@ -241,8 +239,10 @@ def _gpu_devices(target: Hardware) -> Sequence["jax.Device"]:
     jax.devices("cpu")  # finds the plugins
     if not xla_client.pjrt_plugin_initialized("cuda"):  # it is not, without a driver
         xla_client.initialize_pjrt_plugin("cuda")
-    description, memory, bandwidth = _GPUS[target.name.partition(":")[0]]
-    config = _GPU_TARGET.format(description=description, memory=memory, bandwidth=bandwidth)
-    hosts = max(1, target.num_devices // 8)
-    shape = f"1x{hosts}x{target.num_devices // hosts}"  # slices, hosts, GPUs of a host
-    return topologies.get_topology_desc("", "cuda", target_config=config, topology=shape).devices
+    name, memory, bandwidth = _GPUS[hardware.name.partition(":")[0]]
+    description = _GPU_DESCRIPTION.format(name=name, memory=memory, bandwidth=bandwidth)
+    hosts = max(1, hardware.num_devices // 8)
+    shape = f"1x{hosts}x{hardware.num_devices // hosts}"  # slices, hosts, GPUs of a host
+    return topologies.get_topology_desc(
+        "", "cuda", target_config=description, topology=shape
+    ).devices

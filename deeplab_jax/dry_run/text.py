@@ -1,16 +1,17 @@
-"""The facts of a run as lines of text."""
+"""Lays out the facts of a run as lines of text."""
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
 
-from deeplab_jax.dry_run import charts, flops
+import numpy as np
 
-if TYPE_CHECKING:
-    from deeplab_jax.dry_run.gather import Facts
+from deeplab_jax.config import IGNORE_INDEX
+from deeplab_jax.dry_run import flops
+from deeplab_jax.dry_run.facts import CHECKPOINTS, RunFacts
+from deeplab_jax.dry_run.hardware import GIB
 
-_MIB, _GIB = 2**20, 2**30
-_WIDTH = 36  # characters of a picture
-_MEANINGS = {
+_MIB = 2**20
+_MAX_CLASSES = 6  # named of the first image
+_COLLECTIVES = {
     "all-reduce": "sums over all devices: gradients and norms' statistics",
     "collective-permute": "rows passed to the neighbouring device",
     "all-gather": "whole arrays brought together",
@@ -19,11 +20,11 @@ _MEANINGS = {
 }
 
 
-def render(facts: "Facts") -> list[str]:
-    """Returns the lines of a report, about 60 of them."""
-    lines = [f"{facts.config.name} on {facts.target}: a dry run, nothing is written", ""]
-    for section in (_network, _memory, _layout, _schedule, _disk, _picture, _remarks):
-        lines += [*section(facts)]
+def render(facts: RunFacts) -> list[str]:
+    """Returns the lines of the report, about 40."""
+    lines = [f"{facts.config.name} on {facts.hardware.name}: a dry run, nothing is written", ""]
+    for section in (_network, _memory, _layout, _schedule, _disk, _first_image, _remarks):
+        lines += section(facts)
     return lines
 
 
@@ -31,67 +32,60 @@ def _row(name: str, text: str) -> str:
     return f"{name:22}{text}"
 
 
-def _network(facts: "Facts") -> Iterator[str]:
+def _network(facts: RunFacts) -> Iterator[str]:
     height, width = facts.config.data.crop_size
     yield _row("network", f"{'parameters, M':>14}{'GMAC forward':>14}   (of one {height}x{width})")
-    for part, macs in facts.macs.items():
-        yield f"  {part:20}{facts.parameters[part] / 1e6:14.2f}{macs / 1e9:14.2f}"
     numbers, macs = sum(facts.parameters.values()), sum(facts.macs.values())
-    yield f"  {'all':20}{numbers / 1e6:14.2f}{macs / 1e9:14.2f}"
+    parts = {part: (facts.parameters[part], macs) for part, macs in facts.macs.items()}
+    for part, (number, mac) in (parts | {"all": (numbers, macs)}).items():
+        yield f"  {part:20}{number / 1e6:14.2f}{mac / 1e9:14.2f}"
     batch, remat = facts.config.train.batch_size, facts.config.model.remat
-    step = 2 * flops.step_macs(facts.config, facts.macs)
-    text = (
-        f"{step / 1e12:.1f} TFLOP, {step / facts.num_devices / 1e12:.2f} a device (ours, counted:"
-    )
+    tflop = 2 * flops.step_macs(facts.config, facts.macs) / 1e12
     again = f", layers {', '.join(map(str, sorted(remat)))} once more" if remat else ""
+    text = f"{tflop:.1f} TFLOP, {tflop / facts.hardware.num_devices:.2f} a device (ours, counted:"
     yield _row("a training step", f"{text} 2 x {flops.TRAINING} x GMAC x {batch} images{again})")
     yield ""
 
 
-def _memory(facts: "Facts") -> Iterator[str]:
-    memory, state = facts.memory, facts.state
+def _memory(facts: RunFacts) -> Iterator[str]:
+    memory, step, state = facts.memory, facts.memory.step, facts.state
     first, *more = memory.source.splitlines()
     yield _row("memory of a device", first)
     yield from (_row("", line) for line in more)
     names = {"params": "parameters", "opt_state": "momentum", "batch_stats": "norms' statistics"}
     kept = " + ".join(f"{names[k]} {state[k] / _MIB:.1f}" for k in names)
     yield _row("  state", f"{sum(state.values()) / _MIB:.0f} MiB: {kept}")
-    yield _row("  feature maps etc.", f"{memory.temporaries / _MIB:.0f} MiB while a step runs")
-    needed = f"{memory.needed / _GIB:.2f} GiB, the batch included"
+    yield _row("  feature maps etc.", f"{step.temporaries / _MIB:.0f} MiB while a step runs")
+    needed = f"{step.needed / GIB:.2f} GiB, the batch included"
     if memory.usable is None or memory.total is None:
         yield _row("  in all", f"{needed}; the device's memory is not known")
     else:
         verdict = "fits" if memory.fits else "DOES NOT FIT"
         share = "a device's share" if memory.usable < memory.total / 2 else "usable"
-        yield _row("  in all", f"{needed}: {verdict} {memory.usable / _GIB:.1f} GiB ({share} of "
-                   f"{memory.total / _GIB:.0f} GiB; the rest is margin)")  # fmt: skip
-        close = memory.is_estimate and memory.usable < 1.5 * memory.needed and memory.fits
-        if close:
+        yield _row("  in all", f"{needed}: {verdict} {memory.usable / GIB:.1f} GiB ({share} of "
+                   f"{memory.total / GIB:.0f} GiB; the rest is margin)")  # fmt: skip
+        if memory.is_estimate and memory.fits and memory.usable < 1.5 * step.needed:
             yield _row("", "that is closer than the estimate is exact: it may not fit")
     about = "about " if memory.is_estimate else ""
-    for kind, (count, size) in sorted(memory.collectives.items()):
+    for kind, (count, size) in sorted(step.collectives.items()):
         text = f"{about}{count} a step, {size / _MIB:.1f} MiB"
-        yield _row(f"  {kind}", f"{text} ({_MEANINGS.get(kind, 'between devices')})")
-    if not memory.collectives:
+        yield _row(f"  {kind}", f"{text} ({_COLLECTIVES.get(kind, 'between devices')})")
+    if not step.collectives:
         yield _row("  communication", "none")
     yield ""
 
 
-def _layout(facts: "Facts") -> Iterator[str]:
+def _layout(facts: RunFacts) -> Iterator[str]:
     (data, spatial), train = facts.mesh, facts.config.train
-    images = train.batch_size // data
-    height = facts.config.data.crop_size[0]
+    height, number = facts.config.data.crop_size[0], train.gradient_accumulation
     rows = "" if spatial == 1 else f", {height // spatial} of their {height} rows"
-    parts = (
-        ""
-        if train.gradient_accumulation == 1
-        else f", in {train.gradient_accumulation} parts one after the other"
-    )
-    yield _row("batch", f"{train.batch_size} images over {facts.num_devices} devices, mesh "
-               f"{data} (batch) x {spatial} (rows): each holds {images}{rows}{parts}")  # fmt: skip
+    parts = "" if number == 1 else f", in {number} parts one after the other"
+    yield _row("batch", f"{train.batch_size} images over {facts.hardware.num_devices} devices, "
+               f"mesh {data} (batch) x {spatial} (rows): each holds {train.batch_size // data}"
+               f"{rows}{parts}")  # fmt: skip
 
 
-def _schedule(facts: "Facts") -> Iterator[str]:
+def _schedule(facts: RunFacts) -> Iterator[str]:
     inputs, train = facts.inputs, facts.config.train
     plan = inputs.plan
     if inputs.num_samples is not None:
@@ -106,40 +100,38 @@ def _schedule(facts: "Facts") -> Iterator[str]:
     if inputs.start:
         yield _row("continues", f"at step {inputs.start}")
     if facts.rates:
-        last = len(facts.rates) - 1
-        marks = (0, last // 4, last // 2, 3 * last // 4, last)
-        shown = ", ".join(f"{facts.rates[k]:.2g}" for k in marks)
-        yield _row("learning rate", charts.curve(facts.rates))
-        yield _row("", f"{shown} at 0, 25, 50, 75, 100 % (poly {train.poly_power})")
+        rates = ", ".join(f"{rate:.2g}" for rate in facts.rates.values())
+        marks = ", ".join(map(str, facts.rates))
+        yield _row("learning rate", f"{rates} at {marks} % (poly {train.poly_power})")
 
 
-def _disk(facts: "Facts") -> Iterator[str]:
+def _disk(facts: RunFacts) -> Iterator[str]:
     verdict = "" if facts.disk_needed <= facts.disk_free else ": TOO LITTLE"
-    free = f"{facts.disk_free / 1e9:.1f} GB free{verdict}"
-    yield _row("disk", f"{facts.disk_needed / 1e9:.2f} GB for 3 checkpoints (latest, best, the one "
-               f"being written) and the log; {free}")  # fmt: skip
+    yield _row("disk", f"{facts.disk_needed / 1e9:.2f} GB for {len(CHECKPOINTS)} checkpoints "
+               f"({', '.join(CHECKPOINTS)}) and the log; {facts.disk_free / 1e9:.1f} GB free"
+               f"{verdict}")  # fmt: skip
     yield _row("work directory", str(facts.workdir))
     yield ""
 
 
-def _picture(facts: "Facts") -> Iterator[str]:
+def _first_image(facts: RunFacts) -> Iterator[str]:
     batch, dataset = facts.inputs.first, facts.inputs.dataset
     if batch is None or dataset is None:
         yield _row("first batch", "not known: no data" if dataset is None else "not readable")
         return
     yield f"first image of the first batch, augmented: {dataset.ids[batch.index[0]]}"
-    yield from charts.sample(
-        batch.image[0],
-        batch.label[0],
-        dataset.palette,
-        dataset.class_names,
-        _WIDTH,
-        charts.has_colour(),
-    )
+    yield class_shares(batch.label[0], dataset.class_names)
 
 
-def _remarks(facts: "Facts") -> Iterator[str]:
-    for warning in facts.inputs.warnings:
-        yield f"warning: {warning}"
-    for error in facts.errors[1:]:  # the first is the command's own
-        yield f"also: {error}"
+def class_shares(label: np.ndarray, class_names: Sequence[str]) -> str:
+    """Returns the most frequent classes of a label, uint8 (H, W), and their shares."""
+    counts = np.bincount(label.ravel(), minlength=IGNORE_INDEX + 1)
+    largest = [k for k in np.argsort(-counts, kind="stable")[:_MAX_CLASSES] if counts[k]]
+    names = ["ignored" if k == IGNORE_INDEX else class_names[k] for k in largest]
+    shares = 100 * counts[largest] / label.size
+    return ", ".join(f"{name} {share:.0f} %" for name, share in zip(names, shares, strict=True))
+
+
+def _remarks(facts: RunFacts) -> Iterator[str]:
+    yield from (f"warning: {warning}" for warning in facts.inputs.warnings)
+    yield from (f"also: {error}" for error in facts.errors[1:])  # the command ends with the first

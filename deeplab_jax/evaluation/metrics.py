@@ -1,4 +1,4 @@
-"""Counts of pixels and what is read from them (ssseg spec section 7, items 4 and 5).
+"""Counts of pixels and what is read from them (spec section 7, items 4 and 5).
 
 `confusion_matrix` counts on the device; all else is NumPy on int64 counts. Where a function takes
 `areas`, these are int64 (..., 3, C): each class's pixels in intersection, truth and prediction, of

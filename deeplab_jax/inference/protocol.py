@@ -1,6 +1,6 @@
 """How an image becomes scores: which pictures the network sees, and where results are read.
 
-Everything is the reference's (ssseg spec section 7): whole image or sliding window, several scales,
+Everything is the reference's (spec section 7): whole image or sliding window, several scales,
 flip, softmax before or after resizing. All resizing is linear along each axis, so that a protocol
 comes down to tables: which elements of the network's output make up a row or column of the result.
 """

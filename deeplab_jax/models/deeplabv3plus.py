@@ -1,6 +1,6 @@
 """DeepLabV3+ (ECCV 2018, section 3.1): ASPP over a dilated ResNet, and a decoder.
 
-Widths and the auxiliary head follow the published table's models (ssseg spec section 2), which
+Widths and the auxiliary head follow the published table's models (spec section 2), which
 depart from the paper: head width 512, a 3x3 ASPP merge, separable ASPP with a ResNet.
 """
 

@@ -52,13 +52,17 @@ def uniform_fan_in(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> 
 
 
 _NHW = (0, 1, 2)
+_Normal = tuple[jax.Array, jax.Array, jax.Array]  # normalised, mean, variance
+_Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 
 
 def _per_channel(values: jax.Array) -> jax.Array:
     return values.reshape(1, 1, 1, -1)
 
 
-def _affine(x, mean, var, scale, bias):
+def _affine(
+    x: jax.Array, mean: jax.Array, var: jax.Array, scale: jax.Array, bias: jax.Array
+) -> jax.Array:
     """Normalises, scales and shifts in the dtype of `scale`."""
     factor = lax.rsqrt(var + BN_EPSILON) * scale
     y = (x.astype(scale.dtype) - _per_channel(mean)) * _per_channel(factor) + _per_channel(bias)
@@ -66,11 +70,13 @@ def _affine(x, mean, var, scale, bias):
 
 
 @jax.custom_vjp
-def _normalize(x, scale, bias, centre):
+def _normalize(x: jax.Array, scale: jax.Array, bias: jax.Array, centre: jax.Array) -> _Normal:
     return _normalize_forward(x, scale, bias, centre)[0]
 
 
-def _normalize_forward(x, scale, bias, centre):
+def _normalize_forward(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, centre: jax.Array
+) -> tuple[_Normal, _Residuals]:
     # One pass: sums around a value near the mean do not cancel, as plain E[x^2] - E[x]^2 does.
     shifted = x.astype(scale.dtype) - _per_channel(centre)
     first = jnp.mean(shifted, _NHW)
@@ -80,7 +86,7 @@ def _normalize_forward(x, scale, bias, centre):
     return (_affine(x, mean, var, scale, bias), mean, var), (x, scale, mean, var)
 
 
-def _normalize_backward(residuals, cotangents):
+def _normalize_backward(residuals: _Residuals, cotangents: _Normal) -> _Residuals:
     x, scale, mean, var = residuals
     g = cotangents[0].astype(scale.dtype)  # mean and var feed running statistics only
     rstd = lax.rsqrt(var + BN_EPSILON)

@@ -5,14 +5,15 @@ another row or column goes through `shift` alone, so that a partitioner that spl
 height moves only the rows at the seams.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+
+Arrays = tuple[jax.Array, jax.Array]
 
 
 def shift(x: jax.Array, rows: int = 0, columns: int = 0, fill: float = 0) -> jax.Array:
@@ -57,7 +58,7 @@ def conv1x1(
     kernel: jax.Array,
     stride: int = 1,
     precision: lax.Precision = lax.Precision.HIGHEST,
-    dtype: Any = None,
+    dtype: jnp.dtype | None = None,
 ) -> jax.Array:
     """Convolves 1x1 as a matrix product over channels.
 
@@ -119,11 +120,15 @@ def conv3x3_by_products(
     return conv(x, kernel, 1, dilation, precision)
 
 
-def _products_forward(x, kernel, dilation, precision):
+def _products_forward(
+    x: jax.Array, kernel: jax.Array, dilation: int, precision: lax.Precision
+) -> tuple[jax.Array, Arrays]:
     return conv3x3_by_products(x, kernel, dilation, precision), (x, kernel)
 
 
-def _products_backward(dilation, precision, residuals, g):
+def _products_backward(
+    dilation: int, precision: lax.Precision, residuals: Arrays, g: jax.Array
+) -> Arrays:
     x, kernel = residuals
     dx = conv(g, kernel[::-1, ::-1].swapaxes(2, 3), 1, dilation, precision)
     wide = jnp.promote_types(x.dtype, jnp.float32)
@@ -138,7 +143,7 @@ def _products_backward(dilation, precision, residuals, g):
 conv3x3_by_products.defvjp(_products_forward, _products_backward)
 
 
-def _taps(x, dilation):
+def _taps(x: jax.Array, dilation: int) -> Iterator[jax.Array]:
     """Yields what each of the nine taps of a 3x3 convolution sees, row by row."""
     height, width = x.shape[1:3]
     for i in range(3):
@@ -179,11 +184,13 @@ def depthwise_conv3x3(x: jax.Array, kernel: jax.Array, dilation: int, platform: 
     return total
 
 
-def _depthwise_forward(x, kernel, dilation, platform):
+def _depthwise_forward(
+    x: jax.Array, kernel: jax.Array, dilation: int, platform: str
+) -> tuple[jax.Array, Arrays]:
     return depthwise_conv3x3(x, kernel, dilation, platform), (x, kernel)
 
 
-def _depthwise_backward(dilation, platform, residuals, g):
+def _depthwise_backward(dilation: int, platform: str, residuals: Arrays, g: jax.Array) -> Arrays:
     x, kernel = residuals
     dx = depthwise_conv3x3(g, kernel[::-1, ::-1], dilation, platform)
     gradient = _depthwise_kernel_by_rows if platform == "cpu" else _depthwise_kernel_by_taps
@@ -193,14 +200,14 @@ def _depthwise_backward(dilation, platform, residuals, g):
 depthwise_conv3x3.defvjp(_depthwise_forward, _depthwise_backward)
 
 
-def _depthwise_kernel_by_taps(x, g, dilation):
+def _depthwise_kernel_by_taps(x: jax.Array, g: jax.Array, dilation: int) -> jax.Array:
     """Nine reductions, which accelerators fuse."""
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     taps = [jnp.sum((tap * g).astype(dtype), axis=(0, 1, 2)) for tap in _taps(x, dilation)]
     return jnp.stack(taps).reshape(3, 3, 1, -1)
 
 
-def _depthwise_kernel_by_rows(x, g, dilation):
+def _depthwise_kernel_by_rows(x: jax.Array, g: jax.Array, dilation: int) -> jax.Array:
     """One pass over the rows, which stays in a processor's cache; gathers all on a mesh."""
     batch, height, width, channels = x.shape
     dtype = jnp.promote_types(x.dtype, jnp.float32)
@@ -209,7 +216,7 @@ def _depthwise_kernel_by_rows(x, g, dilation):
     padded = padded.reshape(batch * (height + 2 * d), width + 2 * d, channels)
     rows = g.reshape(batch * height, width, channels)
 
-    def add_row(total, k):
+    def add_row(total: jax.Array, k: jax.Array) -> tuple[jax.Array, None]:
         top = k // height * (height + 2 * d) + k % height
         g_row = lax.dynamic_index_in_dim(rows, k, keepdims=False)
         taps = []
@@ -240,7 +247,7 @@ def max_pool3x3(x: jax.Array) -> jax.Array:
     )
 
 
-def _max_pool_forward(x):
+def _max_pool_forward(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, tuple[int, ...]]]:
     # Which tap won is kept, not found again by comparing with the maximum: a compiler may compute
     # a value twice, and rounded otherwise the second time no tap would equal it.
     height, width = x.shape[1:3]
@@ -258,7 +265,9 @@ def _max_pool_forward(x):
     return best, (winner, x.shape)
 
 
-def _max_pool_backward(residuals, g):
+def _max_pool_backward(
+    residuals: tuple[jax.Array, tuple[int, ...]], g: jax.Array
+) -> tuple[jax.Array]:
     winner, (_, height, width, _) = residuals
     rows = []
     for i in range(3):
@@ -272,7 +281,7 @@ def _max_pool_backward(residuals, g):
 max_pool3x3.defvjp(_max_pool_forward, _max_pool_backward)
 
 
-def _interleave(even, odd, axis):
+def _interleave(even: jax.Array, odd: jax.Array, axis: int) -> jax.Array:
     """Returns elements of `even` and `odd` in turn along an axis."""
     shape = (*even.shape[:axis], 2 * even.shape[axis], *even.shape[axis + 1 :])
     return jnp.stack([even, odd], axis + 1).reshape(shape)
@@ -300,20 +309,20 @@ def resize_bilinear(x: jax.Array, size: Sequence[int]) -> jax.Array:
 
 
 def resize_valid(
-    x: jax.Array, size: Sequence[int], valid_size: jax.Array, new_extent: jax.Array
+    x: jax.Array, size: Sequence[int], valid_size: jax.Array, new_size: jax.Array
 ) -> jax.Array:
-    """Returns `resize_bilinear` of the top left `valid_size` of each picture to its `new_extent`.
+    """Returns `resize_bilinear` of the top left `valid_size` of each picture to its `new_size`.
 
     Args:
       x: (B, H, W, C), padded.
       size: (height, width) of the result, padding included.
       valid_size: int32 (B, 2), true sizes in `x`.
-      new_extent: int32 (B, 2), true sizes in the result; what lies outside means nothing.
+      new_size: int32 (B, 2), true sizes in the result; what lies outside means nothing.
     """
     wide = jnp.promote_types(x.dtype, jnp.float32)
     for axis in (2, 1):
         output = jnp.arange(size[axis - 1], dtype=jnp.int32)[None]
-        length, new = valid_size[:, axis - 1, None], new_extent[:, axis - 1, None]
+        length, new = valid_size[:, axis - 1, None], new_size[:, axis - 1, None]
         # Whole numbers: source + 1/2 = (2 i + 1) length / (2 new), rounded once, in the weight.
         source = jnp.maximum((2 * output + 1) * length - new, 0)
         low = jnp.minimum(source // (2 * new), length - 1)
@@ -325,7 +334,7 @@ def resize_valid(
     return x
 
 
-def _upsample(x, factor, axis):
+def _upsample(x: jax.Array, factor: int, axis: int) -> jax.Array:
     """Integer factor: each of the `factor` phases mixes an element with one neighbour."""
     length = x.shape[axis]
     index = lax.broadcasted_iota(jnp.int32, x.shape, axis)
@@ -341,7 +350,7 @@ def _upsample(x, factor, axis):
     return jnp.stack(phases, axis + 1).reshape(shape)
 
 
-def _sampling(size, length):
+def _sampling(size: int, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns low index, high index and weight of the high one, for each output element."""
     source = np.maximum((np.arange(size) + 0.5) * (length / size) - 0.5, 0)
     low = np.minimum(source.astype(np.int32), length - 1)
@@ -349,19 +358,19 @@ def _sampling(size, length):
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _interpolate(x, size, axis):
+def _interpolate(x: jax.Array, size: int, axis: int) -> jax.Array:
     """Any factor: gathers the two neighbours along one axis and mixes them."""
     low, high, weight = _sampling(size, x.shape[axis])
     shape = [size if k == axis else 1 for k in range(x.ndim)]
-    weight = jnp.asarray(weight.reshape(shape), x.dtype)
-    return jnp.take(x, low, axis) * (1 - weight) + jnp.take(x, high, axis) * weight
+    share = jnp.asarray(weight.reshape(shape), x.dtype)
+    return jnp.take(x, low, axis) * (1 - share) + jnp.take(x, high, axis) * share
 
 
-def _interpolate_forward(x, size, axis):
+def _interpolate_forward(x: jax.Array, size: int, axis: int) -> tuple[jax.Array, int]:
     return _interpolate(x, size, axis), x.shape[axis]
 
 
-def _interpolate_backward(size, axis, length, g):
+def _interpolate_backward(size: int, axis: int, length: int, g: jax.Array) -> tuple[jax.Array]:
     # The gradient of a gather is a scatter, which is slow everywhere; a product is not.
     low, high, weight = _sampling(size, length)
     matrix = np.zeros((length, size))

@@ -1,4 +1,4 @@
-"""Dilated ResNet with a deep 3x3 stem (ResNet v1c; ssseg spec section 2.1), or the 7x7 one.
+"""Dilated ResNet with a deep 3x3 stem (ResNet v1c; spec section 2.1), or the 7x7 one.
 
 A layer that would shrink the map below the output stride dilates instead; its first block uses
 half of the layer's dilation ("contracted dilation").

@@ -4,7 +4,6 @@ What is named is checked before anything compiles or is written, by its list of 
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 
@@ -13,6 +12,7 @@ from deeplab_jax.config import Config
 from deeplab_jax.errors import CheckpointError, ConfigError, shorten
 from deeplab_jax.models import build_model, init_variables
 from deeplab_jax.training.state import State
+from deeplab_jax.utils.trees import PyTree
 
 _CLASSIFIERS = ("aux_classifier", "classifier")  # what config.init.head=skip leaves as drawn
 
@@ -125,7 +125,7 @@ def load_backbone(state: State, path: str) -> State:
     return state | {name: state[name] | {"backbone": loaded[name]} for name in loaded}
 
 
-def _wanted(config: Config, info: checkpoint.Info) -> dict[str, Any]:
+def _wanted(config: Config, info: checkpoint.Info) -> dict[str, PyTree]:
     """Returns shapes and types that the checkpoint must have, classifiers included.
 
     With head=skip those are of its own number of classes: they are read, and left out after.
@@ -137,7 +137,7 @@ def _wanted(config: Config, info: checkpoint.Info) -> dict[str, Any]:
     return jax.eval_shape(lambda: init_variables(model, 0))
 
 
-def _place(tree: Any, sharding: jax.sharding.Sharding) -> Any:
+def _place(tree: PyTree, sharding: jax.sharding.Sharding) -> PyTree:
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
     )

@@ -1,48 +1,37 @@
-"""The training run: from a configuration to a work directory with checkpoints and a log.
+"""The training run: from a configuration to a work directory with checkpoints and a log."""
 
-<workdir>/config.json    the resolved configuration, for people
-<workdir>/log.jsonl      see `progress.JsonLog`
-<workdir>/checkpoints/   the latest and the best step
-"""
-
-import hashlib
 import signal
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from deeplab_jax import checkpoint
 from deeplab_jax.config import Config
-from deeplab_jax.data import Dataset, open_dataset
+from deeplab_jax.data import TrainBatch
 from deeplab_jax.distributed import hosts
 from deeplab_jax.distributed import mesh as mesh_lib
 from deeplab_jax.distributed.replicas import Replicas
 from deeplab_jax.errors import DataError, Interrupted, NumericError, ReaderError, ResourceError
 from deeplab_jax.evaluation.evaluator import Evaluator
 from deeplab_jax.inference.protocol import read_protocol
-from deeplab_jax.models import build_model
-from deeplab_jax.training import workdir as workdir_lib
-from deeplab_jax.training.bad_samples import leave_out
-from deeplab_jax.training.init_weights import check_init, load_init
 from deeplab_jax.training.log import Display, JsonLog, Speed
-from deeplab_jax.training.optimizer import build_optimizer
-from deeplab_jax.training.plan import Plan, make_plan, read_batches
+from deeplab_jax.training.plan import read_batches
+from deeplab_jax.training.setup import RunSetup, claim, gather, restore_or_init
 from deeplab_jax.training.signals import interrupted, stop_signals
-from deeplab_jax.training.state import State, eval_variables, init_state
-from deeplab_jax.training.step import make_train_step
+from deeplab_jax.training.state import State, eval_variables, tree_hash
+from deeplab_jax.training.step import Metrics, make_train_step
 
 _FAILED = 255  # a host's vote to save and end, as it cannot go on; others are signals' numbers
 
 
-def train(config: Config, workdir: str | Path) -> dict[str, Any]:
+def train(config: Config | ConfigDict, workdir: str | Path) -> dict[str, int | str]:
     """Trains until the plan is done, continuing what `workdir` already holds.
 
     Which samples, augmentation and dropout a step sees is a function of (seed, step); so an
@@ -62,197 +51,160 @@ def train(config: Config, workdir: str | Path) -> dict[str, Any]:
       DataError: a data set or sample cannot be used; the state was saved.
       NumericError: the loss or a gradient is not finite, or devices no longer hold the same state;
         nothing was saved since.
-      Interrupted: Ctrl-C, SIGTERM, or the reader of the output has gone; the state was saved.
+      Interrupted: Ctrl-C, SIGTERM, or a closed pipe, as in `... | head`; the state was saved.
       ReaderError: a thread or process that reads samples died or hangs; the state was saved.
       ResourceError: a checkpoint could not be written, or another host is gone.
     """
-    with ExitStack() as held:
-        held.enter_context(hosts.watched(workdir))
-        run, state = _begin(config, workdir, held)
-        if run.is_done:
+    with hosts.watched(workdir), claim(gather(config, workdir)) as setup:
+        for note in setup.notes:
+            print(f"warning: {note}", flush=True)
+        state = restore_or_init(setup)
+        if setup.is_done:
             print(
-                f"already finished: {run.workdir} holds step {run.start} of {run.plan.total}",
+                f"already finished: {setup.workdir} holds step {setup.start} of {setup.plan.total}",
                 flush=True,
             )
             # A kill may have cut the end of the log off.
-            return log_end(JsonLog(run.log_path, run.start), state)
+            return log_end(JsonLog(_log_path(setup), setup.start), state)
+        print(describe(setup), flush=True)
         with stop_signals() as stop:
-            return run.go(state, stop)
+            return Run(setup, state, stop).go()
 
 
-def _begin(config: Config, workdir: str | Path, held: ExitStack) -> tuple["Run", State]:
-    """Returns the run and its state where it starts; what is wrong with either is raised here.
-
-    Args:
-      config: as of `train`.
-      workdir: as of `train`.
-      held: takes the lock.
-    """
-    workdir = workdir_lib.agree(config, workdir)
-    dataset, validation, is_begun = _open_data(config, workdir)
-    max_bad_samples = config.data.max_bad_samples
-    if max_bad_samples:  # what it finds is written there
-        with hosts.sync_errors():
-            held.enter_context(workdir_lib.lock(workdir))
-        dataset = leave_out(dataset, max_bad_samples, workdir, is_begun)
-    with hosts.sync_errors():
-        plan = make_plan(config, len(dataset))
-        mesh = mesh_lib.mesh_of(config)
-        notes = warnings(config)
-        if is_begun:
-            workdir_lib.check_continuation(workdir, config, dataset)
-        else:
-            notes += check_init(config, dataset.class_names)
-        if not max_bad_samples:  # a start that is refused leaves no folder behind
-            held.enter_context(workdir_lib.lock(workdir))
-        workdir_lib.write_config(
-            workdir, config
-        )  # an unusable place shows before anything compiles
-    for warning in notes:
-        print(f"warning: {warning}", flush=True)
-    with hosts.sync_errors():
-        state = restore_or_init(config, workdir, plan, mesh)
-        run = Run(config, workdir, plan, mesh, dataset, validation, int(state["step"]))
-    if not run.is_done:
-        print(
-            f"{config.name}: {len(dataset)} training and {len(validation)} validation images, "
-            f"{config.model.num_classes} classes, {plan.total} steps of {config.train.batch_size}, "
-            f"{mesh.size} x {jax.default_backend()}, work directory {workdir}",
-            flush=True,
-        )
-    return run, state
-
-
-def _open_data(config: Config, workdir: Path) -> tuple[Dataset, Dataset, bool]:
-    """Returns both splits, and whether the run has begun: the same on all hosts."""
-    data, num_classes = config.data, config.model.num_classes
-    with hosts.sync_errors():
-        dataset = open_dataset(data, num_classes, data.train_split)
-        validation = open_dataset(data, num_classes, data.val_split)
-        latest = checkpoint.latest_step(workdir)
-    hosts.require_equal(
-        {
-            "training data": dataset.fingerprint(),
-            "validation data": validation.fingerprint(),
-            "last saved step": latest,
-        }
+def describe(setup: RunSetup) -> str:
+    """Returns a run in one line: data, length, devices, place."""
+    config, plan = setup.config, setup.plan
+    return (
+        f"{config.name}: {len(setup.dataset)} training and {len(setup.validation)} validation"
+        f" images, {config.model.num_classes} classes, {plan.total} steps of"
+        f" {config.train.batch_size}, {setup.mesh.size} x {jax.default_backend()}, work directory"
+        f" {setup.workdir}"
     )
-    return dataset, validation, latest is not None
+
+
+def _log_path(setup: RunSetup) -> Path | None:
+    return setup.workdir / "log.jsonl" if hosts.is_primary() else None
 
 
 class Run:
-    """One process's part of a run, between its start and its exit."""
+    """One process's part of a run, between its start and its exit.
 
-    def __init__(
-        self,
-        config: Config,
-        workdir: Path,
-        plan: Plan,
-        mesh: Mesh,
-        dataset: Dataset,
-        validation: Dataset,
-        start: int,
-    ):
-        self.config, self.workdir, self.plan, self.mesh = config, workdir, plan, mesh
-        self.dataset, self.start = dataset, start
-        self.is_evaluation_owed = is_evaluation_owed(workdir, plan, start)  # the run stopped in it
-        self.is_done = start >= plan.total and not self.is_evaluation_owed
-        self.log_path = workdir / "log.jsonl" if hosts.is_primary() else None
-        model = build_model(config.model)
-        self.train_step = make_train_step(config, plan.total, mesh)
-        protocol = read_protocol(config.eval)
-        self.evaluate = Evaluator(model, validation, config.eval.resize_base, protocol)
-        is_begun = checkpoint.latest_step(workdir) is not None
-        self.info = checkpoint.Info(
-            kind="run",
-            config=config,
-            class_names=dataset.class_names,
-            palette=dataset.palette,
-            counters=checkpoint.read_info(workdir).counters if is_begun else {},
-            data=dataset.fingerprint(),
-        )
-        self.replicas = Replicas(mesh)
+    Attributes:
+      state: after the last step that was done; None while a step is under way, that takes it.
+    """
+
+    def __init__(self, setup: RunSetup, state: State, stop: list[int]):
+        """Compiles and opens nothing yet.
+
+        Args:
+          setup: what the run is.
+          state: where it starts.
+          stop: receives the numbers of signals that ask to stop.
+        """
+        self.setup, self.config, self.plan = setup, setup.config, setup.plan
+        self.state: State | None = state
+        self.stop = stop
+        self.train_step = make_train_step(self.config, self.plan.total, setup.mesh)
+        protocol = read_protocol(self.config.eval)
+        resize_base = self.config.eval.resize_base
+        self.evaluate = Evaluator(setup.model, setup.validation, resize_base, protocol)
+        self.info = setup.info
+        self.replicas = Replicas(setup.mesh)
         self.poll = hosts.Poll()
         self.failure: Exception | None = None  # of this host's reading
         self.agreed = 0  # what all hosts stop for: a signal's number, or _FAILED
-        self.speed = Speed(config.train.batch_size)
-        self.pending: deque = deque()  # (step, row ids, metrics) whose values are not yet read
+        self.speed = Speed(self.config.train.batch_size)
+        # (step, row ids, metrics) whose values are not yet read
+        self.pending: deque[tuple[int, np.ndarray, Metrics]] = deque()
 
-    def go(self, state: State, stop: list[int]) -> dict[str, Any]:
-        """Trains to the end or to the first reason to stop; both leave by `_finish`."""
+    def go(self) -> dict[str, int | str]:
+        """Trains to the end, or to the first error, which is raised once the state is safe."""
         with hosts.sync_errors():
-            self.log = JsonLog(self.log_path, self.start)
-        # A reader that leaves, as in `... | head`, stops the run as a signal does.
-        on_gone = partial(stop.append, int(signal.SIGPIPE))
-        self.display = Display(self.plan.total, self.start, on_gone)
-        with self.display.live(), checkpoint.Saver(self.workdir) as self.saver:
+            self.log = JsonLog(_log_path(self.setup), self.setup.start)
+        # A closed pipe, as in `... | head`, stops the run as a signal does.
+        on_gone = partial(self.stop.append, int(signal.SIGPIPE))
+        self.display = Display(self.plan.total, self.setup.start, on_gone)
+        with self.display.live(), checkpoint.Saver(self.setup.workdir) as self.saver:
             try:
                 if self.config.mesh.check_every_steps:  # they may have read different files
-                    self._compare_devices(self.start, state)
-                state, reason = self._steps(state, stop)
-                return self._finish(state, reason)
+                    self._compare_devices(self.setup.start)
+                try:
+                    self._steps()
+                except Exception as error:
+                    self._save_last(error)
+                    raise
+                self._save_last(None)
+                self.display.say(f"done: {self.plan.total} steps")
+                return log_end(self.log, self._whole())
             finally:
                 self.log.close()
 
-    def _steps(self, state: State, stop: list[int]) -> tuple[State, Exception | None]:
-        """Runs steps; returns the state after the last one and why it was the last."""
-        batches = mesh_lib.to_devices(self._batches(), self.mesh, self.config.train.batch_size)
-        if self.is_evaluation_owed:
-            try:
-                self._evaluate(self.start, state, stop)
-            except Exception as error:
-                return state, error
-            if self.agreed:
-                return state, interrupted(self.agreed, self.start, self.plan.total)
-        for step in range(self.start + 1, self.plan.total + 1):
-            try:
-                batch, on_device = self._next(batches, is_first=step == self.start + 1)
-            except Exception as error:  # ours or not: the state is whole
-                return state, error
-            state, metrics = self.train_step(state, *on_device[1:])
+    def _steps(self) -> None:
+        """Runs the steps that are left, each followed by what is due after it."""
+        batches = mesh_lib.to_devices(
+            self._batches(), self.setup.mesh, self.config.train.batch_size
+        )
+        if self.setup.is_evaluation_owed:
+            self._evaluate(self.setup.start)
+            self._stop_if_agreed(self.setup.start)
+        first = self.setup.start + 1
+        for step in range(first, self.plan.total + 1):
+            batch, on_device = self._next(batches, is_first=step == first)
+            state, self.state = self._whole(), None
+            self.state, metrics = self.train_step(state, *on_device[1:])
             self.pending.append((step, batch.index, metrics))
-            try:
-                self._read_metrics(keep=1)  # one step late: the device is never kept waiting
-                self._do_what_is_due(step, state, stop)
-            except Exception as error:
-                return state, error
-            self._agree(stop)
-            if self.agreed == _FAILED:
-                return state, hosts.synced_error(self.failure)
-            if self.agreed:
-                return state, interrupted(self.agreed, step, self.plan.total)
-        return state, None
+            self._read_metrics(keep=1)  # one step late: the device is never kept waiting
+            self._do_what_is_due(step)
+            self._agree()
+            self._stop_if_agreed(step)
 
-    def _next(self, batches: Iterator, is_first: bool) -> tuple[Any, Any]:
+    def _whole(self) -> State:
+        assert self.state is not None  # no step is under way
+        return self.state
+
+    def _stop_if_agreed(self, step: int) -> None:
+        """Raises what all hosts have agreed to stop for."""
+        if self.agreed == _FAILED:
+            common = hosts.synced_error(self.failure)
+            assert common is not None  # one host has voted so
+            raise common
+        if self.agreed:
+            raise interrupted(self.agreed, step, self.plan.total)
+
+    def _next(
+        self, batches: Iterator[tuple[TrainBatch, Any]], is_first: bool
+    ) -> tuple[TrainBatch, Any]:
         """Returns the next batch, as it was read and on the devices."""
         began = time.perf_counter()
         if is_first:  # hosts cannot vote yet
             with hosts.sync_errors():
-                got: Any = next(batches, None)
+                first = next(batches, None)
                 if self.failure is not None:
                     raise self.failure
+            assert first is not None  # steps are left
+            got = first
         else:
             got = next(batches)
         self.speed.waited(time.perf_counter() - began)
         return got
 
-    def _agree(self, stop: list[int]) -> None:
+    def _agree(self) -> None:
         """Lets all hosts know what one of them must stop for; they learn it a step later.
 
         The batches that are read ahead last until then when reading is what failed.
         """
         if not self.agreed:
-            own = stop[0] if stop else 0
+            own = self.stop[0] if self.stop else 0
             self.agreed = self.poll.ask(own if self.failure is None else _FAILED)
 
-    def _batches(self) -> Iterator:
+    def _batches(self) -> Iterator[TrainBatch]:
         """Yields batches of this host's rows; of several hosts, a failure only ends them."""
         config = self.config
-        rows = mesh_lib.local_rows(self.mesh, config.train.batch_size)
-        steps = range(self.start, self.plan.total)
+        rows = mesh_lib.local_rows(self.setup.mesh, config.train.batch_size)
+        steps = range(self.setup.start, self.plan.total)
         workers = config.data.num_workers
         try:
-            yield from read_batches(config, self.dataset, self.plan, steps, rows, workers)
+            yield from read_batches(config, self.setup.dataset, self.plan, steps, rows, workers)
         except Exception as error:
             if not hosts.are_multiple():
                 raise
@@ -273,33 +225,33 @@ class Run:
                 self.display.step(step, values, is_last)
 
     def _not_finite(self, step: int, index: np.ndarray, values: dict[str, float]) -> NumericError:
-        told = hosts.all_gather([self.dataset.ids[i] for i in index])
+        told = hosts.all_gather([self.setup.dataset.ids[i] for i in index])
         ids = ", ".join(list(dict.fromkeys(name for own in told for name in own))[:8])
         self.saver.wait()  # a save may be under way
         return NumericError(
-            str(self.workdir),
+            str(self.setup.workdir),
             f"step {step} is not finite: loss {values['loss']}, gradient norm "
             f"{values['grad_norm']}, else the new weights; lr {values['lr']:.3g}, images {ids}",
             f"lower config.train.lr or look at these images; {self._kept()}",
         )
 
-    def _do_what_is_due(self, step: int, state: State, stop: list[int]) -> None:
+    def _do_what_is_due(self, step: int) -> None:
         """Compares devices, evaluates and saves after some steps."""
         every = self.config.mesh.check_every_steps
         if not self.plan.is_save_due(step):
             if every and step % every == 0:
-                self._compare_devices(step, state)
+                self._compare_devices(step)
             return
         self._read_metrics()  # a state that is not finite is never saved
-        metrics = self._evaluate(step, state, stop) if self.plan.is_eval_due(step) else None
-        self._save(step, state, metrics)
+        metrics = self._evaluate(step) if self.plan.is_eval_due(step) else None
+        self._save(step, metrics)
         self.speed.pause()
 
-    def _evaluate(self, step: int, state: State, stop: list[int]) -> dict[str, float] | None:
+    def _evaluate(self, step: int) -> dict[str, float] | None:
         """Evaluates and logs; None when asked to stop, in which case the continuation does it."""
-        result = self.evaluate(eval_variables(state), should_stop=lambda: bool(stop))
+        result = self.evaluate(eval_variables(self._whole()), should_stop=lambda: bool(self.stop))
         if result is None:
-            self.agreed = max(hosts.all_gather(stop[0] if stop else 0))
+            self.agreed = max(hosts.all_gather(self.stop[0] if self.stop else 0))
             return None
         summary = result.summary()
         scores = {key: summary[key] for key in ("mean_iou", "pixel_accuracy", "iou")}
@@ -307,32 +259,28 @@ class Run:
         self.display.say(f"step {step}: validation mean IoU {100 * result.mean_iou:.2f} %")
         return {"mean_iou": result.mean_iou}
 
-    def _compare_devices(self, step: int, state: State) -> None:
+    def _compare_devices(self, step: int) -> None:
         """Refuses to go on, or to save, when devices no longer hold the same state."""
-        self.replicas.check(state, step, self._kept())
+        self.replicas.check(self._whole(), step, self._kept())
 
     def _kept(self) -> str:
-        last = checkpoint.latest_step(self.workdir)
+        last = checkpoint.latest_step(self.setup.workdir)
         return f"the last saved step, {last}, is kept" if last else "nothing was saved before"
 
-    def _save(self, step: int, state: State, metrics: dict[str, float] | None = None) -> None:
+    def _save(self, step: int, metrics: dict[str, float] | None = None) -> None:
         if self.config.mesh.check_every_steps:
-            self._compare_devices(step, state)
-        items = {name: item for name, item in state.items() if name != "step"}
+            self._compare_devices(step)
+        items = {name: item for name, item in self._whole().items() if name != "step"}
         self.saver.save(step, items, self.info, metrics)
 
-    def _finish(self, state: State, reason: Exception | None) -> dict[str, Any]:
-        """The one exit: saves what is worth saving, waits for the disk, then says why."""
-        if _can_save(reason):
+    def _save_last(self, reason: Exception | None) -> None:
+        """Saves what is worth saving when a run ends for `reason`, and waits for the disk."""
+        if self.state is not None and _can_save(reason):
             self._read_metrics()
-            step = int(state["step"])
-            if step > self.start:
-                self._save(step, state)
+            step = int(self.state["step"])
+            if step > self.setup.start:
+                self._save(step)
         self.saver.wait()
-        if reason is not None:
-            raise reason
-        self.display.say(f"done: {self.plan.total} steps")
-        return log_end(self.log, state)
 
 
 def _can_save(reason: Exception | None) -> bool:
@@ -343,72 +291,9 @@ def _can_save(reason: Exception | None) -> bool:
     return not hosts.are_multiple() and not isinstance(reason, lost)
 
 
-def is_evaluation_owed(workdir: Path, plan: Plan, start: int) -> bool:
-    """Tells whether the run stopped in, or failed in, the evaluation of its latest step."""
-    is_due = start > 0 and plan.is_eval_due(start)
-    return is_due and checkpoint.read_info(workdir).metrics is None
-
-
-def restore_or_init(config: Config, workdir: Path, plan: Plan, mesh: Mesh) -> State:
-    """Returns the state of the latest saved step, or that before the first.
-
-    Raises:
-      CheckpointError: a checkpoint does not fit.
-    """
-    model = build_model(config.model)
-    optimizer, _ = build_optimizer(config.train, plan.total)
-    whole = mesh_lib.replicated(mesh)
-
-    def init() -> State:
-        return init_state(model, optimizer, config.seed)
-
-    step = checkpoint.latest_step(workdir)
-    if step is not None:
-        abstract = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
-            jax.eval_shape(init),
-        )
-        del abstract["step"]
-        state = checkpoint.restore(workdir, step, abstract)
-        if step < plan.total:
-            print(f"continuing at step {step} of {plan.total}", flush=True)
-        # Not `device_put`, which compares the value over all hosts: one may have failed before.
-        first = jax.make_array_from_callback((), whole, lambda _: np.int32(step))
-        return {"step": first, **state}
-    # Hundreds of small draws: optimising them takes a processor longer than running them.
-    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    state = jax.jit(init, out_shardings=whole, compiler_options=options)()
-    return load_init(state, config)
-
-
-def warnings(config: Config) -> list[str]:
-    """Returns what is legal but probably not meant."""
-    stride = config.model.output_stride
-    height, width = (-(-side // stride) for side in config.data.crop_size)
-    rate = max(config.model.atrous_rates)
-    if min(height, width) > rate:
-        return []
-    crop = "x".join(map(str, config.data.crop_size))
-    return [
-        f"crop {crop} gives a {height}x{width} feature map, not larger than the atrous rate {rate}:"
-        " some taps of that rate never train, and images larger than the crop would use them at"
-        f" random. Use crops above {rate * stride} pixels a side, or config.eval.resize_base no"
-        " larger than the crop."
-    ]
-
-
-def log_end(log: JsonLog, state: State) -> dict[str, Any]:
+def log_end(log: JsonLog, state: State) -> dict[str, int | str]:
     """Logs and prints the end of a run, and returns what `train` does."""
     step, digest = int(state["step"]), tree_hash(state["params"])
     log.write("end", step, {"params_sha256": digest})
     print(f"parameters {digest[:16]}", flush=True)
     return {"step": step, "params_sha256": digest}
-
-
-def tree_hash(tree: Any) -> str:
-    """Returns the SHA-256 of all leaves' names and bytes."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
-    return digest.hexdigest()

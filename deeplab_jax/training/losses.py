@@ -1,4 +1,4 @@
-"""Softmax cross entropy with ignored pixels, for both heads (ssseg spec section 4)."""
+"""Softmax cross entropy with ignored pixels, for both heads (spec section 4)."""
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +57,9 @@ def segmentation_loss(
     return {"loss_main": main, "loss_aux": aux, "loss": main + aux}
 
 
-def _weighted_cross_entropy(logits, labels, weights, ignore_index):
+def _weighted_cross_entropy(
+    logits: jax.Array, labels: jax.Array, weights: jax.Array, ignore_index: int
+) -> jax.Array:
     logits = ops.resize_bilinear(logits, labels.shape[1:])
     is_valid = labels != ignore_index
     # A comparison instead of a gather: its gradient needs no scatter.

@@ -1,4 +1,4 @@
-"""SGD with momentum, coupled weight decay and the poly schedule (ssseg spec section 5)."""
+"""SGD with momentum, coupled weight decay and the poly schedule (spec section 5)."""
 
 import jax.numpy as jnp
 import optax

@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import Any
 
 from deeplab_jax.errors import Interrupted
@@ -15,7 +16,7 @@ def stop_signals() -> Iterator[list[int]]:
     received: list[int] = []
     previous: dict[int, Any] = {}
 
-    def remember(number: int, frame: Any) -> None:
+    def remember(number: int, frame: FrameType | None) -> None:
         received.append(number)
         for other, handler in previous.items():
             signal.signal(other, handler)

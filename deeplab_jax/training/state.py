@@ -8,18 +8,24 @@
 Nothing random is kept: every draw is a function of the seed and the step.
 """
 
-from typing import Any
+import hashlib
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.sharding import Mesh
 
+from deeplab_jax import checkpoint
 from deeplab_jax.checkpoint import EVAL_ITEMS
 from deeplab_jax.config import Config
+from deeplab_jax.distributed.mesh import replicated
 from deeplab_jax.models import DeepLabV3Plus, build_model, init_variables
 from deeplab_jax.training.optimizer import build_optimizer
+from deeplab_jax.utils.trees import PyTree
 
-State = dict[str, Any]
+State = dict[str, PyTree]
 
 
 def init_state(model: DeepLabV3Plus, optimizer: optax.GradientTransformation, seed: int) -> State:
@@ -27,7 +33,7 @@ def init_state(model: DeepLabV3Plus, optimizer: optax.GradientTransformation, se
     return start_state(init_variables(model, seed), optimizer)
 
 
-def start_state(variables: dict[str, Any], optimizer: optax.GradientTransformation) -> State:
+def start_state(variables: dict[str, PyTree], optimizer: optax.GradientTransformation) -> State:
     """Returns the state before the first step, with the given weights."""
     return {
         "step": jnp.zeros((), jnp.int32),
@@ -37,13 +43,40 @@ def start_state(variables: dict[str, Any], optimizer: optax.GradientTransformati
     }
 
 
-def eval_variables(state: State) -> dict[str, Any]:
+def eval_variables(state: State) -> dict[str, PyTree]:
     """Returns the variables that are evaluated and exported: those of `EVAL_ITEMS`."""
     return {variable: state[item] for variable, item in EVAL_ITEMS.items()}
 
 
-def abstract_state(config: Config) -> dict[str, Any]:
+def restore_state(workdir: Path, step: int, config: Config, mesh: Mesh) -> State:
+    """Returns the state that was saved after `step` steps, whole on every device.
+
+    Raises:
+      CheckpointError: it does not fit the configuration, or is damaged.
+    """
+    whole = replicated(mesh)
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
+        abstract_state(config),
+    )
+    del abstract["step"]
+    state = checkpoint.restore(workdir, step, abstract)
+    # Not `device_put`, which compares the value over all hosts: one may have failed before.
+    first = jax.make_array_from_callback((), whole, lambda _: np.int32(step))
+    return {"step": first, **state}
+
+
+def abstract_state(config: Config) -> dict[str, PyTree]:
     """Returns shapes and types of a run's state."""
     model = build_model(config.model)
     optimizer, _ = build_optimizer(config.train, 1)
     return jax.eval_shape(lambda: init_state(model, optimizer, config.seed))
+
+
+def tree_hash(tree: PyTree) -> str:
+    """Returns the SHA-256 of all leaves' names and bytes."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
+    return digest.hexdigest()

@@ -1,7 +1,6 @@
 """One optimiser step: take gradients, update the state."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +14,21 @@ from deeplab_jax.models.preprocess import preprocess
 from deeplab_jax.training.losses import row_weights, segmentation_loss
 from deeplab_jax.training.optimizer import build_optimizer
 from deeplab_jax.training.state import State
+from deeplab_jax.utils.trees import PyTree
 
 Metrics = dict[str, jax.Array]
+# (params, batch_stats, batch, key of dropout) -> (loss, (new batch_stats, losses))
+LossFunction = Callable[[PyTree, PyTree, PyTree, jax.Array], tuple[jax.Array, PyTree]]
 
 
 def gradients(
-    loss_fn: Callable, parts: int, params: Any, batch_stats: Any, batch: Any, key: jax.Array
-) -> tuple[Any, Any, dict[str, jax.Array]]:
+    loss_fn: LossFunction,
+    parts: int,
+    params: PyTree,
+    batch_stats: PyTree,
+    batch: PyTree,
+    key: jax.Array,
+) -> tuple[PyTree, PyTree, dict[str, jax.Array]]:
     """Returns (gradient, batch_stats, losses), summed over the parts of a batch.
 
     Args:
@@ -37,7 +44,9 @@ def gradients(
     """
     value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
 
-    def take(batch_stats: Any, batch: Any, key: jax.Array) -> Any:
+    def take(
+        batch_stats: PyTree, batch: PyTree, key: jax.Array
+    ) -> tuple[PyTree, PyTree, dict[str, jax.Array]]:
         (_, (batch_stats, losses)), grads = value_and_grad(params, batch_stats, batch, key)
         return grads, batch_stats, losses
 
@@ -47,7 +56,7 @@ def gradients(
     def split(array: jax.Array) -> jax.Array:
         return jnp.moveaxis(array.reshape(-1, parts, *array.shape[1:]), 1, 0)
 
-    def add(total: Any, x: Any) -> tuple[Any, None]:
+    def add(total: PyTree, x: PyTree) -> tuple[PyTree, None]:
         grads, batch_stats, losses = take(total[1], *x)
         grads, losses = jax.tree.map(jnp.add, (total[0], total[2]), (grads, losses))
         return (grads, batch_stats, losses), None
@@ -59,14 +68,16 @@ def gradients(
     return total
 
 
-def make_loss(model: DeepLabV3Plus, aux_weight: float, use_dropout: bool) -> Callable:
+def make_loss(model: DeepLabV3Plus, aux_weight: float, use_dropout: bool) -> LossFunction:
     """Returns the loss whose gradient a step takes.
 
     It maps (params, batch_stats, (images, labels, weights of `row_weights`), dropout's key) to
     (loss, (new batch_stats, losses)).
     """
 
-    def loss_fn(params: Any, batch_stats: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Any]:
+    def loss_fn(
+        params: PyTree, batch_stats: PyTree, batch: PyTree, key: jax.Array
+    ) -> tuple[jax.Array, PyTree]:
         images, labels, weights = batch
         output, updated = model.apply(
             {"params": params, "batch_stats": batch_stats},

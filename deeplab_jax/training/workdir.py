@@ -1,61 +1,46 @@
-"""A run's directory: who may write there, whether every host sees it, what it was begun with."""
+"""A run's directory: one process at a time, and what it was begun with.
+
+<workdir>/config.json    the resolved configuration, for people
+<workdir>/log.jsonl      see `log.JsonLog`
+<workdir>/checkpoints/   the latest and the best step
+"""
 
 import fcntl
 import os
 import platform
-import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from deeplab_jax import checkpoint
-from deeplab_jax import config as config_lib
-from deeplab_jax.config import Config
+from deeplab_jax.config import Config, difference, to_json
 from deeplab_jax.data import Dataset
 from deeplab_jax.distributed import hosts
-from deeplab_jax.distributed.shared_dir import check_shared
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.utils.atomic import atomic_write
 
-_FREE_ON_HOSTS = ("data.root", "data.num_workers")  # what may differ between hosts
 
+@contextmanager
+def held(workdir: Path, config: Config) -> Iterator[None]:
+    """Locks `workdir` while the block runs, and writes `config.json` there.
 
-def is_free_on_hosts(argument: str) -> bool:
-    """Tells whether an argument `--config.KEY=VALUE` may differ between hosts."""
-    return argument.partition("=")[0].removeprefix("--config.") in _FREE_ON_HOSTS
+    An unusable place shows here, before anything compiles.
 
-
-def agree(config: Config, workdir: str | os.PathLike) -> Path:
-    """Returns a run's directory, once the hosts agree on software and settings and all see it.
-
-    Raises:
-      ConfigError: hosts differ; a setting cannot be used; the directory is an address, or is not
-        seen by all.
-      ResourceError: a host cannot write there.
-    """
-    values = config_lib.flatten(config)
-    facts = {f"config.{k}": v for k, v in values.items() if k not in _FREE_ON_HOSTS}
-    hosts.require_equal(hosts.software() | facts)
-    with hosts.sync_errors():
-        config_lib.validate(config)
-        path = as_path(workdir)
-    check_shared(path, [checkpoint.folder_of(path)])
-    return path
-
-
-def as_path(text: str | os.PathLike) -> Path:
-    """Returns a directory's path.
+    Args:
+      workdir: created if missing.
+      config: of the run.
 
     Raises:
-      ConfigError: it is an address, such as of a bucket.
+      ConfigError: another process trains there; on all hosts.
+      OSError: it cannot be written.
     """
-    if match := re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(text)):
-        raise ConfigError(
-            str(text),
-            f"is an address ({match[0]}), not a path",
-            "mount the bucket (gcsfuse), or use NFS or Filestore, and give the path there",
-        )
-    return Path(text)
+    with ExitStack() as stack:
+        with hosts.sync_errors():
+            stack.enter_context(lock(workdir))
+            if hosts.is_primary():
+                with atomic_write(workdir / "config.json") as file:
+                    file.write(f"{to_json(config)}\n".encode())
+        yield
 
 
 @contextmanager
@@ -85,33 +70,36 @@ def lock(workdir: Path) -> Iterator[None]:
         yield
 
 
-def write_config(workdir: Path, config: Config) -> None:
-    """Writes `config.json`, for people; what counts is in the checkpoints."""
-    if hosts.is_primary():
-        with atomic_write(workdir / "config.json") as file:
-            file.write(f"{config_lib.to_json(config)}\n".encode())
-
-
-def check_continuation(workdir: Path, config: Config, dataset: Dataset) -> None:
-    """Refuses to continue what another configuration or other data began.
+def read_run(workdir: Path, step: int, config: Config) -> checkpoint.Info:
+    """Returns the description of a saved step that `config` may continue.
 
     Raises:
       ConfigError: `workdir` holds a run with another configuration (says where it differs), or
         something that is not a run.
     """
-    info = checkpoint.read_info(workdir)
+    info = checkpoint.read_info(workdir, step)
     if info.kind != "run" or info.config is None:
         what = f"holds a checkpoint of kind {info.kind}, not a run"
         raise ConfigError(str(workdir), what, "choose another --workdir")
-    changes = config_lib.difference(info.config, config)
+    changes = difference(info.config, config)
     if changes:
         raise ConfigError(
             str(workdir),
             f"holds a run with another configuration ({'; '.join(changes)})",
             "continue it with its own, or choose another --workdir",
         )
+    return info
+
+
+def check_same_data(workdir: Path, info: checkpoint.Info, dataset: Dataset) -> None:
+    """Refuses to continue on other training data.
+
+    Raises:
+      ConfigError: samples were added, removed or renamed since the run began.
+    """
     if not info.data:
         print(f"{workdir}: on which data it was trained is not known, so that is not compared")
     elif info.data != dataset.fingerprint():
-        what = f"trained on {info.data}, and {config.data.root} now has {dataset.fingerprint()}"
+        assert info.config is not None  # a run's
+        what = f"trained on {info.data}, and its training split is now {dataset.fingerprint()}"
         raise ConfigError(str(workdir), what, "restore the data, or choose another --workdir")

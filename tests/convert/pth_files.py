@@ -1,4 +1,7 @@
-"""Checkpoints made by hand, with the text opcodes of protocol 0, and how they are compared."""
+"""Checkpoints made by hand, with the text opcodes of protocol 0, and how they are compared.
+
+Test modules import it by name: the folder's conftest.py puts it on the path.
+"""
 
 import struct
 import subprocess
@@ -11,6 +14,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from convert import keymap
 from convert.pth import read_pth
 from deeplab_jax.errors import CheckpointError
 
@@ -29,6 +33,7 @@ STORAGES = {
 }
 MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 MACHINE = b"(dVlittle_endian\nI01\ns."
+TOTAL = 12  # steps of a run's schedule
 ROOT = Path(__file__).parents[2]
 
 
@@ -106,6 +111,23 @@ def refusal(path, reader=read_pth):
     return line.removeprefix(f"{path}: ")
 
 
+def assert_refused(result, code, *texts, max_rows=0):
+    """A command left no file, and only one line after at most so many rows of a table.
+
+    `result` is (exit code, standard output, standard error, what it would have written).
+    """
+    got, text, err, path = result
+    assert (got, text) == (code, ""), err
+    *table, line = err.splitlines()
+    assert line.startswith("error: ")
+    assert line.isprintable()
+    assert len(table) <= max_rows
+    assert all(row.startswith("  ") for row in table)
+    assert all(wanted in err for wanted in texts), err
+    assert not path.exists()
+    assert not list(path.parent.glob(".*"))
+
+
 def assert_equal(left, right):
     """Equal values, types, shapes and bits, in equal order."""
     assert type(left) is type(right)
@@ -137,6 +159,33 @@ def example(seed=0):
     plain = {"epoch": 3, "lr": 1e-300, "on": True, "off": False, "no": None, "big": -(2**400)}
     nested = {"list": [1, [2.5, "t\nwo"], ()], "tuple": (-1, -128, 255, 2**31, b"\0\xff"), "": {}}
     return {"model": tensors, **plain, **nested, 3: "\u00e9\u4e2d\U0001f600"}
+
+
+def parameters(tensors):
+    """Returns the keys of a state dict that an optimiser knows, in order."""
+    buffers = ("running_mean", "running_var", keymap.COUNTER)
+    return [key for key in tensors if not key.endswith(buffers)]
+
+
+def sgd_state(tensors, iteration):
+    """What torch.optim.SGD's state_dict() gives after `iteration` of `TOTAL` steps."""
+    rng, keys = np.random.default_rng(5), parameters(tensors)
+    buffers = [rng.standard_normal(tensors[key].shape).astype(np.float32) for key in keys]
+    group = {
+        "lr": (0.01 - 1e-4) * (1 - iteration / TOTAL) ** 0.9 + 1e-4,
+        "momentum": 0.9,
+        "dampening": 0,
+        "weight_decay": 5e-4,
+        "nesterov": False,
+        "maximize": False,
+        "foreach": None,
+        "differentiable": False,
+        "fused": None,
+        "initial_lr": 0.01,
+        "params": list(range(len(keys))),
+    }
+    state = {i: {"momentum_buffer": buffer} for i, buffer in enumerate(buffers)}
+    return {"state": state, "param_groups": [group]}
 
 
 def run_python(code):

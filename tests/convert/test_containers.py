@@ -1,22 +1,14 @@
-import importlib.util
 import struct
 import tracemalloc
 import zipfile
-from pathlib import Path
 
 import numpy as np
+import pth_files as made
 import pytest
 
 from convert import containers
 from convert.pth import read_pth, write_pth
 from deeplab_jax.errors import CheckpointError
-
-_SPEC = importlib.util.spec_from_file_location(
-    "pth_files", Path(__file__).with_name("pth_files.py")
-)
-made = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(made)
-
 
 TORCH_KEYS = (".format_version", ".storage_alignment", "version", ".data/serialization_id")
 

@@ -14,16 +14,6 @@ from convert.pth import write_pth
 _STEM = "backbone_net.stem.6.weight"
 _COUNTER = "backbone_net.stem.1.num_batches_tracked"
 _CLASSIFIER = "decoder.3.weight"
-_RECIPE = """
-from deeplab_jax import config
-
-def get_config():
-    c = config.get_config("folder", depth=18, output_stride=16)
-    m = c.model
-    m.width, m.head_channels, m.low_level_channels, m.aux_channels = 4, 10, 3, 7
-    m.num_classes = 5
-    return c
-"""
 
 
 def _empty(*shape):
@@ -111,7 +101,7 @@ _OPTIMIZERS = {
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("name", [*_STATES, *_OPTIMIZERS])
-def test_hostile_states_are_refused_in_one_line(call, make_tensors, tmp_path, name):
+def test_hostile_states_are_refused_in_one_line(call, make_tensors, make_recipe, tmp_path, name):
     tensors = make_tensors("sssegmentation")
     keys = [key for kind, _, key in keymap.leaves(18) if kind == "params"]
     state = {i: {"momentum_buffer": np.zeros_like(tensors[key])} for i, key in enumerate(keys)}
@@ -119,12 +109,13 @@ def test_hostile_states_are_refused_in_one_line(call, make_tensors, tmp_path, na
     optimizer = {"state": state, "param_groups": [group]}
     obj = {"model": tensors, "optimizer": optimizer, "cur_iter": 7}
     (_STATES | _OPTIMIZERS)[name](obj)
-    folder, recipe = tmp_path / "folder", tmp_path / "small.py"
-    recipe.write_text(_RECIPE)
+    folder = tmp_path / "folder"
     write_pth(tmp_path / "x.pth", obj)
     folder.mkdir()
     argv = ["--checkpoint", tmp_path / "x.pth", "--output", folder / "out"]
-    argv += ["--output-stride=16"] if name in _STATES else ["--optimizer", "--config", recipe]
+    argv += (
+        ["--output-stride=16"] if name in _STATES else ["--optimizer", "--config", make_recipe()]
+    )
     start = time.process_time()
     code, text, err = call("convert", "from-pytorch", *argv)
     assert time.process_time() - start < 10

@@ -1,135 +1,28 @@
 """A run of PyTorch's goes on here, and ours goes on there."""
 
 import dataclasses
-import importlib.util
 import json
-from pathlib import Path
 
 import jax
 import numpy as np
+import pth_files as made
 import pytest
 
 from convert import keymap, replay
 from convert.dialects import infer
 from convert.momentum import Progress, read_progress
 from convert.pth import read_pth, write_pth, write_safetensors
-from convert.source import Source
+from convert.source import PyTorchFile
 from deeplab_jax import checkpoint, cli
-from deeplab_jax.config import get_config
+from deeplab_jax.config import freeze, get_config
 from deeplab_jax.config.recipe import load_recipe
 from deeplab_jax.distributed import mesh as mesh_lib
 from deeplab_jax.errors import CheckpointError
 from deeplab_jax.models import build_model
-from deeplab_jax.training import loop
-from deeplab_jax.training.state import eval_variables
+from deeplab_jax.training.state import eval_variables, restore_state
 from deeplab_jax.training.step import make_update
 
-_SPEC = importlib.util.spec_from_file_location(
-    "pth_files", Path(__file__).with_name("pth_files.py")
-)
-pth_files = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(pth_files)
-
 pytestmark = pytest.mark.usefixtures("compile_quickly")
-
-TOTAL = 12  # also in test_replay.py, like the recipe: what compiles is the same
-RECIPE = f"""
-from deeplab_jax import config
-
-
-def get_config():
-    c = config.get_config("folder", depth=18, output_stride=16)
-    c.model.num_classes = 5
-    c.model.atrous_rates = (1, 2, 3)
-    c.model.width, c.model.head_channels = 4, 10
-    c.model.low_level_channels, c.model.aux_channels = 3, 7
-    c.data.crop_size = (64, 64)
-    c.data.resize_base = (97, 65)
-    c.train.batch_size = 4
-    c.train.steps = {TOTAL}
-    c.eval.every_epochs = 2
-    c.log.every_steps = 1
-    return c
-"""
-
-
-@pytest.fixture(scope="module")
-def recipe_file(tmp_path_factory):
-    path = tmp_path_factory.mktemp("recipe") / "small.py"
-    path.write_text(RECIPE)
-    return path
-
-
-@pytest.fixture
-def make_file(make_tensors, tmp_path):
-    """Returns make_file(dialect="sssegmentation", iteration=7, **top) -> (path, its object).
-
-    Momenta are random; `top` replaces or adds to the top level.
-    """
-
-    def make(dialect="sssegmentation", iteration=7, **top):
-        tensors = make_tensors(dialect)
-        optimizer = _optimizer(tensors, iteration)
-        if dialect == "sssegmentation":
-            obj = {"cur_epoch": 0, "cur_iter": iteration, "optimizer": optimizer, "model": tensors}
-        else:
-            meta = {"epoch": 0, "iter": iteration, "CLASSES": list("abcde")}
-            obj = {"meta": meta, "state_dict": tensors, "optimizer": optimizer}
-        path = tmp_path / "x.pth"
-        write_pth(path, obj | top)
-        return path, obj | top
-
-    return make
-
-
-def _parameters(tensors):
-    buffers = ("running_mean", "running_var", keymap.COUNTER)
-    return [key for key in tensors if not key.endswith(buffers)]
-
-
-def _optimizer(tensors, iteration):
-    """What torch.optim.SGD's state_dict() gives."""
-    rng, keys = np.random.default_rng(5), _parameters(tensors)
-    buffers = [rng.standard_normal(tensors[key].shape).astype(np.float32) for key in keys]
-    group = {
-        "lr": (0.01 - 1e-4) * (1 - iteration / TOTAL) ** 0.9 + 1e-4,
-        "momentum": 0.9,
-        "dampening": 0,
-        "weight_decay": 5e-4,
-        "nesterov": False,
-        "maximize": False,
-        "foreach": None,
-        "differentiable": False,
-        "fused": None,
-        "initial_lr": 0.01,
-        "params": list(range(len(keys))),
-    }
-    state = {i: {"momentum_buffer": buffer} for i, buffer in enumerate(buffers)}
-    return {"state": state, "param_groups": [group]}
-
-
-@pytest.fixture
-def import_run(call, recipe_file, tmp_path):
-    """Returns import_run(path, *flags) -> (exit code, output, error, the run's directory)."""
-
-    def import_run(path, *flags):
-        out = tmp_path / "run"
-        argv = ["--checkpoint", path, "--output", out, "--optimizer", "--config", recipe_file]
-        return *call("convert", "from-pytorch", *argv, *flags), out
-
-    return import_run
-
-
-@pytest.fixture
-def export_run(call, tmp_path):
-    """Returns export_run(directory, *flags) -> (exit code, output, error, the file)."""
-
-    def export_run(directory, *flags, name="y.pth"):
-        out = tmp_path / name
-        argv = ["--checkpoint", directory, "--output", out, "--optimizer"]
-        return *call("convert", "to-pytorch", *argv, *flags), out
-
-    return export_run
 
 
 # --- There and back
@@ -138,9 +31,9 @@ def export_run(call, tmp_path):
 @pytest.mark.parametrize("dialect", ["sssegmentation", "mmsegmentation"])
 @pytest.mark.parametrize("iteration", [7, 0])
 def test_there_and_back_gives_equal_bytes_in_order(
-    make_file, import_run, export_run, dialect, iteration
+    make_run, import_run, export, dialect, iteration
 ):
-    path, obj = make_file(dialect, iteration)
+    path, obj = make_run(dialect, iteration)
     if iteration == 0:  # as before the first step
         obj["optimizer"]["state"] = {}
         write_pth(path, obj)
@@ -148,7 +41,7 @@ def test_there_and_back_gives_equal_bytes_in_order(
     assert (code, err) == (0, "")
     assert f"momentum converted; step {iteration}: continues with `deeplab train " in text
     assert "optimizer" not in text.split("not read:")[-1]
-    code, text, err, path = export_run(directory, "--dialect", dialect)
+    code, text, err, path = export(directory, "--optimizer", "--dialect", dialect)
     assert (code, err) == (0, "")
     assert f"momentum converted; iteration {iteration}, lr 0.0" in text
     got = read_pth(path)
@@ -158,14 +51,14 @@ def test_there_and_back_gives_equal_bytes_in_order(
     if dialect == "mmsegmentation":
         assert got["meta"]["iter"] == obj["meta"]["iter"]
         obj["meta"] = got["meta"]
-    pth_files.assert_equal(got, obj)
+    made.assert_equal(got, obj)
 
 
-def test_momenta_are_converted_like_their_parameters(make_file, import_run):
-    path, obj = make_file("mmsegmentation")
+def test_momenta_are_converted_like_their_parameters(make_run, import_run):
+    path, obj = make_run("mmsegmentation")
     *_, directory = import_run(path)
     buffers = [entry["momentum_buffer"] for entry in obj["optimizer"]["state"].values()]
-    keys = _parameters(obj["state_dict"])
+    keys = made.parameters(obj["state_dict"])
     moved = obj["state_dict"] | dict(zip(keys, buffers, strict=True))
     expected, _ = keymap.to_variables(moved, 18, "mmsegmentation")
     got = checkpoint.read_arrays(directory, 7, ["opt_state"])["opt_state"]
@@ -185,8 +78,8 @@ def _flat(tree):
     }
 
 
-def test_2020s_layout_needs_the_iteration(make_file, import_run):
-    path, obj = make_file()
+def test_2020s_layout_needs_the_iteration(make_run, import_run):
+    path, obj = make_run()
     write_pth(path, {"epoch": 2, "model": obj["model"], "optimizer": obj["optimizer"]})
     code, _, err, directory = import_run(path)
     assert (code, err.count("\n")) == (4, 1)
@@ -196,9 +89,9 @@ def test_2020s_layout_needs_the_iteration(make_file, import_run):
     assert (code, checkpoint.latest_step(directory)) == (0, 9)
 
 
-def test_other_types_become_those_of_training(make_tensors, make_file, import_run):
+def test_other_types_become_those_of_training(make_tensors, make_run, import_run):
     tensors = make_tensors("sssegmentation", dtype="float64")
-    path, _ = make_file(model=tensors)
+    path, _ = make_run(model=tensors)
     code, _, _, directory = import_run(path)
     assert code == 0
     got = checkpoint.read_arrays(directory, 7, ["params", "batch_stats", "opt_state"])
@@ -212,13 +105,13 @@ def test_other_types_become_those_of_training(make_tensors, make_file, import_ru
 def source(make_tensors):
     tensors = make_tensors("sssegmentation")
     structure = infer({key: value.shape for key, value in tensors.items()}, "sssegmentation")
-    optimizer = _optimizer(tensors, 7)
+    optimizer = made.sgd_state(tensors, 7)
     no_colors = np.zeros((0, 3), np.uint8)
-    return Source("x.pth", tensors, structure, (), (), no_colors, optimizer, 7)
+    return PyTorchFile("x.pth", tensors, structure, (), (), no_colors, optimizer, 7)
 
 
 def _read(source, iteration=None):
-    return read_progress(source, get_config("folder", depth=18), iteration)
+    return read_progress(source, freeze(get_config("folder", depth=18)), iteration)
 
 
 def _with_group(**changes):
@@ -321,18 +214,11 @@ def test_run_that_has_not_begun_has_no_momentum(source):
     assert _read(source, 0) == Progress(0, None)
 
 
-def _assert_refused(result, code, *texts):
-    got, _, err, path = result
-    assert (got, err.count("\n")) == (code, 1)
-    assert all(text in err for text in texts), err
-    assert not path.exists()
-
-
-def test_refusals_are_one_line_and_leave_nothing(make_file, import_run):
-    path, obj = make_file()
+def test_refusals_are_one_line_and_leave_nothing(make_run, import_run):
+    path, obj = make_run()
     obj["optimizer"]["param_groups"][0]["momentum"] = 0.5
     write_pth(path, obj)
-    _assert_refused(import_run(path), 4, f"error: {path}: its SGD has momentum 0.5, and")
+    made.assert_refused(import_run(path), 4, f"error: {path}: its SGD has momentum 0.5, and")
     result = import_run(path, "--config.train.momentum=0.5")
     assert result[0] == 0
 
@@ -340,11 +226,11 @@ def test_refusals_are_one_line_and_leave_nothing(make_file, import_run):
 def test_safetensors_have_no_optimiser(make_tensors, import_run, tmp_path):
     write_safetensors(tmp_path / "x.safetensors", make_tensors("sssegmentation"))
     result = import_run(tmp_path / "x.safetensors")
-    _assert_refused(result, 4, "holds no state of a PyTorch optimiser")
+    made.assert_refused(result, 4, "holds no state of a PyTorch optimiser")
 
 
-def test_flags_need_each_other(call, make_file, tmp_path):
-    path, _ = make_file()
+def test_flags_need_each_other(call, make_run, tmp_path):
+    path, _ = make_run()
     argv = ["convert", "from-pytorch", "--checkpoint", path, "--output", tmp_path / "c"]
     code, _, err = call(*argv, "--output-stride=16", "--optimizer")
     assert (code, err.startswith("error: --optimizer: needs --config")) == (2, True)
@@ -354,40 +240,41 @@ def test_flags_need_each_other(call, make_file, tmp_path):
     assert (code, err.startswith("error: --iteration: is given without --optimizer")) == (2, True)
 
 
-def test_weights_have_no_optimiser_to_export(call, make_file, export_run, tmp_path):
-    path, _ = make_file()
-    argv = ["--checkpoint", path, "--output", tmp_path / "c", "--output-stride=16"]
-    assert call("convert", "from-pytorch", *argv)[0] == 0
-    _assert_refused(export_run(tmp_path / "c"), 4, "is of kind weights, which has no optimiser's")
-    result = export_run(tmp_path / "c", name="y.safetensors")
-    _assert_refused(result, 2, "a safetensors file, which holds tensors alone")
+def test_weights_have_no_optimiser_to_export(convert, make_run, export):
+    path, _ = make_run()
+    code, *_, weights = convert(path, "--output-stride=16")
+    assert code == 0
+    result = export(weights, "--optimizer")
+    made.assert_refused(result, 4, "is of kind weights, which has no optimiser's")
+    result = export(weights, "--optimizer", name="y.safetensors")
+    made.assert_refused(result, 2, "a safetensors file, which holds tensors alone")
 
 
-def test_run_without_momentum_is_refused(make_tensors, export_run, recipe_file, tmp_path):
+def test_run_without_momentum_is_refused(make_tensors, export, run_recipe, tmp_path):
     variables, _ = keymap.to_variables(make_tensors("sssegmentation"), 18)
-    info = checkpoint.Info(kind="run", config=load_recipe(str(recipe_file)), step=3)
+    info = checkpoint.Info(kind="run", config=load_recipe(str(run_recipe)), step=3)
     items = variables | {"opt_state": {"a": np.zeros(3)}}
     checkpoint.save_once(tmp_path / "run", items, info)
-    _assert_refused(export_run(tmp_path / "run"), 4, "holds no momentum of SGD")
+    made.assert_refused(export(tmp_path / "run", "--optimizer"), 4, "holds no momentum of SGD")
 
 
 # --- Going on
 
 
-def test_train_continues_an_imported_run(call, make_file, import_run, export_run, make_tree,
-                                         recipe_file, monkeypatch):  # fmt: skip
+def test_train_continues_an_imported_run(call, make_run, import_run, export, make_tree,
+                                         run_recipe, monkeypatch):  # fmt: skip
     devices = jax.devices()[:1]  # for one the step compiles sooner
     monkeypatch.setattr(jax, "devices", lambda: devices)
-    path, obj = make_file(iteration=8)
+    path, obj = make_run(iteration=8)
     root = make_tree("folder", num_train=8, num_val=1, num_classes=5)
     *_, directory = import_run(path)
-    argv = ["--config", recipe_file, "--workdir", directory, f"--config.data.root={root}"]
+    argv = ["--config", run_recipe, "--workdir", directory, f"--config.data.root={root}"]
     code, text, err = call("train", *argv, "--config.train.steps=11")
     assert (code, "train.steps: 12 -> 11" in err) == (2, True)  # the recipe must be the run's
     code, text, err = call("train", *argv)
     assert code == 0, err
     assert "on which data it was trained is not known" in text
-    assert f"continuing at step 8 of {TOTAL}" in text
+    assert f"continuing at step 8 of {made.TOTAL}" in text
     log = [json.loads(line) for line in (directory / "log.jsonl").read_text().splitlines()]
     # Two steps an epoch: step 8 is due to be evaluated, and was not yet.
     assert [(e["event"], e["step"]) for e in log] == [
@@ -395,7 +282,7 @@ def test_train_continues_an_imported_run(call, make_file, import_run, export_run
     ]  # fmt: skip
     info = checkpoint.read_info(directory)
     assert info.data.startswith("8 images")
-    _, text, _, out = export_run(directory)
+    _, text, _, out = export(directory, "--optimizer")
     assert "lr 0.0001\n" in text  # where the schedule ends
     got = read_pth(out)
     assert (got["cur_epoch"], got["cur_iter"]) == (6, 12)
@@ -420,10 +307,10 @@ def x64():
 class _Story:
     """Three steps in PyTorch, saved; then five more there, and here in both ways."""
 
-    def __init__(self, reference, folder, recipe_file):
-        self.reference, self.folder, self.recipe_file = reference, folder, recipe_file
+    def __init__(self, reference, folder, run_recipe):
+        self.reference, self.folder, self.recipe_file = reference, folder, run_recipe
         self.flags = ["--config.model.dtype=float64", "--config.train.loss_groups=2"]
-        self.config = load_recipe(str(recipe_file), self.flags)
+        self.config = load_recipe(str(run_recipe), self.flags)
         rng = np.random.default_rng(3)
         self.images = rng.standard_normal((2, 4, 33, 49, 3)).astype(np.float32)
         self.labels = rng.integers(0, 5, (2, 4, 33, 49))
@@ -443,7 +330,7 @@ class _Story:
 
     def train_there(self, steps, start):
         return self.reference.train(
-            self.net, self.sgd, self.images, self.labels, steps, TOTAL, start, processes=2
+            self.net, self.sgd, self.images, self.labels, steps, made.TOTAL, start, processes=2
         )
 
     def assert_equal(self, tensors, momentum):
@@ -464,13 +351,13 @@ class _Story:
 
 
 @pytest.fixture(scope="module")
-def story(torch_reference, x64, recipe_file, tmp_path_factory):
-    return _Story(torch_reference, tmp_path_factory.mktemp("story"), recipe_file)
+def story(torch_reference, x64, run_recipe, tmp_path_factory):
+    return _Story(torch_reference, tmp_path_factory.mktemp("story"), run_recipe)
 
 
 def test_replay_continues_as_pytorch_does(story, capsys):
     out = story.folder / "replayed.pth"
-    flags = ["--optimizer", *story.flags, f"--total-steps={TOTAL}", "--steps=5"]
+    flags = ["--optimizer", *story.flags, f"--total-steps={made.TOTAL}", "--steps=5"]
     paths = ["--checkpoint", story.path, "--batches", story.folder / "b.npz", "--output", out]
     replay.main([*flags, *map(str, paths), "--config", str(story.recipe_file)])
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -486,9 +373,9 @@ def test_import_continues_as_pytorch_does_and_goes_back(story):
           "--config", story.recipe_file, *story.flags])  # fmt: skip
     config = story.config
     mesh = mesh_lib.make_mesh(config.train.batch_size)
-    state = loop.restore_or_init(config, directory, loop.make_plan(config, 8), mesh)
+    state = restore_state(directory, checkpoint.find_step(directory), config, mesh)
     state = jax.device_put(jax.device_get(state))
-    update = make_update(build_model(config.model), config, TOTAL, use_dropout=False)
+    update = make_update(build_model(config.model), config, made.TOTAL, use_dropout=False)
     step = jax.jit(update, donate_argnums=0)  # as in replay, so it is compiled already
 
     def train_here(state, steps):
@@ -516,9 +403,9 @@ def test_import_continues_as_pytorch_does_and_goes_back(story):
     net.load_state_dict(obj["model"])
     sgd = story.reference.sgd(net)
     sgd.load_state_dict(obj["optimizer"])
-    lr = (0.01 - 1e-4) * (1 - 8 / TOTAL) ** 0.9 + 1e-4
+    lr = (0.01 - 1e-4) * (1 - 8 / made.TOTAL) ** 0.9 + 1e-4
     assert sgd.param_groups[0]["lr"] == pytest.approx(lr, rel=1e-12)
-    theirs = story.reference.train(net, sgd, story.images, story.labels, 2, TOTAL, 8, 2)
+    theirs = story.reference.train(net, sgd, story.images, story.labels, 2, made.TOTAL, 8, 2)
     state, ours = train_here(state, 2)
     assert [r["loss"] for r in ours] == pytest.approx([r["loss"] for r in theirs], rel=1e-6)
     counters = {path: 10 for kind, path, _ in keymap.leaves(18) if kind == "counters"}

@@ -1,22 +1,14 @@
-import importlib.util
 import pickle
 import re
 import struct
 import zipfile
-from pathlib import Path
 
 import numpy as np
+import pth_files as made
 import pytest
 
 from convert.pth import read_pth, read_safetensors, read_weights, write_pth, write_safetensors
 from deeplab_jax.errors import CheckpointError, ResourceError
-
-_SPEC = importlib.util.spec_from_file_location(
-    "pth_files", Path(__file__).with_name("pth_files.py")
-)
-made = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(made)
-
 
 # --- What is read
 

@@ -1,20 +1,12 @@
 """Whatever the bytes: a correct value or one line, never another exception."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
+import pth_files as made
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from convert.pth import read_pth, read_safetensors, read_weights, write_pth, write_safetensors
-
-_SPEC = importlib.util.spec_from_file_location(
-    "pth_files", Path(__file__).with_name("pth_files.py")
-)
-made = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(made)
 
 fuzz = settings(
     max_examples=300,

@@ -1,8 +1,10 @@
+import argparse
 import json
 import zipfile
 from pathlib import Path
 
 import numpy as np
+import pth_files as made
 import pytest
 
 from convert import keymap
@@ -16,25 +18,11 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 # The step that test_momentum.py compiles too: so are recipe, schedule and batches.
 STEP = ["--config.model.dtype=float64", "--config.train.loss_groups=2"]
 FIELDS = ["step", "lr", "loss_main", "loss_aux", "loss", "grad_norm"]
-_RECIPE = """
-from deeplab_jax import config
-
-
-def get_config():
-    c = config.get_config("voc", depth=18, output_stride=16)
-    c.model.num_classes = 5
-    c.model.atrous_rates = (1, 2, 3)
-    c.model.width, c.model.head_channels = 4, 10
-    c.model.low_level_channels, c.model.aux_channels = 3, 7
-    return c
-"""
 
 
 @pytest.fixture
-def recipe_file(tmp_path):
-    path = tmp_path / "small.py"
-    path.write_text(_RECIPE)
-    return path
+def recipe_file(make_recipe):
+    return make_recipe("model.atrous_rates = (1, 2, 3)", dataset="voc")
 
 
 def _draw(size=(33, 49), batches=2, batch=4, classes=5):
@@ -150,14 +138,6 @@ def test_golden_training_is_replayed(replay, measure, recipe, name):
 # --- Errors
 
 
-def _assert_refused(result, code, *texts):
-    got, text, err, path = result
-    assert (got, text, err.count("\n")) == (code, "", 1)
-    assert err.isprintable() or err[:-1].isprintable()
-    assert all(wanted in err for wanted in texts), err
-    assert not path.exists()
-
-
 def _with(**changes):
     return _draw(size=(5, 7)) | changes
 
@@ -189,7 +169,7 @@ _NAN = np.where(np.arange(7).reshape(7, 1) == 3, np.float32(np.nan), _IMAGES)
 )  # fmt: skip
 def test_batches_that_cannot_be_used_are_told(replay, tmp_path, batches, text):
     result = replay(batches=batches)
-    _assert_refused(result, 3, f"error: {tmp_path / 'b.npz'}: ", text)
+    made.assert_refused(result, 3, f"error: {tmp_path / 'b.npz'}: ", text)
 
 
 @pytest.mark.parametrize(
@@ -217,7 +197,7 @@ def test_file_that_is_no_npz_is_told(replay, tmp_path, content, text):
             np.lib.format.write_array_header_1_0(file, header)
     elif content is not None:
         path.write_bytes(content)
-    _assert_refused(replay(batches=path), 3, f"error: {path}: ", text)
+    made.assert_refused(replay(batches=path), 3, f"error: {path}: ", text)
 
 
 @pytest.mark.parametrize(
@@ -232,7 +212,7 @@ def test_file_that_is_no_npz_is_told(replay, tmp_path, content, text):
     ],
 )
 def test_flags_that_cannot_be_used_are_told(replay, flags, text):
-    _assert_refused(replay(**flags), 2, f"error: {text}")
+    made.assert_refused(replay(**flags), 2, f"error: {text}")
 
 
 @pytest.mark.parametrize(
@@ -249,14 +229,14 @@ def test_flags_that_cannot_be_used_are_told(replay, flags, text):
     ],
 )
 def test_arguments_that_cannot_be_used_are_told(replay, flag, text):
-    _assert_refused(replay(flag), 2, text)
+    made.assert_refused(replay(flag), 2, text)
 
 
 def test_flags_that_contradict_are_told(replay, call):
     result = replay("--dtype=float64", "--config.model.dtype=float64")
-    _assert_refused(result, 2, "error: --dtype: is given beside --config.model.dtype")
+    made.assert_refused(result, 2, "error: --dtype: is given beside --config.model.dtype")
     result = replay("--optimizer", "--iteration=-3")
-    _assert_refused(result, 2, "error: --iteration: must be from 0 to 2147483647, got -3")
+    made.assert_refused(result, 2, "error: --iteration: must be from 0 to 2147483647, got -3")
     argv = ["--checkpoint=x", "--batches=x", "--config=x", "--steps=1", "--total-steps=1"]
     code, _, err = call("convert", "replay", *argv, "--dialect=v1c")
     assert (code, err) == (
@@ -265,13 +245,19 @@ def test_flags_that_contradict_are_told(replay, call):
     )
 
 
-def test_it_computes_in_float32_as_one_process_by_default(replay, monkeypatch):
-    configs = []
-    monkeypatch.setattr(replay_command, "_replay", lambda _, config, *args: configs.append(config))
-    for flags in ([], ["--dtype=bfloat16"], STEP):
-        assert replay(*flags)[0] == 0
-    got = [(c.model.dtype, c.train.loss_groups, c.train.batch_size) for c in configs]
-    assert got == [("float32", 1, 4), ("bfloat16", 1, 4), ("float64", 2, 4)]
+@pytest.mark.parametrize(
+    ("dtype", "overrides", "expected"),
+    [
+        (None, [], ("float32", 1, 4)),
+        ("bfloat16", [], ("bfloat16", 1, 4)),
+        (None, STEP, ("float64", 2, 4)),
+    ],
+)
+def test_it_computes_in_float32_as_one_process_by_default(recipe_file, dtype, overrides, expected):
+    args = argparse.Namespace(config=str(recipe_file), dtype=dtype)
+    config = replay_command.read_config(args, overrides, 4)
+    got = (config.model.dtype, config.train.loss_groups, config.train.batch_size)
+    assert got == expected
 
 
 def test_output_without_a_folder_is_refused_before_anything_is_read(call, tmp_path):
@@ -290,44 +276,48 @@ def test_existing_output_is_refused_before_anything_is_read(replay, tmp_path):
 
 
 def test_weights_that_do_not_fit_are_told(replay, make_tensors, tmp_path):
-    _assert_refused(replay(checkpoint=tmp_path / "nowhere.pth"), 4, "nowhere.pth: does not exist")
+    made.assert_refused(
+        replay(checkpoint=tmp_path / "nowhere.pth"), 4, "nowhere.pth: does not exist"
+    )
     code, text, err, _ = replay(checkpoint=make_tensors("sssegmentation", classes=6))
     assert (code, text) == (4, "")
     assert "  differs     decoder.3.weight" in err
     assert "small.py" in err.splitlines()[-1]
-    _assert_refused(replay(checkpoint=make_tensors("v1c")), 4, "is an ImageNet classifier (v1c")
+    made.assert_refused(replay(checkpoint=make_tensors("v1c")), 4, "is an ImageNet classifier (v1c")
 
 
 def test_dialect_that_cannot_hold_the_network_is_told_before_it_trains(replay):
-    _assert_refused(replay("--dialect=v1c"), 4, "is a DeepLabV3+ with the deep stem, which v1c")
+    made.assert_refused(replay("--dialect=v1c"), 4, "is a DeepLabV3+ with the deep stem, which v1c")
 
 
 def test_optimizer_needs_a_files_and_steps_left(replay, make_tensors):
-    _assert_refused(replay("--optimizer"), 4, "holds no state of a PyTorch optimiser")
+    made.assert_refused(replay("--optimizer"), 4, "holds no state of a PyTorch optimiser")
     group = {"momentum": 0.9, "weight_decay": 5e-4, "params": list(range(115))}
     state = {"state": {}, "param_groups": [group]}
     obj = {"model": make_tensors("sssegmentation"), "optimizer": state, "cur_iter": 0}
     result = replay("--optimizer", "--iteration=8", checkpoint=obj)
-    _assert_refused(result, 4, "has no momentum after 8 iterations")
+    made.assert_refused(result, 4, "has no momentum after 8 iterations")
     state["state"] = {
         i: {"momentum_buffer": np.zeros_like(obj["model"][key])}
         for i, key in enumerate(key for kind, _, key in keymap.leaves(18) if kind == "params")
     }
     result = replay("--optimizer", "--iteration=10", checkpoint=obj)
-    _assert_refused(result, 2, "--total-steps: is 12, and these steps end at 13")
+    made.assert_refused(result, 2, "--total-steps: is 12, and these steps end at 13")
 
 
 def test_step_that_is_not_finite_ends_it_without_an_output(replay, make_tensors):
     tensors = make_tensors("sssegmentation", dtype="float64")
     tensors["decoder.3.bias"] = 1.7e308 * np.array([1, -1, 1, -1, 1])
-    _assert_refused(replay(*STEP, checkpoint=tensors), 6, "error: step 0: is not finite: loss inf")
+    made.assert_refused(
+        replay(*STEP, checkpoint=tensors), 6, "error: step 0: is not finite: loss inf"
+    )
 
 
 def test_weights_beyond_float32_are_refused(replay, make_tensors):
     tensors = make_tensors("sssegmentation", dtype="float64")
     tensors["decoder.3.bias"] = np.full(5, 1e300)
     text = "x.pth: 1 tensors hold values beyond float32 (params/classifier/bias)"
-    _assert_refused(replay(checkpoint=tensors), 4, text)
+    made.assert_refused(replay(checkpoint=tensors), 4, text)
 
 
 def test_help_is_fast(call):

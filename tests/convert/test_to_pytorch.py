@@ -2,37 +2,23 @@ import os
 
 import jax
 import numpy as np
+import pth_files as made
 import pytest
 
 from convert import keymap
-from convert.pth import read_pth, read_safetensors, write_pth
+from convert.pth import read_pth, read_safetensors
 from deeplab_jax import checkpoint
-from deeplab_jax.config import get_config
+from deeplab_jax.config import freeze, get_config
 
 
 @pytest.fixture
-def export(call, tmp_path):
-    """Returns export(checkpoint, *flags, name="back.pth") -> (code, output, error, the file)."""
-
-    def export(directory, *flags, name="back.pth"):
-        path = tmp_path / name
-        argv = ["--checkpoint", directory, "--output", path, *flags]
-        return *call("convert", "to-pytorch", *argv), path
-
-    return export
-
-
-@pytest.fixture
-def make_checkpoint(call, make_tensors, tmp_path):
+def make_checkpoint(convert, make_tensors):
     """Returns make_checkpoint(dialect, **options) -> (its path, the state dict it is made of)."""
 
     def make(dialect, depth=18, **options):
         tensors = make_tensors(dialect, depth, **options)
-        path, out = tmp_path / "weights.pth", tmp_path / "checkpoint"
-        write_pth(path, tensors)
-        argv = ["--checkpoint", path, "--output", out]
-        argv += ["--output-stride=16"] if keymap.DIALECTS[dialect].heads else []
-        code, _, err = call("convert", "from-pytorch", *argv)
+        flags = ["--output-stride=16"] if keymap.DIALECTS[dialect].heads else []
+        code, _, err, out = convert(tensors, *flags)
         assert (code, err) == (0, "")
         return out, tensors
 
@@ -64,13 +50,12 @@ def test_there_and_back_gives_equal_bytes_in_order(make_checkpoint, export, dial
 
 
 @pytest.mark.parametrize("dialect", ["sssegmentation", "v1c"])
-def test_file_without_counters_comes_back_without(call, make_tensors, export, tmp_path, dialect):
+def test_file_without_counters_comes_back_without(convert, make_tensors, export, dialect):
     tensors = {k: v for k, v in make_tensors(dialect).items() if not k.endswith(keymap.COUNTER)}
-    write_pth(tmp_path / "x.pth", tensors)
-    argv = ["--checkpoint", tmp_path / "x.pth", "--output", tmp_path / "c"]
-    argv += ["--output-stride=16"] if dialect == "sssegmentation" else []
-    assert call("convert", "from-pytorch", *argv)[0] == 0
-    *_, path = export(tmp_path / "c")
+    flags = ["--output-stride=16"] if dialect == "sssegmentation" else []
+    code, *_, directory = convert(tensors, *flags)
+    assert code == 0
+    *_, path = export(directory)
     _assert_equal(_tensors_of(path, dialect), tensors)
 
 
@@ -121,7 +106,7 @@ def test_mmsegmentations_envelope_names_the_classes(make_checkpoint, export):
 @pytest.fixture
 def run_directory(make_variables, tmp_path):
     """A run's two steps: 4, the best, and 7."""
-    config, path = get_config("folder", depth=18), tmp_path / "run"
+    config, path = freeze(get_config("folder", depth=18)), tmp_path / "run"
     info = checkpoint.Info(kind="run", config=config, class_names=("a",) * 5)
     with checkpoint.Saver(path) as saver:
         for step, score in ((4, 0.5), (7, 0.4)):
@@ -150,13 +135,6 @@ def test_a_run_gives_the_step_asked_for(run_directory, export, make_variables, f
 # --- Errors
 
 
-def _assert_refused(result, code, *texts):
-    got, text, err, path = result
-    assert (got, text, err.count("\n")) == (code, "", 1)
-    assert all(wanted in err for wanted in texts), err
-    assert not path.exists()
-
-
 @pytest.mark.parametrize(
     ("dialect", "other", "text"),
     [
@@ -170,24 +148,26 @@ def test_dialect_that_cannot_hold_the_weights_is_refused(
     make_checkpoint, export, dialect, other, text
 ):
     directory, _ = make_checkpoint(dialect)
-    _assert_refused(export(directory, "--dialect", other), 4, text)
+    made.assert_refused(export(directory, "--dialect", other), 4, text)
 
 
 @pytest.mark.parametrize("flags", [[], ["--dialect=sssegmentation"], ["--dialect=mmsegmentation"]])
 def test_network_with_the_other_stem_has_no_dialect(make_variables, export, tmp_path, flags):
-    info = checkpoint.Info(kind="weights", config=get_config("folder", depth=18))
+    info = checkpoint.Info(kind="weights", config=freeze(get_config("folder", depth=18)))
     checkpoint.save_once(tmp_path / "c", make_variables(stem="7x7"), info)
     result = export(tmp_path / "c", *flags)
-    _assert_refused(result, 4, "is a DeepLabV3+ with the 7x7 stem", "no dialect holds it")
+    made.assert_refused(result, 4, "is a DeepLabV3+ with the 7x7 stem", "no dialect holds it")
 
 
 def test_unknown_dialect_is_told(export, tmp_path):
     result = export(tmp_path / "c", "--dialect=mmseg")
-    _assert_refused(result, 2, "--dialect: 'mmseg' is not known - did you mean mmsegmentation?")
+    made.assert_refused(result, 2, "--dialect: 'mmseg' is not known - did you mean mmsegmentation?")
 
 
 def test_suffix_that_names_no_format_is_told(export, tmp_path):
-    _assert_refused(export(tmp_path / "c", name="x.onnx"), 2, "the suffix '.onnx'", ".safetensors")
+    made.assert_refused(
+        export(tmp_path / "c", name="x.onnx"), 2, "the suffix '.onnx'", ".safetensors"
+    )
 
 
 @pytest.mark.parametrize(
@@ -217,15 +197,15 @@ def test_existing_output_is_refused_before_anything_is_read(export, tmp_path):
 
 
 def test_missing_checkpoint_and_step_are_told(export, run_directory, tmp_path):
-    _assert_refused(export(tmp_path / "nowhere"), 4, "there is no such directory")
-    _assert_refused(
+    made.assert_refused(export(tmp_path / "nowhere"), 4, "there is no such directory")
+    made.assert_refused(
         export(run_directory, "--step=5"), 4, "there is no step 5", "4, 7, latest, best"
     )
 
 
 def test_override_is_no_argument_here(export, run_directory):
     result = export(run_directory, "--config.model.depth=50")
-    _assert_refused(result, 2, "--config.model.depth=50: there is no such argument")
+    made.assert_refused(result, 2, "--config.model.depth=50: there is no such argument")
 
 
 def test_damaged_checkpoint_is_told(export, run_directory):
@@ -233,4 +213,4 @@ def test_damaged_checkpoint_is_told(export, run_directory):
         for file in (run_directory / "checkpoints" / "7" / name).rglob("*"):
             if file.is_file():
                 file.write_bytes(b"")
-    _assert_refused(export(run_directory), 4, "cannot be restored")
+    made.assert_refused(export(run_directory), 4, "cannot be restored")

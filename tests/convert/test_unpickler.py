@@ -1,22 +1,15 @@
-import importlib.util
 import os
 import pickle
 import struct
 import subprocess
 import time
 import tracemalloc
-from pathlib import Path
 
+import pth_files as made
 import pytest
 
 from convert import rebuild
 from convert.pth import read_pth, read_weights
-
-_SPEC = importlib.util.spec_from_file_location(
-    "pth_files", Path(__file__).with_name("pth_files.py")
-)
-made = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(made)
 
 
 class Attack:

@@ -19,9 +19,9 @@ from deeplab_jax.data.classes import colormap
 from deeplab_jax.distributed import cluster
 from deeplab_jax.distributed import mesh as mesh_lib
 from deeplab_jax.distributed.replicas import Replicas, checksum
+from deeplab_jax.distributed.shared_dir import as_path
 from deeplab_jax.errors import ConfigError, NumericError
 from deeplab_jax.models import build_model, init_variables
-from deeplab_jax.training import workdir as workdir_lib
 
 TRAIN = [sys.executable, "-m", "deeplab_jax.train"]
 SECONDS = 300  # by which any run here has ended
@@ -511,8 +511,8 @@ def test_cluster_is_found_in_the_environment(environ, expected):
 def test_address_is_no_work_directory():
     for text in ("gs://bucket/run", "gs:/bucket/run", "s3://bucket"):
         with pytest.raises(ConfigError, match="is an address"):
-            workdir_lib.as_path(text)
-    assert workdir_lib.as_path("runs/a:b") == Path("runs/a:b")
+            as_path(text)
+    assert as_path("runs/a:b") == Path("runs/a:b")
 
 
 def test_hosts_with_other_numbers_of_devices_are_refused(monkeypatch):

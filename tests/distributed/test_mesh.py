@@ -7,9 +7,9 @@ from deeplab_jax.data import SampleOrder, open_dataset, train_batches
 from deeplab_jax.distributed import mesh as mesh_lib
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.models import build_model
-from deeplab_jax.training import loop
 from deeplab_jax.training.optimizer import build_optimizer
 from deeplab_jax.training.state import init_state
+from deeplab_jax.training.step import make_train_step
 
 COUNTS = (1, 2, 4)  # devices
 BATCH, PER_EPOCH = 4, 3
@@ -94,7 +94,7 @@ def test_losses_do_not_depend_on_the_number_of_devices(make_config, quick_compil
         assert {leaf.dtype for leaf in jax.tree.leaves(start["params"])} == {np.dtype("float64")}
         for count in COUNTS:
             mesh = mesh_of(count)
-            train_step = loop.make_train_step(c, 5, mesh)
+            train_step = make_train_step(c, 5, mesh)
             state = jax.device_put(start, mesh_lib.replicated(mesh))
             losses[count] = []
             for _, on_device in batches(c, mesh, 5):

@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from deeplab_jax.config import get_config
-from deeplab_jax.dry_run import compiled, hardware
+from deeplab_jax.config import freeze, get_config
+from deeplab_jax.dry_run import compiled
 from deeplab_jax.models import ops
 
 
@@ -22,7 +22,7 @@ def compile_sum(layouts, body, **options):
 
 
 def test_memory_is_that_of_one_device(layouts):
-    got = compiled.read_program(compile_sum(layouts, lambda x: x.sum(0)), seconds=1.5)
+    got = compiled.read_compiled(compile_sum(layouts, lambda x: x.sum(0)), seconds=1.5)
     assert (got.seconds, got.arguments, got.outputs, got.aliased) == (1.5, 2 * 4096, 4096, 0)
     assert got.needed == got.arguments + got.outputs + got.temporaries
     assert got.collectives == {"all-reduce": (1, 4096)}
@@ -34,7 +34,7 @@ def test_what_is_donated_is_counted_once(layouts):
     _, rows = layouts
     x = jax.ShapeDtypeStruct((8, 1024), jnp.float32)
     step = jax.jit(lambda x: x + 1, in_shardings=rows, out_shardings=rows, donate_argnums=0)
-    got = compiled.read_program(step.lower(x).compile(), seconds=0)
+    got = compiled.read_compiled(step.lower(x).compile(), seconds=0)
     assert got.aliased == got.outputs == got.arguments == 2 * 4096
     assert got.needed == got.arguments + got.temporaries
 
@@ -49,7 +49,7 @@ def test_collectives_in_a_loop_count_every_turn(layouts):
 
         return jax.lax.scan(add, jnp.zeros(1024), jnp.arange(7))[0]
 
-    collectives = compiled.read_program(compile_sum(layouts, body), seconds=0).collectives
+    collectives = compiled.read_compiled(compile_sum(layouts, body), seconds=0).collectives
     assert collectives == {"all-reduce": (7, 7 * 4096)}
 
 
@@ -128,12 +128,12 @@ def small():
     config = get_config("folder", 18, 16)
     config.data.crop_size = (64, 64)
     config.model.width, config.model.head_channels, config.train.batch_size = 8, 16, 4
-    return config
+    return freeze(config)
 
 
 def test_the_step_that_is_compiled_is_the_runs(small, compile_quickly):
     devices = jax.devices()
-    got = compiled.step_program(small, devices)
+    got = compiled.compile_step(compiled.lower_step(small, devices))
     state, *batch = compiled.abstract_arguments(small)
     split = sum(leaf.size * leaf.dtype.itemsize for leaf in batch) // len(devices)
     whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
@@ -143,20 +143,11 @@ def test_the_step_that_is_compiled_is_the_runs(small, compile_quickly):
     assert set(got.collectives) == {"all-reduce"}
 
 
-def devices_of(text):
-    """Devices that are not there, and the options to compile for them."""
-    target = hardware.parse_hardware(text)
-    if not hardware.has_compiler(target):
-        pytest.skip(f"needs: {hardware.install_command(target)}")
-    hardware.set_compiler_environment(target)
-    return hardware.compile_devices(target), hardware.compiler_options(target)
-
-
 @pytest.mark.parametrize(
     ("convolve", "count"), [(ops.conv, 1), (ops.conv3x3_by_products, 0)], ids=["plain", "products"]
 )
-def test_cudnn_gets_dilated_kernels_gradients_only_as_products(convolve, count):
-    devices, options = devices_of("h200")
+def test_cudnn_gets_dilated_kernels_gradients_only_as_products(convolve, count, absent_devices):
+    devices, options = absent_devices("h200")
 
     def loss(kernel, x):
         stride = (1,) if convolve is ops.conv else ()
@@ -167,46 +158,43 @@ def test_cudnn_gets_dilated_kernels_gradients_only_as_products(convolve, count):
     x = jax.ShapeDtypeStruct((2, 32, 32, 128), jnp.bfloat16)
     layout = jax.sharding.SingleDeviceSharding(devices[0])
     lowered = jax.jit(jax.grad(loss, (0, 1)), in_shardings=layout).lower(kernel, x)
-    got = compiled.read_program(lowered.compile(compiler_options=options), seconds=0)
+    got = compiled.read_compiled(lowered.compile(compiler_options=options), seconds=0)
     assert len(got.unrecognised) == count, got.unrecognised
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_cudnn_gets_every_kernels_gradient_of_the_network(dtype):
-    devices, options = devices_of("h200")
+def test_cudnn_gets_every_kernels_gradient_of_the_network(dtype, compile_run):
     config = get_config("voc", 50, 8)
     config.model.dtype = dtype
-    assert compiled.step_program(config, devices, options).unrecognised == ()
+    assert compile_run(freeze(config), "h200").unrecognised == ()
 
 
 @pytest.mark.slow
-def test_gpus_sum_as_often_as_a_tpu_slice():
-    devices, options = devices_of("h200:8")
+def test_gpus_sum_as_often_as_a_tpu_slice(compile_run):
     config = get_config("ade20k", 50, 16)
     config.model.dtype = "bfloat16"
-    got = compiled.step_program(config, devices, options)
+    got = compile_run(freeze(config), "h200:8")
     assert set(got.collectives) == {"all-reduce"}
     assert got.collectives["all-reduce"][0] <= 125
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("text", "dataset", "space", "kinds"),
+    ("name", "dataset", "spatial", "kinds"),
     [
         ("v5e:2x4", "ade20k", 1, {"all-reduce"}),
         ("v5e:4x4", "cityscapes", 2, {"all-reduce", "collective-permute"}),
         ("v5e:4x8", "cityscapes", 4, {"all-reduce", "collective-permute"}),
     ],
 )
-def test_what_a_tpu_slice_communicates(text, dataset, space, kinds):
-    devices, options = devices_of(text)
+def test_what_a_tpu_slice_communicates(name, dataset, spatial, kinds, compile_run):
     config = get_config(dataset, 50, 16)
-    config.model.dtype, config.mesh.spatial = "bfloat16", space
-    got = compiled.step_program(config, devices, options)
+    config.model.dtype, config.mesh.spatial = "bfloat16", spatial
+    got = compile_run(freeze(config), name)
     assert set(got.collectives) == kinds
     assert got.collectives["all-reduce"][0] <= 125
-    if space == 4:  # what a prototype of this network needed
+    if spatial == 4:  # what a prototype of this network needed
         assert got.collectives["collective-permute"][0] <= 133
         assert got.temporaries <= 638 * 2**20
         assert got.cycles <= 26e6

@@ -27,7 +27,7 @@ GIB = 2**30
         ("h200:32", "gpu", 32, 151_397_597_184),
     ],
 )
-def test_targets_are_named_as_people_name_them(text, kind, num_devices, memory):
+def test_hardware_is_named_as_people_name_them(text, kind, num_devices, memory):
     assert parse_hardware(text) == Hardware(text, kind, num_devices, memory)
 
 
@@ -50,11 +50,11 @@ def test_targets_are_named_as_people_name_them(text, kind, num_devices, memory):
         ("h100:-1", "1 to 8 GPUs, or a multiple of 8"),
     ],
 )
-def test_what_is_no_target_is_one_line_that_says_what_is(text, accepted):
+def test_unknown_hardware_is_one_line_that_says_what_is_known(text, accepted):
     with pytest.raises(ConfigError) as error:
         parse_hardware(text)
     message = str(error.value)
-    assert message.startswith(f"--hardware: {text!r} is no target: it must be {accepted}")
+    assert message.startswith(f"--hardware: {text!r} is no known hardware: it must be {accepted}")
     assert "use one such as" in message
     assert "\n" not in message
 
@@ -67,10 +67,10 @@ def test_a_missing_compiler_is_named_with_what_installs_it(monkeypatch):
         "h200": "pip install --no-deps jax-cuda13-plugin==1.2.3 jax-cuda13-pjrt==1.2.3",
     }
     for text, command in commands.items():
-        target = parse_hardware(text)
-        assert not hardware.has_compiler(target)
+        chosen = parse_hardware(text)
+        assert not hardware.has_compiler(chosen)
         with pytest.raises(ResourceError, match="compiler is missing") as error:
-            hardware.compile_devices(target)
+            hardware.compile_devices(chosen)
         assert str(error.value).endswith(f"install it: {command}")
     assert hardware.has_compiler(parse_hardware("cpu:8"))
 
@@ -85,10 +85,10 @@ def test_processors_are_the_virtual_devices_that_jax_started_with():
 
 def test_as_many_processors_as_asked_for_where_jax_has_not_started():
     code = """
-from deeplab_jax import targets
-target = hardware.parse_hardware("cpu:3")
-hardware.set_compiler_environment(target)
-print(len(hardware.compile_devices(target)))
+from deeplab_jax.dry_run import hardware
+processors = hardware.parse_hardware("cpu:3")
+hardware.set_compiler_environment(processors)
+print(len(hardware.compile_devices(processors)))
 """
     env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     command = [sys.executable, "-c", code]
@@ -97,16 +97,12 @@ print(len(hardware.compile_devices(target)))
 
 
 @pytest.mark.parametrize(("text", "kind"), [("v4:2x2x1", "TPU v4"), ("h200:2", "NVIDIA H200")])
-def test_devices_that_are_not_there_can_be_compiled_for(text, kind):
-    target = parse_hardware(text)
-    if not hardware.has_compiler(target):
-        pytest.skip(f"needs: {hardware.install_command(target)}")
-    hardware.set_compiler_environment(target)
-    devices = hardware.compile_devices(target)
-    assert len(devices) == target.num_devices
+def test_devices_that_are_not_there_can_be_compiled_for(text, kind, absent_devices):
+    devices, options = absent_devices(text)
+    assert len(devices) == parse_hardware(text).num_devices
     assert {device.device_kind for device in devices} == {kind}
     sharding = jax.sharding.SingleDeviceSharding(devices[0])
     x = jax.ShapeDtypeStruct((8, 128), jnp.float32)
     lowered = jax.jit(jnp.sin, in_shardings=sharding).lower(x)
-    compiled = lowered.compile(compiler_options=hardware.compiler_options(target))
+    compiled = lowered.compile(compiler_options=options)
     assert compiled.memory_analysis().argument_size_in_bytes == 8 * 128 * 4

@@ -1,4 +1,4 @@
-"""The reference's DeepLabV3+ and its training in PyTorch, written from ssseg spec sections 2 to 5.
+"""The reference's DeepLabV3+ and its training in PyTorch, written from spec sections 2 to 5.
 
 Keys and order of registration are those of its checkpoints; widths are free, so that tests are
 fast. Dropout is off. Only the fixture `torch_reference` imports this file.

@@ -1,4 +1,4 @@
-"""Where the launchers of scripts/ run: quoting, logs, restarts and stops are real.
+"""Stand-ins for the launchers of scripts/: their quoting, logs, restarts and stops are real.
 
 Local processes stand in for hosts, small programs on the PATH for gcloud, ssh and Slurm's commands.
 """
@@ -15,10 +15,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH, SLURM = ROOT / "scripts" / "launch_tpu_pod.sh", ROOT / "scripts" / "train_slurm.sh"
+LOCAL = ("--hosts", "local:2")
 
-# Stands in for `deeplab train`. Its first argument says what it does at its first, second, ...
-# start, as "ACT" or "PLACE:ACT", commas between; the others run until told to stop. It notes what
-# happens to it in events.jsonl, one write a line.
+# Stands in for `deeplab train`. Its first argument lists what it does at its first, second, ...
+# start: "ACT", or "PLACE:ACT" for one place while the other runs until it is told to stop. Each
+# event is one line of events.jsonl.
 PROGRAM = r"""
 import json, os, signal, sys, time
 
@@ -26,20 +27,9 @@ flags = dict(zip(sys.argv, sys.argv[1:]))
 place = int(os.environ.get("PLACE") or os.environ.get("SLURM_PROCID") or flags["--process-id"])
 
 def note(what):
-    event = {"place": place, "what": what, "pid": os.getpid(), "args": sys.argv[1:]}
-    event |= {"in": os.getcwd(), "pick": os.environ.get("PICK")}
+    event = dict(place=place, what=what, pid=os.getpid(), args=sys.argv[1:], cwd=os.getcwd())
     with open("events.jsonl", "ab", buffering=0) as file:
         file.write(json.dumps(event).encode() + b"\n")
-
-def count():
-    if not os.path.exists("events.jsonl"):
-        return 0
-    events = [json.loads(line) for line in open("events.jsonl")]
-    return sum((event["place"], event["what"]) == (place, "start") for event in events)
-
-acts = sys.argv[1].split(",")
-who, _, act = acts[min(count(), len(acts) - 1)].rpartition(":")
-act = act if not who or int(who) == place else "run"
 
 def stop(number, frame):
     note("term")
@@ -50,9 +40,18 @@ def stop(number, frame):
 
 signal.signal(signal.SIGTERM, stop)
 note("start")
+
+def starts(place):
+    events = [json.loads(line) for line in open("events.jsonl")]
+    return sum((event["place"], event["what"]) == (place, "start") for event in events)
+
+acts, count = sys.argv[1].split(","), starts(place)
+who, _, act = acts[min(count, len(acts)) - 1].rpartition(":")
+act = act if who in ("", str(place)) else "run"
 print(f"place {place}: {act}", flush=True)
+while (act == "kill" or act.isdigit()) and starts(1 - place) < count:
+    time.sleep(0.02)
 if act == "kill":
-    time.sleep(0.3)
     os.kill(os.getpid(), signal.SIGKILL)
 if act == "lose":  # the connection, not this process
     os.kill(int(os.environ["CLIENT"]), signal.SIGKILL)
@@ -72,18 +71,19 @@ root, args = os.environ["CLOUD"], sys.argv[1:]
 with open(f"{root}/calls.jsonl", "a") as file:
     file.write(json.dumps(args) + "\n")
 assert args[:3] == ["compute", "tpus", "tpu-vm"], args
-verb = args[3]
+verb, target = args[3:5]
 flags = dict(arg[2:].split("=", 1) for arg in args[5:] if "=" in arg)
-assert args[4] == "pod" and flags["zone"] == "here", args
+assert target == "pod" and flags["zone"] == "here", args
 states = open(f"{root}/states").read().split()
 if verb == "describe":
-    if flags["format"] == "value(state)" and len(states) > 1:
+    if len(states) > 1:
         open(f"{root}/states", "w").write(" ".join(states[1:]))
     if states[0] == "MISSING":
         sys.exit("ERROR: (gcloud.compute.tpus.tpu-vm.describe) NOT_FOUND: no such node")
     if states[0] == "DENIED":
         sys.exit("ERROR: PERMISSION_DENIED")
-    print(states[0] if flags["format"] == "value(state)" else "10.0.0.2\n10.0.0.3")
+    assert flags["format"] == "value(state,networkEndpoints.len())"
+    print(states[0], 2, sep="\t")
 elif verb in ("create", "delete"):
     assert verb == "create" or "--quiet" in args
     open(f"{root}/states", "w").write({"create": "READY", "delete": "MISSING"}[verb])
@@ -93,77 +93,52 @@ elif verb == "ssh":
     env = os.environ | {"HOME": home, "XDG_CACHE_HOME": home, "PLACE": flags["worker"]}
     client = ["bash", "-c", 'export CLIENT=$$; bash -c "$1" & wait $!', "client", flags["command"]]
     for _ in range(10):
-        code = subprocess.run(client, cwd=home, env=env).returncode
+        code = subprocess.run(client, cwd=home, env=env, start_new_session=True).returncode
         if 0 <= code < 255:
             sys.exit(code)
     sys.exit(255)
 """
 
 SSH = r"""
-import os, subprocess, sys
-
-*options, host, command = sys.argv[1:]
-assert {"-n", "-oBatchMode=yes"} <= set(options)
-if host == "gone":
-    sys.exit(255)
-home = f"{os.environ['CLOUD']}/{host}"
-os.makedirs(home, exist_ok=True)
-env = os.environ | {"HOME": home, "XDG_CACHE_HOME": home}
-sys.exit(subprocess.run(["bash", "-c", command], cwd=home, env=env).returncode)
+host=${*: -2:1}
+[[ " $* " == *" -n -oBatchMode=yes "* && $host != gone ]] || exit 255
+mkdir -p "$CLOUD/$host" && cd "$CLOUD/$host" || exit
+HOME=$PWD XDG_CACHE_HOME=$PWD bash -c "${*: -1}"
 """
 
+# One task ends: the others have a second, which stands for --wait.
 SRUN = r"""
-import os, signal, subprocess, sys, time
-
-args, count = sys.argv[1:], int(os.environ["SLURM_NTASKS"])
-flags = {}
-while args[0].startswith("--"):
-    name, _, value = args.pop(0).partition("=")
-    flags[name] = value
-assert flags["--kill-on-bad-exit"] == "0" and flags["--open-mode"] == "append"
-job, tasks = os.environ["SLURM_JOB_ID"], {}
-for task in range(count):
-    env = {"SLURM_PROCID": task, "SLURM_LOCALID": task, "SLURM_STEP_NODELIST": "localhost",
-           "SLURM_STEP_NUM_NODES": 1, "SLURM_STEP_NUM_TASKS": count}
-    env = os.environ | {name: str(value) for name, value in env.items()}
-    log = open(flags["--output"].replace("%j", job).replace("%t", str(task)), "a")
-    tasks[task] = subprocess.Popen(args, env=env, stdout=log, stderr=log, start_new_session=True)
-with open(f"{os.environ['CLOUD']}/step", "w") as file:
-    file.write(" ".join(str(task.pid) for task in tasks.values()))
-codes, end = [], None
-while tasks:
-    for number, task in list(tasks.items()):
-        if task.poll() is None:
-            continue
-        code = tasks.pop(number).returncode
-        codes.append(code if code >= 0 else 128 - code)
-        end = end or time.time() + 1  # stands for --wait
-        what = f"Exited with exit code {code}" if code > 0 else "Killed"
-        if code:
-            print(f"srun: error: node0: task {number}: {what}", file=sys.stderr, flush=True)
-    if end and time.time() > end:
-        for task in tasks.values():
-            task.kill()
-    time.sleep(0.02)
-sys.exit(max(codes))
+[[ " $* " == *" --open-mode=append --kill-on-bad-exit=0 "* ]] || exit 99
+while [[ $1 == --* ]]; do [[ $1 != --output=* ]] || output=${1#*=}; shift; done
+output=${output//%j/$SLURM_JOB_ID} end=999999 worst=0
+export SLURM_STEP_NODELIST=localhost SLURM_STEP_NUM_NODES=1 SLURM_STEP_NUM_TASKS=$SLURM_NTASKS
+for ((task = 0; task < SLURM_NTASKS; task++)); do
+  SLURM_PROCID=$task SLURM_LOCALID=$task setsid "$@" >>"${output//%t/$task}" 2>&1 &
+  pids[task]=$!
+done
+echo "${pids[*]}" >"$CLOUD/step"
+while ((${#pids[@]})); do
+  for task in "${!pids[@]}"; do
+    kill -0 "${pids[task]}" 2>/dev/null && continue
+    wait "${pids[task]}" 2>/dev/null
+    code=$? end=$((end < SECONDS + 2 ? end : SECONDS + 2))
+    unset "pids[task]"
+    ((code == 137)) && what=Killed || what="Exited with exit code $code"
+    ((code)) && echo "srun: error: node0: task $task: $what" >&2
+    ((code <= worst)) || worst=$code
+  done
+  ((SECONDS < end)) || kill -KILL "${pids[@]}"
+  sleep 0.05
+done
+exit "$worst"
 """
 
 SCANCEL = r"""
-import os, signal, sys
-
-assert sys.argv[1:] == ["--signal=TERM", os.environ["SLURM_JOB_ID"] + ".0"], sys.argv
-for pid in open(f"{os.environ['CLOUD']}/step").read().split():
-    os.kill(int(pid), signal.SIGTERM)
+[[ $* == "--signal=TERM $SLURM_JOB_ID.0" ]] && kill -TERM $(<"$CLOUD/step")
 """
 
-SCONTROL = r"""
-import os, sys
-
-with open(f"{os.environ['CLOUD']}/requeued", "a") as file:
-    file.write(" ".join(sys.argv[1:]) + "\n")
-"""
-
-STUBS = {"gcloud": GCLOUD, "ssh": SSH, "srun": SRUN, "scancel": SCANCEL, "scontrol": SCONTROL}
+SCONTROL = 'echo "$@" >>"$CLOUD/requeued"'
+STUBS = {"ssh": SSH, "srun": SRUN, "scancel": SCANCEL, "scontrol": SCONTROL}
 
 
 class Process(subprocess.Popen):
@@ -176,25 +151,21 @@ class Process(subprocess.Popen):
 class Place:
     """A folder with the programs, where a launcher runs."""
 
+    launch_path, slurm_path = LAUNCH, SLURM
+
     def __init__(self, root):
-        self.root = root
+        self.root, self.started = root, []
         (root / "bin").mkdir()
-        for name, text in STUBS.items():
-            path = root / "bin" / name
-            path.write_text(f"#!{sys.executable}\n{text}")
-            path.chmod(0o755)
+        stubs = {name: f"#!/usr/bin/env bash\n{text}" for name, text in STUBS.items()}
+        for name, text in (stubs | {"gcloud": f"#!{sys.executable}\n{GCLOUD}"}).items():
+            (root / "bin" / name).write_text(text)
+            (root / "bin" / name).chmod(0o755)
         (root / "program.py").write_text(PROGRAM)
         (root / "states").write_text("READY")
-        self.env = os.environ | {
-            "PATH": f"{root / 'bin'}:{os.environ['PATH']}",
-            "CLOUD": str(root),
-            "XDG_CACHE_HOME": str(root / "cache"),
-            "LAUNCH_SETTLE": "0",
-            "LAUNCH_SLICE_POLL": "0",
-        }
-        for name in [name for name in self.env if name.startswith("SLURM_")]:
-            del self.env[name]
-        self.started = []
+        self.env = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
+        self.env |= {"PATH": f"{root / 'bin'}:{os.environ['PATH']}", "CLOUD": str(root)}
+        self.env |= {"XDG_CACHE_HOME": str(root / "cache"), "LAUNCH_SETTLE": "0"}
+        self.env |= {"LAUNCH_BACKOFF": "0", "LAUNCH_POLL": "0"}
 
     def start(self, *command, **env):
         env = self.env | {name: str(value) for name, value in env.items()}
@@ -205,15 +176,24 @@ class Place:
         self.started.append(process)
         return process
 
-    def launch(self, *options, act="done", extra=()):
+    def launch(self, *options, act="done", extra=(), **env):
         program = [sys.executable, self.root / "program.py", act, *extra]
-        return self.start(LAUNCH, "--backoff", 0, *options, "--", *program)
+        return self.start(LAUNCH, *options, "--", *program, **env)
 
     def run(self, *options, **more):
         return self.launch(*options, **more).end()
 
-    def slurm(self, act="done", *, tasks=2, **env):
-        env = {"SLURM_JOB_ID": 7, "SLURM_NTASKS": tasks, "SLURM_CPUS_PER_TASK": 1} | env
+    def running(self, act="run", options=LOCAL, **env):
+        """Returns a launcher whose command runs in both places."""
+        process = self.launch(*options, act=act, **env)
+        self.wait_for("start", [1, 1])
+        return process
+
+    def stop(self, hosts="local:2"):
+        return self.start(LAUNCH, "--hosts", hosts, "--stop")
+
+    def slurm(self, act="done", **env):
+        env = {"SLURM_JOB_ID": 7, "SLURM_NTASKS": 2, "SLURM_CPUS_PER_TASK": 1} | env
         return self.start(SLURM, sys.executable, self.root / "program.py", act, **env)
 
     def events(self, what=None):
@@ -236,31 +216,28 @@ class Place:
             assert time.monotonic() < limit
             time.sleep(0.02)
 
-    def running(self):
-        return [event["pid"] for event in self.events() if is_running(event["pid"])]
+    def alive(self):
+        """Process numbers of the commands that still run."""
+        pids = {event["pid"] for event in self.events()}
+        return [pid for pid in pids if "program.py" in read(f"/proc/{pid}/cmdline")]
 
-    def calls(self, verb):
-        lines = (self.root / "calls.jsonl").read_text().splitlines()
-        return [call[4:] for call in map(json.loads, lines) if call[3] == verb]
+    def calls(self, verb=None):
+        calls = map(json.loads, read(self.root / "calls.jsonl").splitlines())
+        return [call[4:] for call in calls if verb in (None, call[3])]
 
     def log(self, host, name="local-2"):
-        return (self.root / "runs" / "launch" / name / f"host-{host}.log").read_text()
+        return read(self.root / "runs" / "launch" / name / f"host-{host}.log")
 
     def close(self):
         for process in self.started:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
-        for pid in {event["pid"] for event in self.events()}:
-            try:
-                if "program.py" in Path(f"/proc/{pid}/cmdline").read_text():
-                    os.kill(pid, signal.SIGKILL)
-            except (FileNotFoundError, ProcessLookupError):
-                pass
+        for pid in self.alive():
+            os.kill(pid, signal.SIGKILL)
 
 
-def is_running(pid):
-    path = Path(f"/proc/{pid}/stat")
-    return path.exists() and path.read_text().rpartition(")")[2].split()[0] != "Z"
+def read(path):
+    return Path(path).read_text() if Path(path).exists() else ""  # a zombie's cmdline is empty
 
 
 @pytest.fixture

@@ -4,13 +4,9 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
-
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-LAUNCH, SLURM = SCRIPTS / "launch_tpu_pod.sh", SCRIPTS / "train_slurm.sh"
 
 
 def log_of(path):
@@ -24,15 +20,19 @@ def saved_step(path):
 
 @pytest.mark.slow
 def test_training_goes_on_after_kill_9_where_it_was_saved(place, train):
-    launcher = [LAUNCH, "--hosts", "local:2", "--backoff", 0, "--grace", 10]
+    place.env |= {"LAUNCH_GRACE": "10", "LAUNCH_SETTLE": "3"}
+    launcher = [place.launch_path, "--hosts", "local:2"]
     code, output, _ = train(*launcher, "--logs", "whole", "--", workdir="whole").end(400)
     assert code == 0, output
-    process = train(*launcher, "--logs", "killed", "--", workdir="killed")
+    process = train(*launcher, "--logs", "killed", "--", workdir=place.root / "killed")
     place.until(lambda: saved_step(place.root / "killed") >= 6, 200)
-    second = [p for p in (place.root / "cache/deeplab_jax/launch").glob("*-1")]
-    pid = int(max(second, key=lambda p: p.stat().st_mtime).read_text().split()[0])
-    assert "deeplab_jax.train" in Path(f"/proc/{pid}/cmdline").read_text()
-    os.kill(pid, signal.SIGKILL)
+    second = [
+        int(path.parent.name)
+        for path in Path("/proc").glob("[0-9]*/cmdline")
+        if (words := path.read_bytes().split(b"\0"))[-3:] == [b"--process-id", b"1", b""]
+        and str(place.root / "killed").encode() in words
+    ]
+    os.kill(min(second), signal.SIGKILL)
     code, output, _ = process.end(400)
     assert code == 0, output
     assert "1:137" in output
@@ -50,7 +50,7 @@ def test_training_goes_on_after_kill_9_where_it_was_saved(place, train):
 
 @pytest.mark.slow
 def test_training_stops_with_one_save_for_all(place, train):
-    launcher = [LAUNCH, "--hosts", "local:2", "--logs", "logs"]
+    launcher = [place.launch_path, "--hosts", "local:2", "--logs", "logs"]
     process = train(*launcher, "--", workdir="run")
     place.until(lambda: saved_step(place.root / "run") >= 3, 200)
     os.killpg(process.pid, signal.SIGINT)
@@ -67,7 +67,7 @@ def test_training_stops_with_one_save_for_all(place, train):
 @pytest.mark.slow
 def test_slurm_tasks_find_each_other_and_train(place, train):
     env = {"SLURM_JOB_ID": os.getpid(), "SLURM_NTASKS": 2, "SLURM_CPUS_PER_TASK": 1}
-    code, _, errors = train(SLURM, workdir="run", **env).end(400)
+    code, _, errors = train(place.slurm_path, workdir="run", **env).end(400)
     log = (place.root / "runs" / "slurm" / f"{os.getpid()}-0.log").read_text()
     assert code == 0, errors + log
     assert "2 x cpu" in log
@@ -81,14 +81,15 @@ def test_gcloud_knows_every_argument(place):
         pytest.skip("no gcloud here")
     (place.root / "states").write_text("PREEMPTED")
     pod = ["--tpu", "pod", "--zone", "here"]
-    create = ["--recreate", "v5litepod-16", "--version", "v2-alpha-tpuv5-lite", "--spot"]
-    flags = ["--project", "none", "--gcloud-flag", "--internal-ip", "--dir", place.root]
-    assert place.run(*pod, *create, *flags)[0] == 0
+    create = "--accelerator-type=v5litepod-16 --version=v2-alpha-tpuv5-lite --spot"
+    flags = ["--recreate", create, "--gcloud-flags", "--internal-ip"]
+    assert place.run(*pod, *flags, "--dir", place.root)[0] == 0
     calls = {call[3]: call for call in map(json.loads, (place.root / "calls.jsonl").open())}
     assert sorted(calls) == ["create", "delete", "describe", "ssh"]
     # Without an account it ends when it has read its arguments.
     place.env |= {
         "CLOUDSDK_CONFIG": str(place.root / "config"),
+        "CLOUDSDK_CORE_PROJECT": "none",
         "CLOUDSDK_CORE_CHECK_GCE_METADATA": "false",
     }
     for call in calls.values():
@@ -98,9 +99,8 @@ def test_gcloud_knows_every_argument(place):
     assert "unrecognized arguments" in errors
 
 
-def test_scripts_are_clean():
+def test_scripts_are_clean(place):
     shellcheck = shutil.which("shellcheck")
     if shellcheck is None:
         pytest.skip("no shellcheck here")
-    got = subprocess.run([shellcheck, LAUNCH, SLURM], capture_output=True, text=True)
-    assert got.stdout == ""
+    assert place.start(shellcheck, place.launch_path, place.slurm_path).end()[1] == ""

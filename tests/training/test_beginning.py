@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from deeplab_jax import checkpoint, config
+from deeplab_jax.config.recipe import apply_overrides
 from deeplab_jax.errors import ConfigError, DataError
 from deeplab_jax.models import build_model, init_variables
-from deeplab_jax.training import loop
 from deeplab_jax.training import workdir as workdir_lib
+from deeplab_jax.training.plan import make_plan
 
 
 def test_other_configuration_is_refused_with_the_difference(call, tiny, finished, capsys):
@@ -55,7 +56,7 @@ def test_weights_are_not_continued_as_a_run(tiny_config, tmp_path):
     variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     checkpoint.save_once(tmp_path, variables, checkpoint.Info(kind="weights", config=tiny_config))
     with pytest.raises(ConfigError, match="of kind weights, not a run"):
-        workdir_lib.check_continuation(tmp_path, tiny_config, None)
+        workdir_lib.read_run(tmp_path, 0, tiny_config)
 
 
 # One process at a time
@@ -87,22 +88,21 @@ def test_file_system_without_locks_is_used_without(call, tiny, finished, monkeyp
 
 
 def test_plan_says_what_is_due_when(tiny_config):
-    plan = loop.make_plan(tiny_config, 16)
+    plan = make_plan(tiny_config, 16)
     assert [s for s in range(1, 15) if plan.is_eval_due(s)] == [8, 14]
     assert [s for s in range(1, 15) if plan.is_save_due(s)] == [3, 6, 8, 9, 12, 14]
 
 
 def test_plan_saves_once_an_epoch_by_default(tiny_config):
-    tiny_config.checkpoint.every_steps = 0
-    tiny_config.train.steps = 0
-    tiny_config.train.epochs = 3
-    plan = loop.make_plan(tiny_config, 18)
+    changes = ["checkpoint.every_steps=0", "train.steps=0", "train.epochs=3"]
+    changed = apply_overrides(tiny_config, [f"--config.{change}" for change in changes])
+    plan = make_plan(changed, 18)
     assert (plan.total, plan.steps_per_epoch, plan.save_every) == (12, 4, 4)
 
 
 def test_too_few_images_for_a_batch_are_refused(tiny_config):
     with pytest.raises(DataError, match="3 images do not fill one batch of 4"):
-        loop.make_plan(tiny_config, 3)
+        make_plan(tiny_config, 3)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_too_few_images_for_a_batch_are_refused(tiny_config):
 def test_crop_too_small_for_the_largest_rate_is_warned_of(output_stride, crop, size):
     c = config.get_config("folder", output_stride=output_stride)
     c.data.crop_size = crop
-    (warning,) = loop.warnings(c)
+    (warning,) = config.warnings(c)
     assert f"{size} feature map" in warning
     assert f"rate {18 if output_stride == 16 else 36}:" in warning
 
@@ -127,4 +127,4 @@ def test_crop_too_small_for_the_largest_rate_is_warned_of(output_stride, crop, s
 def test_crop_large_enough_is_not_warned_of(output_stride, crop):
     c = config.get_config("folder", output_stride=output_stride)
     c.data.crop_size = crop
-    assert loop.warnings(c) == []
+    assert config.warnings(c) == []

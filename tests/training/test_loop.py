@@ -21,7 +21,9 @@ from deeplab_jax.errors import DataError
 from deeplab_jax.models import build_model
 from deeplab_jax.training import loop
 from deeplab_jax.training.optimizer import build_optimizer
-from deeplab_jax.training.state import init_state
+from deeplab_jax.training.setup import gather, restore_or_init
+from deeplab_jax.training.state import init_state, tree_hash
+from deeplab_jax.training.step import make_train_step
 
 TOTAL = 14  # the tiny recipe's steps
 
@@ -302,9 +304,9 @@ def test_state_is_donated(interrupted):
 
 
 def test_step_moves_nothing_between_host_and_devices(tiny_config, finished):
-    plan, mesh = loop.make_plan(tiny_config, 16), mesh_lib.make_mesh(4)
-    state = loop.restore_or_init(tiny_config, finished, plan, mesh)
-    train_step = loop.make_train_step(tiny_config, plan.total, mesh)
+    setup = gather(tiny_config, finished)
+    state, mesh = restore_or_init(setup), setup.mesh
+    train_step = make_train_step(tiny_config, setup.plan.total, mesh)
     batch = (np.zeros((4, 64, 64, 3), "u1"), np.zeros((4, 64, 64), "u1"), np.full((4, 4), 64, "i4"))
     on_device = mesh_lib.put_batch(batch, mesh, 4)
     with jax.transfer_guard("disallow"):
@@ -383,7 +385,7 @@ def test_far_too_large_rate_stops_the_run_and_saves_nothing_that_is_not_finite(
 
 def test_hash_depends_on_names_and_on_each_bit():
     tree = {"a": np.ones(3, np.float32), "b": np.zeros(2, np.float32)}
-    assert loop.tree_hash(tree) == loop.tree_hash(jax.tree.map(jax.numpy.asarray, tree))
-    assert loop.tree_hash({"a": tree["a"], "c": tree["b"]}) != loop.tree_hash(tree)
+    assert tree_hash(tree) == tree_hash(jax.tree.map(jax.numpy.asarray, tree))
+    assert tree_hash({"a": tree["a"], "c": tree["b"]}) != tree_hash(tree)
     tree["b"][1] = -0.0
-    assert loop.tree_hash(tree) != loop.tree_hash({"a": tree["a"], "b": np.zeros(2, "f4")})
+    assert tree_hash(tree) != tree_hash({"a": tree["a"], "b": np.zeros(2, "f4")})

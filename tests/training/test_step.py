@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend import core
 
 from deeplab_jax.config import get_config
 from deeplab_jax.distributed import mesh as mesh_lib
-from deeplab_jax.dry_run import flops
 from deeplab_jax.dry_run.compiled import read_collectives
 from deeplab_jax.models import build_model
 from deeplab_jax.training.optimizer import build_optimizer
@@ -224,5 +224,5 @@ def _equations(jaxpr):
     """Yields all equations, of inner functions too."""
     for equation in jaxpr.eqns:
         yield equation
-        for inner in flops.subprograms(equation):
+        for inner in core.jaxprs_in_params(equation.params):
             yield from _equations(inner)

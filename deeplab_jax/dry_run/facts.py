@@ -1,0 +1,127 @@
+"""Facts of a run before it begins, and the errors that follow from them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from deeplab_jax.config import Config
+from deeplab_jax.data import Dataset, TrainBatch
+from deeplab_jax.dry_run.compiled import CompiledStep
+from deeplab_jax.dry_run.estimate import Estimate
+from deeplab_jax.dry_run.hardware import GIB, Hardware
+from deeplab_jax.errors import DeepLabError, ResourceError
+from deeplab_jax.training.plan import Plan
+
+CHECKPOINTS = ("latest", "best", "the one being written")  # on the disk at once, at most
+
+
+@dataclass(frozen=True)
+class DeviceMemory:
+    """Memory of one device during a training step.
+
+    Attributes:
+      step: figures of the compiler, or an estimate.
+      usable: bytes that the step may use; None where unknown.
+      total: bytes of the device; None where unknown.
+      source: where the figures come from; one or two lines.
+    """
+
+    step: CompiledStep | Estimate
+    usable: int | None
+    total: int | None
+    source: str
+
+    @property
+    def is_estimate(self) -> bool:
+        """Tells whether the figures are an estimate."""
+        return isinstance(self.step, Estimate)
+
+    @property
+    def fits(self) -> bool:
+        """Tells whether a device holds the step; true where its memory is unknown."""
+        return self.usable is None or self.step.needed <= self.usable
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Data, start and schedule of a run.
+
+    Attributes:
+      dataset: training data; None where they are not here.
+      num_samples: training images; None where unknown.
+      plan: steps; None where unknown.
+      first: all rows of the first batch; None where they cannot be read.
+      start: step that the run continues at; 0 for a new run.
+      warnings: legal settings that are probably not meant.
+      errors: errors that would end the run, in the order of the run's own checks.
+    """
+
+    dataset: Dataset | None
+    num_samples: int | None
+    plan: Plan | None
+    first: TrainBatch | None
+    start: int
+    warnings: tuple[str, ...]
+    errors: tuple[DeepLabError, ...]
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """Facts of a run before it begins.
+
+    Attributes:
+      config: configuration of the run.
+      hardware: all devices of the run.
+      mesh: (data, spatial): groups of devices that share the batch, devices that share an image.
+      parameters: numbers by part of the network.
+      macs: multiply-adds of one image, forward, by part.
+      state: bytes by item.
+      memory: of one device.
+      inputs: data, start and schedule.
+      rates: {percent of the steps done: learning rate}; empty where the steps are unknown.
+      disk_needed: bytes.
+      disk_free: bytes on the disk of the work directory.
+      workdir: work directory; need not exist.
+    """
+
+    config: Config
+    hardware: Hardware
+    mesh: tuple[int, int]
+    parameters: dict[str, int]
+    macs: dict[str, int]
+    state: dict[str, int]
+    memory: DeviceMemory
+    inputs: Inputs
+    rates: dict[int, float]
+    disk_needed: int
+    disk_free: int
+    workdir: Path
+
+    @property
+    def errors(self) -> tuple[DeepLabError, ...]:
+        """Errors that would end the run, too little memory or disk first."""
+        found: list[DeepLabError] = []
+        memory = self.memory
+        if memory.usable is not None and not memory.fits:
+            needed, usable = memory.step.needed / GIB, memory.usable / GIB
+            what = f"a device needs {needed:.1f} GiB of the {usable:.1f} GiB that can be used"
+            found.append(ResourceError(self.hardware.name, what, memory_advice(self.config)))
+        if self.disk_needed > self.disk_free:
+            needed, free = self.disk_needed / 1e9, self.disk_free / 1e9
+            what = f"needs {needed:.2f} GB, and {free:.2f} GB are free"
+            fix = "make room, or choose another place"
+            found.append(ResourceError(str(self.workdir), what, fix))
+        return (*found, *self.inputs.errors)
+
+
+def memory_advice(config: Config) -> str:
+    """Returns the settings that lower a step's memory and are not in use yet."""
+    model, parts = config.model, config.train.gradient_accumulation
+    ways = []
+    if model.dtype != "bfloat16":
+        ways.append("config.model.dtype=bfloat16")
+    if not model.remat:
+        ways.append("config.model.remat=1,2,3,4")
+    if config.train.batch_size % (2 * parts) == 0:
+        ways.append(f"config.train.gradient_accumulation={2 * parts} (batch norm then sees parts)")
+    ways.append(f"more devices, or config.mesh.spatial={2 * config.mesh.spatial}")
+    return "try " + ", ".join(ways)

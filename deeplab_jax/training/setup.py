@@ -1,0 +1,181 @@
+"""The start of a run: what it is, gathered once, checked once, agreed on by all hosts.
+
+`gather` looks at everything that decides a run and changes nothing. `claim` makes the work
+directory this run's own. `restore_or_init` makes the state that training starts from.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from deeplab_jax import checkpoint
+from deeplab_jax.config import Config, flatten, freeze, is_local, warnings
+from deeplab_jax.data import Dataset, open_dataset
+from deeplab_jax.distributed import hosts
+from deeplab_jax.distributed import mesh as mesh_lib
+from deeplab_jax.distributed.shared_dir import as_path, check_shared
+from deeplab_jax.models import DeepLabV3Plus, build_model
+from deeplab_jax.training import workdir as workdir_lib
+from deeplab_jax.training.bad_samples import leave_out
+from deeplab_jax.training.init_weights import check_init, load_init
+from deeplab_jax.training.optimizer import build_optimizer
+from deeplab_jax.training.plan import Plan, make_plan
+from deeplab_jax.training.state import State, init_state, restore_state
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSetup:
+    """What a run is, before its first step; the same on all hosts.
+
+    Attributes:
+      config: checked.
+      workdir: where it is saved.
+      dataset: of training, without samples that were left out.
+      validation: the data set that is evaluated.
+      plan: its length and what is due when.
+      mesh: the devices.
+      model: the network, for initial weights and evaluation.
+      step: the latest saved step; None for a new run.
+      saved: the description of that step; None for a new run.
+      notes: what is legal but probably not meant, a line each.
+    """
+
+    config: Config
+    workdir: Path
+    dataset: Dataset
+    validation: Dataset
+    plan: Plan
+    mesh: Mesh
+    model: DeepLabV3Plus
+    step: int | None
+    saved: checkpoint.Info | None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def start(self) -> int:
+        """Optimiser steps that are done already."""
+        return self.step or 0
+
+    @property
+    def is_evaluation_owed(self) -> bool:
+        """Whether the run stopped in, or failed in, the evaluation of its latest step."""
+        is_evaluated = self.saved is None or self.saved.metrics is not None
+        return not is_evaluated and self.plan.is_eval_due(self.start)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.start >= self.plan.total and not self.is_evaluation_owed
+
+    @property
+    def info(self) -> checkpoint.Info:
+        """The description of the steps that this run saves."""
+        return checkpoint.Info(
+            kind="run",
+            config=self.config,
+            class_names=self.dataset.class_names,
+            palette=self.dataset.palette,
+            counters=self.saved.counters if self.saved else {},
+            data=self.dataset.fingerprint(),
+        )
+
+    def facts(self) -> dict[str, object]:
+        """Returns what must be equal on all hosts, by name."""
+        values = {k: v for k, v in flatten(self.config).items() if not is_local(k)}
+        return {
+            **hosts.software(),
+            **{f"config.{key}": value for key, value in values.items()},
+            "training data": self.dataset.fingerprint(),
+            "validation data": self.validation.fingerprint(),
+            "last saved step": self.step,
+        }
+
+
+def gather(config: Config | ConfigDict, workdir: str | Path) -> RunSetup:
+    """Returns what a run in `workdir` is; nothing is written, and no array is read.
+
+    Raises:
+      ConfigError: a value cannot be used; it differs from the run's that is being continued, or
+        between hosts; or `workdir` is not seen by all hosts.
+      DataError: a data set cannot be used.
+      CheckpointError: what the run starts from cannot be used.
+      ResourceError: a host cannot write to `workdir`.
+    """
+    with hosts.sync_errors():
+        setup = _look(freeze(config), as_path(workdir))
+    check_shared(setup.workdir, [checkpoint.folder_of(setup.workdir)])
+    hosts.require_equal(setup.facts())
+    return setup
+
+
+def _look(config: Config, workdir: Path) -> RunSetup:
+    """Returns the setup as this host sees it."""
+    data, num_classes = config.data, config.model.num_classes
+    dataset = open_dataset(data, num_classes, data.train_split)
+    validation = open_dataset(data, num_classes, data.val_split)
+    mesh, model = mesh_lib.mesh_of(config), build_model(config.model)
+    notes, saved = warnings(config), None
+    step = checkpoint.latest_step(workdir)
+    if step is None:
+        notes += check_init(config, dataset.class_names)
+    else:
+        saved = workdir_lib.read_run(workdir, step, config)
+        if not data.max_bad_samples:  # else when it is known which samples are left out
+            workdir_lib.check_same_data(workdir, saved, dataset)
+    plan = make_plan(config, len(dataset))
+    return RunSetup(
+        config, workdir, dataset, validation, plan, mesh, model, step, saved, tuple(notes)
+    )
+
+
+@contextmanager
+def claim(setup: RunSetup) -> Iterator[RunSetup]:
+    """Holds the work directory for this run while the block runs.
+
+    Yields:
+      The setup, without the training samples that cannot be read where the configuration allows
+      to leave them out: finding them takes a while, and needs a place to list them.
+
+    Raises:
+      ConfigError: another process trains there.
+      DataError: more samples are bad than may be.
+      ResourceError: `config.json` cannot be written there.
+    """
+    with workdir_lib.held(setup.workdir, setup.config):
+        limit = setup.config.data.max_bad_samples
+        if limit:
+            dataset = leave_out(setup.dataset, limit, setup.workdir, setup.step is not None)
+            if setup.saved:
+                workdir_lib.check_same_data(setup.workdir, setup.saved, dataset)
+            plan = make_plan(setup.config, len(dataset))
+            setup = dataclasses.replace(setup, dataset=dataset, plan=plan)
+        yield setup
+
+
+def restore_or_init(setup: RunSetup) -> State:
+    """Returns the state of the latest saved step, or that before the first.
+
+    Raises:
+      CheckpointError: a checkpoint does not fit, or is damaged.
+    """
+    config, plan, mesh = setup.config, setup.plan, setup.mesh
+    with hosts.sync_errors():
+        if setup.step is not None:
+            state = restore_state(setup.workdir, setup.step, config, mesh)
+            if setup.step < plan.total:
+                print(f"continuing at step {setup.step} of {plan.total}", flush=True)
+            return state
+        optimizer, _ = build_optimizer(config.train, plan.total)
+        # Hundreds of small draws: optimising them takes a processor longer than running them.
+        options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+        init = jax.jit(
+            lambda: init_state(setup.model, optimizer, config.seed),
+            out_shardings=mesh_lib.replicated(mesh),
+            compiler_options=options,
+        )
+        return load_init(init(), config)
