@@ -137,6 +137,7 @@ class BatchLoader:
     scale_range: tuple[float, float]
 
     def __call__(self, step: int) -> TrainBatch:
+        """Returns the rows of a step."""
         number = len(self.rows)
         batch = TrainBatch(
             np.empty(number, np.int64),

@@ -30,17 +30,18 @@ _WHITE = (255, 255, 255)
 
 
 class Field(NamedTuple):
-    """A line of the recipe and why it is so.
+    """The value of a field and why it is proposed.
 
     Attributes:
-      key: name under `config`, such as "data.root".
       value: value of the field's type; None for the path of list files beside the recipe.
       reason: one sentence.
     """
 
-    key: str
     value: str | int | tuple[int, ...] | tuple[str, ...] | None
     reason: str
+
+
+Fields = dict[str, Field]  # by name under `config`, such as "data.root"
 
 
 class Proposal(NamedTuple):
@@ -48,12 +49,12 @@ class Proposal(NamedTuple):
 
     Attributes:
       dataset: argument of `config.get_config`.
-      fields: lines of the recipe, in order.
+      fields: fields of the recipe, in order.
       unsplit: names of samples to be split by fraction, in groups of equal pictures.
     """
 
     dataset: str
-    fields: list[Field]
+    fields: Fields
     unsplit: list[list[str]]
 
 
@@ -81,19 +82,18 @@ def propose(survey: Survey, layout: GuessedLayout) -> Proposal:
         what = f"{len(train)} usable training images"
         raise DataError(str(survey.root), what, "two or more are needed, and one to validate on")
     dataset = layout.data.dataset
-    fields = [Field("data.root", str(survey.root), "as given to the doctor, from anywhere")]
+    fields = {"data.root": Field(str(survey.root), "as given to the doctor, from anywhere")}
     if dataset in CLASS_NAMES:
-        fields.append(Field("data.train_split", layout.splits[0], "the list that is there"))
+        fields["data.train_split"] = Field(layout.splits[0], "the list that is there")
     else:
-        fields += _place_fields(layout) + _class_fields(survey)
-    fields += _size_fields(survey, train) + length_fields(len(train))
-    fields.append(
-        Field("init.backbone", "none", "no weights needed; README: ImageNet weights learn faster")
-    )
+        fields |= _place_fields(layout) | _class_fields(survey)
+    fields |= _size_fields(survey, train) | length_fields(len(train))
+    reason = "no weights needed; README: ImageNet weights learn faster"
+    fields["init.backbone"] = Field("none", reason)
     defaults = flatten(get_config(dataset))
     # The published row says what is not told, and so do the defaults of what nobody asks for.
-    is_quiet = {f.key for f in fields if dataset in CLASS_NAMES} | {"train.loss_groups"}
-    fields = [f for f in fields if f.key not in is_quiet or defaults[f.key] != f.value]
+    is_quiet = fields.keys() if dataset in CLASS_NAMES else {"train.loss_groups"}
+    fields = {k: f for k, f in fields.items() if k not in is_quiet or defaults[k] != f.value}
     return Proposal(dataset, fields, unsplit)
 
 
@@ -128,21 +128,23 @@ def _groups(facts: Sequence[SampleFacts]) -> list[list[str]]:
     return list(groups.values())
 
 
-def _place_fields(layout: GuessedLayout) -> list[Field]:
+def _place_fields(layout: GuessedLayout) -> Fields:
     data, splits, reason = layout.data, layout.splits, "found there"
-    fields = [
-        Field("data.images", data.images, "found there"),
-        Field("data.masks", data.masks, "found there, under the same names"),
-        Field("data.mask_suffix", data.mask_suffix, "what masks' names add"),
-        Field("data.split_file", data.split_file, "lists found there"),
-    ]
-    fields = [field for field in fields if field.value]
+    fields = {
+        "data.images": Field(data.images, "found there"),
+        "data.masks": Field(data.masks, "found there, under the same names"),
+        "data.mask_suffix": Field(data.mask_suffix, "what masks' names add"),
+        "data.split_file": Field(data.split_file, "lists found there"),
+    }
+    fields = {key: field for key, field in fields.items() if field.value}
     if not layout.is_split:
         reason = "a random split, written beside this file: no picture is in both"
-        fields.append(Field("data.split_file", None, reason))
+        fields["data.split_file"] = Field(None, reason)
         splits, reason = ("train", "val"), "a list each"
-    return [*fields, *(Field(f"data.{s}_split", n, reason)
-                       for s, n in zip(("train", "val"), splits, strict=False))]  # fmt: skip
+    return fields | {
+        "data.train_split": Field(splits[0], reason),
+        "data.val_split": Field(splits[1], reason),
+    }
 
 
 def _is_color(survey: Survey) -> bool:
@@ -153,60 +155,53 @@ def _is_color(survey: Survey) -> bool:
     return survey.is_mostly_color and 2 <= len(colors) <= _MAX_COLORS
 
 
-def _class_fields(survey: Survey) -> list[Field]:
-    values, data = survey.values, survey.data
+def _class_fields(survey: Survey) -> Fields:
     names = survey.class_names
     has_file = (survey.root / "classes.json").is_file()
-    fields = []
-    if data.mask_format == "color":
-        fields.append(Field("data.mask_format", "color", "colours of classes.json"))
+    fields: Fields = {}
+    if survey.data.mask_format == "color":
+        fields["data.mask_format"] = Field("color", "colours of classes.json")
     elif _is_color(survey):
         colors = [color for color, _ in survey.colors.most_common()]
-        names = names if has_file else tuple(f"class_{i}" for i in range(len(colors)))
-        flat = tuple(part for color in colors for part in color)
-        fields.append(Field("data.mask_format", "color", "the masks hold colours"))
+        fields["data.mask_format"] = Field("color", "the masks hold colours")
         if not has_file:
+            names = tuple(f"class_{i}" for i in range(len(colors)))
+            flat = tuple(part for color in colors for part in color)
             reason = "R, G, B of each class, the most frequent colour first"
-            fields.append(Field("data.class_colors", flat, reason))
-    elif survey.is_described:
-        pass
-    elif values.is_binary:
-        fields.append(Field("data.mask_format", "binary", "0 and 255 are all the masks hold"))
-    else:
-        fields += _value_fields(survey)
-        if not has_file and not any(f.key == "data.class_values" for f in fields):
-            first = int(any(f.key == "data.reduce_zero_label" for f in fields))
-            last = max(values.classes, default=first - 1)
+            fields["data.class_colors"] = Field(flat, reason)
+    elif survey.values.is_binary and not survey.is_described:
+        fields["data.mask_format"] = Field("binary", "0 and 255 are all the masks hold")
+    elif not survey.is_described:
+        fields |= _value_fields(survey)
+        if not has_file and "data.class_values" not in fields:
+            first = int("data.reduce_zero_label" in fields)
+            last = max(survey.values.classes, default=first - 1)
             names = tuple(f"class_{i}" for i in range(last + 1 - first))
     if len(names) < 2:
         what = f"holds {len(names)} class(es) in its masks"
         raise DataError(str(survey.root), what, "a network needs two; count the background")
-    if not has_file:
-        reason = "to be renamed; they are shown in results"
-        fields.append(Field("data.class_names", names, reason))
     number = f"{len(names)} of classes.json" if has_file else "as many as names"
-    return [*fields, Field("model.num_classes", len(names), number)]
+    if not has_file:
+        fields["data.class_names"] = Field(names, "to be renamed; they are shown in results")
+    return fields | {"model.num_classes": Field(len(names), number)}
 
 
-def _value_fields(survey: Survey) -> list[Field]:
-    """Returns what turns mask values into classes, where they are not 0, 1, ..., C - 1."""
-    values = survey.values.classes
-    fields = []
-    ignored = tuple(survey.data.ignore_values)
+def _value_fields(survey: Survey) -> Fields:
+    """Returns the fields that turn mask values into classes, if these are not 0, ..., C - 1."""
+    values, ignored = survey.values.classes, tuple(survey.data.ignore_values)
+    fields = {}
     if ignored != (255,):
-        fields.append(Field("data.ignore_values", ignored, "void in this layout"))
-    if not values:
-        return fields
-    first, last = values[0], values[-1]
+        fields["data.ignore_values"] = Field(ignored, "void in this layout")
+    first, last = (values[0], values[-1]) if values else (0, -1)
     if first == 1 and 2 * len(values) > last:
         reason = f"0 never occurs, {first}..{last} do: k becomes class k-1"
-        fields.append(Field("data.reduce_zero_label", True, reason))
+        fields["data.reduce_zero_label"] = Field(True, reason)
     elif 2 * len(values) <= last or first > 1:
-        fields.append(Field("data.class_values", values, "the values found; class 0, 1, ..."))
+        fields["data.class_values"] = Field(values, "the values found; class 0, 1, ...")
     return fields
 
 
-def _size_fields(survey: Survey, train: Sequence[SampleFacts]) -> list[Field]:
+def _size_fields(survey: Survey, train: Sequence[SampleFacts]) -> Fields:
     sizes = np.array([f.image_size for f in train])  # (n, 2)
     long, short = (int(np.median(side)) for side in (sizes.max(1), sizes.min(1)))
     height, width = (int(np.median(side)) for side in sizes.T)
@@ -217,22 +212,20 @@ def _size_fields(survey: Survey, train: Sequence[SampleFacts]) -> list[Field]:
     reason = f"multiples of 64 or 32; {shape}; up to {_MAX_CROP} for memory"
     if min(crop) > limit:
         reason += f"; above {limit}, the reach of the largest atrous rate"
-    fields = [
-        Field("data.resize_base", (long, short), "median (long, short) side: scale 1 is native"),
-        Field("data.crop_size", crop, reason),
-    ]
+    native = "median (long, short) side: scale 1 is native"
+    fields: Fields = {
+        "data.resize_base": Field((long, short), native),
+        "data.crop_size": Field(crop, reason),
+    }
     if min(crop) <= limit:
         side = min(crop) // OUTPUT_STRIDE
         rates = tuple(max(1, (side - 1) * part // 3) for part in (1, 2, 3))
         reason = f"a crop's feature map is {side} wide: larger rates would see only padding"
-        fields.append(Field("model.atrous_rates", rates, reason))
-    shapes = {f.image_size for f in _usable(survey.facts)}
-    if len(shapes) == 1:
-        fields.append(Field("eval.resize_base", (), "all images have one size: evaluated at it"))
-    else:
-        reason = f"as in training; images have {len(shapes)} sizes"
-        fields.append(Field("eval.resize_base", (long, short), reason))
-    return fields
+        fields["model.atrous_rates"] = Field(rates, reason)
+    num_sizes = len({f.image_size for f in _usable(survey.facts)})
+    base, reason = (long, short), f"as in training; images have {num_sizes} sizes"
+    one = Field((), "all images have one size: evaluated at it")
+    return fields | {"eval.resize_base": one if num_sizes == 1 else Field(base, reason)}
 
 
 def _crop(side: int) -> int:
@@ -244,22 +237,21 @@ def _crop(side: int) -> int:
     return crop
 
 
-def length_fields(number: int) -> list[Field]:
+def length_fields(number: int) -> Fields:
     """Returns the fields that depend on the number of training images."""
     batch = max(2, min(8, 1 << (number.bit_length() - 1)))
     per_epoch = number // batch
     epochs = min(max(round(_STEPS / per_epoch), _EPOCHS[0]), _EPOCHS[1])
-    reason = "fits most cards at this crop; 16 where memory allows"
-    if batch < 8:
-        reason = f"there are but {number} images to train on"
-    every = max(1, epochs // _EVALUATIONS)
-    total = epochs * per_epoch
     bounds = f" ({_EPOCHS[0]} to {_EPOCHS[1]} epochs)" if epochs in _EPOCHS else ""
-    return [
-        Field("train.batch_size", batch, reason),
-        Field("train.loss_groups", 1, "one loss over the batch"),
-        Field("train.epochs", epochs,
-              f"{per_epoch} steps each, {total} in all; aimed at {_STEPS}{bounds}"),
-        Field("eval.every_epochs", every, f"about {_EVALUATIONS} times in the run"),
-        Field("data.num_workers", 0, "threads; some processes if `data wait` stays above 5 %"),
-    ]  # fmt: skip
+    steps = f"{per_epoch} steps each, {epochs * per_epoch} in all; aimed at {_STEPS}{bounds}"
+    few = f"there are but {number} images to train on"
+    usual = "fits most cards at this crop; 16 where memory allows"
+    every = max(1, epochs // _EVALUATIONS)
+    threads = "threads; some processes if `data wait` stays above 5 %"
+    return {
+        "train.batch_size": Field(batch, few if batch < 8 else usual),
+        "train.loss_groups": Field(1, "one loss over the batch"),
+        "train.epochs": Field(epochs, steps),
+        "eval.every_epochs": Field(every, f"about {_EVALUATIONS} times in the run"),
+        "data.num_workers": Field(0, threads),
+    }

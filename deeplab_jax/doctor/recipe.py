@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from deeplab_jax.doctor.layouts import GuessedLayout
-from deeplab_jax.doctor.propose import OUTPUT_STRIDE, Field, Proposal, length_fields
+from deeplab_jax.doctor.propose import OUTPUT_STRIDE, Fields, Proposal, length_fields
 from deeplab_jax.errors import ConfigError
 
 _WIDTH = 100
@@ -44,16 +44,16 @@ def write(proposal: Proposal, path: str, val_fraction: float, seed: int) -> None
     fields = proposal.fields
     if proposal.unsplit:
         train, val = split(proposal.unsplit, val_fraction, seed)
-        lengths = {f.key: f for f in length_fields(len(train))}
-        fields = [lengths.get(f.key, f) for f in fields]
+        lengths = length_fields(len(train))
+        fields = {key: lengths.get(key, field) for key, field in fields.items()}
         for file, stems in zip(_list_paths(path), (train, val), strict=True):
             _create(file, "".join(f"{stem}\n" for stem in stems))
             print(f"wrote {file}: {len(stems)} images")
     _create(Path(path), to_python(proposal.dataset, fields, path))
     print(f"wrote {path}:")
-    for field in fields:
+    for key, field in fields.items():
         value = f"{Path(path).stem}_{{split}}.txt" if field.value is None else field.value
-        text = f"{field.key} = {textwrap.shorten(str(value), 50, placeholder=' ...')}"
+        text = f"{key} = {textwrap.shorten(str(value), 50, placeholder=' ...')}"
         print(textwrap.fill(f"{text}: {field.reason}", 80, subsequent_indent="    ",
                             initial_indent="  ", break_long_words=False))  # fmt: skip
     print(f"\ntrain with it:  deeplab train --config {path}\n")
@@ -83,20 +83,20 @@ def split(
     return sorted(train), sorted(val)
 
 
-def to_python(dataset: str, fields: Sequence[Field], path: str) -> str:
+def to_python(dataset: str, fields: Fields, path: str) -> str:
     """Returns the recipe's source, formatted as ruff does."""
     lines = []
-    for field in fields:
+    for key, field in fields.items():
         start = "    # "
         lines += textwrap.wrap(field.reason, _WIDTH, initial_indent=start, subsequent_indent=start)
         if field.value is None:
             name = f"{Path(path).stem}_{{split}}.txt"
             lines.append(f'    lists = Path(__file__).resolve().with_name("{name}")')
-            lines.append(f"    c.{field.key} = str(lists)")
+            lines.append(f"    c.{key} = str(lists)")
         else:
-            lines += _assign(f"    c.{field.key} = ", field.value)
+            lines += _assign(f"    c.{key} = ", field.value)
     body = "\n".join(lines)
-    needs_path = any(field.value is None for field in fields)
+    needs_path = any(field.value is None for field in fields.values())
     imports = "from pathlib import Path\n\n" if needs_path else ""
     return f'''"""Proposed by `deeplab doctor`: change what you know better.
 

@@ -13,6 +13,7 @@ from deeplab_jax.doctor.survey import Survey
 
 _USUAL_BATCH = 8
 _MAX_CLASSES = 255
+_SHIFTS = {-1: "subtracted", 1: "added"}
 
 
 class Case(NamedTuple):
@@ -106,18 +107,6 @@ def _pairs(survey: Survey) -> list[Pair]:
     return [f.pair for f in survey.facts if _key(f.pair) not in twins]
 
 
-def _missing_images(survey: Survey) -> Iterator[str]:
-    for pair in _pairs(survey):
-        if not pair.image:
-            has_mask = f"{survey.name(pair.mask)} has no image"
-            yield has_mask if pair.mask else f"{pair.stem} of split {pair.split}"
-
-
-def _missing_masks(survey: Survey) -> Iterator[str]:
-    images = (pair.image for pair in _pairs(survey) if not pair.mask)
-    return (f"{survey.name(image)} has no mask" for image in images if image)
-
-
 def _names_in_two_cases(survey: Survey) -> Iterator[str]:
     same: dict[tuple[str, str], set[str]] = defaultdict(set)
     for pair in _pairs(survey):
@@ -153,11 +142,6 @@ def _few_images(survey: Survey, batch: int | None) -> Iterator[Case]:
     number = len(survey.of_split(survey.splits[0]))
     if batch and 0 < number < batch:
         yield Case(words={"number": number, "batch": batch})
-
-
-def _empty_splits(survey: Survey) -> Iterator[Case]:
-    splits = [] if survey.faults else survey.splits
-    return (Case(words={"split": split}) for split in splits if not survey.of_split(split))
 
 
 def _modes(survey: Survey) -> Iterator[Case]:
@@ -237,12 +221,6 @@ def _unknown_fix(survey: Survey) -> str:
     return f"{fix}, or config.model.num_classes and config.data"
 
 
-def _rare_values(survey: Survey) -> Iterator[str]:
-    rare = {} if survey.is_described else survey.values.rare
-    for value, paths in rare.items():
-        yield f"value {value} in {len(paths)}: {', '.join(map(survey.name, paths[:3]))}"
-
-
 def _values(values: Iterable[int]) -> str:
     """Returns whole numbers as text, at most 8 runs: "0..4, 255"."""
     numbers = sorted(values)
@@ -258,40 +236,25 @@ def _no_zero(survey: Survey) -> Iterator[Case]:
         yield Case(words={"first": classes[0], "last": classes[-1], "more": more})
 
 
-def _shifted_masks(survey: Survey) -> Iterator[str]:
-    for path, step in survey.values.shifted.items():
-        word = "subtracted" if step == -1 else "added"
-        yield f"{survey.name(path)}: values fit the others once 1 is {word}"
-
-
-def _palette_masks(survey: Survey) -> list[SampleFacts]:
-    return [f for f in survey.facts if f.palette]
-
-
 def _odd_palettes(survey: Survey) -> Iterator[str]:
     colors: dict[int, Counter[Color]] = defaultdict(Counter)
-    for f in _palette_masks(survey):
+    for f in survey.facts:
         for value, color in f.palette.items():
             colors[value][color] += 1
     usual = {value: counts.most_common(1)[0][0] for value, counts in colors.items()}
-    for f in _palette_masks(survey):
+    for f in survey.facts:
         if odd := [(v, c) for v, c in f.palette.items() if c != usual[v]]:
             texts = (f"{v} is {c}, mostly {usual[v]}" for v, c in odd[:2])
             yield f"{survey.name(f.pair.mask)}: {', '.join(texts)}"
 
 
 def _mixed_masks(survey: Survey) -> Iterator[Case]:
-    masks = _palette_masks(survey)
+    masks = [f for f in survey.facts if f.palette]
     grey = [f for f in survey.facts if f.mask_kind == "index"]
     few, kind = (masks, "palette") if len(masks) <= len(grey) else (grey, "grey")
     if few and survey.data.mask_format != "color":
         items = tuple(survey.name(f.pair.mask) for f in few)
         yield Case(items, {"kind": kind, "others": max(len(masks), len(grey))})
-
-
-def _palettes(survey: Survey) -> Iterator[Case]:
-    if number := len(_palette_masks(survey)):
-        yield Case(words=_count(number))
 
 
 # Classes
@@ -305,17 +268,6 @@ def _absent_classes(survey: Survey) -> Iterator[Case]:
         if seen and absent:
             yield Case(tuple(absent), {"split": split, "loss": loss})
         loss = "their IoU is undefined and left out of the mean"
-
-
-def _one_class(survey: Survey) -> Iterator[Case]:
-    if len(survey.class_names) < 2 and any(f.counts for f in survey.facts):
-        yield Case()
-
-
-def _ignored_masks(survey: Survey) -> Iterator[str]:
-    for f in survey.facts:
-        if survey.class_counts(f).keys() == {IGNORE_INDEX}:
-            yield f"{survey.name(f.pair.mask)}: 100 % ignored"
 
 
 _TURNED_MASK = ("{n} mask{s} {be} turned by EXIF data, the image{s} not",
@@ -338,9 +290,13 @@ RULES = (
          "rename one of each pair: some systems tell them apart, others do not",
          lambda s: _case_twins(s).values()),
     Rule("error", "no-image", "{n} image{s} {be} missing",
-         "add the images, or remove these masks or lines of the list", _missing_images),
+         "add the images, or remove these masks or lines of the list",
+         lambda s: (f"{s.name(p.mask)} has no image" if p.mask else f"{p.stem} of split {p.split}"
+                    for p in _pairs(s) if not p.image)),
     Rule("error", "no-mask", "{n} mask{s} {be} missing",
-         "add the masks, or remove these images or lines of the list", _missing_masks),
+         "add the masks, or remove these images or lines of the list",
+         lambda s: (f"{s.name(p.image)} has no mask"
+                    for p in _pairs(s) if p.image and not p.mask)),
     Rule("warning", "case", "{n} name{s} occur{v} in upper and in lower case",
          "rename one of each: on some systems one replaces the other", _names_in_two_cases),
     Rule("error", "exif", "{n} image{s} {be} turned by EXIF data, the mask{s} not",
@@ -364,12 +320,16 @@ RULES = (
     Rule("error", "unknown-value", "{n} mask{s} hold{v} values that are no class",
          _unknown_fix, _unknown_values),
     Rule("warning", "rare-value", "{n} value{s} occur{v} in very few masks",
-         "taken as classes; if they are mistakes, mend these masks", _rare_values),
+         "taken as classes; if they are mistakes, mend these masks",
+         lambda s: (f"value {value} in {len(masks)}: {', '.join(map(s.name, masks[:3]))}"
+                    for value, masks in s.values.rare.items() if not s.is_described)),
     Rule("warning", "shifted", "value 0 never occurs, classes are {first}..{last}{more}",
          "set config.data.reduce_zero_label=true (value k is class k-1, 0 ignored); "
          "--write-config does", _no_zero),
     Rule("warning", "shifted", "{n} mask{s} look{v} shifted by one against the others",
-         "compare them with their images, and correct the values", _shifted_masks),
+         "compare them with their images, and correct the values",
+         lambda s: (f"{s.name(mask)}: values fit the others once 1 is {_SHIFTS[step]}"
+                    for mask, step in s.values.shifted.items())),
     Rule("error", "leak", "{n} picture{s} {be} in more than one split",
          "remove them from one: a network is scored on what it was trained on",
          lambda s: _duplicates(s, True)),
@@ -385,11 +345,15 @@ RULES = (
     Rule("warning", "absent-class", "{n} class{es} never occur{v} in split {split}",
          "{loss}: add images with them, or drop the classes", _absent_classes),
     Rule("error", "one-class", "the masks hold fewer than two classes",
-         "count the background", _one_class),
+         "count the background",
+         lambda s: [Case()] if len(s.class_names) < 2 and any(f.counts for f in s.facts) else []),
     Rule("warning", "all-ignored", "{n} mask{s} ignore{v} every pixel",
-         "nothing is learnt from them: draw the masks or remove the samples", _ignored_masks),
+         "nothing is learnt from them: draw the masks or remove the samples",
+         lambda s: (f"{s.name(f.pair.mask)}: 100 % ignored"
+                    for f in s.facts if s.class_counts(f).keys() == {IGNORE_INDEX})),
     Rule("error", "empty", "split {split} has no images", "check the folder or list of ids",
-         _empty_splits),
+         lambda s: (Case(words={"split": split})
+                    for split in s.splits if not s.of_split(split) and not s.faults)),
     Rule("error", "few-images", *_FEW, lambda s: _few_images(s, s.batch_size)),
     Rule("warning", "few-images", *_FEW,
          lambda s: _few_images(s, None if s.batch_size else _USUAL_BATCH)),
@@ -401,7 +365,8 @@ RULES = (
          "look whether a value means the same class in both, and export all alike",
          _mixed_masks),
     Rule("note", "palette", "{n} mask{s} {be} palette PNG: indices count, colours do not",
-         "nothing to do", _palettes),
+         "nothing to do",
+         lambda s: [Case(words=_count(n))] if (n := sum(bool(f.palette) for f in s.facts)) else []),
     Rule("note", "image-mode", "{number} image(s) of other kinds than RGB ({kinds})",
          "they are opened as 8-bit RGB, alpha dropped", _modes),
     Rule("note", "foreign-files", "{number} other or hidden file(s) passed over ({kinds})",
