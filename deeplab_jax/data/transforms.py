@@ -52,7 +52,7 @@ def resize_window(image: np.ndarray, size: tuple[int, int], window: Window) -> n
     part = image[: ends[0], : ends[1]]
     shape = part.shape[:2]
     if all(round(n * factor) == n for n, factor in zip(shape, factors, strict=True)):
-        return resize_image(image, size)[window]  # OpenCV copies what keeps its size
+        return resize_image(image, size)[window]  # OpenCV copies an image that keeps its size
     out = cv2.resize(part, None, fx=factors[1], fy=factors[0], interpolation=cv2.INTER_LINEAR)
     return out[window]
 

@@ -31,7 +31,7 @@ import numpy as np
 from deeplab_jax.errors import ReaderError
 
 PATIENCE = 25.0  # seconds for one sample
-START_PATIENCE = 120.0  # seconds until a process has loaded what it needs
+START_PATIENCE = 120.0  # seconds until a process is ready
 _LOOK = 0.5  # seconds between looks
 _BUFFER = 2  # results that each process keeps ready
 _STACK = 5  # lines of a thread's stack that are shown
@@ -97,7 +97,7 @@ def in_processes(
       ReaderError: a process died, or reading a sample does not end.
       Exception: an error of `load`.
     """
-    import grain  # 3 s: not before there is something to read
+    import grain  # takes 3 s, therefore only here
 
     _mark_flags_parsed()
     _start_tracker()

@@ -1,4 +1,4 @@
-"""One kind of fault of a data set, and the order in which faults are told."""
+"""A finding of the doctor, and the order of findings in its report."""
 
 from collections.abc import Iterable
 from typing import NamedTuple

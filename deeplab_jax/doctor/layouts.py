@@ -1,4 +1,4 @@
-"""Guesses from a folder where its images and masks lie, as fields of `config.data`.
+"""Guesses where the images and masks of a folder lie, as fields of `config.data`.
 
 The three official layouts are known by name. All others are found by content: two folders whose
 files have the same names (or the same but for a suffix), of which one has a name usual for masks.

@@ -91,7 +91,7 @@ def propose(survey: Survey, layout: GuessedLayout) -> Proposal:
     reason = "no weights needed; README: ImageNet weights learn faster"
     fields["init.backbone"] = Field("none", reason)
     defaults = flatten(get_config(dataset))
-    # The published row says what is not told, and so do the defaults of what nobody asks for.
+    # Lines equal to the default are left out: all for a data set of the table, else this one.
     is_quiet = fields.keys() if dataset in CLASS_NAMES else {"train.loss_groups"}
     fields = {k: f for k, f in fields.items() if k not in is_quiet or defaults[k] != f.value}
     return Proposal(dataset, fields, unsplit)

@@ -32,13 +32,13 @@ Find = Callable[[Survey], Iterable[str | Case]]
 
 
 class Rule(NamedTuple):
-    """What is looked for, and what is said of it.
+    """One check, and the text of its finding; see `Finding`.
 
     Attributes:
-      severity: of the finding; see `Finding`.
-      kind: of the finding.
-      title: of the finding; {n} is the number of places, {s}, {es}, {v} and {be} agree with it.
-      fix: of the finding, or a function that returns it.
+      severity: severity of the finding.
+      kind: kind of the finding.
+      title: title; {n} is the number of places, {s}, {es}, {v} and {be} agree with it.
+      fix: fix, or a function that returns it.
       find: returns the places, which make one finding together; or cases, a finding each.
     """
 
@@ -74,7 +74,7 @@ def _count(number: int) -> dict[str, str | int]:
 
 
 def _each(kind: str, text_of: Callable[[SampleFacts], str]) -> Find:
-    """Returns a search for samples with a text, told by the path of their "image" or "mask"."""
+    """Returns a search for samples with a text, shown by the path of their "image" or "mask"."""
     return lambda survey: (
         f"{survey.name(getattr(f.pair, kind))}: {text}"
         for f in survey.facts
@@ -90,7 +90,7 @@ def _key(pair: Pair) -> tuple[str, str]:
 
 
 def _case_twins(survey: Survey) -> dict[tuple[str, str], str]:
-    """Returns what differs in case alone: {key: text} of images without masks and the reverse."""
+    """Returns {key: text} of lone images and lone masks whose names differ in case alone."""
     alone: dict[bool, dict[tuple[str, str], Pair]] = {True: {}, False: {}}  # by whether an image
     for f in survey.facts:
         if not f.pair.image or not f.pair.mask:
@@ -102,7 +102,7 @@ def _case_twins(survey: Survey) -> dict[tuple[str, str], str]:
 
 
 def _pairs(survey: Survey) -> list[Pair]:
-    """Returns the pairs that are not told as differing in case."""
+    """Returns the pairs without those of `_case_twins`."""
     twins = _case_twins(survey)
     return [f.pair for f in survey.facts if _key(f.pair) not in twins]
 
@@ -275,7 +275,7 @@ _TURNED_MASK = ("{n} mask{s} {be} turned by EXIF data, the image{s} not",
 _FEW = ("{number} training images do not fill one batch of {batch}",
         "lower config.train.batch_size, or add images")  # fmt: skip
 
-# Findings of one severity and as many places are told in this order.
+# Findings of equal severity and number of places keep this order.
 # fmt: off
 RULES = (
     Rule("error", "unreadable-image", "{n} image{s} cannot be opened",

@@ -16,7 +16,7 @@ def run(
     val_fraction: float = 0.2,
     seed: int = 0,
 ) -> None:
-    """Checks a data set, prints the report, writes what was asked for.
+    """Checks a data set, prints the report, and writes the files that were asked for.
 
     Args:
       source: folder of images and masks, or a recipe by path or name.

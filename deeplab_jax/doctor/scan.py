@@ -1,4 +1,4 @@
-"""What the files of a data set hold: every image and mask decoded once, in threads.
+"""Facts of each sample's files; every image and mask is decoded once, in threads.
 
 Nothing is judged here, and no file is written.
 """
@@ -47,7 +47,7 @@ class Pair(NamedTuple):
 
 @dataclass
 class SampleFacts:
-    """What one sample holds.
+    """Facts of one sample's files.
 
     Attributes:
       pair: the sample's files.
@@ -92,7 +92,7 @@ class SampleFacts:
 
     @property
     def is_grey(self) -> bool:
-        """Whether a mask in colours that are not declared holds shades of grey alone."""
+        """Whether a mask in undeclared colours holds shades of grey alone."""
         return bool(self.colors) and all(r == g == b for r, g, b in self.colors)
 
 
@@ -119,7 +119,7 @@ def num_cores() -> int:
 
 
 def scan_sample(pair: Pair, color_table: ColorTable | None = None) -> SampleFacts:
-    """Returns what one sample holds; errors of its files are facts, and never raised."""
+    """Returns the facts of one sample; errors of its files are facts, and are not raised."""
     facts, began = SampleFacts(pair), time.thread_time()
     if pair.image:
         try:

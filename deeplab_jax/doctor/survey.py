@@ -1,4 +1,4 @@
-"""All that is known of a data set once each of its files was opened."""
+"""The survey of a data set: facts of all samples, and the meaning of its masks' values."""
 
 import dataclasses
 import sys
@@ -31,7 +31,7 @@ from deeplab_jax.utils.progress import counting
 
 @dataclass(frozen=True)
 class Survey:
-    """All that is known of a data set.
+    """Facts of a data set from opening each of its files.
 
     Attributes:
       data: `config.data` as given or guessed.
@@ -193,7 +193,7 @@ def _survey(
 def _find_pairs(
     data: DataConfig, splits: Sequence[str]
 ) -> tuple[list[Pair], Counter[str], list[Finding]]:
-    """Returns the files of all splits, the suffixes of other files, and what is wrong so far."""
+    """Returns the files of all splits, the suffixes of other files, and the findings so far."""
     pairs: list[Pair] = []
     faults: list[Finding] = []
     folders: set[Path] = set()

@@ -1,4 +1,4 @@
-"""What the values of a data set's masks mean, inferred from how often and where they occur."""
+"""The meaning of mask values, inferred from how often and where they occur."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
@@ -20,7 +20,7 @@ _Holders = dict[int, list[SampleFacts]]  # {value: masks that hold it}
 
 
 class Values(NamedTuple):
-    """What the values of a data set's masks seem to mean.
+    """The inferred meaning of a data set's mask values.
 
     Attributes:
       classes: values that are classes, in order.
@@ -57,7 +57,7 @@ def infer_values(facts: Sequence[SampleFacts], ignored: Sequence[int] = (255,)) 
         for value in f.counts.keys() & holders.keys():
             holders[value].append(f)
     solid = [len(h) for v, h in holders.items() if any(not _is_thin(f, v) for f in h)]
-    # Over the masks' values, not over values: many odd ones of one mask are not what is usual.
+    # Weighted by number of masks: many odd values of one mask must not move the median.
     usual = float(np.median(np.repeat(solid, solid))) if solid else 0.0
     blended = _find_blended(masks, holders, usual)
     classes, rare, stray = _find_classes(holders, blended, usual, len(masks))

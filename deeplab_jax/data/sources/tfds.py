@@ -72,7 +72,7 @@ class TfdsSource:
             # A file cut short may give empty records, not an error.
             if not image or (self.has_ids and example["id"].decode() != self.ids[index]):
                 raise ValueError("another record is there")
-        except Exception as error:  # what array_record and protobuf make of damaged files
+        except Exception as error:  # array_record and protobuf raise anything on damage
             what = f"cannot be read ({' '.join(str(error).split())[:200]})"
             raise DataError(image_name, what, "write or copy the data set again") from error
         if self.color_table is None:
