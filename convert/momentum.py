@@ -167,8 +167,8 @@ def to_optimizer(
     """Returns the state dict of PyTorch's SGD after `step` steps.
 
     Args:
-      items: of a run; `opt_state` may be what Orbax reads back.
-      config: of the run.
+      items: items of a run's step; `opt_state` may be what Orbax reads back.
+      config: the run's configuration.
       step: optimiser steps done.
       total_steps: T of the schedule, which gives the rate; None for the rate of the first step.
       dialect: one of `keymap.DIALECTS`.

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deeplab_jax import cli
-from deeplab_jax.errors import CheckpointError, ConfigError
+from deeplab_jax.errors import CheckpointError, ConfigError, check_writable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -84,7 +84,7 @@ def check_output(path: str, with_optimizer: bool = False) -> None:
     if with_optimizer and Path(path).suffix == ".safetensors":
         what = "is to be a safetensors file, which holds tensors alone, and --optimizer is given"
         raise ConfigError(path, what, "end it with .pth, or leave out --optimizer")
-    cli.check_writable(Path(path), "--output")
+    check_writable(Path(path), "--output")
 
 
 def check_named(path: str) -> None:
@@ -110,7 +110,7 @@ def to_state_dict(
 
     Args:
       where: the checkpoint, for errors.
-      variables: of a network, or of a backbone.
+      variables: a network's, or a backbone's.
       info: the checkpoint's description; a run's steps are added to its counters.
       dialect: None for the first that can hold them.
 

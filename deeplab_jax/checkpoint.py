@@ -13,7 +13,6 @@ import json
 import logging
 import math
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,14 +20,19 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from deeplab_jax import config as config_lib
 from deeplab_jax.distributed import cluster, hosts
-from deeplab_jax.errors import CheckpointError, ResourceError, shorten
-from deeplab_jax.utils.trees import PyTree
+from deeplab_jax.errors import (
+    CheckpointError,
+    ResourceError,
+    describe_cause,
+    root_cause,
+    shorten,
+)
+from deeplab_jax.utils.trees import PyTree, differences
 
 FORMAT = 1  # of the description; raise it when older readers would misunderstand it
 KINDS = ("run", "weights", "backbone")
@@ -66,7 +70,7 @@ class Info:
       counters: PyTorch's `num_batches_tracked` by path of the norm; empty where the source has
         none. A run's are from before its first step, and grow by one a step.
       step: optimiser steps done; `Saver.save` sets it.
-      metrics: of an evaluation at this step, such as {"mean_iou": 0.5}, a fraction; or None.
+      metrics: scores of an evaluation at this step, such as {"mean_iou": 0.5}, a fraction; or None.
       data: fingerprint of the training samples of a run; "" where there are none, or the run
         comes from elsewhere.
     """
@@ -138,7 +142,7 @@ class Saver:
           step: optimiser steps done, greater than that of every step saved before.
           items: pytree of arrays by item name.
           info: the description; `step` and `metrics` replace its own.
-          metrics: of an evaluation of exactly these items.
+          metrics: scores of an evaluation of exactly these items.
 
         Returns:
           False if this step was saved already, in which case nothing is done, else True.
@@ -147,8 +151,7 @@ class Saver:
           ResourceError: this save, or the one before it, failed; steps finished earlier are intact.
           CheckpointError: the directory holds a later step.
         """
-        latest = self._orbax.latest
-        if latest is not None and step <= latest.step:
+        if (latest := self._orbax.latest) is not None and step <= latest.step:
             if step == latest.step:
                 return False
             what = f"holds step {latest.step}, so step {step} cannot be saved behind it"
@@ -194,9 +197,9 @@ class Saver:
             raise self._failure(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
 
     def _failure(self, error: Exception) -> ResourceError:
-        if (lost := hosts.lost_host(self._path, _root(error))) is not None:
+        if (lost := hosts.lost_host(self._path, root_cause(error))) is not None:
             return lost
-        what = f"cannot save a checkpoint: {_cause(error)}"
+        what = f"cannot save a checkpoint: {describe_cause(error)}"
         if self._bytes and self._path.exists():
             free = shutil.disk_usage(self._path).free
             what += f" (at most {self._bytes / 1e6:.1f} MB to write, {free / 1e6:.1f} MB free)"
@@ -211,8 +214,7 @@ def save_once(path: str | os.PathLike, items: Mapping[str, PyTree], info: Info) 
       CheckpointError: the directory holds a checkpoint.
       ResourceError: it cannot be written.
     """
-    latest = latest_step(path)
-    if latest is not None:
+    if (latest := latest_step(path)) is not None:
         what = f"already holds a checkpoint (step {latest})"
         raise CheckpointError(str(path), what, "choose another directory, or remove this one")
     with Saver(path) as saver:
@@ -267,7 +269,7 @@ def read_info(path: str | os.PathLike, step: int | str = "latest") -> Info:
         metadata = json.loads((where / _DESCRIPTION).read_text())["custom_metadata"] or {}
         version, kind = metadata.get("format"), metadata.get("kind")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        what = f"the description of the checkpoint is damaged ({_cause(error)})"
+        what = f"the description of the checkpoint is damaged ({describe_cause(error)})"
         raise CheckpointError(str(where), what, "use another step or a copy") from error
     if version != FORMAT or kind not in KINDS:
         what = f"format {version!r} and kind {kind!r} are unknown; accepted: format {FORMAT}"
@@ -276,7 +278,7 @@ def read_info(path: str | os.PathLike, step: int | str = "latest") -> Info:
     try:
         return _from_json(metadata, number)
     except (ValueError, KeyError, TypeError, AttributeError) as error:  # ConfigError is one
-        what = f"its configuration or classes do not suit this version ({_cause(error)})"
+        what = f"its configuration or classes do not suit this version ({describe_cause(error)})"
         raise CheckpointError(str(where), what, "use the version that wrote it") from error
 
 
@@ -290,7 +292,7 @@ def restore(
 
     Args:
       path: the checkpoint directory.
-      step: as for `find_step`.
+      step: a number, "latest" or "best"; see `find_step`.
       abstract: by item name, a pytree of `jax.ShapeDtypeStruct` with a sharding, on any number of
         devices. Only these items are read.
       allow_cast: convert between floating types (float32 weights for a float64 computation).
@@ -318,7 +320,7 @@ def misfits(
 ) -> list[str]:
     """Returns why `restore` would refuse, a phrase for each kind of difference; reads no array.
 
-    Args as for `restore`; no sharding is needed.
+    The arguments are those of `restore`; shardings are not needed.
 
     Raises:
       CheckpointError: the checkpoint is damaged.
@@ -326,8 +328,7 @@ def misfits(
     """
     where = _step_path(path, find_step(path, step))
     with _reading(where):
-        saved = _by_name(_saved_items(where, abstract))
-        return _differences(saved, _by_name(abstract), allow_cast)
+        return differences(_saved_items(where, abstract), abstract, allow_cast)
 
 
 def read_arrays(
@@ -339,8 +340,8 @@ def read_arrays(
 
     Args:
       path: the checkpoint directory.
-      step: as for `find_step`.
-      names: of the items.
+      step: a number, "latest" or "best"; see `find_step`.
+      names: names of the items.
 
     Raises:
       CheckpointError: an item is not there, or damaged.
@@ -362,9 +363,9 @@ def _reading(where: Path) -> Iterator[None]:
             yield
     except (MemoryError, PermissionError) as error:
         fix = "free memory, or make the files readable"
-        raise ResourceError(str(where), f"cannot be read: {_cause(error)}", fix) from error
+        raise ResourceError(str(where), f"cannot be read: {describe_cause(error)}", fix) from error
     except Exception as error:
-        what = f"cannot be restored: {_cause(error)}"
+        what = f"cannot be restored: {describe_cause(error)}"
         raise CheckpointError(str(where), what, "use another step or a copy") from error
 
 
@@ -400,42 +401,6 @@ def _saved_items(where: Path, names: Iterable[str]) -> dict[str, PyTree]:
     return items
 
 
-def _differences(
-    saved: dict[str, PyTree], wanted: dict[str, PyTree], allow_cast: bool
-) -> list[str]:
-    """Returns one phrase for each kind of difference, with up to ten names."""
-    missing, unexpected = wanted.keys() - saved.keys(), saved.keys() - wanted.keys()
-    shapes, dtypes = [], []
-    for name in wanted.keys() & saved.keys():
-        old, new = saved[name], wanted[name]
-        if tuple(old.shape) != tuple(new.shape):
-            shapes.append(f"{name}: {tuple(old.shape)} saved, {tuple(new.shape)} wanted")
-        elif old.dtype != new.dtype:
-            are_floating = all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in (old, new))
-            if not (allow_cast and are_floating):
-                dtypes.append(f"{name}: {old.dtype} saved, {new.dtype} wanted")
-    if not (missing or unexpected or shapes or dtypes):
-        return []
-    # "0 unexpected" tells a smaller model from another one, so the first two are always there.
-    problems = [_count(missing, "parameters missing"), _count(unexpected, "unexpected")]
-    if shapes:
-        problems.append(_count(shapes, "of another shape"))
-    if dtypes:
-        problems.append(_count(dtypes, "of another type"))
-    return problems
-
-
-def _count(names: Iterable[str], text: str) -> str:
-    names = list(names)
-    return f"{len(names)} {text}" + (f" ({shorten(names)})" if names else "")
-
-
-def _by_name(items: Mapping[str, PyTree]) -> dict[str, PyTree]:
-    """Returns leaves by path; a NamedTuple's fields and the dict Orbax reads back are alike."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(dict(items))
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
 def _steps(path: str | os.PathLike) -> list[int]:
     """Returns the finished steps in order; names that are not numbers are unfinished saves."""
     root = folder_of(path)
@@ -444,7 +409,9 @@ def _steps(path: str | os.PathLike) -> list[int]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
-        raise ResourceError(str(root), f"cannot be listed: {_cause(error)}", "change it") from error
+        raise ResourceError(
+            str(root), f"cannot be listed: {describe_cause(error)}", "change it"
+        ) from error
 
 
 def _step_path(path: str | os.PathLike, step: int) -> Path:
@@ -506,26 +473,3 @@ def _best(scores: Mapping[int, float]) -> int | None:
     """Returns the step with the highest score, the later of equals; None if none has one."""
     score, step = max(((score, step) for step, score in scores.items()), default=(-math.inf, 0))
     return step if score > -math.inf else None
-
-
-def _root(error: BaseException) -> BaseException:
-    """Returns the first cause of an error."""
-    while True:
-        inner = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-        if isinstance(error, BaseExceptionGroup):
-            inner = error.exceptions[0]
-        if inner is None:
-            return error
-        error = inner
-
-
-def _cause(error: BaseException) -> str:
-    """Returns the first cause of an error in one line of at most 300 characters."""
-    error = _root(error)
-    code = re.search(r"os_error_code='(\d+)'", str(error))  # of tensorstore: a paragraph of paths
-    if code is not None:
-        return os.strerror(int(code[1]))
-    text = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, KeyError):
-        text = f"{text} is missing"
-    return text if len(text) <= 300 else f"{text[:297]}..."

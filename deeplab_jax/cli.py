@@ -10,7 +10,6 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from pathlib import Path
 from typing import NoReturn
 
 from deeplab_jax import __version__
@@ -19,7 +18,6 @@ from deeplab_jax.errors import (
     ConfigError,
     DeepLabError,
     Interrupted,
-    ResourceError,
     as_resource_error,
 )
 from deeplab_jax.utils.progress import discard
@@ -113,24 +111,6 @@ def _tell(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
     except BrokenPipeError:  # after Ctrl-C in `... 2>&1 | tee log`, which ends both
         discard(sys.stderr)
-
-
-def check_writable(path: Path, flag: str) -> None:
-    """Refuses a place where a file could not be written, before the work that makes it.
-
-    Args:
-      path: the file.
-      flag: that names it.
-
-    Raises:
-      ResourceError: the folder is missing, or one of both is not writable.
-    """
-    fix = f"choose another {flag}, or create its folder"
-    if path.is_dir() or not path.parent.is_dir():
-        what = "is a folder" if path.is_dir() else f"there is no folder {path.parent}"
-        raise ResourceError(str(path), what, fix)
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise ResourceError(str(path), "is not writable", f"choose another {flag}, or its mode")
 
 
 class Parser(argparse.ArgumentParser):

@@ -5,8 +5,10 @@ Every command renders these as `error: <where>: <what> - <fix>` (see `cli.run`).
 
 import errno
 import os
+import re
 import shutil
 from collections.abc import Iterable
+from pathlib import Path
 
 _CLIPPED = 80  # characters of a quoted name
 
@@ -93,6 +95,47 @@ def as_resource_error(error: Exception) -> ResourceError | None:
         fix = "use fewer pixels at once; `deeplab train --dry-run` says what lowers the need"
         return ResourceError("device", f"out of memory ({cause})", fix)
     return None
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """Returns the first cause of an error."""
+    while True:
+        inner = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        if isinstance(error, BaseExceptionGroup):
+            inner = error.exceptions[0]
+        if inner is None:
+            return error
+        error = inner
+
+
+def describe_cause(error: BaseException) -> str:
+    """Returns the first cause of an error in one line of at most 300 characters."""
+    error = root_cause(error)
+    code = re.search(r"os_error_code='(\d+)'", str(error))  # of tensorstore: a paragraph of paths
+    if code is not None:
+        return os.strerror(int(code[1]))
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, KeyError):
+        text = f"{text} is missing"
+    return text if len(text) <= 300 else f"{text[:297]}..."
+
+
+def check_writable(path: Path, flag: str) -> None:
+    """Refuses a place where a file could not be written, before the work that makes it.
+
+    Args:
+      path: the file.
+      flag: the command's flag that names it, for the message.
+
+    Raises:
+      ResourceError: the folder is missing, or one of both is not writable.
+    """
+    fix = f"choose another {flag}, or create its folder"
+    if path.is_dir() or not path.parent.is_dir():
+        what = "is a folder" if path.is_dir() else f"there is no folder {path.parent}"
+        raise ResourceError(str(path), what, fix)
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ResourceError(str(path), "is not writable", f"choose another {flag}, or its mode")
 
 
 def shorten(names: Iterable[object], limit: int = 10) -> str:

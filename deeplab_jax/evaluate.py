@@ -2,7 +2,7 @@
 
     python -m deeplab_jax.evaluate --checkpoint runs/camvid_r50_os16
 
-Writes `evaluation.json` and `report.html`. What measures is `deeplab_jax.evaluation`.
+Writes `evaluation.json` and `report.html`.
 """
 
 from pathlib import Path
@@ -29,37 +29,13 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--config.x", metavar="VALUE", help="any field of the checkpoint's recipe")
     cluster.add_arguments(parser)
     args, overrides = parser.parse(argv)
-    numbers, page = Path(args.checkpoint, "evaluation.json"), Path(args.checkpoint, "report.html")
-    if args.json:
-        numbers = Path(args.json)
-        page = numbers.with_name(f"{numbers.stem}_report.html")
+    json_file = Path(args.json) if args.json else None
     cluster.initialize(args.coordinator, args.num_processes, args.process_id)
-    import jax
-
-    from deeplab_jax.checkpoint import find_step
-    from deeplab_jax.config import is_local
-    from deeplab_jax.distributed import hosts
-    from deeplab_jax.distributed.replicas import checksum
-    from deeplab_jax.distributed.shared_dir import as_path
     from deeplab_jax.evaluation.run import evaluate_checkpoint
-    from deeplab_jax.inference.segmenter import load
     from deeplab_jax.report.write import write_evaluated
 
-    with hosts.watched(args.checkpoint):
-        with hosts.sync_errors():
-            if args.json and hosts.is_primary():
-                cli.check_writable(numbers, "--json")
-            as_path(args.checkpoint)
-            step = find_step(args.checkpoint, args.step)
-        common = [text for text in overrides if not is_local(text)]
-        hosts.require_equal(hosts.software() | {"step": step, "arguments": common})
-        with hosts.sync_errors():
-            segmenter = load(args.checkpoint, step, overrides)
-        if hosts.are_multiple():
-            hosts.require_equal({"weights": hex(int(jax.jit(checksum)(segmenter.variables)))})
-        evaluate_checkpoint(segmenter, numbers, overrides)
-    if hosts.is_primary() and numbers.is_file():  # not with --json /dev/stdout
-        write_evaluated(page, numbers, segmenter)
+    segmenter = evaluate_checkpoint(args.checkpoint, args.step, overrides, json_file)
+    write_evaluated(segmenter, json_file)
 
 
 if __name__ == "__main__":

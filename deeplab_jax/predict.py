@@ -6,11 +6,8 @@ Writes, for each image at its own size and upright, a file for each --format and
 in a folder below the one named gets its results in the same folder below --output.
 """
 
-import time
-
 from deeplab_jax import cli
 from deeplab_jax.errors import DataError
-from deeplab_jax.inference.folder import check_headers, check_output, find_images, write_all
 
 _EXAMPLES = """\
   deeplab predict --checkpoint runs/camvid_r50_os16 street.jpg --output out
@@ -39,27 +36,20 @@ def main(argv: list[str]) -> None:
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files or folders")
     parser.add_argument("--config.x", metavar="VALUE", help="any field of the checkpoint's recipe")
     args, overrides = parser.parse(argv)
-    from deeplab_jax.inference import prediction
+    from deeplab_jax.inference.folder import predict_files
 
-    formats = prediction.check_formats(args.format.split(","))
-    images = find_images(args.images, args.output)
-    check_output(images, args.output, formats, args.force)
-    broken = check_headers(images)  # what is no image, or a bomb, shows before JAX is loaded
-    usable = {image: name for image, name in images.items() if image not in broken}
-    if usable:
-        from deeplab_jax.inference.segmenter import load
-
-        model = load(args.checkpoint, args.step, overrides)
-        prediction.check_classes(formats, model.class_names)
-        start = time.perf_counter()
-        broken |= write_all(model, usable, args.output, formats, args.force)
-        speed = len(usable) / (time.perf_counter() - start)
-        done = len(images) - len(broken)
-        print(f"{done} of {len(images)} images -> {args.output}  {speed:.2f} images/s", flush=True)
-    for image in images:
-        if image in broken:
-            cli.render(broken[image])
-    if broken:
+    errors = predict_files(
+        args.checkpoint,
+        args.images,
+        args.output,
+        args.format.split(","),
+        step=args.step,
+        overrides=overrides,
+        force=args.force,
+    )
+    for error in errors:
+        cli.render(error)
+    if errors:
         raise SystemExit(DataError.exit_code)
 
 

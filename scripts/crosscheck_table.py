@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from deeplab_jax import cli
 from deeplab_jax.config import PUBLISHED_MIOU, get_config
 from deeplab_jax.config.recipe import apply_overrides, load_recipe
-from deeplab_jax.errors import ConfigError, DataError, DeepLabError
+from deeplab_jax.errors import ConfigError, DataError, DeepLabError, check_writable
 from deeplab_jax.utils.atomic import atomic_write
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def crosscheck(rows: Sequence[Row], job: Job, path: Path) -> list[dict[str, Any]
       ConfigError: the file is something else's.
       ResourceError: it cannot be written.
     """
-    cli.check_writable(path, "--json")
+    check_writable(path, "--json")
     _read(path)
     entries = []
     for row in rows:

@@ -6,6 +6,7 @@ import signal
 import sys
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 # Before anything imports jax; commands that tests start inherit them.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -27,8 +28,11 @@ import pytest
 from absl import flags
 from jax.experimental.compilation_cache import compilation_cache
 
+from deeplab_jax import checkpoint, cli, config
+from deeplab_jax.data import open_dataset
 from deeplab_jax.data.classes import colormap
 from deeplab_jax.data.images import write_png_indices
+from deeplab_jax.models import build_model, init_variables
 
 if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()  # grain and absl loggers ask for flags
@@ -152,7 +156,7 @@ def tiny_recipe():
     return tiny_recipe
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_tree(tmp_path_factory):
     """Returns make_tree(dataset, **options) -> root of a freshly drawn tiny data set.
 
@@ -166,6 +170,67 @@ def make_tree(tmp_path_factory):
         return root
 
     return make
+
+
+@pytest.fixture(scope="session")
+def draw_variables():
+    """Returns draw_variables(model, seed=0, spread=0) -> variables, several classes an image.
+
+    Scales and variances of norms are drawn from [1 - spread, 1 + spread].
+    """
+
+    def draw_variables(model, seed=0, spread=0):
+        shapes = jax.eval_shape(lambda: init_variables(model, 0))
+        rng = np.random.default_rng(seed)
+
+        def draw(path, leaf):
+            if leaf.ndim < 4:  # of norms, and biases
+                ones = np.ones(leaf.shape)
+                values = rng.uniform(1 - spread, 1 + spread, leaf.shape) if spread else ones
+                return (values * (path[-1].key in ("var", "scale"))).astype(leaf.dtype)
+            kernel = rng.normal(size=leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1]) / 2)
+            if path[1].key == "classifier":  # or the class that likes its mean input has all pixels
+                kernel -= kernel.mean(2, keepdims=True)
+            return kernel.astype(leaf.dtype)
+
+        return jax.tree_util.tree_map_with_path(draw, shapes)
+
+    return draw_variables
+
+
+@pytest.fixture(scope="module")
+def saved_run(make_tree, draw_variables, tmp_path_factory):
+    """A work directory with steps 3 (the best) and 7 of a tiny network, and its data."""
+    root = make_tree("folder", num_train=1, num_val=3, num_classes=4)
+    c = config.get_config("folder", depth=18, output_stride=16)
+    c.model.num_classes, c.model.atrous_rates = 4, (1, 2, 3)
+    c.model.width, c.model.head_channels = 8, 16
+    c.model.low_level_channels, c.model.aux_channels = 4, 8
+    c.data.root, c.eval.resize_base = str(root), (80, 64)  # not the images' size
+    c = config.freeze(c)
+    validation = open_dataset(c.data, 4, "val")
+    info = checkpoint.Info(
+        kind="run", config=c, class_names=validation.class_names, palette=validation.palette
+    )
+    path, model = tmp_path_factory.mktemp("run"), build_model(c.model)
+    with checkpoint.Saver(path) as saver:
+        for step, score in ((3, 0.9), (7, 0.1)):
+            saver.save(step, draw_variables(model, step), info, {"mean_iou": score})
+    images = sorted((root / "images" / "val").iterdir())
+    return SimpleNamespace(path=path, root=root, validation=validation, images=images)
+
+
+@pytest.fixture
+def call(capsys):
+    """Returns call(*argv) -> (exit code, standard output, standard error) of `deeplab`."""
+
+    def call(*argv):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            cli.main([str(argument) for argument in argv])
+        return end.value.code, *capsys.readouterr()
+
+    return call
 
 
 def make_voc_tree(root, num_train=12, num_val=4, seed=0):

@@ -12,7 +12,8 @@ HEAVY = ("jax", "flax", "optax", "orbax", "grain", "tensorflow_datasets", "rich"
 # From the bottom up: a room imports from itself and from those of earlier lines alone. A file at
 # the top of the package is a room of its own; commands, the last line, are imported by none.
 ORDER = (
-    {"errors", "utils"},
+    {"errors"},
+    {"utils"},
     {"config", "models"},
     {"data", "distributed"},
     {"checkpoint"},

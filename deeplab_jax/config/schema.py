@@ -358,5 +358,9 @@ def fields() -> dict[str, dataclasses.Field]:
 
 
 def is_local(key: str) -> bool:
-    """Tells whether hosts of one run may differ in a field, named with or without `--config.`."""
-    return fields()[key.removeprefix("--config.").partition("=")[0]].metadata["is_local"]
+    """Tells whether hosts of one run may differ in a field, named with or without `--config.`.
+
+    They may not differ in a name that is no field.
+    """
+    field = fields().get(key.removeprefix("--config.").partition("=")[0])
+    return field is not None and field.metadata["is_local"]

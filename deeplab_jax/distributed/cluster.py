@@ -57,8 +57,8 @@ def initialize(
 
     Args:
       coordinator: "HOST:PORT" where process 0 listens.
-      num_processes: of the run; 1 without the others: alone, whatever the environment shows.
-      process_id: of this process.
+      num_processes: processes of the run; 1 alone: no others, whatever the environment shows.
+      process_id: number of this process, from 0.
       seconds: to wait for the others.
 
     Raises:

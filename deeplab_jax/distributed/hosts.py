@@ -1,6 +1,6 @@
-"""What the hosts of a run say to each other; with one process, nothing.
+"""Collectives between the processes of one run; with one process every call is a no-op.
 
-Every host calls these functions in the same order. `cluster.initialize` has joined them before.
+Every host calls these functions in the same order, after `cluster.initialize` has joined them.
 """
 
 import functools
@@ -46,7 +46,7 @@ def name() -> str:
 
 
 def own_share(items: Sequence[T], host: int | None = None) -> Sequence[T]:
-    """Returns every n-th of the items for n hosts, of which each is one host's alone.
+    """Returns this host's share of the items: every n-th of them, where there are n hosts.
 
     Args:
       items: in the same order on all hosts.
@@ -99,7 +99,7 @@ def synced_error(failure: Exception | None) -> DeepLabError | None:
     """Returns the error that all hosts end with, if any has one.
 
     Args:
-      failure: of this host. Of one that is not ours the traceback is printed here.
+      failure: this host's error, if any. A bug's traceback is printed here.
     """
     if failure is not None:
         failure = errors.as_resource_error(failure) or failure
@@ -152,7 +152,7 @@ def require_equal(facts: Mapping[str, object]) -> None:
 @functools.cache
 def code_version() -> str:
     """Returns the package's version and a hash of its source files."""
-    root = Path(__file__).parent
+    root = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         digest.update(f"{path.relative_to(root)}\0".encode())
@@ -195,7 +195,7 @@ class Poll:
 
 @contextmanager
 def watched(workdir: object) -> Iterator[None]:
-    """Turns what JAX says when another host is gone into our error.
+    """Turns JAX's error about a lost host into ours.
 
     Args:
       workdir: what the run writes to, for the message.
@@ -213,11 +213,11 @@ def watched(workdir: object) -> Iterator[None]:
 
 
 def lost_host(where: object, error: BaseException) -> ResourceError | None:
-    """Returns our error for what JAX or Orbax says when another host does not answer, else None.
+    """Returns our error where `error` means that another host does not answer, else None.
 
     Args:
       where: what the run writes to, for the message.
-      error: theirs.
+      error: what JAX or Orbax raised.
     """
     text = str(error)
     is_of_disk = "os_error_code" in text or (isinstance(error, OSError) and error.errno)

@@ -130,7 +130,7 @@ def batch_sharding(mesh: Mesh, has_rows: bool = False) -> NamedSharding:
 
     Args:
       mesh: from `make_mesh`.
-      has_rows: of pictures (B, H, ...), whose rows are split as well.
+      has_rows: the batch holds pictures (B, H, ...), whose rows are split as well.
     """
     return NamedSharding(mesh, PartitionSpec(DATA_AXIS, *[SPATIAL_AXIS] * has_rows))
 
@@ -149,7 +149,7 @@ def put_batch(batch: PyTree, mesh: Mesh, batch_size: int) -> PyTree:
       batch: pytree of arrays (R, ...) with this host's rows, those of `local_rows`; pictures have
         three or four dimensions.
       mesh: where they go.
-      batch_size: of the global batch.
+      batch_size: rows of the global batch.
     """
     position = {row: k for k, row in enumerate(local_rows(mesh, batch_size))}
 
@@ -171,9 +171,9 @@ def to_devices(batches: Iterator, mesh: Mesh, batch_size: int, depth: int = 2) -
     """Yields (batch, batch on the devices), copying up to `depth` batches ahead.
 
     Args:
-      batches: as for `put_batch`.
+      batches: batches of this host's rows, as `put_batch` takes them.
       mesh: where they go.
-      batch_size: of the global batch.
+      batch_size: rows of the global batch.
       depth: batches whose copy is under way while the current one computes.
     """
     queue: deque = deque()

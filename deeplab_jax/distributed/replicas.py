@@ -18,7 +18,9 @@ from deeplab_jax.utils.trees import PyTree
 
 
 def checksum(tree: PyTree) -> jax.Array:
-    """Returns a uint32 that any change within one number changes, and others all but surely.
+    """Returns a 32-bit checksum of a tree of arrays.
+
+    A change confined to one element always changes it; others go unnoticed with probability 2^-32.
 
     Each 32 bits are mixed with their place, one to one, and summed modulo 2^32.
     """
@@ -64,7 +66,7 @@ class Replicas:
 
         Args:
           tree: arrays that every device holds whole.
-          step: of the state, for the message.
+          step: optimiser steps of the state, for the message.
           kept: what of the run is left, for the message.
 
         Raises:

@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from deeplab_jax import cli
-from deeplab_jax.errors import ConfigError
+from deeplab_jax.errors import ConfigError, check_writable
 
 _EXAMPLES = """\
   deeplab doctor --data photos/
@@ -66,7 +66,7 @@ def _check_arguments(args: argparse.Namespace, overrides: list[str]) -> None:
         raise ConfigError("--val-fraction", f"must be between 0 and 1, got {args.val_fraction}",
                           "use a value such as 0.2")  # fmt: skip
     if args.json:
-        cli.check_writable(Path(args.json), "--json")
+        check_writable(Path(args.json), "--json")
     if args.seed < 0:
         raise ConfigError("--seed", f"must not be negative, got {args.seed}", "use 0, 1, ...")
 

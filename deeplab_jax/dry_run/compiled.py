@@ -46,8 +46,8 @@ class CompiledStep:
       aliased: bytes of outputs that reuse the memory of arguments.
       temporaries: bytes of everything else, mostly activations.
       collectives: {kind: (number, bytes of their results)}.
-      flops: of one step; None where the compiler does not tell.
-      cycles: of one step, estimated; None where the compiler does not tell.
+      flops: floating-point operations of one step; None where the compiler does not tell.
+      cycles: estimated cycles of one step; None where the compiler does not tell.
       unrecognised: names of convolutions that have no kernel of cuDNN (GPU).
     """
 

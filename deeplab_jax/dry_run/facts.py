@@ -75,7 +75,7 @@ class RunFacts:
       parameters: numbers by part of the network.
       macs: multiply-adds of one image, forward, by part.
       state: bytes by item.
-      memory: of one device.
+      memory: what one device needs and has.
       inputs: data, start and schedule.
       rates: {percent of the steps done: learning rate}; empty where the steps are unknown.
       disk_needed: bytes.

@@ -1,1 +1,1 @@
-"""From counts of pixels to scores, their interval, and `evaluation.json`."""
+"""Scores of a checkpoint on a data set: counts, scores, their interval, `evaluation.json`."""

@@ -1,9 +1,7 @@
-"""Evaluation: a data set's images to one confusion matrix, and what is read from it."""
+"""Evaluation of weights on a data set: one confusion matrix over all images and hosts."""
 
-import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import jax
 import numpy as np
@@ -14,26 +12,27 @@ from deeplab_jax.data.transforms import fit_size
 from deeplab_jax.distributed import hosts
 from deeplab_jax.errors import DataError
 from deeplab_jax.evaluation import metrics
-from deeplab_jax.evaluation.summary import summarize
-from deeplab_jax.inference.engine import Engine, Item
+from deeplab_jax.evaluation.summary import Summary, summarize
+from deeplab_jax.inference.buckets import Size
+from deeplab_jax.inference.engine import Engine, Item, Variables
 from deeplab_jax.inference.protocol import TABLE, EvalProtocol
 from deeplab_jax.models import DeepLabV3Plus
 
-_IMAGES_A_ROUND = 8  # that a host counts between two questions to the others
+_IMAGES_A_ROUND = 8  # images that a host counts between two polls of the others
 
 
 @dataclass(frozen=True)
 class EvalResult:
-    """Counts over a data set.
+    """Counts of pixels over a data set.
 
     Attributes:
       confusion: int64 (C, C); row = truth, column = prediction.
       class_names: C names.
-      num_images: N, how many were counted.
+      num_images: N.
       image_ids: N ids, in the order asked for.
-      per_image: int64 (N, 3, C): each image's pixels of intersection, truth and prediction, ignored
-        ones left out. Their sums over N are the confusion matrix's diagonal, rows and columns.
-      protocol: how it was measured, in words.
+      per_image: int64 (N, 3, C), each image's areas (see `metrics`), ignored pixels left out. Their
+        sums over N are the confusion matrix's diagonal, rows and columns.
+      protocol: the evaluation protocol in words.
     """
 
     confusion: np.ndarray
@@ -48,17 +47,19 @@ class EvalResult:
         """Mean IoU over classes that occur, a fraction."""
         return metrics.mean_iou(self.confusion)
 
-    def summary(self) -> dict[str, Any]:
-        """Returns what `evaluation.json` holds; fractions in [0, 1], null where undefined."""
+    def summary(self) -> Summary:
+        """Returns the scores for `evaluation.json`."""
         scores = summarize(self.confusion, self.per_image, self.image_ids, self.class_names)
         return {"num_images": self.num_images, "protocol": self.protocol, **scores}
 
 
 class Evaluator:
-    """Evaluates weights on one data set; keep it, and each shape compiles once.
+    """Evaluates weights on one data set.
+
+    Each shape compiles once in the lifetime of an evaluator.
 
     Attributes:
-      engine: what runs the network.
+      engine: the compiled network.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class Evaluator:
         resize_base: tuple[int, ...],
         protocol: EvalProtocol = TABLE,
     ):
-        """Opens nothing yet.
+        """Opens no file.
 
         Args:
           model: the network.
@@ -77,25 +78,25 @@ class Evaluator:
           protocol: how images become scores.
         """
         self.engine = Engine(model, protocol)
-        self._sizes: dict[int, tuple[int, int]] = {}  # of the network's input
+        self._sizes: dict[int, Size] = {}  # image -> (height, width) of the network's input
         self._dataset = dataset
         self._resize_base = tuple(resize_base)
 
     def __call__(
         self,
-        variables: Any,
+        variables: Variables,
         indices: Iterable[int] | None = None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> EvalResult | None:
         """Evaluates `variables` on the devices of all hosts, each of which has a share of images.
 
         Args:
-          variables: {"params", "batch_stats"}; arrays of any layout each host holds whole.
-          indices: which images; all by default.
-          should_stop: asked before each image; of several hosts one that says so stops all.
+          variables: {"params", "batch_stats"}; each host holds the arrays whole, in any layout.
+          indices: images to evaluate; all by default.
+          should_stop: asked before each image; True on one host stops all hosts.
 
         Returns:
-          The counts, the same on all hosts, or None if `should_stop` said so.
+          The counts, the same on all hosts, or None if `should_stop` returned True.
 
         Raises:
           DataError: an image or label cannot be used; on all hosts.
@@ -107,11 +108,11 @@ class Evaluator:
         # Images of one shape follow each other, and fill batches.
         shapes = {k: self.engine.shapes(size) for k, size in self._sizes.items()}
         positions = sorted(range(len(indices)), key=lambda k: shapes.get(indices[k], []))
-        positions = hosts.all_gather(positions)[0]  # one order for all, whatever their files say
+        positions = hosts.all_gather(positions)[0]  # file headers of hosts might differ
         own = hosts.own_share(positions)
         rounds = _Rounds(len(positions))
 
-        def items() -> Iterator[Item]:
+        def items() -> Iterator[Item[int]]:
             order = [indices[k] for k in own]
             examples = eval_examples(self._dataset, order, self._resize_base)
             for turn, (position, example) in enumerate(zip(own, examples, strict=True)):
@@ -133,19 +134,20 @@ class Evaluator:
             raise common from failure
         if rounds.answer:
             return None
-        ids = [self._dataset.ids[index] for index in indices]
+        ids = tuple(self._dataset.ids[index] for index in indices)
+        names, protocol = self._dataset.class_names, str(self.engine.protocol)
         matrices = [counts[position] for position in own]
-        names = self._dataset.class_names
-        return _gather(_sum_up(matrices, names, ids, str(self.engine.protocol)), positions)
+        confusion, per_image = _gather(matrices, positions, len(names))
+        return EvalResult(confusion, names, len(ids), ids, per_image, protocol)
 
     def _plan(self, indices: list[int]) -> None:
-        """Reads the headers of images that were not yet, and plans shapes for all."""
+        """Reads the headers of new images and plans shapes for all."""
         new = [index for index in indices if index not in self._sizes]
         for index in new:
             try:
                 height, width = read_size(self._dataset.source.names(index)[0])
             except DataError:
-                continue  # no file, as from TFDS; or reading it will tell
+                continue  # no file, as from TFDS; or a bad one, which reading will report
             base = self._resize_base
             size = fit_size(height, width, (base[0], base[1])) if base else (height, width)
             self._sizes[index] = size
@@ -154,24 +156,28 @@ class Evaluator:
 
 
 class _Rounds:
-    """Asks all hosts now and then whether to stop evaluating, each host as often as the others."""
+    """Polls all hosts now and then whether to stop evaluating, equally often on each host.
+
+    Attributes:
+      answer: nonzero after a host asked to stop.
+    """
 
     def __init__(self, num_images: int):
         self._every = _IMAGES_A_ROUND if hosts.are_multiple() else 1
         largest_share = -(-num_images // jax.process_count())
         self._left = -(-largest_share // self._every)
         self._poll = hosts.Poll()
-        self.answer = 0  # other than 0: stop
+        self.answer = 0
 
     def is_over(self, turn: int, should_stop: Callable[[], bool]) -> bool:
-        """Tells, before the image of that number in a host's share, whether to leave it."""
+        """Tells whether to stop before image number `turn` of the host's share."""
         wants_to_stop = should_stop()
         if turn % self._every == 0:
             self._ask(wants_to_stop)
         return bool(self.answer)
 
     def finish(self, has_failed: bool) -> None:
-        """Answers the others until they are through, too."""
+        """Takes part in the polls that are left, until all hosts are through."""
         while hosts.are_multiple() and self._left and not self.answer:
             self._ask(has_failed)
 
@@ -180,25 +186,22 @@ class _Rounds:
         self.answer = self._poll.ask(int(wants_to_stop))
 
 
-def _gather(result: EvalResult, positions: Sequence[int]) -> EvalResult:
-    """Returns the counts of all hosts from those of each one's share of `positions`."""
-    confusion, size = np.zeros_like(result.confusion), len(result.confusion)
-    per_image = np.zeros((len(positions), 3, size), np.int64)
-    own = np.concatenate([result.confusion.ravel(), result.per_image.ravel()])
-    for host, data in enumerate(hosts.all_gather_bytes(own.tobytes())):
-        values = np.frombuffer(data, np.int64)
+def _gather(
+    matrices: Sequence[np.ndarray], positions: Sequence[int], size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the confusion matrix (C, C) and areas (N, 3, C) over all hosts, int64.
+
+    Args:
+      matrices: confusion matrices of this host's share of `positions`.
+      positions: the N images, in the order in which hosts share them.
+      size: C.
+    """
+    areas = np.array([metrics.areas_of(matrix) for matrix in matrices], np.int64)
+    own = sum(matrices, np.zeros((size, size), np.int64))
+    confusion, per_image = np.zeros_like(own), np.zeros((len(positions), 3, size), np.int64)
+    data = np.concatenate([own.ravel(), areas.ravel()]).tobytes()
+    for host, part in enumerate(hosts.all_gather_bytes(data)):
+        values = np.frombuffer(part, np.int64)
         confusion += values[: size * size].reshape(size, size)
         per_image[hosts.own_share(positions, host)] = values[size * size :].reshape(-1, 3, size)
-    return dataclasses.replace(result, confusion=confusion, per_image=per_image)
-
-
-def _sum_up(
-    counts: Sequence[np.ndarray], class_names: tuple[str, ...], ids: Sequence[str], protocol: str
-) -> EvalResult:
-    size = len(class_names)
-    confusion = np.zeros((size, size), np.int64)
-    per_image = np.zeros((len(counts), 3, size), np.int64)
-    for index, matrix in enumerate(counts):
-        confusion += matrix
-        per_image[index] = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
-    return EvalResult(confusion, class_names, len(ids), tuple(ids), per_image, protocol)
+    return confusion, per_image

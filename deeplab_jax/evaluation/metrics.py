@@ -1,15 +1,15 @@
-"""Counts of pixels and what is read from them (spec section 7, items 4 and 5).
+"""Scores from counts of pixels (spec section 7, items 4 and 5), in NumPy.
 
-`confusion_matrix` counts on the device; all else is NumPy on int64 counts. Where a function takes
-`areas`, these are int64 (..., 3, C): each class's pixels in intersection, truth and prediction, of
-a data set or of every image. Ratios are fractions in [0, 1], NaN where they are 0 / 0.
+`areas` are int64 (..., 3, C): each class's pixels in intersection, truth and prediction, of a data
+set or of every image. Ratios are fractions in [0, 1], NaN where they are 0 / 0.
+`inference.engine.confusion_matrix` counts on the device.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-_CHUNK = 100  # resamples at a time, which bounds memory
+_CHUNK = 100  # resamples at a time, to bound memory
 
 
 def areas_of(confusion: np.ndarray) -> np.ndarray:
@@ -51,13 +51,13 @@ def frequency_weighted_iou(areas: np.ndarray) -> np.ndarray:
 
 
 class Interval(NamedTuple):
-    """A confidence interval, and all that repeats it.
+    """A confidence interval.
 
     Attributes:
-      low: its lower end, a fraction.
-      high: its upper end.
-      level: such as 0.95.
-      method: in words.
+      low: lower end, a fraction.
+      high: upper end, a fraction.
+      level: coverage, such as 0.95.
+      method: method in words, with everything needed to repeat it.
     """
 
     low: float
@@ -69,34 +69,34 @@ class Interval(NamedTuple):
 def bootstrap_mean_iou(
     areas: np.ndarray, level: float = 0.95, resamples: int = 1000, seed: int = 0
 ) -> Interval:
-    """Returns how far the mean IoU would move with other images of the same kind.
+    """Returns an interval for the mean IoU on other images of the same kind.
 
-    Images are drawn with replacement, as many as there are; the data set's mean IoU is computed of
-    each such draw; the interval holds the middle `level` of them (percentile bootstrap; Efron and
-    Tibshirani 1993, ch. 13). It says nothing of another training's luck.
+    Percentile bootstrap (Efron and Tibshirani 1993, ch. 13): each resample draws N images with
+    replacement, and the interval holds the middle `level` of the resamples' mean IoU. The variance
+    between trainings is not in it.
 
     Args:
       areas: int64 (N, 3, C), of every image.
-      level: share of the draws within.
-      resamples: how many draws.
-      seed: of the draws.
+      level: coverage.
+      resamples: number of resamples.
+      seed: seed of the resamples.
 
     Returns:
-      The interval; its ends are NaN with fewer than two images, or without a counted pixel.
+      The interval; both ends are NaN with fewer than two images, or without a counted pixel.
     """
     method = f"percentile bootstrap over images, {resamples} resamples, seed {seed}"
     number, _, classes = areas.shape
     if number < 2:
         return Interval(np.nan, np.nan, level, method)
     rng = np.random.default_rng(seed)
-    flat = areas.reshape(number, -1).astype(np.float64)  # a product of integers would be slow
+    flat = areas.reshape(number, -1).astype(np.float64)  # integer products are slow
     scores = []
     for start in range(0, resamples, _CHUNK):
         draws = min(_CHUNK, resamples - start)
         weights = rng.multinomial(number, np.full(number, 1 / number), draws)
         scores.append(mean(iou((weights @ flat).reshape(draws, 3, classes))))
     defined = np.concatenate(scores)
-    defined = defined[np.isfinite(defined)]  # not where a draw has void pixels only
+    defined = defined[np.isfinite(defined)]  # a resample may have ignored pixels only
     if not defined.size:
         return Interval(np.nan, np.nan, level, method)
     low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
@@ -120,10 +120,9 @@ def pixel_accuracy(confusion: np.ndarray) -> float:
 
 
 def best_constant_mean_iou(confusion: np.ndarray) -> float:
-    """Returns the highest mean IoU of a predictor that says one class everywhere.
+    """Returns the highest mean IoU of a prediction with one class everywhere.
 
-    Any useful model is far above it. With n classes in the truth and share s of the most frequent
-    it is s / n.
+    With n classes in the truth and share s of the most frequent class this is s / n.
     """
     truth = confusion.sum(1)
     constants = (np.outer(truth, np.eye(len(truth), dtype=np.int64)[c]) for c in range(len(truth)))

@@ -1,69 +1,113 @@
-"""Evaluation of a checkpoint: its data set, its numbers as a table and as JSON."""
+"""Evaluation of a checkpoint on all hosts of a run: its scores as a table and as JSON."""
 
 import json
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 
-from deeplab_jax.config import to_dict
-from deeplab_jax.data import open_dataset
+from deeplab_jax.checkpoint import find_step
+from deeplab_jax.config import is_local, to_dict
+from deeplab_jax.data import Dataset, open_dataset
 from deeplab_jax.distributed import hosts
+from deeplab_jax.distributed.replicas import checksum
+from deeplab_jax.distributed.shared_dir import as_path
+from deeplab_jax.errors import check_writable
 from deeplab_jax.evaluation import metrics
 from deeplab_jax.evaluation.evaluator import EvalResult, Evaluator
-from deeplab_jax.evaluation.summary import environment
+from deeplab_jax.evaluation.summary import Evaluation, environment
 from deeplab_jax.inference.protocol import read_protocol
-from deeplab_jax.inference.segmenter import Segmenter
+from deeplab_jax.inference.segmenter import Segmenter, load
 from deeplab_jax.utils.progress import counting
+
+NUMBERS = "evaluation.json"  # of a checkpoint, in its directory
 
 
 def evaluate_checkpoint(
-    segmenter: Segmenter, path: Path, overrides: Sequence[str] = ()
-) -> EvalResult:
-    """Evaluates on the validation split of the checkpoint's configuration and reports.
+    path: str | os.PathLike,
+    step: int | str = "latest",
+    overrides: Sequence[str] = (),
+    json_file: Path | None = None,
+) -> Segmenter:
+    """Evaluates a checkpoint on the validation split of its configuration.
+
+    Prints the scores; the first host writes them to a JSON file. Every host of the run calls this
+    with the same arguments, but for overrides of fields that are local (`config.is_local`).
 
     Args:
-      segmenter: from `deeplab_jax.load`.
-      path: the JSON file that the numbers go to.
-      overrides: with which it was loaded; `report` loads it by them again.
+      path: work directory of a run, or the output of a converter.
+      step: a number, "latest" or "best".
+      overrides: changes to the checkpoint's configuration, such as "--config.eval.flip=true".
+      json_file: the JSON file; `evaluation.json` in `path` by default.
+
+    Returns:
+      The evaluated network; its engine has compiled what the data set needs.
 
     Raises:
+      CheckpointError: there is no such checkpoint or step, or it does not fit.
+      ConfigError: an override cannot be used, or hosts differ.
       DataError: the data cannot be used.
+      ResourceError: `json_file` cannot be written, or another host is gone.
     """
-    config = segmenter.config
-    with hosts.sync_errors():
-        dataset = open_dataset(config.data, config.model.num_classes, config.data.val_split)
-    hosts.require_equal({"data": dataset.fingerprint()})
+    with hosts.watched(path):
+        with hosts.sync_errors():
+            if json_file and hosts.is_primary():
+                check_writable(json_file, "--json")
+            path = as_path(path)
+            step = find_step(path, step)
+        common = [text for text in overrides if not is_local(text)]
+        hosts.require_equal(hosts.software() | {"step": step, "arguments": common})
+        with hosts.sync_errors():
+            segmenter = load(path, step, overrides)
+        if hosts.are_multiple():
+            hosts.require_equal({"weights": hex(int(jax.jit(checksum)(segmenter.variables)))})
+        config = segmenter.config
+        with hosts.sync_errors():
+            dataset = open_dataset(config.data, config.model.num_classes, config.data.val_split)
+        hosts.require_equal({"data": dataset.fingerprint()})
+        result = _evaluate(segmenter, dataset)
+        if hosts.is_primary():
+            _write(json_file or path / NUMBERS, segmenter, dataset, result, overrides)
+    return segmenter
+
+
+def _evaluate(segmenter: Segmenter, dataset: Dataset) -> EvalResult:
+    """Returns and prints the scores; the segmenter keeps the compiled programs."""
     start = time.perf_counter()
-    protocol = read_protocol(config.eval)
-    evaluator = Evaluator(segmenter.model, dataset, config.eval.resize_base, protocol)
+    base, protocol = segmenter.config.eval.resize_base, read_protocol(segmenter.config.eval)
+    evaluator = Evaluator(segmenter.model, dataset, base, protocol)
     share = len(hosts.own_share(range(len(dataset))))
     with counting(share, "images evaluated") as count:
         result = evaluator(segmenter.variables, should_stop=lambda: bool(count()))
-    segmenter.engine = evaluator.engine  # what comes after need not compile again
-    assert result is not None  # nothing asks it to stop
+    segmenter.engine = evaluator.engine
+    assert result is not None  # `count` returns None, so nothing asks to stop
     seconds = time.perf_counter() - start
     print_table(result)
     print(
         f"mean IoU {100 * result.mean_iou:.2f} %  step {segmenter.step}, "
         f"{result.num_images} images of {dataset.name}/{dataset.split}, {protocol}, {seconds:.1f} s"
     )
-    header = {
+    return result
+
+
+def _write(
+    file: Path, segmenter: Segmenter, dataset: Dataset, result: EvalResult, overrides: Sequence[str]
+) -> None:
+    content: Evaluation = {
         "checkpoint": str(segmenter.path),
         "step": segmenter.step,
         "dataset": dataset.name,
         "split": dataset.split,
-    }
-    origin = {
+        **result.summary(),
         "overrides": list(overrides),
-        "config": to_dict(config),
+        "config": to_dict(segmenter.config),
         "environment": environment(),
     }
-    if hosts.is_primary():
-        path.write_text(json.dumps(header | result.summary() | origin, indent=1) + "\n")
-        print(f"numbers: {path}")
-    return result
+    file.write_text(json.dumps(content, indent=1) + "\n")
+    print(f"numbers: {file}")
 
 
 def print_table(result: EvalResult) -> None:

@@ -1,11 +1,11 @@
-"""What `evaluation.json` holds: every score of a data set's counts, and what computed them."""
+"""The content of `evaluation.json`: every score of a data set's counts, and what computed them."""
 
 import platform
 import subprocess
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import numpy as np
@@ -16,13 +16,84 @@ from deeplab_jax.evaluation import metrics
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy", "opencv-python-headless", "pillow")
 
 
+class ScoreInterval(TypedDict):
+    """`metrics.Interval` as JSON."""
+
+    low: float | None
+    high: float | None
+    level: float
+    method: str
+
+
+class ImageScore(TypedDict):
+    """An image's mean IoU over the classes in its truth or prediction."""
+
+    id: str
+    mean_iou: float | None
+
+
+class Environment(TypedDict):
+    """What computed an evaluation; null where unknown."""
+
+    device: str | None
+    platform: str | None
+    commit: str | None
+    packages: dict[str, str]
+
+
+class Scores(TypedDict):
+    """Scores of a data set: fractions in [0, 1], null where undefined; lists hold C classes.
+
+    `frequency` is each class's share of the true pixels, `worst_image` the image where most of a
+    class's pixels are missed or wrongly predicted, `confusion` has rows of truth, and `images` come
+    worst first.
+    """
+
+    mean_iou: float | None
+    mean_iou_interval: ScoreInterval
+    pixel_accuracy: float | None
+    mean_accuracy: float | None
+    mean_precision: float | None
+    mean_f1: float | None
+    frequency_weighted_iou: float | None
+    best_constant_mean_iou: float | None
+    class_names: list[str]
+    iou: list[float | None]
+    accuracy: list[float | None]
+    precision: list[float | None]
+    f1: list[float | None]
+    frequency: list[float]
+    worst_image: list[str | None]
+    confusion: list[list[int]]
+    images: list[ImageScore]
+
+
+class Summary(Scores):
+    """Scores with the number of images and the protocol in words."""
+
+    num_images: int
+    protocol: str
+
+
+class Evaluation(Summary):
+    """The content of `evaluation.json`; `deeplab_jax.report` refuses any other."""
+
+    checkpoint: str
+    step: int
+    dataset: str
+    split: str
+    overrides: list[str]
+    config: dict[str, Any]
+    environment: Environment
+
+
 def summarize(
     confusion: np.ndarray,
     per_image: np.ndarray,
     image_ids: Sequence[str],
     class_names: Sequence[str],
-) -> dict[str, Any]:
-    """Returns the scores as JSON: fractions in [0, 1], null where undefined.
+) -> Scores:
+    """Returns all scores.
 
     Args:
       confusion: int64 (C, C); row = truth, column = prediction.
@@ -31,41 +102,44 @@ def summarize(
       class_names: C names.
     """
     total = metrics.areas_of(confusion)
-    interval = metrics.bootstrap_mean_iou(per_image)
-    per_class = {
-        "iou": metrics.iou(total),
-        "accuracy": metrics.accuracy(total),
-        "precision": metrics.precision(total),
-        "f1": metrics.f1(total),
-    }
-    frequency = total[1] / max(total[1].sum(), 1)
+    low, high, level, method = metrics.bootstrap_mean_iou(per_image)
+    iou, accuracy = metrics.iou(total), metrics.accuracy(total)
+    precision, f1 = metrics.precision(total), metrics.f1(total)
     return {
-        "mean_iou": _plain(metrics.mean(per_class["iou"])),
-        "mean_iou_interval": {name: _plain(value) for name, value in interval._asdict().items()},
-        "pixel_accuracy": _plain(metrics.pixel_accuracy(confusion)),
-        **{f"mean_{name}": _plain(metrics.mean(per_class[name])) for name in list(per_class)[1:]},
-        "frequency_weighted_iou": _plain(metrics.frequency_weighted_iou(total)),
-        "best_constant_mean_iou": _plain(metrics.best_constant_mean_iou(confusion)),
+        "mean_iou": _or_null(metrics.mean(iou)),
+        "mean_iou_interval": {
+            "low": _or_null(low),
+            "high": _or_null(high),
+            "level": level,
+            "method": method,
+        },
+        "pixel_accuracy": _or_null(metrics.pixel_accuracy(confusion)),
+        "mean_accuracy": _or_null(metrics.mean(accuracy)),
+        "mean_precision": _or_null(metrics.mean(precision)),
+        "mean_f1": _or_null(metrics.mean(f1)),
+        "frequency_weighted_iou": _or_null(metrics.frequency_weighted_iou(total)),
+        "best_constant_mean_iou": _or_null(metrics.best_constant_mean_iou(confusion)),
         "class_names": list(class_names),
-        **{name: _plain(values) for name, values in per_class.items()},
-        "frequency": _plain(frequency),
+        "iou": [*map(_or_null, iou)],
+        "accuracy": [*map(_or_null, accuracy)],
+        "precision": [*map(_or_null, precision)],
+        "f1": [*map(_or_null, f1)],
+        "frequency": (total[1] / max(total[1].sum(), 1)).tolist(),
         "worst_image": _worst_image_of_each_class(per_image, image_ids, len(class_names)),
         "confusion": confusion.tolist(),
         "images": _images(per_image, image_ids),
     }
 
 
-def _images(per_image: np.ndarray, image_ids: Sequence[str]) -> list[dict[str, Any]]:
-    """Returns every image's mean IoU over the classes in its truth or prediction, worst first."""
+def _images(per_image: np.ndarray, image_ids: Sequence[str]) -> list[ImageScore]:
     scores = metrics.mean(metrics.iou(per_image))  # (N,)
     order = np.argsort(scores, kind="stable")  # NaN, of an image without a counted pixel, is last
-    return [{"id": image_ids[i], "mean_iou": _plain(scores[i])} for i in order]
+    return [{"id": image_ids[i], "mean_iou": _or_null(scores[i])} for i in order]
 
 
 def _worst_image_of_each_class(
     per_image: np.ndarray, image_ids: Sequence[str], num_classes: int
 ) -> list[str | None]:
-    """Returns where most of a class's pixels are missed or wrongly said; None if nowhere."""
     if not len(per_image):
         return [None] * num_classes
     wrong = per_image[:, 1] + per_image[:, 2] - 2 * per_image[:, 0]  # (N, C)
@@ -73,15 +147,11 @@ def _worst_image_of_each_class(
     return [image_ids[i] if wrong[i, c] else None for c, i in enumerate(worst)]
 
 
-def _plain(value: Any) -> Any:
-    """Returns numbers as JSON has them: NaN becomes None."""
-    if isinstance(value, str):
-        return value
-    array = np.asarray(value, np.float64)
-    return np.where(np.isfinite(array), array.astype(object), np.array(None)).tolist()
+def _or_null(value: float | np.ndarray) -> float | None:
+    return float(value) if np.isfinite(value) else None
 
 
-def environment() -> dict[str, Any]:
+def environment() -> Environment:
     """Returns versions, the device, the platform, and the commit of the checkout if it is one."""
     packages = {"python": platform.python_version(), "deeplab_jax": __version__}
     for name in _PACKAGES:
@@ -99,10 +169,10 @@ def environment() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """Returns the commit that this code is from, "-dirty" if changed; None where unknown."""
+    """Returns the commit of this code's checkout, "-dirty" if changed; None where unknown."""
     file = Path(__file__)
     describe = ("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
-    # The first asks whether the repository is ours, not one around an installed package.
+    # `ls-files` fails where the repository is not ours but one around an installed package.
     for arguments in (("ls-files", "--error-unmatch", file.name), describe):
         try:
             got = subprocess.run(

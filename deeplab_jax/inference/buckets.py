@@ -1,4 +1,4 @@
-"""Which shapes a network is compiled for, when images come in many sizes.
+"""The shapes that a network is compiled for when images come in many sizes.
 
 A smaller image is padded to its shape and masked there, so shapes change no result beyond rounding.
 """
@@ -10,23 +10,23 @@ from typing import NamedTuple
 import numpy as np
 
 LIMIT = 16  # shapes of one plan
-_MANY = 2.5  # times as many, and only coarse ones are added
-_FEW = 256  # sizes that are merged one by one
-_STEP = 32  # sides of shapes for sizes that come as a surprise are multiples of it
-_FINE = 1.25  # from one such side to the next; and padding that is better than another program
-_COARSE = 2.0  # the same where shapes are many; for the padding, of each side
-_SMALL = 128 * 128  # pixels of an image that counts as no smaller where shapes are many
-_SPARE = 1.1  # padding at which a plan takes a shape that is there
+_MANY = 2.5  # limits: beyond as many shapes, only coarse ones are added
+_MAX_MERGED = 256  # sizes that are merged one by one
+_STEP = 32  # divides the sides of shapes for unplanned sizes
+_FINE = 1.25  # from one such side to the next, and padded pixels that are better than a new shape
+_COARSE = 2.0  # the same, by side, where shapes are many
+_SMALL = 128 * 128  # pixels that smaller images count as, where shapes are many
+_PLANNED = 1.1  # padded pixels up to which a planned size takes a known shape
 
 Size = tuple[int, int]
 
 
 class Shape(NamedTuple):
-    """What a program is compiled for.
+    """Input shape of a program.
 
     Attributes:
       size: (height, width).
-      is_masked: images of other sizes are padded to it.
+      is_masked: whether smaller images are padded to it.
     """
 
     size: Size
@@ -34,12 +34,13 @@ class Shape(NamedTuple):
 
 
 class Buckets:
-    """Chooses a shape for each size and stays by it.
+    """Chooses a shape for each size; the choice for a size never changes.
 
-    The sizes of one plan share at most `limit` shapes. Sizes that come as a surprise keep their own
-    as long as shapes are few, then take a shape that fits well, or sides rounded up to coarse
-    steps. Plans and surprises together have 2.5 times `limit` shapes; beyond, one is added only for
-    a size that would be padded to more than four times its pixels (but 65536) in all others.
+    The sizes of one plan share at most `limit` shapes. An unplanned size keeps its own while there
+    are fewer than `limit` shapes. Then it takes a known shape that pads it to at most 1.25 times
+    its pixels, or a new one with sides rounded up. From 2.5 times `limit` shapes on, a new one is
+    added only for a size that all known ones would pad to more than four times its pixels, and to
+    more than 65536.
     """
 
     def __init__(self, limit: int = LIMIT):
@@ -47,15 +48,15 @@ class Buckets:
         self._shapes: dict[Size, Shape] = {}
 
     def plan(self, sizes: Iterable[Size]) -> None:
-        """Chooses shapes for those of `sizes` that have none, as often as they occur."""
+        """Chooses shapes for those of `sizes` that have none; frequent sizes get less padding."""
         new = Counter(size for size in sizes if size not in self._shapes)
         known = set(self._shapes.values())
         for size in list(new):
-            if shape := _fitting(size, known, _SPARE):
+            if shape := _fitting(size, known, _PLANNED):
                 self._shapes[size] = shape
                 del new[size]
         room = min(self._limit, self._many - len(known))
-        if room > 0:  # else each is a surprise
+        if room > 0:  # otherwise each is unplanned
             self._shapes |= plan_buckets(new.elements(), room)
 
     def shape(self, size: Size) -> Shape:
@@ -69,18 +70,18 @@ class Buckets:
         if len(known) < self._limit:
             return Shape(size, is_masked=False)
         is_fine = len(known) < self._many
-        step, waste = (_FINE, _FINE) if is_fine else (_COARSE, _COARSE**2)
+        step, padding = (_FINE, _FINE) if is_fine else (_COARSE, _COARSE**2)
         own = Shape((_stepped(size[0], step), _stepped(size[1], step)), is_masked=True)
         # Padding of small images costs less than a program.
-        waste *= 1 if is_fine else max(_SMALL / _area(size), 1)
-        return _fitting(size, known, waste) or own
+        padding *= 1 if is_fine else max(_SMALL / _area(size), 1)
+        return _fitting(size, known, padding) or own
 
 
 def plan_buckets(sizes: Iterable[Size], limit: int = LIMIT) -> dict[Size, Shape]:
     """Returns a shape for each size, at most `limit` different ones with little padding.
 
     Starts from all sizes and merges the two shapes that add least padding, over all images, until
-    they are few enough. One size alone in its shape is not padded.
+    `limit` are left. A size alone in its shape is not padded.
 
     Args:
       sizes: (height, width) of every image.
@@ -88,7 +89,7 @@ def plan_buckets(sizes: Iterable[Size], limit: int = LIMIT) -> dict[Size, Shape]
     """
     counts = Counter(sizes)
     step, rounded = 1, counts
-    while len(rounded) > max(_FEW, limit):  # merging looks at all pairs
+    while len(rounded) > max(_MAX_MERGED, limit):  # merging looks at all pairs
         step *= 2
         rounded = Counter()
         for (height, width), count in counts.items():
@@ -105,15 +106,15 @@ def plan_buckets(sizes: Iterable[Size], limit: int = LIMIT) -> dict[Size, Shape]
     return {size: plan[size] for size in sorted(plan)}
 
 
-def _merge(counts: Counter, limit: int) -> dict[Size, Size]:
-    """Returns the shape of each size."""
+def _merge(counts: Counter[Size], limit: int) -> dict[Size, Size]:
+    """Returns the shape of each size after merging pairs until `limit` shapes are left."""
     sizes = sorted(counts)
     shapes = np.array(sizes).reshape(-1, 2)
     weights = np.array([counts[size] for size in sizes], float)
     owner = np.arange(len(sizes))
     while len(shapes) > limit:
         top = np.maximum(shapes[:, None], shapes[None]).prod(-1)
-        padding = top - shapes.prod(-1)  # of the second of a pair
+        padding = top - shapes.prod(-1)  # [i, j]: of j, if i and j merge
         added = weights * padding + (weights * padding).T
         np.fill_diagonal(added, np.inf)
         first, second = sorted(np.unravel_index(np.argmin(added), added.shape))
@@ -125,15 +126,15 @@ def _merge(counts: Counter, limit: int) -> dict[Size, Size]:
     return {size: (int(h), int(w)) for size, (h, w) in zip(sizes, shapes[owner], strict=True)}
 
 
-def _fitting(size: Size, shapes: Iterable[Shape], waste: float) -> Shape | None:
-    """Returns the smallest shape that a size can be padded to, if not to more than `waste`."""
+def _fitting(size: Size, shapes: Iterable[Shape], padding: float) -> Shape | None:
+    """Returns the smallest masked shape that holds a size in at most `padding` times its pixels."""
     fitting = [
         shape
         for shape in shapes
         if shape.is_masked and size[0] <= shape.size[0] and size[1] <= shape.size[1]
     ]
     best = min(fitting, key=lambda shape: (_area(shape.size), shape), default=None)
-    return best if best and _area(best.size) <= waste * _area(size) else None
+    return best if best and _area(best.size) <= padding * _area(size) else None
 
 
 def _stepped(side: int, factor: float) -> int:

@@ -1,27 +1,29 @@
-"""From images and a network to labels and counts: the one engine of evaluate, predict and the API.
+"""From images and a network to labels and counts: the engine of evaluate, predict and the API.
 
-The network runs on few shapes (`plan_buckets`), smaller images padded and masked; its logits, at a
+The network runs on few shapes (`plan_buckets`), smaller images padded and masked. Its logits, at a
 quarter of the resolution, are resized, compared and counted in pieces of one fixed shape. So
 neither the number of programs nor memory grows with the number of sizes or with classes times
 pixels.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.stages import Compiled
+from jax.typing import ArrayLike
 
 from deeplab_jax.config import IGNORE_INDEX
 from deeplab_jax.errors import ResourceError
-from deeplab_jax.inference.buckets import Buckets, Shape
-from deeplab_jax.inference.protocol import Axis, EvalProtocol, Size, View
-from deeplab_jax.models import DeepLabV3Plus, fold_batch_norm
+from deeplab_jax.inference.buckets import Buckets, Shape, Size
+from deeplab_jax.inference.memory import TooLargeError, check_memory, free_memory
+from deeplab_jax.inference.protocol import Axis, EvalProtocol, View
+from deeplab_jax.models import DeepLabV3Plus, Output, fold_batch_norm
 from deeplab_jax.models.preprocess import normalize
 
 _PIECE = {"cpu": (64, 256)}  # rows and columns; measured
@@ -29,37 +31,79 @@ _LARGE_PIECE = (512, 512)  # where each call costs more than its work
 _BATCH_PIXELS = 2**22  # of one batch, on accelerators
 _MAX_BATCH = 16
 
-Window = tuple[slice, slice]  # of the result
+Variables = Mapping[str, Any]  # {"params", "batch_stats"}
+Window = tuple[slice, slice]  # rows and columns of a result
+Key = TypeVar("Key")
+Result = TypeVar("Result")
 
 
-class Item(NamedTuple):
+class Item(NamedTuple, Generic[Key]):
     """One image to work on.
 
     Attributes:
-      key: what results are called.
+      key: identifies the result.
       image: (h, w, 3), uint8 RGB, or floating point and normalised.
       size: (height, width) of the result.
       label: uint8 (*size), 255 = ignored; for `Engine.count` alone.
     """
 
-    key: Any
+    key: Key
     image: np.ndarray
     size: Size
     label: np.ndarray | None = None
 
 
+class ProgramKey(NamedTuple):
+    """Identifies a compiled network: a batch of one shape and dtype on one device."""
+
+    device: jax.Device
+    batch: int
+    shape: Shape
+    dtype: np.dtype
+
+
+class _Term(NamedTuple):
+    """The scores of a piece before its last view, and that view.
+
+    Attributes:
+      total: scores (R, K, C) of the views before; None before the first.
+      logits: (B, h, w, C) of a batch.
+      which: the view's place in the batch.
+      rows: table of R rows.
+      columns: table of K columns.
+    """
+
+    total: jax.Array | None
+    logits: jax.Array
+    which: int
+    rows: Axis
+    columns: Axis
+
+
+_Take = Callable[[Window, _Term], jax.Array]  # returns an array to wait for
+
+
+class _Job(NamedTuple, Generic[Result]):
+    """Work on one image: `take` gets its pieces, then `finish` returns the result."""
+
+    take: _Take
+    finish: Callable[[], Result]
+
+
 def network_logits(
-    model: DeepLabV3Plus, variables: Any, images: jax.Array, valid_size: jax.Array | None = None
+    model: DeepLabV3Plus,
+    variables: Variables,
+    images: jax.Array,
+    valid_size: jax.Array | None = None,
 ) -> jax.Array:
     """Returns logits (B, ceil(H/4), ceil(W/4), C) of normalised images (B, H, W, 3)."""
-    output: Any = model.apply(variables, images, valid_size=valid_size)
-    return output.logits
+    return cast(Output, model.apply(variables, images, valid_size=valid_size)).logits
 
 
 def _network(
     model: DeepLabV3Plus,
     is_softmax: bool,
-    variables: Any,
+    variables: Variables,
     images: jax.Array,
     valid_size: jax.Array | None,
 ) -> jax.Array:
@@ -68,36 +112,30 @@ def _network(
     return jax.nn.softmax(logits, -1) if is_softmax else logits
 
 
-def _sample(
-    is_soft: bool,
-    total: jax.Array | None,
-    logits: jax.Array,
-    which: jax.Array,
-    rows: Axis,
-    columns: Axis,
-) -> jax.Array:
-    """Returns scores (R, K, C) of a piece: `total` and what one picture's logits add.
+def _add(is_soft: bool, term: _Term) -> jax.Array:
+    """Returns scores (R, K, C) of a piece: the total and what the view adds.
 
     Rows first: they are fewer then, and the pass over columns goes straight into what follows.
     """
-    x = lax.dynamic_index_in_dim(logits, which, keepdims=False)
-    for axis, table in enumerate((rows, columns)):
+    x = lax.dynamic_index_in_dim(term.logits, term.which, keepdims=False)
+    for axis, table in enumerate((term.rows, term.columns)):
         weight = table.weight if is_soft else table.weight * table.scale[None]
         weight = jnp.expand_dims(weight, (2, 3) if axis == 0 else (1, 3))
         low, high = (jnp.take(x, index, axis, mode="clip") for index in table.index)
         x = low * weight[0] + high * weight[1]
     if is_soft:
-        x = jax.nn.softmax(x, -1) * rows.scale[:, None, None] * columns.scale[None, :, None]
-    return x if total is None else total + x
+        rows, columns = term.rows.scale, term.columns.scale
+        x = jax.nn.softmax(x, -1) * rows[:, None, None] * columns[None, :, None]
+    return x if term.total is None else term.total + x
 
 
-def _count(is_soft: bool, counts: jax.Array, label: jax.Array, *sample: Any) -> jax.Array:
-    prediction = jnp.argmax(_sample(is_soft, *sample), -1)
+def _count(is_soft: bool, counts: jax.Array, label: np.ndarray, term: _Term) -> jax.Array:
+    prediction = jnp.argmax(_add(is_soft, term), -1)
     return counts + confusion_matrix(prediction, label, counts.shape[0])
 
 
-def _decide(is_soft: bool, is_probability: bool, *sample: Any) -> tuple[jax.Array, jax.Array]:
-    scores = _sample(is_soft, *sample)
+def _decide(is_soft: bool, is_probability: bool, term: _Term) -> tuple[jax.Array, jax.Array]:
+    scores = _add(is_soft, term)
     confidence = scores.max(-1)
     if not is_probability:
         confidence = jnp.exp(confidence - jax.nn.logsumexp(scores, -1))
@@ -105,19 +143,22 @@ def _decide(is_soft: bool, is_probability: bool, *sample: Any) -> tuple[jax.Arra
 
 
 class Engine:
-    """Runs one network by one protocol; keep it, and each shape compiles once for each device.
+    """Runs one network by one protocol.
+
+    Each shape compiles once for each device in the lifetime of an engine.
 
     Attributes:
-      protocol: how images become scores.
-      buckets: which shape the network runs an image on.
-      programs: compiled networks by (device, batch, shape, dtype, is masked).
+      protocol: the evaluation protocol.
+      buckets: chooses the network's shape for an image.
+      programs: compiled networks.
+      free_memory: returns a device's free bytes, None where unknown.
     """
 
     def __init__(self, model: DeepLabV3Plus, protocol: EvalProtocol):
-        """Compiles nothing yet; `load` comes first."""
-        self.protocol, self.buckets = protocol, Buckets()
-        self.programs: dict[tuple, Any] = {}
-        self._refused: dict[tuple, Any] = {}  # programs that memory was too little for
+        """Compiles nothing; call `load` before anything else."""
+        self.protocol, self.buckets, self.free_memory = protocol, Buckets(), free_memory
+        self.programs: dict[ProgramKey, Compiled] = {}
+        self._refused: dict[ProgramKey, Compiled] = {}  # programs that need too much memory
         policy = model.policy
         self._dtype, self._num_classes = policy.wide_dtype, model.num_classes
         devices = jax.local_devices()
@@ -128,100 +169,102 @@ class Engine:
         folded = model.clone(policy=policy._replace(is_folded=True))
         self._network = jax.jit(partial(_network, folded, is_soft and not is_slide))
         late = is_soft and is_slide  # windows are resized to themselves before the softmax
-        self._add = jax.jit(partial(_sample, late))
+        self._add = jax.jit(partial(_add, late))
         self._count = jax.jit(partial(_count, late))
         self._decide = jax.jit(partial(_decide, late, is_soft))
 
-    def load(self, variables: Any) -> "Engine":
-        """Takes the weights: {"params", "batch_stats"}, of any layout this host holds whole."""
+    def load(self, variables: Variables) -> "Engine":
+        """Takes the weights and returns itself; this host holds the arrays whole, in any layout."""
         folded = fold_batch_norm(variables)
         self._variables = [jax.device_put(folded, device) for device in self._devices]
         return self
 
     def plan(self, sizes: Iterable[Size]) -> None:
-        """Chooses shapes for images of these sizes (height, width), as many as there are."""
+        """Chooses shapes for images of these sizes (height, width), one size for each image."""
         self.buckets.plan([s for size in sizes for s in self.protocol.input_sizes(size)])
 
     def shapes(self, size: Size) -> list[Shape]:
-        """Returns the shapes that the network runs an image of a size on."""
+        """Returns the shapes of the network for an image of a size."""
         return sorted(map(self.buckets.shape, self.protocol.input_sizes(size)))
 
-    def count(self, items: Iterable[Item]) -> Iterator[tuple[Any, np.ndarray]]:
+    def count(self, items: Iterable[Item[Key]]) -> Iterator[tuple[Key, np.ndarray]]:
         """Yields (key, confusion matrix int32 (C, C)) of each image, in order."""
         zeros = np.zeros((self._num_classes, self._num_classes), np.int32)
 
-        def begin(item: Item, device: jax.Device) -> tuple[Callable, Callable]:
+        def begin(item: Item[Key], device: jax.Device) -> _Job[np.ndarray]:
             assert item.label is not None
             truth, counts = item.label, jax.device_put(zeros, device)
 
-            def piece(window: Window, *sample: Any) -> jax.Array:
+            def take(window: Window, term: _Term) -> jax.Array:
                 nonlocal counts
                 label = np.full(self._piece, IGNORE_INDEX, np.uint8)
                 part = truth[window]
                 label[: part.shape[0], : part.shape[1]] = part
-                counts = self._count(counts, label, *sample)
+                counts = self._count(counts, label, term)
                 return counts
 
-            return piece, lambda: np.asarray(counts)
+            return _Job(take, lambda: np.asarray(counts))
 
         return self._run(items, begin)
 
     def segment(
-        self, items: Iterable[Item], refuse: Callable[[Any, ResourceError], None] | None = None
-    ) -> Iterator[tuple[Any, list[np.ndarray]]]:
+        self,
+        items: Iterable[Item[Key]],
+        refuse: Callable[[Key, ResourceError], None] | None = None,
+    ) -> Iterator[tuple[Key, list[np.ndarray]]]:
         """Yields (key, [labels uint8 (*size), confidence float32 (*size)]), in order.
 
         Confidence is the probability of the chosen class.
 
         Args:
-          items: what to segment.
-          refuse: takes the key of an image too large for memory, and the error, before what follows
-            it is yielded; without it, the error is raised.
+          items: images to segment.
+          refuse: takes the key of an image too large for memory, and the error, before the next
+            image is yielded; without it the error is raised.
         """
         return self._run(items, partial(_assemble, self._decide), refuse)
 
-    def scores(self, items: Iterable[Item]) -> Iterator[tuple[Any, list[np.ndarray]]]:
-        """Yields (key, [scores (*size, C)]), in order: large, and on the host.
+    def scores(self, items: Iterable[Item[Key]]) -> Iterator[tuple[Key, list[np.ndarray]]]:
+        """Yields (key, [scores (*size, C)]) in order, as large arrays on the host.
 
-        They are logits, or probabilities if the protocol says softmax first.
+        Scores are logits, or probabilities if the protocol says softmax first.
         """
-        return self._run(items, partial(_assemble, lambda *sample: [self._add(*sample)]))
+        return self._run(items, partial(_assemble, lambda term: (self._add(term),)))
 
-    def probabilities(self, item: Item, take: Callable[[Window, np.ndarray], None]) -> None:
-        """Calls take(window, float32 (h, w, C)) for each piece, left to right, then down.
+    def probabilities(self, item: Item[Any], give: Callable[[Window, np.ndarray], None]) -> None:
+        """Calls give(window, probabilities float32 (h, w, C)) piece by piece.
 
-        They are those of `segment`; no more than a piece is on the host at a time.
+        Pieces come from left to right, then from the top down. The host holds one at a time.
         """
 
-        def piece(window: Window, *sample: Any) -> jax.Array:
+        def take(window: Window, term: _Term) -> jax.Array:
             height, width = (len(range(n)[part]) for n, part in zip(item.size, window, strict=True))
-            scores = self._add(*sample)
+            scores = self._add(term)
             values = scores if self.protocol.softmax_first else jax.nn.softmax(scores, -1)
-            take(window, np.asarray(values, np.float32)[:height, :width])
+            give(window, np.asarray(values, np.float32)[:height, :width])
             return scores
 
         views = self.protocol.views(item.image, item.size, self._dtype)
-        self._pieces(item, views, 0, _Logits(self, 0, views), piece)
+        self._pieces(item, views, 0, _Logits(self, 0, views), take)
 
     def _run(
         self,
-        items: Iterable[Item],
-        begin: Callable,
-        refuse: Callable[[Any, ResourceError], None] | None = None,
-    ) -> Iterator[tuple[Any, Any]]:
-        """Yields (key, result), with two groups in work on each device."""
-        pending: deque[tuple[Any, Callable]] = deque()
+        items: Iterable[Item[Key]],
+        begin: Callable[[Item[Key], jax.Device], _Job[Result]],
+        refuse: Callable[[Key, ResourceError], None] | None = None,
+    ) -> Iterator[tuple[Key, Result]]:
+        """Yields (key, result); each device works on two groups at a time."""
+        pending: deque[tuple[Key, Callable[[], Result]]] = deque()
         for number, group in enumerate(self._groups(items)):
             turn = number % len(self._devices)
             views = [self.protocol.views(item.image, item.size, self._dtype) for item in group]
             logits = _Logits(self, turn, [view for own in views for view in own])
             first = 0
             for item, own in zip(group, views, strict=True):
-                piece, finish = begin(item, self._devices[turn])
+                take, finish = begin(item, self._devices[turn])
                 try:
-                    self._pieces(item, own, first, logits, piece)
+                    self._pieces(item, own, first, logits, take)
                     pending.append((item.key, finish))
-                except _TooLargeError as error:
+                except TooLargeError as error:
                     if refuse is None:
                         raise
                     refuse(item.key, error)
@@ -232,14 +275,14 @@ class Engine:
         for key, finish in pending:
             yield key, finish()
 
-    def _groups(self, items: Iterable[Item]) -> Iterator[list[Item]]:
-        """Yields images that follow each other and fit into one batch."""
-        group: list[Item] = []
+    def _groups(self, items: Iterable[Item[Key]]) -> Iterator[list[Item[Key]]]:
+        """Yields runs of images that fit into one batch."""
+        group: list[Item[Key]] = []
         shape: tuple[Shape, np.dtype] | None = None
         is_simple = self.protocol.num_views == 1 and self.protocol.is_plain
         for item in items:
             own = (self.buckets.shape(_size(item.image)), item.image.dtype) if is_simple else None
-            limit = self.batch_size(own[0]) if own else 1  # else its views are a batch
+            limit = self.batch_size(own[0]) if own else 1  # otherwise its views make batches
             if group and (own != shape or len(group) >= limit):
                 yield group
                 group = []
@@ -251,25 +294,25 @@ class Engine:
             yield group
 
     def batch_size(self, shape: Shape) -> int:
-        """Returns how many pictures of a shape the network takes at once."""
+        """Returns the number of images in a batch of a shape."""
         if self._devices[0].platform == "cpu":
             return 1
         return max(1, min(_MAX_BATCH, _BATCH_PIXELS // (shape.size[0] * shape.size[1])))
 
     def _pieces(
-        self, item: Item, views: list[View], first: int, logits: "_Logits", piece: Callable
+        self, item: Item[Any], views: list[View], first: int, logits: "_Logits", take: _Take
     ) -> None:
         """Starts all pieces of one image, top to bottom.
 
         Args:
           item: the image.
-          views: of it; the first has number `first` in `logits`.
-          first: see there.
-          logits: of the group.
-          piece: takes a window of the result and the arguments of `_sample`.
+          views: the image's views.
+          first: number of the first view in `logits`.
+          logits: outputs of the network for the group.
+          take: gets each piece.
 
         Raises:
-          _TooLargeError: the network needs more memory than there is.
+          TooLargeError: the network needs more memory than there is.
         """
         logits.size = item.size
         rows, columns = self._piece
@@ -285,16 +328,16 @@ class Engine:
                 ]
                 total = None
                 for number, *tables in parts[:-1]:
-                    total = self._add(total, *logits.get(number, last), *tables)
+                    total = self._add(_Term(total, *logits.get(number, last), *tables))
                 number, *tables = parts[-1]
                 window = slice(top, top + rows), slice(left, left + columns)
-                last = piece(window, total, *logits.get(number, last), *tables)
+                last = take(window, _Term(total, *logits.get(number, last), *tables))
             for number, view in enumerate(views):
                 if not any(axes[0].scale[top + rows :].any() for axes in view.parts):
                     logits.forget(first + number)
 
     def _cut(self, axis: Axis, start: int, length: int) -> list[Axis]:
-        """Returns a piece of a table at its fixed length; none if nothing of it counts."""
+        """Returns a part of a table at its fixed length; nothing if its scale is 0 throughout."""
         index, weight, scale = (table[..., start : start + length] for table in axis)
         if not scale.any():
             return []
@@ -304,16 +347,16 @@ class Engine:
         return [Axis(pad(index), weight, scale.astype(self._dtype))]
 
     def _run_network(self, turn: int, views: Sequence[View], shape: Shape, size: Size) -> jax.Array:
-        """Returns the logits of views that share a shape; those of missing ones mean nothing.
+        """Returns the logits of a batch; rows beyond `views` mean nothing.
 
         Args:
           turn: number of the device.
           views: at most a batch.
-          shape: theirs.
-          size: of the image in work, for messages.
+          shape: the shape that all views share.
+          size: size of the image in work, for messages.
 
         Raises:
-          _TooLargeError: the network needs more memory than there is.
+          TooLargeError: the network needs more memory than there is.
         """
         batch, (height, width) = self.batch_size(shape), shape.size
         images = np.zeros((batch, height, width, 3), views[0].image.dtype)
@@ -326,21 +369,25 @@ class Engine:
         device = self._devices[turn]
         variables = self._variables[turn]
         arguments = variables, *jax.device_put((images, valid_size), device)
-        key = (device, batch, shape, images.dtype)
+        key = ProgramKey(device, batch, shape, images.dtype)
         if key not in self.programs:
             if key not in self._refused:
                 self._refused[key] = self._network.lower(*arguments).compile()
-            _check_memory(self._refused[key], device, size, self.protocol.mode == "slide")
+            free, is_slide = self.free_memory(device), self.protocol.mode == "slide"
+            check_memory(self._refused[key], free, size, is_slide)
             self.programs[key] = self._refused.pop(key)
-        return self.programs[key](*arguments)
+        logits: jax.Array = self.programs[key](*arguments)
+        return logits
 
 
-def _assemble(decide: Callable, item: Item, device: jax.Device) -> tuple[Callable, Callable]:
-    """Returns what takes a piece, and what puts the pieces of an image together."""
-    pieces: list[tuple[Window, Sequence[jax.Array]]] = []
+def _assemble(
+    decide: Callable[[_Term], tuple[jax.Array, ...]], item: Item[Any], device: jax.Device
+) -> _Job[list[np.ndarray]]:
+    """Returns the job that puts the arrays of an image's pieces together on the host."""
+    pieces: list[tuple[Window, tuple[jax.Array, ...]]] = []
 
-    def piece(window: Window, *sample: Any) -> jax.Array:
-        pieces.append((window, decide(*sample)))
+    def take(window: Window, term: _Term) -> jax.Array:
+        pieces.append((window, decide(term)))
         return pieces[-1][1][0]
 
     def finish() -> list[np.ndarray]:
@@ -351,18 +398,14 @@ def _assemble(decide: Callable, item: Item, device: jax.Device) -> tuple[Callabl
                 target[...] = part[: target.shape[0], : target.shape[1]]
         return whole
 
-    return piece, finish
-
-
-class _TooLargeError(ResourceError):
-    """An image that needs more memory than there is."""
+    return _Job(take, finish)
 
 
 class _Logits:
-    """The network's output for the views of a group, computed when asked for.
+    """The network's outputs for the views of a group, computed on demand.
 
     Attributes:
-      size: of the image in work, for messages.
+      size: size of the image in work, for messages.
     """
 
     def __init__(self, engine: Engine, turn: int, views: list[View]):
@@ -372,10 +415,10 @@ class _Logits:
         self.size: Size = (0, 0)
 
     def get(self, number: int, last: jax.Array | None) -> tuple[jax.Array, int]:
-        """Returns (logits of a batch, which of them is the view's).
+        """Returns (logits of a batch, the view's place in the batch).
 
-        `last` is the result before: what comes after it is not begun until it is there, or the
-        windows of a large image would all be in memory at a time.
+        The network does not start before `last`, the previous piece, is done. Otherwise the windows
+        of a large image would all be in memory at a time.
         """
         if number not in self._ready:
             jax.block_until_ready(last)
@@ -390,7 +433,7 @@ class _Logits:
         return self._ready[number]
 
     def forget(self, number: int) -> None:
-        """Gives the memory of a view back."""
+        """Frees a view's logits."""
         self._ready.pop(number, None)
 
 
@@ -398,56 +441,23 @@ def _size(image: np.ndarray) -> Size:
     return image.shape[0], image.shape[1]
 
 
-def _check_memory(program: Any, device: jax.Device, size: Size, is_slide: bool) -> None:
-    """Refuses an image before the system ends the process for it.
-
-    Raises:
-      _TooLargeError: the program needs more memory than there is.
-    """
-    analysis, free = program.memory_analysis(), _free_memory(device)
-    needed = analysis.temp_size_in_bytes + analysis.output_size_in_bytes if analysis else 0
-    if free is not None and needed > free:
-        how, fix = "as a whole", "use windows"
-        if is_slide:
-            how, fix = "in these windows", "use smaller windows"
-        raise _TooLargeError(
-            f"image of {size[0]} x {size[1]} pixels",
-            f"needs {needed / 2**30:.1f} GiB {how}, and {free / 2**30:.1f} GiB are free",
-            f"{fix}: --config.eval.mode=slide --config.eval.crop_size=512,512"
-            " --config.eval.stride=341,341",
-        )
-
-
-def _free_memory(device: jax.Device) -> int | None:
-    if device.platform != "cpu":
-        stats = device.memory_stats() or {}
-        limit = stats.get("bytes_limit")
-        return None if limit is None else limit - stats.get("bytes_in_use", 0)
-    try:
-        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        return int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return None  # not Linux
-
-
 def confusion_matrix(
-    prediction: jax.Array, label: jax.Array, num_classes: int, ignore_index: int = 255
+    prediction: ArrayLike, label: ArrayLike, num_classes: int, ignore_index: int = 255
 ) -> jax.Array:
     """Counts pixels by true and predicted class; runs under `jit`.
 
     Args:
       prediction: int, any shape, values in [0, num_classes).
-      label: int, same shape. Values outside [0, num_classes) but for `ignore_index` must not
-        occur: reading a label has refused them.
+      label: int, same shape, values in [0, num_classes) or `ignore_index`.
       num_classes: C.
       ignore_index: label of pixels that do not count.
 
     Returns:
-      int32 (num_classes, num_classes); row = truth, column = prediction. Add matrices over images
-      in int64 before taking any ratio.
+      int32 (C, C); row = truth, column = prediction. Add matrices over images in int64 before
+      taking any ratio.
     """
     overflow = num_classes * num_classes
-    cell = label.astype(jnp.int32) * num_classes + prediction.astype(jnp.int32)
-    cell = jnp.where(label == ignore_index, overflow, cell)
+    label, prediction = jnp.asarray(label, jnp.int32), jnp.asarray(prediction, jnp.int32)
+    cell = jnp.where(label == ignore_index, overflow, label * num_classes + prediction)
     counts = jnp.bincount(cell.ravel(), length=overflow + 1)[:overflow]
     return counts.reshape(num_classes, num_classes).astype(jnp.int32)

@@ -1,34 +1,86 @@
-"""Predictions for files and folders of images."""
+"""Predictions for files and folders of images.
+
+Importing this loads no JAX: what is wrong with paths, formats and files shows before.
+"""
 
 import os
+import time
 from collections import deque
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deeplab_jax.data.images import read_size
 from deeplab_jax.errors import DataError, ResourceError
+from deeplab_jax.inference import prediction
 from deeplab_jax.utils.progress import counting
 
 if TYPE_CHECKING:
     from deeplab_jax.inference.segmenter import Segmenter
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
-
-
 _WRITERS = 2  # threads; as many more predictions wait for them
+
+
+def predict_files(
+    checkpoint: str,
+    paths: Sequence[str],
+    output: str,
+    formats: Sequence[str],
+    *,
+    step: int | str = "latest",
+    overrides: Sequence[str] = (),
+    force: bool = False,
+) -> list[DataError]:
+    """Segments images and writes the results; shows progress and, at the end, the speed.
+
+    Args:
+      checkpoint: work directory of a run, or the output of a converter.
+      paths: image files and folders.
+      output: folder of the results.
+      formats: names of formats, see `prediction.FORMATS`.
+      step: a number, "latest" or "best".
+      overrides: changes to the checkpoint's configuration.
+      force: replace results that exist.
+
+    Returns:
+      The errors of images that could not be used, in the order of images.
+
+    Raises:
+      CheckpointError: there is no such checkpoint or step, or it does not fit.
+      ConfigError: a format or override cannot be used, or results exist.
+      DataError: there are no images, or two results would have one path.
+      ResourceError: `output` is a file.
+    """
+    formats = prediction.check_formats(formats)
+    images = find_images(paths, output)
+    check_output(images, output, formats, force)
+    broken = _check_headers(images)
+    usable = {image: name for image, name in images.items() if image not in broken}
+    if usable:
+        from deeplab_jax.inference.segmenter import load
+
+        model = load(checkpoint, step, overrides)
+        prediction.check_classes(formats, model.class_names)
+        start = time.perf_counter()
+        broken |= _write_all(model, usable, output, formats, force)
+        speed = len(usable) / (time.perf_counter() - start)
+        done = len(images) - len(broken)
+        print(f"{done} of {len(images)} images -> {output}  {speed:.2f} images/s", flush=True)
+    return [broken[image] for image in images if image in broken]
 
 
 def find_images(paths: Sequence[str], output: str = "") -> dict[Path, str]:
     """Returns the image files among and below `paths`, each with the name of its results.
 
-    Those of a folder come sorted, a folder's own before those of folders in it, and are called by
-    their path in it. Hidden files and folders are passed over, links to folders not followed.
+    Images of a folder come sorted, a folder's own before those of its subfolders, and have their
+    path in the folder as name. Hidden files and folders and links to folders are left out.
 
     Args:
       paths: files and folders.
-      output: a folder to pass over where it lies in one of the others.
+      output: a folder to leave out.
 
     Raises:
       DataError: a path does not exist, or there is no image.
@@ -51,11 +103,11 @@ def find_images(paths: Sequence[str], output: str = "") -> dict[Path, str]:
 
 
 def _walk(top: Path, skipped: Path) -> list[Path]:
-    def tell(error: OSError) -> None:
+    def refuse(error: OSError) -> None:
         raise error
 
     images = []
-    for root, folders, files in os.walk(top, onerror=tell):
+    for root, folders, files in os.walk(top, onerror=refuse):
         folders[:] = sorted(
             name
             for name in folders
@@ -70,22 +122,22 @@ def _walk(top: Path, skipped: Path) -> list[Path]:
     return images
 
 
-def check_output(images: dict[Path, str], output: str, formats: Sequence[str], force: bool) -> None:
+def check_output(
+    images: Mapping[Path, str], output: str, formats: Sequence[str], force: bool
+) -> None:
     """Refuses to write two results to one file, results over images, or into a file.
 
     Raises:
       DataError: two results, or a result and an image, would have one path.
       ResourceError: `output` is a file.
-      ConfigError: results exist, and `force` does not allow to replace them.
+      ConfigError: results exist, and `force` is not set.
     """
-    from deeplab_jax.inference.prediction import check_free, output_paths
-
     if os.path.lexists(output) and not Path(output).is_dir():
         raise ResourceError(output, "is a file, not a folder", "choose another --output")
     inputs = {image.resolve() for image in images}
     results: dict[Path, Path] = {}
     for image, name in images.items():
-        for path in output_paths(output, name, formats):
+        for path in prediction.output_paths(output, name, formats):
             other = results.setdefault(path, image)
             if other != image:
                 fix = "predict them into different directories, or name the folder above both"
@@ -94,13 +146,11 @@ def check_output(images: dict[Path, str], output: str, formats: Sequence[str], f
                 what = f"would be overwritten by the result of {image}"
                 raise DataError(str(path), what, "choose another --output")
     if not force:
-        check_free(results)
+        prediction.check_free(results)
 
 
-def check_headers(images: Iterable[Path]) -> dict[Path, DataError]:
-    """Returns what is wrong with files whose beginning tells that they cannot be used."""
-    from deeplab_jax.data.images import read_size
-
+def _check_headers(images: Iterable[Path]) -> dict[Path, DataError]:
+    """Returns the errors of files whose header shows that they cannot be used."""
     broken = {}
     for image in images:
         try:
@@ -110,23 +160,12 @@ def check_headers(images: Iterable[Path]) -> dict[Path, DataError]:
     return broken
 
 
-def write_all(
-    model: "Segmenter", images: dict[Path, str], output: str, formats: Sequence[str], force: bool
+def _write_all(
+    model: "Segmenter", images: Mapping[Path, str], output: str, formats: Sequence[str], force: bool
 ) -> dict[Path, DataError]:
-    """Segments images in order while threads write results; shows progress.
-
-    Args:
-      model: the network.
-      images: files, with the names of their results.
-      output: folder of the results.
-      formats: of the results.
-      force: replace results that exist.
-
-    Returns:
-      The error of each image that could not be used.
-    """
+    """Segments images in order while threads write results; returns the errors of bad images."""
     broken: dict[Path, DataError] = {}
-    pending: deque = deque()
+    pending: deque[tuple[Path, Future[list[Path]]]] = deque()
     with counting(len(images), "images") as count, ThreadPoolExecutor(_WRITERS) as pool:
 
         def finish() -> None:
@@ -150,6 +189,6 @@ def write_all(
                     finish()
             while pending:
                 finish()
-        finally:  # files that are being written are completed, others not begun
+        finally:  # files in work are completed, others not begun
             pool.shutdown(cancel_futures=True)
     return broken

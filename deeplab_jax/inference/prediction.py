@@ -1,7 +1,7 @@
-"""What becomes of a segmented image: the files of each format, and numbers about its classes.
+"""A segmented image: the files of each format, and numbers about its classes.
 
-Files appear whole, under a temporary name first; an image's JSON comes last, so where it lies all
-of that image does. The two submission formats have folders of their own: Cityscapes' evaluator
+Files appear whole, under a temporary name first. An image's JSON comes last, so it stands for all
+files of the image. The two submission formats have folders of their own: Cityscapes' evaluator
 takes every PNG below its folder that begins like the image for a prediction.
 """
 
@@ -23,12 +23,13 @@ from deeplab_jax.data.labels import CITYSCAPES_IDS
 from deeplab_jax.errors import ConfigError, DataError, shorten
 from deeplab_jax.utils.atomic import atomic_write
 
-_STRIP_PIXELS = 2**20  # looked at together, so that temporary arrays stay small
+_STRIP_PIXELS = 2**20  # summed at a time, so that temporary arrays stay small
 _CITYSCAPES_NAME = re.compile(r"[^_]+_\d+_\d+(?=_|$)")  # <city>_<sequence>_<frame>
 
-# hand_out(take) calls take(window, float32 (h, w, C)) for each window (rows, columns) of an image,
-# from left to right, then from the top down, so that nobody has to hold all classes of all pixels.
-HandOut = Callable[[Callable[[tuple[slice, slice], np.ndarray], None]], None]
+Window = tuple[slice, slice]  # rows and columns of an image
+# stream(give) calls give(window, float32 (h, w, C)) for each window of an image, from left to
+# right, then from the top down, so that memory never holds all classes of all pixels.
+ProbabilityStream = Callable[[Callable[[Window, np.ndarray], None]], None]
 
 
 @dataclass(frozen=True)
@@ -38,15 +39,14 @@ class Prediction:
     Attributes:
       labels: uint8 (H, W), class ids, at the image's own size, upright.
       confidence: float32 (H, W), probability of the chosen class.
-      image: uint8 (H, W, 3) RGB, the image itself.
+      image: uint8 (H, W, 3) RGB.
       palette: uint8 (C, 3), RGB.
-      name: what files are called, without an ending, folders before it if any; "image" for an
-        array.
+      name: stem of the files, with folders before it if any; "image" for an array.
       class_names: C names.
       file: the image's file; None for an array.
-      source: what made it: "checkpoint", "step" and "protocol".
-      probabilities: computes those of all classes and hands them out; None where they are not to
-        be had. See `HandOut`.
+      source: origin of the labels: "checkpoint", "step" and "protocol".
+      probabilities: computes the probabilities of all classes, see `ProbabilityStream`; None if
+        they cannot be computed.
     """
 
     labels: np.ndarray
@@ -56,8 +56,8 @@ class Prediction:
     name: str = "image"
     class_names: tuple[str, ...] = ()
     file: str | None = None
-    source: dict[str, Any] | None = None
-    probabilities: HandOut | None = None
+    source: dict[str, str | int] | None = None
+    probabilities: ProbabilityStream | None = None
 
     @property
     def shares(self) -> np.ndarray:
@@ -65,11 +65,11 @@ class Prediction:
         return self._sums()[0] / self.labels.size
 
     def summary(self) -> dict[str, Any]:
-        """Returns what NAME.json holds.
+        """Returns the content of NAME.json.
 
-        "file", "size" (height, width), the entries of `source`, and "classes": one for each class
-        in order, with "name", "share" of the area and mean "confidence" (null where its share
-        is 0, or where weights gave a confidence that is not finite).
+        Entries: "file", "size" (height, width), those of `source`, and "classes", one entry for
+        each class in order: "name", "share" of the area and mean "confidence". Confidence is null
+        where the share is 0 or a pixel's confidence is not finite.
         """
         areas, sums = self._sums()
         classes = [
@@ -103,14 +103,14 @@ class Prediction:
 
         palette: NAME.png, class indices with a palette.
         overlay: NAME_overlay.jpg, the palette over the image.
-        probabilities: NAME_probabilities.npz; its array "probabilities" is float16 (H, W, C). Its
-          argmax over classes equals the labels: where rounding made two classes equal, the chosen
-          one is the next number above.
+        probabilities: NAME_probabilities.npz, array "probabilities", float16 (H, W, C). The argmax
+          over classes equals the labels: where rounding makes two classes equal, the chosen one is
+          raised to the next float16.
         cityscapes: cityscapes/<city>_<sequence>_<frame>_pred_labelIds.png, ids for the server.
         ade: ade/NAME.png, 1 to 150 for the server.
 
         Args:
-          directory: where to; made if it is missing.
+          directory: made if it is missing.
           formats: names of formats.
           force: replace files that exist.
 
@@ -137,7 +137,7 @@ def check_formats(names: Iterable[str]) -> tuple[str, ...]:
     """Returns the names of formats, each once.
 
     Raises:
-      ConfigError: one is unknown, or there is none.
+      ConfigError: a format is unknown, or there is none.
     """
     names = tuple(dict.fromkeys(names))
     for name in names or ("",):
@@ -152,7 +152,7 @@ def check_classes(formats: Iterable[str], class_names: Sequence[str]) -> None:
     """Refuses a submission format for a network of other classes.
 
     Raises:
-      ConfigError: says which classes the format is for.
+      ConfigError: names the format's classes.
     """
     for name in formats:
         dataset = FORMATS[name].dataset
@@ -165,7 +165,7 @@ def check_classes(formats: Iterable[str], class_names: Sequence[str]) -> None:
 
 
 def output_paths(directory: str | Path, name: str, formats: Iterable[str]) -> list[Path]:
-    """Returns the file of each format for an image called `name`, then that of its JSON."""
+    """Returns the file of each format for an image called `name`, then the JSON file."""
     names = [FORMATS[key].path(name) for key in formats]
     return [Path(directory) / path for path in (*names, f"{name}.json")]
 
@@ -174,7 +174,7 @@ def check_free(paths: Iterable[Path]) -> None:
     """Refuses to replace files.
 
     Raises:
-      ConfigError: some exist; names the first five, in the given order, and how many there are.
+      ConfigError: files exist; names the first five, in the given order, and their number.
     """
     found = [str(path) for path in paths if os.path.lexists(path)]
     if found:
@@ -202,7 +202,7 @@ def _write_overlay(prediction: Prediction, file: BinaryIO) -> None:
 
 
 def _write_probabilities(prediction: Prediction, file: BinaryIO) -> None:
-    """Streams what `np.load` reads, so that memory holds some rows of all classes only."""
+    """Streams a file for `np.load`; memory holds one row of windows at a time."""
     if prediction.probabilities is None:
         raise ConfigError("--format=probabilities", "this prediction has none", "leave it out")
     labels, count = prediction.labels, len(prediction.palette)
@@ -210,7 +210,7 @@ def _write_probabilities(prediction: Prediction, file: BinaryIO) -> None:
     header = {"descr": "<f2", "fortran_order": False, "shape": (*labels.shape, count)}
     band = np.empty((0, width, count), "<f2")
 
-    def take(window: tuple[slice, slice], part: np.ndarray) -> None:
+    def give(window: Window, part: np.ndarray) -> None:
         nonlocal band
         if len(band) != len(part):
             band = np.empty((len(part), width, count), "<f2")
@@ -226,12 +226,12 @@ def _write_probabilities(prediction: Prediction, file: BinaryIO) -> None:
         archive.open("probabilities.npy", "w", force_zip64=True) as array,
     ):
         np.lib.format.write_array_header_1_0(array, header)
-        prediction.probabilities(take)
+        prediction.probabilities(give)
 
 
 def _decide_ties(probabilities: np.ndarray, labels: np.ndarray) -> None:
     """Raises float16 probabilities (h, W, C), in place, where their argmax is not the label."""
-    bits = probabilities.view(np.uint16)  # in the same order, faster to compare; next: one more
+    bits = probabilities.view(np.uint16)  # same order, faster to compare; + 1: the next float16
     row, column = np.nonzero(bits.argmax(-1) != labels)
     bits[row, column, labels[row, column]] = bits[row, column].max(-1) + 1
 
@@ -241,7 +241,7 @@ def _write_cityscapes(prediction: Prediction, file: BinaryIO) -> None:
 
 
 def _write_ade(prediction: Prediction, file: BinaryIO) -> None:
-    write_png(file, prediction.labels + np.uint8(1))  # 0 is what the truth leaves unlabelled
+    write_png(file, prediction.labels + np.uint8(1))  # 0 means unlabelled
 
 
 def _cityscapes_path(name: str) -> str:
@@ -251,12 +251,12 @@ def _cityscapes_path(name: str) -> str:
 
 
 class _Format(NamedTuple):
-    """How a format is written.
+    """An output format.
 
     Attributes:
-      path: from an image's name to its file's.
+      path: from the name of an image to the path of its file.
       write: writes a prediction.
-      dataset: whose classes it needs; "" for any.
+      dataset: data set of the required classes; "" for any classes.
     """
 
     path: Callable[[str], str]

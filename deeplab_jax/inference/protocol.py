@@ -1,32 +1,33 @@
-"""How an image becomes scores: which pictures the network sees, and where results are read.
+"""Evaluation protocols: the inputs of the network, and how its outputs become scores.
 
-Everything is the reference's (spec section 7): whole image or sliding window, several scales,
+All follow the reference (spec section 7): whole image or sliding window, several scales,
 flip, softmax before or after resizing. All resizing is linear along each axis, so that a protocol
-comes down to tables: which elements of the network's output make up a row or column of the result.
+comes down to tables: the elements of the network's output that make up a row or column of the
+result.
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from deeplab_jax.config import EvalConfig
+from deeplab_jax.inference.buckets import Size
 from deeplab_jax.models.preprocess import normalize
 
 _OUTPUT_STRIDE = 4  # of the network's logits
 
-Size = tuple[int, int]
-
 
 class Axis(NamedTuple):
-    """How rows (or columns) of the result come from those of the network's output.
+    """A table by which N rows (or columns) of the result come from the network's output.
 
     Attributes:
-      index: int32 (2, N), two neighbours for each of N rows.
-      weight: float (2, N), their shares.
-      scale: float (N,), of the whole; 0 where the output does not reach.
+      index: int32 (2, N), two neighbours in the output for each row.
+      weight: float (2, N), weights of the neighbours; they sum to 1.
+      scale: float (N,), factor of the weighted sum; 0 where the output does not reach.
     """
 
     index: np.ndarray  # type: ignore[assignment]  # over tuple.index
@@ -36,12 +37,12 @@ class Axis(NamedTuple):
 
 @dataclass(frozen=True)
 class View:
-    """One picture for the network.
+    """One input of the network.
 
     Attributes:
-      image: (h, w, 3), uint8 RGB, or floating point and normalised; all views of one protocol are
-        floating point unless it is plain.
-      parts: tables for rows and columns; the view adds the sum of what they say to the scores.
+      image: (h, w, 3), uint8 RGB, or floating point and normalised; floating point in all views of
+        a protocol that is not plain.
+      parts: tables for rows and columns; each pair adds a resized output to the scores.
     """
 
     image: np.ndarray
@@ -50,14 +51,14 @@ class View:
 
 @dataclass(frozen=True)
 class EvalProtocol:
-    """The protocol of a measurement; its text stands beside every number.
+    """The way from an image to scores; its text stands beside every number.
 
     Attributes:
       mode: "whole" or "slide".
       crop_size: (height, width) of sliding windows.
-      stride: (down, right) between them.
-      scales: of the image; scores are averaged.
-      flip: average with the mirrored image, too.
+      stride: (down, right) between windows, in pixels.
+      scales: factors of the image's size; scores are averaged over them.
+      flip: average over the mirrored image, too.
       softmax_first: turn logits into probabilities before they are resized to the result.
     """
 
@@ -82,31 +83,31 @@ class EvalProtocol:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the network sees an image as it is, or mirrored."""
+        """Whether every input of the network is the image itself, or mirrored."""
         return self.mode == "whole" and self.scales == (1.0,)
 
     @property
     def num_views(self) -> int:
-        """Over how many versions of an image the scores are averaged."""
+        """Number of scaled and mirrored versions of an image."""
         return len(self.scales) * (1 + self.flip)
 
     def input_sizes(self, size: Size) -> set[Size]:
-        """Returns the sizes (height, width) that the network sees of an image of `size`."""
+        """Returns the sizes (height, width) of the network's inputs for an image of `size`."""
         sizes = {_scaled(size, scale) for scale in self.scales}
         if self.mode == "whole":
             return sizes
         height, width = self.crop_size
         return {(min(h, height), min(w, width)) for h, w in sizes}
 
-    def views(self, image: np.ndarray, size: Size, dtype: Any) -> list[View]:
-        """Returns what the network must see.
+    def views(self, image: np.ndarray, size: Size, dtype: DTypeLike) -> list[View]:
+        """Returns the inputs of the network.
 
         Args:
           image: (h, w, 3), as in `View`.
           size: (height, width) of the result.
-          dtype: of pictures, unless they are passed on as they are.
+          dtype: type of the views; those of a plain protocol keep the image's own.
         """
-        if not self.is_plain:  # one dtype for all: they share batches and programs
+        if not self.is_plain:  # views of one dtype share batches and programs
             image = normalize(image, dtype) if image.dtype == np.uint8 else image.astype(dtype)
         views: list[View] = []
         for scale in self.scales:
@@ -120,7 +121,7 @@ class EvalProtocol:
     def _windows(
         self, image: np.ndarray, size: Size, is_flipped: bool, share: float
     ) -> Iterator[View]:
-        """Yields the windows of one picture: resized to themselves, averaged, then resized."""
+        """Yields windows: outputs are resized to their window, averaged, then resized."""
         axes = []
         for axis in (0, 1):
             length, crop = image.shape[axis], self.crop_size[axis]
@@ -142,7 +143,7 @@ TABLE = EvalProtocol()  # of the published numbers
 
 
 def read_protocol(eval_config: EvalConfig) -> EvalProtocol:
-    """Returns the protocol that `config.eval`, checked, describes."""
+    """Returns the protocol of a checked `config.eval`."""
     return EvalProtocol(
         eval_config.mode,
         eval_config.crop_size,
@@ -154,15 +155,18 @@ def read_protocol(eval_config: EvalConfig) -> EvalProtocol:
 
 
 def sampling(size: int, length: int, factor: float | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the table of bilinear resizing: half-pixel centres, clamped edges.
+    """Returns the table of linear resizing along one axis: half-pixel centres, clamped edges.
+
+    `models.ops` has tables of its own, on the device and in the rounding that training has.
 
     Args:
-      size: of the result.
-      length: of the source.
-      factor: from source to result, where it is not size / length.
+      size: elements of the result.
+      length: elements of the source.
+      factor: scale from source to result; size / length by default.
 
     Returns:
-      Indices int32 (2, size), and weights float64 (2, size), rounded once.
+      Indices int32 (2, size) and weights float64 (2, size) of both neighbours. Without `factor`
+      weights are rounded once.
     """
     output = np.arange(size, dtype=np.int64)
     if factor is not None:
@@ -194,7 +198,7 @@ def _rescale(image: np.ndarray, scale: float) -> np.ndarray:
 
 
 def _whole(image: np.ndarray, size: Size, is_flipped: bool, share: float) -> Iterator[View]:
-    """Yields the picture itself: logits go straight to the result."""
+    """Yields the image itself as a view: its logits are resized straight to the result."""
     axes = []
     for axis in (0, 1):
         length = -(-image.shape[axis] // _OUTPUT_STRIDE)
@@ -208,7 +212,7 @@ def _whole(image: np.ndarray, size: Size, is_flipped: bool, share: float) -> Ite
 def _window_axes(
     span: tuple[int, int], spans: list[tuple[int, int]], index: np.ndarray, weight: np.ndarray
 ) -> list[Axis]:
-    """Returns what a window adds along one axis: for each neighbour in the input, a table."""
+    """Returns a window's tables along one axis, one for each neighbour in the input."""
     start, end = span
     inner_index, inner_weight = sampling(end - start, -(-(end - start) // _OUTPUT_STRIDE))
     count = sum((index >= low) & (index < high) for low, high in spans)

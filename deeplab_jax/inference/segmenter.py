@@ -1,4 +1,4 @@
-"""The Python interface: load a checkpoint, ask it for logits or for a segmentation.
+"""The Python interface: a loaded checkpoint computes logits and segmentations.
 
 model = deeplab_jax.load("runs/camvid_r50_os16")
 result = model("street.jpg")       # .labels (H, W), .confidence (H, W)
@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,14 +24,31 @@ from deeplab_jax.data import workers
 from deeplab_jax.data.images import read_image, read_size
 from deeplab_jax.data.transforms import fit_size, resize_image
 from deeplab_jax.errors import CheckpointError, DataError, ResourceError
-from deeplab_jax.inference.engine import Engine, Item, network_logits
+from deeplab_jax.inference.buckets import Size
+from deeplab_jax.inference.engine import Engine, Item, Variables, network_logits
 from deeplab_jax.inference.prediction import Prediction
 from deeplab_jax.inference.protocol import read_protocol
 from deeplab_jax.models import build_model, init_variables
 from deeplab_jax.utils import compile_cache
 
 Image = str | Path | np.ndarray  # a file, or uint8 (H, W, 3) RGB
-_THREADS = min(4, os.cpu_count() or 1)  # that read files ahead
+_THREADS = min(4, os.cpu_count() or 1)  # reading files ahead
+
+
+class _Origin(NamedTuple):
+    """The image of a prediction.
+
+    Attributes:
+      name: stem of the file; "image" for an array.
+      file: the image's file; None for an array.
+      image: uint8 (H, W, 3) RGB at its own size.
+      position: place among the images to segment.
+    """
+
+    name: str
+    file: str | None
+    image: np.ndarray
+    position: int
 
 
 class Segmenter:
@@ -39,15 +56,15 @@ class Segmenter:
 
     Attributes:
       path: the checkpoint directory.
-      step: the step that was loaded.
-      config: its configuration, overrides applied.
+      step: number of the loaded step.
+      config: the checkpoint's configuration, overrides applied.
       class_names: C names.
       palette: uint8 (C, 3), RGB.
       model: the network.
       variables: {"params", "batch_stats"}, on one device.
     """
 
-    def __init__(self, path: Path, info: checkpoint.Info, config: Config, variables: Any):
+    def __init__(self, path: Path, info: checkpoint.Info, config: Config, variables: Variables):
         self.path = path
         self.step = info.step
         self.config = config
@@ -59,7 +76,7 @@ class Segmenter:
 
     @cached_property
     def engine(self) -> Engine:
-        """The network by the configuration's protocol, norms folded."""
+        """The network under the configuration's protocol, norms folded into kernels."""
         return Engine(self.model, read_protocol(self.config.eval)).load(self.variables)
 
     def logits(self, images: np.ndarray | jax.Array) -> jax.Array:
@@ -85,17 +102,16 @@ class Segmenter:
           ValueError: the array has another shape or dtype.
         """
 
-        def refuse(key: tuple, error: ResourceError) -> None:
-            raise _too_large(key[1], error) from error
+        def refuse(origin: _Origin, error: ResourceError) -> None:
+            raise _too_large(origin, error) from error
 
-        [(key, arrays)] = self.engine.segment([self._item(image)], refuse)
-        return self._prediction(key, arrays)
+        [(origin, arrays)] = self.engine.segment([self._item(image)], refuse)
+        return self._prediction(origin, arrays)
 
     def segment(self, images: Sequence[Image]) -> Iterator[Prediction | DataError]:
         """Yields the segmentation of each image, in order; files are read ahead.
 
-        A file that cannot be used, or an image too large for memory, is no end: its error is
-        yielded in its place.
+        For a file that cannot be used, or an image too large for memory, the error is yielded.
 
         Args:
           images: as for a call.
@@ -103,36 +119,36 @@ class Segmenter:
         self.engine.plan(self._input_sizes(images))
         errors: dict[int, DataError] = {}
 
-        def read(index: int) -> Item | DataError:
+        def read(index: int) -> Item[_Origin] | DataError:
             try:
                 with workers.reading(index):
-                    return self._item(images[index])
+                    return self._item(images[index], index)
             except DataError as error:
                 return error
 
-        def items() -> Iterator[Item]:
+        def items() -> Iterator[Item[_Origin]]:
             names = [(str(x) if isinstance(x, str | Path) else "an array", "") for x in images]
             ahead = workers.in_threads(read, range(len(images)), _THREADS, names.__getitem__)
             for index, item in enumerate(ahead):
                 if isinstance(item, DataError):
                     errors[index] = item
                 else:
-                    yield item._replace(key=(index, *item.key))
+                    yield item
 
-        def refuse(key: tuple, error: ResourceError) -> None:
-            errors[key[0]] = _too_large(key[2], error)
+        def refuse(origin: _Origin, error: ResourceError) -> None:
+            errors[origin.position] = _too_large(origin, error)
 
         turn = 0
-        for (index, *key), arrays in self.engine.segment(items(), refuse):
-            for place in range(turn, index):
-                yield errors.pop(place)
-            yield self._prediction(tuple(key), arrays)
-            turn = index + 1
-        for place in sorted(errors):
-            yield errors[place]
+        for origin, arrays in self.engine.segment(items(), refuse):
+            for index in range(turn, origin.position):
+                yield errors.pop(index)
+            yield self._prediction(origin, arrays)
+            turn = origin.position + 1
+        for index in sorted(errors):
+            yield errors[index]
 
-    def _item(self, image: Image) -> Item:
-        """Returns an image, fitted for the network; its key is (name, file, image)."""
+    def _item(self, image: Image, position: int = 0) -> Item[_Origin]:
+        """Returns an image, fitted for the network."""
         name, file = "image", None
         if isinstance(image, np.ndarray):
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
@@ -141,41 +157,46 @@ class Segmenter:
                 )
         else:
             name, file, image = Path(image).stem, str(image), read_image(image)
-        size = image.shape[:2]
-        base = self.config.eval.resize_base
-        resized = resize_image(image, fit_size(size[0], size[1], base)) if base else image
-        return Item((name, file, image), resized, size)
+        size = image.shape[0], image.shape[1]
+        fitted = self._fit(size)
+        resized = image if fitted == size else resize_image(image, fitted)
+        return Item(_Origin(name, file, image, position), resized, size)
 
-    def _prediction(self, key: tuple, arrays: Sequence[np.ndarray]) -> Prediction:
-        name, file, image = key
+    def _prediction(self, origin: _Origin, arrays: Sequence[np.ndarray]) -> Prediction:
         protocol = str(self.engine.protocol)
         return Prediction(
             labels=arrays[0],
             confidence=arrays[1],
-            image=image,
+            image=origin.image,
             palette=self.palette,
-            name=name,
+            name=origin.name,
             class_names=self.class_names,
-            file=file,
+            file=origin.file,
             source={"checkpoint": str(self.path), "step": self.step, "protocol": protocol},
-            probabilities=lambda take: self.engine.probabilities(self._item(image), take),
+            probabilities=lambda give: self.engine.probabilities(self._item(origin.image), give),
         )
 
-    def _input_sizes(self, images: Sequence[Image]) -> Iterator[tuple[int, int]]:
-        base = self.config.eval.resize_base
+    def _input_sizes(self, images: Sequence[Image]) -> Iterator[Size]:
         for image in images:
             try:
-                size = image.shape[:2] if isinstance(image, np.ndarray) else read_size(image)
-            except DataError:  # which reading it will tell
-                continue
-            yield fit_size(size[0], size[1], base) if base else size
+                height, width = (
+                    image.shape[:2] if isinstance(image, np.ndarray) else read_size(image)
+                )
+            except DataError:
+                continue  # reading the image will report it
+            yield self._fit((height, width))
+
+    def _fit(self, size: Size) -> Size:
+        """Returns the size (height, width) at which the network sees an image."""
+        base = self.config.eval.resize_base
+        return fit_size(*size, base) if base else size
 
 
-def _too_large(file: str | None, error: ResourceError) -> DataError:
-    """Returns what is wrong with an image, named by its file if it has one."""
-    if file is None:
+def _too_large(origin: _Origin, error: ResourceError) -> DataError:
+    """Returns the error of an image, named by its file if it has one."""
+    if origin.file is None:
         return DataError(error.where, error.what, error.fix)
-    return DataError(file, f"{error.where} {error.what}", error.fix)
+    return DataError(origin.file, f"{error.where} {error.what}", error.fix)
 
 
 def load(path: str | Path, step: int | str = "latest", overrides: Sequence[str] = ()) -> Segmenter:

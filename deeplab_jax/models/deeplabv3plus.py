@@ -106,10 +106,10 @@ class DeepLabV3Plus(nn.Module):
       stem: "deep" or "7x7".
       multi_grid: dilations of the last layer's blocks in place of its own; () for none.
       remat: layers of the backbone (1 to 4) that are computed again in the backward pass.
-      head_channels: of ASPP and decoder.
-      low_level_channels: of the decoder's shortcut.
-      aux_channels: of the auxiliary head.
-      dropout_rate: of whole channels before each classifier.
+      head_channels: channels of ASPP and decoder.
+      low_level_channels: channels of the decoder's shortcut.
+      aux_channels: channels of the auxiliary head.
+      dropout_rate: share of whole channels dropped before each classifier.
     """
 
     num_classes: int

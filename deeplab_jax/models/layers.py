@@ -23,7 +23,7 @@ class ComputePolicy(NamedTuple):
     """How to compute, chosen once when the model is built.
 
     Attributes:
-      dtype: of activations: float32, bfloat16 or float64.
+      dtype: type of the activations: float32, bfloat16 or float64.
       platform: "cpu", "cpu_mesh", "gpu" or "tpu", for operations with more than one form.
       freeze_batch_norm: normalise with the running statistics in training too.
       is_folded: norms are part of the kernels and biases, as `fold_batch_norm` makes them.
@@ -36,13 +36,13 @@ class ComputePolicy(NamedTuple):
 
     @property
     def precision(self) -> lax.Precision:
-        """Of products: float32 means float32, not TF32 or bfloat16 as accelerators would choose."""
+        """Precision of matmuls and convolutions: float32 is exact (no TF32), bfloat16 the default."""
         is_low = self.dtype == jnp.bfloat16
         return lax.Precision.DEFAULT if is_low else lax.Precision.HIGHEST
 
     @property
     def wide_dtype(self) -> jnp.dtype:
-        """Of parameters, statistics and logits: float32, or float64 where `dtype` is."""
+        """Type of parameters, statistics and logits: float64 where `dtype` is, else float32."""
         return jnp.promote_types(self.dtype, jnp.float32)
 
 

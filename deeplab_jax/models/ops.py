@@ -66,8 +66,8 @@ def conv1x1(
       x: (B, H, W, I).
       kernel: (1, 1, I, O).
       stride: keeps every `stride`-th row and column.
-      precision: of the products.
-      dtype: of the result; that of `x` by default.
+      precision: precision of the products.
+      dtype: type of the result; that of `x` by default.
 
     Returns:
       (B, ceil(H / stride), ceil(W / stride), O).
@@ -91,7 +91,7 @@ def conv(
       kernel: (K, K, I, O).
       stride: between outputs, in pixels.
       dilation: between taps, in pixels.
-      precision: of the products.
+      precision: precision of the products.
 
     Returns:
       (B, ceil(H / stride), ceil(W / stride), O).
@@ -112,7 +112,7 @@ def conv(
 def conv3x3_by_products(
     x: jax.Array, kernel: jax.Array, dilation: int, precision: lax.Precision
 ) -> jax.Array:
-    """As `conv` 3x3 at stride 1, with the kernel's gradient as nine matrix products.
+    """Convolves 3x3 at stride 1 like `conv`; the kernel's gradient is nine matrix products.
 
     XLA hands cuDNN a dilated convolution and its gradient towards `x`, but not that towards the
     kernel, which becomes a convolution with a window as large as the picture.

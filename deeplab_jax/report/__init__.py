@@ -1,1 +1,1 @@
-"""One page about an evaluation, `report.html`: what it says, how it looks, what it draws."""
+"""`report.html`, one page about an evaluation: numbers, sentences, pictures and curves."""

@@ -8,7 +8,7 @@
 from pathlib import Path
 
 from deeplab_jax import cli
-from deeplab_jax.errors import ConfigError
+from deeplab_jax.errors import ConfigError, check_writable
 
 _EXAMPLES = """\
   deeplab report runs/camvid_r50_os16
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
         fix = f"run deeplab evaluate --checkpoint {folder} first"
         raise ConfigError(str(numbers), "there is no evaluation to report", fix)
     output = Path(args.output or folder / "report.html")
-    cli.check_writable(output, "--output")
+    check_writable(output, "--output")
     from deeplab_jax.report.write import write_again
 
     write_again(folder, output, overrides)

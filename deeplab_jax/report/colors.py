@@ -14,7 +14,7 @@ _VISIONS = np.array(
         [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]],
     ]
 )
-# Linear RGB to OKLab, whose distances are about those that people see: B. Ottosson (2020).
+# Linear RGB to OKLab, where distances are about as people see them: B. Ottosson (2020).
 _TO_LMS = np.array([[0.4122, 0.5363, 0.0514], [0.2119, 0.6807, 0.1074], [0.0883, 0.2817, 0.6300]])
 _TO_LAB = np.array(
     [[0.2105, 0.7936, -0.0041], [1.9780, -2.4286, 0.4506], [0.0259, 0.7828, -0.8087]]
@@ -24,9 +24,9 @@ _TO_LAB = np.array(
 def safe_palette(count: int) -> np.ndarray:
     """Returns `count` colours, uint8 (count, 3) RGB.
 
-    The first eight are Okabe and Ito's. Each further one is that of a regular grid which is
-    farthest, in the worst of three kinds of vision, from all before it and from white, which is
-    for ignored pixels.
+    The first eight are Okabe and Ito's. Each further colour comes from a regular grid: the one
+    whose distance to all colours before it, and to the white of ignored pixels, is largest in the
+    worst of three kinds of vision.
     """
     steps = np.arange(0, 256, 32)
     grid = np.stack(np.meshgrid(steps, steps, steps), -1).reshape(-1, 3).astype(np.uint8)
@@ -52,5 +52,5 @@ def as_seen(colors: np.ndarray) -> np.ndarray:
 
 
 def _distance(seen: np.ndarray, index: int) -> np.ndarray:
-    """Returns (N,), from every colour to one, in the vision that sees least difference."""
+    """Returns distances (N,) from every colour to one, in the vision where they are smallest."""
     return np.linalg.norm(seen - seen[:, [index]], axis=-1).min(0)

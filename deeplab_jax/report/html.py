@@ -1,26 +1,26 @@
-"""Markup that cannot be forgotten to be escaped: what is not `Html` is text."""
+"""Building of markup: everything that is not `Html` is text, and is escaped."""
 
+from collections.abc import Iterable, Sequence
 from html import escape
-from typing import Any
 
-DASH = "\N{EN DASH}"  # for what is undefined
+DASH = "\N{EN DASH}"  # in place of an undefined number
 _VOID = ("br", "img", "input")
 
 
 class Html(str):
-    """Text that is markup already; all else is escaped where it enters."""
+    """Text that is markup already."""
 
     __slots__ = ()
 
 
-def tag(name: str, *children: Any, **attributes: Any) -> Html:
-    """Returns an element; children that are not `Html` are text.
+def tag(name: str, *children: object, **attributes: object) -> Html:
+    """Returns an element.
 
     Args:
-      name: of the element.
-      children: what it holds.
-      attributes: with "_" for "-" and a last "_" dropped (`class_`). None and False are left out,
-        True has no value.
+      name: the element's name.
+      children: `Html`, or values whose text is escaped.
+      attributes: "_" stands for "-", and a last "_" is dropped (`class_`). None and False leave an
+        attribute out; True writes one without a value.
     """
     parts = [f"<{name}"]
     for key, value in attributes.items():
@@ -34,8 +34,8 @@ def tag(name: str, *children: Any, **attributes: Any) -> Html:
     return Html("".join(parts))
 
 
-def join(children: Any) -> Html:
-    """Returns several pieces in a row."""
+def join(children: Iterable[object]) -> Html:
+    """Returns `Html` or escaped text in a row."""
     return Html("".join(c if isinstance(c, Html) else escape(str(c)) for c in children))
 
 
@@ -45,14 +45,16 @@ def percent(value: float | None, digits: int = 1) -> str:
     return DASH if value is None else f"{100 * value:.{digits}f}\N{NO-BREAK SPACE}%"
 
 
-def table(head: list[Any], rows: list[list[Any]], label: str, class_: str) -> Html:
+def table(
+    head: Iterable[object], rows: Iterable[Sequence[object]], label: str, class_: str
+) -> Html:
     """Returns a table that scrolls by itself where it is wider than the page.
 
     Args:
       head: titles of the columns.
-      rows: cells; the first of each is the row's title.
-      label: what screen readers call the region.
-      class_: "numbers", right-aligned but for columns of text, or "wrap", of long texts.
+      rows: cells; the first cell is the row's title.
+      label: name of the region for screen readers.
+      class_: "numbers" aligns all columns but the first to the right; "wrap" breaks long texts.
     """
     top = tag("tr", *(tag("th", title, scope="col") for title in head))
     body = [

@@ -1,78 +1,79 @@
-"""The page: sections in a template, with its style and script in it."""
+"""The page: sections in a template, with style and script inside."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from string import Template
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from deeplab_jax.config import Config
+from deeplab_jax.config import Config, to_json
+from deeplab_jax.evaluation.summary import Evaluation
 from deeplab_jax.report import plots, reading
 from deeplab_jax.report.colors import safe_palette
 from deeplab_jax.report.html import DASH, Html, join, percent, scroller, table, tag
 from deeplab_jax.report.pictures import Picture
 
 _MAX_MATRIX = 30  # classes
-_TOP = 20  # confusions that are listed
+_TOP = 20  # listed confusions; half as many beside a matrix
 _LAYERS = ("Image", "Truth", "Prediction", "Errors")
 
 
-class Facts(NamedTuple):
-    """All that a page shows.
+class PageContent(NamedTuple):
+    """The content of a page.
 
     Attributes:
-      result: what `evaluation.json` holds.
+      evaluation: content of `evaluation.json`.
       config: the resolved configuration.
-      log: see `reading.read_log`.
+      log: curves of the training.
       palette: uint8 (C, 3), RGB.
-      pictures: of the worst and best images.
+      pictures: the worst images, then the best.
       notes: sentences on what is missing, and why.
     """
 
-    result: Mapping[str, Any]
+    evaluation: Evaluation
     config: Config
-    log: dict[str, dict[str, list[tuple[float, float]]]]
+    log: reading.Log
     palette: np.ndarray
     pictures: Sequence[Picture]
     notes: Sequence[str]
 
 
-def build(facts: Facts) -> str:
-    """Returns the page; it needs nothing but itself."""
-    result = facts.result
+def build(content: PageContent) -> str:
+    """Returns the page as HTML that loads no other file."""
+    result = content.evaluation
     folder = files("deeplab_jax.report")
     parts = {name: folder.joinpath(name).read_text("utf-8") for name in ("style.css", "script.js")}
     palettes = {
-        "own": facts.palette.tolist(),
+        "own": content.palette.tolist(),
         "safe": safe_palette(len(result["class_names"])).tolist(),
     }
     return Template(folder.joinpath("template.html").read_text("utf-8")).substitute(
-        title=tag("title", f"{facts.config.name}: {percent(result['mean_iou'])} mean IoU"),
+        title=tag("title", f"{content.config.name}: {percent(result['mean_iou'])} mean IoU"),
         style=parts["style.css"],
         script=parts["script.js"],
         palettes=json.dumps(palettes),
-        headline=_headline(facts),
+        headline=_headline(content),
         classes=_classes(result),
-        pictures=_pictures(facts),
+        pictures=_pictures(content),
         confusions=_confusions(result),
-        curves=_curves(facts),
-        config=_config(facts.config),
+        curves=_curves(content),
+        config=_config(content.config),
         environment=_environment(result),
     )
 
 
-def _headline(facts: Facts) -> Html:
-    result, interval = facts.result, facts.result["mean_iou_interval"]
+def _headline(content: PageContent) -> Html:
+    result, interval = content.evaluation, content.evaluation["mean_iou_interval"]
     is_known = interval["low"] is not None
     level, ends = f"{percent(interval['level'], 0)} interval", "undefined: it takes two images"
     if is_known:
         ends = f"{percent(interval['low'])} to {percent(interval['high'])}"
     score = [tag("strong", percent(result["mean_iou"])), " mean IoU "]
     score += [tag("span", f"{level} {ends}")] * is_known
-    means = [f"{key} {percent(result['mean_' + key])}" for key in ("accuracy", "precision")]
-    means.append(f"F1 {percent(result['mean_f1'])}")
+    means = f"accuracy {percent(result['mean_accuracy'])}, precision "
+    means += f"{percent(result['mean_precision'])}, F1 {percent(result['mean_f1'])}"
     how = f"{interval['method']}; too narrow if images resemble each other, as frames of a film do"
     about = [
         (level, f"{ends} ({how})" if is_known else ends),
@@ -80,32 +81,34 @@ def _headline(facts: Facts) -> Html:
         ("Protocol", result["protocol"]),
         ("Weights", f"step {result['step']} of {result['checkpoint']}"),
         ("Pixel accuracy", percent(result["pixel_accuracy"])),
-        ("Mean over classes", ", ".join(means)),
+        ("Mean over classes", means),
         ("Frequency-weighted IoU", percent(result["frequency_weighted_iou"])),
         ("One class everywhere", f"{percent(result['best_constant_mean_iou'])} mean IoU at best"),
     ]  # fmt: skip
-    facts_list = tag("dl", *(join([tag("dt", k), tag("dd", v)]) for k, v in about))
-    notes = [tag("p", note, class_="note") for note in facts.notes]
+    facts = tag("dl", *(join([tag("dt", k), tag("dd", v)]) for k, v in about))
+    notes = [tag("p", note, class_="note") for note in content.notes]
     help_ = tag("p", reading.reading_help(result), class_="help")
     return join(
-        [tag("h1", facts.config.name), tag("p", *score, class_="score"), help_, *notes, facts_list]
+        [tag("h1", content.config.name), tag("p", *score, class_="score"), help_, *notes, facts]
     )
 
 
-def _classes(result: Mapping[str, Any]) -> Html:
+def _classes(result: Evaluation) -> Html:
     """Returns the table of classes, worst first; those that occur nowhere at the end."""
     iou, share = result["iou"], result["frequency"]
     most = max([*share, 1e-9])
-    order = sorted(range(len(iou)), key=lambda c: (iou[c] is None, iou[c], -share[c]))
-    rows = []
-    for c in order:
-        name = join([_swatch(c), result["class_names"][c]])
-        bars = [
+    order = sorted(range(len(iou)), key=lambda c: (iou[c] is None, iou[c] or 0, -share[c]))
+    others = result["accuracy"], result["precision"], result["f1"]
+    rows = [
+        [
+            join([_swatch(c), result["class_names"][c]]),
             _bar(iou[c] or 0, "", percent(iou[c])),
             _bar(share[c] / most, "second", percent(share[c], 2)),
+            *(percent(values[c]) for values in others),
+            result["worst_image"][c] or DASH,
         ]
-        others = [percent(result[key][c]) for key in ("accuracy", "precision", "f1")]
-        rows.append([name, *bars, *others, result["worst_image"][c] or DASH])
+        for c in order
+    ]
     head = ["Class", "IoU", "Share of true pixels", "Accuracy", "Precision", "F1"]
     return table([*head, "Most wrong pixels in"], rows, "Scores of each class", "numbers")
 
@@ -118,22 +121,19 @@ def _swatch(number: int) -> Html:
     return tag("span", class_="swatch", data_class=number, aria_hidden="true")
 
 
-def _pictures(facts: Facts) -> Html:
-    if not facts.pictures:
+def _pictures(content: PageContent) -> Html:
+    if not content.pictures:
         return tag("p", "No pictures, see the note at the top.")
-    worst = [_figure(picture) for picture in facts.pictures if picture.sample.is_worst]
-    best = [_figure(picture) for picture in facts.pictures if not picture.sample.is_worst]
+    worst = [_figure(picture) for picture in content.pictures if picture.scored.is_worst]
+    best = [_figure(picture) for picture in content.pictures if not picture.scored.is_worst]
     groups = [tag("h3", "Worst"), tag("div", *worst, class_="grid")]
     if best:
         groups += [tag("h3", "Best"), tag("div", *best, class_="grid")]
-    return join([_controls(facts), *groups])
+    return join([_controls(content), *groups])
 
 
-def _controls(facts: Facts) -> Html:
-    buttons = [
-        tag("button", name, type="button", data_layer=i, aria_pressed="false")
-        for i, name in enumerate(_LAYERS)
-    ]
+def _controls(content: PageContent) -> Html:
+    buttons = [_button(name, data_layer=i) for i, name in enumerate(_LAYERS)]
     slider = tag("input", type="range", id="layer", min=0, max=3, step=0.02, value=2,
                  aria_label="Wipe from image over truth and prediction to errors")  # fmt: skip
     layers = tag("div", slider, tag("div", *buttons, class_="stops"), class_="layers")
@@ -143,44 +143,39 @@ def _controls(facts: Facts) -> Html:
         tag("span", tag("span", class_="swatch missed"), "wrong, or missed of the chosen class"),
         tag("span", tag("span", class_="swatch false"), "wrongly said to be the chosen class"),
     ]
-    legend = tag("div", *_legend(facts), class_="legend", id="legend", role="group",
+    legend = tag("div", *_legend(content), class_="legend", id="legend", role="group",
                  aria_label="Classes; press one to see it alone")  # fmt: skip
     top = tag("div", layers, tag("div", toggle, *key, class_="key"), class_="row")
     return tag("div", top, legend, class_="controls")
 
 
-def _legend(facts: Facts) -> list[Html]:
-    """Returns a button for each class that is in a picture."""
-    samples = [picture.sample for picture in facts.pictures]
-    shown = set().union(*(np.unique(part) for s in samples for part in (s.truth, s.prediction)))
-    names, iou = facts.result["class_names"], facts.result["iou"]
+def _legend(content: PageContent) -> list[Html]:
+    """Returns a button for each class in a picture."""
+    images = [picture.scored for picture in content.pictures]
+    shown = set().union(*(np.unique(part) for x in images for part in (x.truth, x.prediction)))
+    names, iou = content.evaluation["class_names"], content.evaluation["iou"]
     return [
-        tag(
-            "button",
-            _swatch(c),
-            names[c],
-            " ",
-            tag("small", percent(iou[c], 0)),
-            type="button",
-            data_class=c,
-            aria_pressed="false",
-        )
+        _button(_swatch(c), names[c], " ", tag("small", percent(iou[c], 0)), data_class=c)
         for c in range(len(names))
         if c in shown
     ]
 
 
+def _button(*children: object, **data: object) -> Html:
+    return tag("button", *children, type="button", **data, aria_pressed="false")
+
+
 def _figure(picture: Picture) -> Html:
-    sample = picture.sample
-    words = f"{sample.name}, {percent(sample.mean_iou)} mean IoU"
+    name, score = picture.scored.name, percent(picture.scored.mean_iou)
+    words = f"{name}, {score} mean IoU"
     image = tag("img", src=picture.image, alt=words)
     canvas = tag("canvas", role="img", aria_label=words, hidden=True)
-    caption = tag("figcaption", tag("span", sample.name), " ", tag("b", percent(sample.mean_iou)))
+    caption = tag("figcaption", tag("span", name), " ", tag("b", score))
     uris = {"data_truth": picture.truth, "data_prediction": picture.prediction}
     return tag("figure", image, canvas, caption, class_="sample", **uris)
 
 
-def _confusions(result: Mapping[str, Any]) -> Html:
+def _confusions(result: Evaluation) -> Html:
     names = result["class_names"]
     has_matrix = len(names) <= _MAX_MATRIX
     rows = [
@@ -213,8 +208,8 @@ def _matrix(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> Html:
     return scroller(tag("table", tag("tbody", *rows), class_="matrix"), "Confusion matrix")
 
 
-def _curves(facts: Facts) -> Html:
-    train, validation = facts.log["train"], facts.log["eval"]
+def _curves(content: PageContent) -> Html:
+    train, validation = content.log
     figures = []
     if "loss" in train:
         points = train["loss"]
@@ -232,28 +227,29 @@ def _curves(facts: Facts) -> Html:
     return tag("div", *figures, class_="grid")
 
 
-def _smooth(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Returns the running mean that forgets a tenth a point."""
-    smoothed: list[tuple[float, float]] = []
+def _smooth(points: Sequence[plots.Point]) -> list[plots.Point]:
+    """Returns the exponential moving average with weight 0.1 of the new point."""
+    smoothed: list[plots.Point] = []
     for x, y in points:
         smoothed.append((x, 0.9 * smoothed[-1][1] + 0.1 * y if smoothed else y))
     return smoothed
 
 
-def _config(config: Any) -> Html:
+def _config(config: Config) -> Html:
     recipe, changed = reading.departures(config)
     text = f"What departs from {recipe}:"
     rows = [[d.key, tag("code", d.here), tag("code", d.recipe)] for d in changed]
     differing = table(
         ["Field", "Here", "There"], rows, "Fields that depart from the recipe", "wrap"
     )
-    whole = tag("pre", config.to_yaml(), tabindex=0, aria_label="The whole configuration")
+    whole = tag("pre", to_json(config), tabindex=0, aria_label="The whole configuration")
     details = tag("details", tag("summary", "The whole configuration"), whole)
     return join([tag("p", text), differing if rows else tag("p", "Nothing."), details])
 
 
-def _environment(result: Mapping[str, Any]) -> Html:
-    facts = result["environment"]
-    rows = [[key, facts[key] or "unknown"] for key in ("device", "platform", "commit")]
-    rows += [[name, version] for name, version in facts["packages"].items()]
+def _environment(result: Evaluation) -> Html:
+    found = result["environment"]
+    places = ("device", found["device"]), ("platform", found["platform"])
+    named = (*places, ("commit", found["commit"]), *found["packages"].items())
+    rows = [[name, value or "unknown"] for name, value in named]
     return table(["What", "Value"], rows, "Environment", "wrap")

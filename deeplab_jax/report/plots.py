@@ -1,4 +1,4 @@
-"""Curves and bars as plain SVG; colours are those of the page's style sheet."""
+"""Curves and bars as plain SVG; the page's style sheet gives their colours."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -6,30 +6,34 @@ from typing import NamedTuple
 
 from deeplab_jax.report.html import Html, join, tag
 
-_WIDTH, _HEIGHT = 400, 236  # about the pixels that a plot has on a page
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 388, 12, 200  # of the frame
+_WIDTH, _HEIGHT = 400, 236  # about the pixels of a plot on a page
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 388, 12, 200  # edges of the frame
 _MAX_POINTS = 300  # of a line
+
+Point = tuple[float, float]  # (x, y)
 
 
 class Series(NamedTuple):
     """One line of a plot.
 
     Attributes:
-      points: (x, y), at least one.
+      points: at least one.
       class_: "strong", "faint" or "marked".
     """
 
-    points: Sequence[tuple[float, float]]
+    points: Sequence[Point]
     class_: str
 
 
 def line_plot(title: str, series: Sequence[Series], unit: str = "") -> Html:
-    """Returns a figure of lines over optimiser steps, its vertical axis from 0 where near.
+    """Returns a figure of lines over optimiser steps.
+
+    The vertical axis starts at 0 where the lowest value is positive and below 0.7 of the highest.
 
     Args:
-      title: what the vertical axis measures.
-      series: lines of finite numbers; thinned to a few hundred points each.
-      unit: after the numbers of the vertical axis.
+      title: quantity of the vertical axis.
+      series: lines of finite numbers, which are thinned to 300 points each.
+      unit: text after the numbers of the vertical axis.
     """
     thinned = [Series(_thin(line.points), line.class_) for line in series]
     xs = [x for line in thinned for x, _ in line.points]
@@ -39,7 +43,7 @@ def line_plot(title: str, series: Sequence[Series], unit: str = "") -> Html:
     x_ticks, y_ticks = _ticks(min(xs), max(xs)), _ticks(low, high)
     x_range, y_range = (min(xs), max(xs)), (min(low, y_ticks[0]), max(high, y_ticks[-1]))
 
-    def place(x: float, y: float) -> tuple[float, float]:
+    def place(x: float, y: float) -> Point:
         right = _share(x, *x_range), _share(y, *y_range)
         return _LEFT + right[0] * (_RIGHT - _LEFT), _BOTTOM - right[1] * (_BOTTOM - _TOP)
 
@@ -53,17 +57,17 @@ def line_plot(title: str, series: Sequence[Series], unit: str = "") -> Html:
 
 
 def bar(share: float, class_: str = "") -> Html:
-    """Returns a horizontal bar that fills a share in [0, 1] of its place."""
+    """Returns a horizontal bar that is filled to a share in [0, 1]."""
     filled = tag("rect", width=f"{100 * share:.2f}", height=10)
     box = {"viewBox": "0 0 100 10", "preserveAspectRatio": "none"}
     return tag("svg", filled, class_=f"bar {class_}".strip(), aria_hidden="true", **box)
 
 
 def _grid(
-    place: Callable[[float, float], tuple[float, float]],
+    place: Callable[[float, float], Point],
     x_ticks: Sequence[float],
     y_ticks: Sequence[float],
-    corner: tuple[float, float],
+    corner: Point,
     unit: str,
 ) -> Html:
     """Returns lines and numbers of both axes."""
@@ -80,7 +84,7 @@ def _grid(
     return join(parts)
 
 
-def _line(points: Sequence[tuple[float, float]], class_: str) -> Html:
+def _line(points: Sequence[Point], class_: str) -> Html:
     text = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
     line = tag("polyline", points=text, class_=f"line {class_}")
     if class_ != "marked" and len(points) > 1:
@@ -89,8 +93,8 @@ def _line(points: Sequence[tuple[float, float]], class_: str) -> Html:
     return join([line, *dots])
 
 
-def _thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Returns the means of equal groups of neighbours, few enough to draw."""
+def _thin(points: Sequence[Point]) -> list[Point]:
+    """Returns at most `_MAX_POINTS` means of equal groups of neighbours."""
     size = math.ceil(len(points) / _MAX_POINTS)
     groups = [points[i : i + size] for i in range(0, len(points), size)]
     return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]

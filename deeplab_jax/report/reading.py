@@ -1,13 +1,15 @@
-"""From the numbers of an evaluation to what they say: sentences, confusions, departures."""
+"""What an evaluation says: sentences, confusions, departures from the recipe, curves."""
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from deeplab_jax import config as config_lib
+from deeplab_jax.evaluation.summary import Evaluation
 from deeplab_jax.report.html import percent
+from deeplab_jax.report.plots import Point
 
 _HARDLY = 0.01  # IoU below which a class counts as hardly found
 
@@ -17,10 +19,10 @@ class Confusion(NamedTuple):
 
     Attributes:
       truth: the class.
-      prediction: what it is taken for.
-      pixels: how many.
-      of_class: as a share of the class's pixels.
-      of_errors: as a share of all wrong pixels.
+      prediction: the class that it is taken for.
+      pixels: number of pixels.
+      of_class: share of the class's pixels.
+      of_errors: share of all wrong pixels.
     """
 
     truth: int
@@ -42,15 +44,15 @@ def confusions(matrix: Sequence[Sequence[int]]) -> list[Confusion]:
     return sorted(pairs, key=lambda pair: -pair.pixels)
 
 
-def reading_help(result: Mapping[str, Any]) -> str:
+def reading_help(result: Evaluation) -> str:
     """Returns which class fails, for what, on which image, and how sure the mean is."""
     iou, names = result["iou"], result["class_names"]
     sentences = []
-    occurring = [c for c, share in enumerate(result["frequency"]) if share]
+    occurring = {c: iou[c] or 0.0 for c, share in enumerate(result["frequency"]) if share}
     if occurring:
-        worst = min(occurring, key=lambda c: (iou[c], -result["frequency"][c]))
+        worst = min(occurring, key=lambda c: (occurring[c], -result["frequency"][c]))
         sentences.append(_worst_class(result, worst))
-        missing = [names[c] for c in occurring if iou[c] < _HARDLY]
+        missing = [names[c] for c, value in occurring.items() if value < _HARDLY]
         if len(missing) > 1:
             sentences.append(
                 f"{len(missing)} classes are hardly found (below {percent(_HARDLY, 0)}): "
@@ -61,10 +63,10 @@ def reading_help(result: Mapping[str, Any]) -> str:
         sentences.append(f"Predicted, not in the truth, and so counted as 0 %: {_list(absent)}.")
     scored = [image for image in result["images"] if image["mean_iou"] is not None]
     if scored:
-        middle = scored[len(scored) // 2]["mean_iou"]
+        worst_image, middle = scored[0], scored[len(scored) // 2]
         sentences.append(
-            f"Worst image: {scored[0]['id']} ({percent(scored[0]['mean_iou'])} mean IoU; the "
-            f"middle image has {percent(middle)})."
+            f"Worst image: {worst_image['id']} ({percent(worst_image['mean_iou'])} mean IoU; the "
+            f"middle image has {percent(middle['mean_iou'])})."
         )
     interval = result["mean_iou_interval"]
     if interval["low"] is not None:
@@ -75,7 +77,7 @@ def reading_help(result: Mapping[str, Any]) -> str:
     return " ".join(sentences)
 
 
-def _worst_class(result: Mapping[str, Any], worst: int) -> str:
+def _worst_class(result: Evaluation, worst: int) -> str:
     names, matrix = result["class_names"], result["confusion"]
     if result["iou"][worst] == 1:
         return "Every class is found to the last pixel."
@@ -100,18 +102,17 @@ def _list(names: Sequence[str], limit: int = 6) -> str:
 
 
 class Departure(NamedTuple):
-    """A field that is not as in the recipe it departs from."""
+    """A configuration field, and its value in the recipe and in the evaluated run."""
 
     key: str
-    recipe: Any
-    here: Any
+    recipe: object
+    here: object
 
 
 def departures(config: config_lib.Config) -> tuple[str, list[Departure]]:
-    """Returns the recipe's name, and the fields of `config` that differ from it.
+    """Returns the recipe's description, and the fields of `config` that differ from it.
 
-    The recipe is the row of the published table for a data set of the table, else the defaults of
-    `deeplab_jax.config` for a folder with this depth and output stride.
+    The recipe is `get_config` for this data set, depth and output stride.
     """
     row = config.data.dataset, config.model.depth, config.model.output_stride
     recipe = config_lib.flatten(config_lib.get_config(*row))
@@ -129,16 +130,24 @@ def departures(config: config_lib.Config) -> tuple[str, list[Departure]]:
     return f"{kind} for {name}", changed
 
 
-def read_log(path: Path) -> dict[str, dict[str, list[tuple[float, float]]]]:
-    """Returns {event: {quantity: points (step, value)}} of a run's log.jsonl, finite numbers only.
+class Log(NamedTuple):
+    """Curves of a run: (step, value) by quantity, from training steps and from evaluations."""
+
+    train: dict[str, list[Point]]
+    eval: dict[str, list[Point]]
+
+
+def read_log(path: Path) -> Log:
+    """Returns the finite numbers of a run's `log.jsonl`.
 
     Lines that cannot be read are left out; a missing file is an empty log.
     """
-    log: dict[str, dict[str, list[tuple[float, float]]]] = {"train": {}, "eval": {}}
+    log = Log({}, {})
+    events = log._asdict()
     for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
         try:
             entry = json.loads(line)
-            event, step = log[entry["event"]], float(entry["step"])
+            event, step = events[entry["event"]], float(entry["step"])
         except (ValueError, KeyError, TypeError):
             continue  # such as a line that a kill cut short
         for key, value in entry.items():

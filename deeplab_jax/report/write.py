@@ -1,18 +1,22 @@
-"""Gathers what a page shows, and writes it."""
+"""Gathers the content of a page, and writes it."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from deeplab_jax.config import from_dict
 from deeplab_jax.config.recipe import apply_overrides
 from deeplab_jax.data import open_dataset
 from deeplab_jax.data.classes import colormap
+from deeplab_jax.distributed import hosts
 from deeplab_jax.errors import ConfigError, DeepLabError, clip
+from deeplab_jax.evaluation.run import NUMBERS
+from deeplab_jax.evaluation.summary import Evaluation
 from deeplab_jax.inference.segmenter import Segmenter, load
 from deeplab_jax.report import checking, page, pictures, reading
 from deeplab_jax.utils.atomic import atomic_write
+
+_LOG = "log.jsonl"  # of a run, in its work directory
 
 
 def write_again(folder: Path, output: Path, overrides: Sequence[str]) -> None:
@@ -26,82 +30,87 @@ def write_again(folder: Path, output: Path, overrides: Sequence[str]) -> None:
     Raises:
       ConfigError: `evaluation.json` is not of this version, or an override cannot be used.
     """
-    numbers = folder / "evaluation.json"
-    result = read_evaluation(numbers)
-    overrides = [*result["overrides"], *overrides]
+    numbers = folder / NUMBERS
+    evaluation = read_evaluation(numbers)
+    overrides = [*evaluation["overrides"], *overrides]
     try:
-        config = apply_overrides(from_dict(result["config"]), overrides)
+        config = apply_overrides(from_dict(evaluation["config"]), overrides)
     except ConfigError:
-        raise  # it names the field
+        raise  # the error names the field
     except (ValueError, TypeError, AttributeError, LookupError) as error:
-        raise _not_written(numbers, f"config: {clip(str(error))}") from error
+        raise _unusable(numbers, f"config: {clip(str(error))}") from error
     try:
-        segmenter = load(folder, result["step"], overrides)
-    except DeepLabError as error:  # the numbers are there all the same
-        palette = colormap(config.model.num_classes)
-        _write(output, folder, page.Facts(result, config, {}, palette, (), [_no_pictures(error)]))
+        segmenter = load(folder, evaluation["step"], overrides)
+    except DeepLabError as error:  # the page then has the numbers alone
+        palette, notes = colormap(config.model.num_classes), [f"No pictures: {error}."]
+        log = reading.read_log(folder / _LOG)
+        _write(output, page.PageContent(evaluation, config, log, palette, (), notes))
     else:
-        _draw(output, result, segmenter)
+        _draw(output, evaluation, segmenter)
 
 
-def write_evaluated(output: Path, numbers: Path, segmenter: Segmenter) -> None:
-    """Writes the page of what was evaluated just now.
+def write_evaluated(segmenter: Segmenter, json_file: Path | None = None) -> None:
+    """Writes the page about an evaluation that `evaluate_checkpoint` has just written.
+
+    Of several hosts the first writes it. Nothing is written where `json_file` is not a file, such
+    as /dev/stdout.
 
     Args:
-      output: the page.
-      numbers: what `evaluate` wrote.
       segmenter: the evaluated network.
+      json_file: as for `evaluate_checkpoint`. The page is `<its stem>_report.html` beside it, or
+        `report.html` in the checkpoint by default.
     """
-    _draw(output, read_evaluation(numbers), segmenter)
+    output = segmenter.path / "report.html"
+    if json_file:
+        output = json_file.with_name(f"{json_file.stem}_report.html")
+    json_file = json_file or segmenter.path / NUMBERS
+    if hosts.is_primary() and json_file.is_file():
+        _draw(output, read_evaluation(json_file), segmenter)
 
 
-def read_evaluation(path: Path) -> dict[str, Any]:
-    """Returns what `evaluate` wrote.
+def read_evaluation(path: Path) -> Evaluation:
+    """Returns the content of an `evaluation.json`.
 
     Raises:
-      ConfigError: it is not JSON, or not what this version writes; says what is wrong.
+      ConfigError: the file is not JSON, or not what this version writes; says what is wrong.
     """
     try:
-        result = json.loads(path.read_text("utf-8"))
+        evaluation: Evaluation = json.loads(path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise _not_written(path, f"no JSON: {clip(str(error))}") from error
-    fault = checking.find_fault(result)
+        raise _unusable(path, f"no JSON: {clip(str(error))}") from error
+    fault = checking.find_fault(evaluation)
     if fault:
-        raise _not_written(path, fault)
-    return result
+        raise _unusable(path, fault)
+    return evaluation
 
 
-def _not_written(path: Path, fault: str) -> ConfigError:
+def _unusable(path: Path, fault: str) -> ConfigError:
     fix = f"run deeplab evaluate --checkpoint {path.parent} again"
     return ConfigError(str(path), f"is not what evaluate writes ({fault})", fix)
 
 
-def _draw(output: Path, result: dict[str, Any], segmenter: Segmenter) -> None:
-    """Writes the page; without pictures, and saying why, if the data cannot be read."""
-    config, notes, samples = segmenter.config, [], []
+def _draw(output: Path, evaluation: Evaluation, segmenter: Segmenter) -> None:
+    """Writes the page; without pictures, and with the reason, if the data cannot be read."""
+    config, images, notes = segmenter.config, [], []
     try:
-        dataset = open_dataset(config.data, config.model.num_classes, result["split"])
-        drawn = pictures.draw_samples(result, dataset, lambda image: segmenter(image).labels)
-        samples = list(drawn)
+        dataset = open_dataset(config.data, config.model.num_classes, evaluation["split"])
+        images = [
+            *pictures.worst_and_best(evaluation, dataset, lambda image: segmenter(image).labels)
+        ]
     except DeepLabError as error:
-        notes.append(_no_pictures(error))
-    changed = [sample.name for sample in samples if not sample.is_as_evaluated()]
+        notes.append(f"No pictures: {error}.")
+    changed = [image.name for image in images if not image.is_as_evaluated()]
     if changed:
         notes.append(
             f"{len(changed)} pictures score otherwise than in the evaluation, first {changed[0]}: "
             "the data or the checkpoint have changed since. Evaluate again."
         )
-    embedded = pictures.embed(samples)
-    facts = page.Facts(result, config, {}, segmenter.palette, embedded, notes)
-    _write(output, segmenter.path, facts)
+    log, embedded = reading.read_log(segmenter.path / _LOG), pictures.embed(images)
+    _write(output, page.PageContent(evaluation, config, log, segmenter.palette, embedded, notes))
 
 
-def _no_pictures(error: DeepLabError) -> str:
-    return f"No pictures: {error}."
-
-
-def _write(output: Path, folder: Path, facts: page.Facts) -> None:
-    text = page.build(facts._replace(log=reading.read_log(folder / "log.jsonl")))
+def _write(output: Path, content: page.PageContent) -> None:
+    text = page.build(content)
     with atomic_write(output) as file:
         file.write(text.encode("utf-8", "replace"))  # ids may hold half a surrogate pair
-    print(f"report: {output} ({len(text) / 1e6:.1f} MB, {len(facts.pictures)} pictures)")
+    print(f"report: {output} ({len(text) / 1e6:.1f} MB, {len(content.pictures)} pictures)")

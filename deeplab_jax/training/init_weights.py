@@ -21,8 +21,8 @@ def check_init(config: Config, class_names: Sequence[str]) -> list[str]:
     """Refuses a start that cannot be made; reads no array and compiles nothing.
 
     Args:
-      config: of the run.
-      class_names: of its data.
+      config: the run's configuration.
+      class_names: names of the data set's classes.
 
     Returns:
       What is legal but probably not meant.

@@ -94,7 +94,7 @@ class Display:
 
         Args:
           total: optimiser steps of the run.
-          done: of which are done.
+          done: optimiser steps that are done already.
           on_gone: called when the reader of the output has gone, as in `... | head`.
         """
         self._total, self._first = total, done

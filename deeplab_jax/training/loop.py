@@ -43,7 +43,7 @@ def train(config: Config | ConfigDict, workdir: str | Path) -> dict[str, int | s
       workdir: created if missing.
 
     Returns:
-      {"step": of the plan's end, "params_sha256": of the final parameters}.
+      {"step": the plan's last step, "params_sha256": hash of the final parameters}.
 
     Raises:
       ConfigError: a value cannot be used, or differs from the run's that is being continued; or

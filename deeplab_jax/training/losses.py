@@ -39,14 +39,14 @@ def segmentation_loss(
     aux_weight: float = 0.4,
     ignore_index: int = 255,
 ) -> dict[str, jax.Array]:
-    """Computes the training loss, or a part of it.
+    """Computes the training loss of a batch, or of some of its rows.
 
     Args:
       logits: (B, h, w, C), resized to the labels' size here.
-      aux_logits: (B, h', w', C), likewise.
+      aux_logits: (B, h', w', C), resized to the labels' size here.
       labels: int (B, H, W), class ids or `ignore_index`.
       weights: (B,), of each row's sum over pixels: `row_weights` of the whole batch.
-      aux_weight: of the auxiliary head's loss.
+      aux_weight: weight of the auxiliary head's loss.
       ignore_index: label of pixels that do not count.
 
     Returns:

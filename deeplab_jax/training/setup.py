@@ -35,7 +35,7 @@ class RunSetup:
     Attributes:
       config: checked.
       workdir: where it is saved.
-      dataset: of training, without samples that were left out.
+      dataset: the training split, without samples that were left out.
       validation: the data set that is evaluated.
       plan: its length and what is due when.
       mesh: the devices.

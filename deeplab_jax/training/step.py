@@ -40,7 +40,7 @@ def gradients(
       params: parameters.
       batch_stats: running statistics.
       batch: pytree of arrays (B, ...).
-      key: of dropout; each part's own is made from it.
+      key: random key of dropout; each part draws from a key of its own split from this one.
     """
     value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
 
@@ -109,7 +109,7 @@ def make_update(
     Returns:
       update(state, images float32 (B, H, W, 3), labels int32 (B, H, W)) -> (state, metrics), where
       metrics are scalars: "loss", "loss_main", "loss_aux" (weighted), "lr", "grad_norm" and the
-      boolean "is_finite": of all of these, the new weights and the new statistics.
+      boolean "is_finite", which covers these, the new weights and the new statistics.
     """
     optimizer, schedule = build_optimizer(config.train, total_steps)
     train = config.train

@@ -28,7 +28,7 @@ def held(workdir: Path, config: Config) -> Iterator[None]:
 
     Args:
       workdir: created if missing.
-      config: of the run.
+      config: the run's configuration.
 
     Raises:
       ConfigError: another process trains there; on all hosts.

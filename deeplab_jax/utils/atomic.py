@@ -1,4 +1,4 @@
-"""Writes files that appear under their name when they are complete, or never."""
+"""Files that appear under their name when they are complete, or never."""
 
 import os
 from collections.abc import Iterator
@@ -9,13 +9,12 @@ from typing import BinaryIO
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """Opens a file for writing, which takes the place of `path` if the block ends without error.
+    """Opens a temporary file that replaces `path` if the block ends without error.
 
-    Args:
-      path: the file; its folder is made if it is missing.
+    A missing folder of `path` is made.
 
     Raises:
-      OSError: it cannot be written; says which file.
+      OSError: the file cannot be written; `filename` is set.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")

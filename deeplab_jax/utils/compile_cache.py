@@ -1,6 +1,6 @@
 """Compiled programs kept between processes, in a folder of the user's own.
 
-What lies there is run as code, so a folder that others can write is never used.
+Its files run as code, so a folder that others can write to is never used.
 """
 
 import hashlib
@@ -20,8 +20,8 @@ def enable() -> Path | None:
     """Switches JAX's cache on and returns its folder; None where it stays as it was.
 
     The folder is `deeplab_jax/xla` in the user's cache directory (`XDG_CACHE_HOME`), or what the
-    environment variable `DEEPLAB_COMPILE_CACHE` names; "off" switches this off. One that cannot be
-    used costs time, not the run; if it was named, a line on standard error says so.
+    environment variable `DEEPLAB_COMPILE_CACHE` names; "off" switches the cache off. An unusable
+    folder is no error; if the variable names it, a line on standard error says so.
     """
     choice = os.environ.get(VARIABLE, "")
     if choice.lower() in _OFF or jax.config.values["jax_compilation_cache_dir"]:
@@ -57,7 +57,7 @@ def _make_private(folder: Path) -> Path:
 
 
 def _machine() -> str:
-    """Returns a name of this processor: programs for another's instructions would crash."""
+    """Returns a name for this kind of processor; programs for another kind would crash."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         features = next(line for line in lines if line.startswith(("flags", "Features")))

@@ -1,5 +1,54 @@
-"""The word for JAX's nested containers, which its own types leave out."""
+"""JAX's nested containers: a word for them, and what differs between two."""
 
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
+import jax
+import jax.numpy as jnp
+
+from deeplab_jax.errors import shorten
+
 PyTree: TypeAlias = Any  # nested mappings and tuples of arrays, or of their shapes and types
+
+
+def differences(
+    saved: Mapping[str, PyTree], wanted: Mapping[str, PyTree], allow_cast: bool
+) -> list[str]:
+    """Returns one phrase for each kind of difference in names, shapes and types; [] if none.
+
+    Args:
+      saved: trees of leaves with `shape` and `dtype`, by item.
+      wanted: the same, of what is needed.
+      allow_cast: floating types may differ.
+    """
+    old, new = _by_path(saved), _by_path(wanted)
+    missing, unexpected = new.keys() - old.keys(), old.keys() - new.keys()
+    shapes, dtypes = [], []
+    for name in new.keys() & old.keys():
+        there, here = old[name], new[name]
+        if tuple(there.shape) != tuple(here.shape):
+            shapes.append(f"{name}: {tuple(there.shape)} saved, {tuple(here.shape)} wanted")
+        elif there.dtype != here.dtype:
+            are_floating = all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in (there, here))
+            if not (allow_cast and are_floating):
+                dtypes.append(f"{name}: {there.dtype} saved, {here.dtype} wanted")
+    if not (missing or unexpected or shapes or dtypes):
+        return []
+    # "0 unexpected" tells a smaller model from another one, so the first two are always there.
+    phrases = [_count(missing, "parameters missing"), _count(unexpected, "unexpected")]
+    if shapes:
+        phrases.append(_count(shapes, "of another shape"))
+    if dtypes:
+        phrases.append(_count(dtypes, "of another type"))
+    return phrases
+
+
+def _count(names: Iterable[str], text: str) -> str:
+    names = list(names)
+    return f"{len(names)} {text}" + (f" ({shorten(names)})" if names else "")
+
+
+def _by_path(items: Mapping[str, PyTree]) -> dict[str, Any]:
+    """Returns leaves by path; a NamedTuple's fields and the dict Orbax reads back are alike."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(dict(items))
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from deeplab_jax import cli
+from deeplab_jax.utils import progress
 
 
 def snapshot(root):
@@ -30,6 +32,14 @@ def test_clean_folder_is_described_and_left_alone(make_tree, doctor):
     share = sum(c["pixel_share"] for c in report["classes"]) + report["ignored_share"]
     assert share == pytest.approx(1)
     assert snapshot(root) == before
+
+
+def test_progress_is_told_on_standard_error(make_tree, doctor, monkeypatch):
+    monkeypatch.setattr(progress, "PLAIN_SECONDS", 0)
+    code, out, err, _ = doctor("--data", make_tree("folder"))
+    assert code == 0
+    assert re.fullmatch(r"(\d+/16 images read, \d+ images/s\n){16}", err)
+    assert "images read" not in out
 
 
 def test_groups_are_capped_in_print_and_not_in_json(make_tree, doctor):

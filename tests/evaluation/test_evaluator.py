@@ -5,12 +5,12 @@ import jax
 import numpy as np
 import pytest
 
-from deeplab_jax.config import get_config
+from deeplab_jax.config import freeze, get_config
 from deeplab_jax.data import open_dataset
 from deeplab_jax.data.transforms import fit_size
 from deeplab_jax.evaluation.evaluator import Evaluator
 from deeplab_jax.inference.buckets import Buckets
-from deeplab_jax.models import build_model, init_variables
+from deeplab_jax.models import build_model
 from deeplab_jax.models.preprocess import MEAN, STD
 
 CLASSES = 5
@@ -37,22 +37,7 @@ def config(tmp_path_factory):
     c.model.atrous_rates, c.model.stem, c.model.width = (1, 2, 3), "7x7", 8
     c.model.head_channels, c.model.low_level_channels, c.model.aux_channels = 8, 4, 8
     c.data.root = str(root)
-    return c
-
-
-def draw(model):
-    rng = np.random.default_rng(1)
-    shapes = jax.eval_shape(lambda: init_variables(model, 0))
-
-    def leaf(path, shape):
-        if shape.ndim < 4:
-            return rng.uniform(0.8, 1.2, shape.shape) * (path[-1].key in ("var", "scale"))
-        kernel = rng.normal(size=shape.shape) / np.sqrt(np.prod(shape.shape[:-1]) / 2)
-        if path[1].key == "classifier":  # or the class that likes its mean input has all pixels
-            kernel -= kernel.mean(2, keepdims=True)
-        return kernel
-
-    return jax.tree_util.tree_map_with_path(leaf, shapes)
+    return freeze(c)
 
 
 def resize(x, size):
@@ -87,10 +72,10 @@ def count_plainly(model, variables, dataset, base):
 
 
 @pytest.mark.parametrize("base", [(), (64, 48)])
-def test_counts_equal_plain_numpys(config, base):
+def test_counts_equal_plain_numpys(config, draw_variables, base):
     with jax.enable_x64(True):
         model, dataset = build_model(config.model), open_dataset(config.data, CLASSES, "val")
-        variables = draw(model)
+        variables = draw_variables(model, 1, spread=0.2)
         evaluator = Evaluator(model, dataset, base)
         evaluator.engine.buckets = Buckets(limit=2)
         result = evaluator(variables)
@@ -106,10 +91,13 @@ def test_counts_equal_plain_numpys(config, base):
     assert result.confusion.dtype == result.per_image.dtype == np.int64
 
 
-def test_order_and_choice_of_images_are_the_callers(config):
+def test_order_and_choice_of_images_are_the_callers(config, draw_variables):
     with jax.enable_x64(True):
         model, dataset = build_model(config.model), open_dataset(config.data, CLASSES, "val")
-        evaluator, variables = Evaluator(model, dataset, (64, 48)), draw(model)
+        evaluator, variables = (
+            Evaluator(model, dataset, (64, 48)),
+            draw_variables(model, 1, spread=0.2),
+        )
         evaluator.engine.buckets = Buckets(limit=1)
         evaluator.engine.plan([(64, 64)])
         some = evaluator(variables, [5, 0, 2])

@@ -17,7 +17,7 @@ from convert.dialects import detect, infer
 from deeplab_jax.config import get_config
 from deeplab_jax.data import transforms
 from deeplab_jax.evaluation import metrics
-from deeplab_jax.inference.engine import network_logits
+from deeplab_jax.inference.engine import confusion_matrix, network_logits
 from deeplab_jax.models import build_model, ops
 from deeplab_jax.models.preprocess import preprocess
 from deeplab_jax.training.losses import row_weights, segmentation_loss
@@ -262,7 +262,7 @@ def evaluator(case):
     total = np.zeros((classes, classes), np.int64)
     for index in range(expected["images"]):
         pair = (arrays[f"eval_{case}/{what}{index}"].astype(np.int32) for what in ("pred", "gt"))
-        total += np.asarray(metrics.confusion_matrix(*pair, classes), np.int64)
+        total += np.asarray(confusion_matrix(*pair, classes), np.int64)
     counts = np.stack([np.diag(total), total.sum(0), total.sum(1)])
     scores = metrics.mean_iou(total), metrics.pixel_accuracy(total)
     iou = np.array(expected["iou"], float)  # null is NaN: the class occurs nowhere

@@ -10,8 +10,13 @@ from PIL import Image
 from deeplab_jax import cli
 from deeplab_jax.data.classes import CLASS_NAMES, PALETTES, colormap
 from deeplab_jax.errors import ConfigError, DataError
-from deeplab_jax.inference import prediction
-from deeplab_jax.inference.prediction import Prediction
+from deeplab_jax.inference.prediction import (
+    FORMATS,
+    Prediction,
+    check_formats,
+    check_free,
+    output_paths,
+)
 
 # The ids of Cityscapes' published table, helpers/labels.py.
 LABEL_IDS = {
@@ -111,14 +116,16 @@ def test_confidence_that_is_not_finite_is_null(tmp_path, value):
     assert classes[1]["share"] > 0
 
 
-def test_strips_change_no_number(monkeypatch):
-    prediction, _ = predict()
-    whole = prediction.summary()
-    monkeypatch.setattr(prediction, "_STRIP_PIXELS", 100)
-    strips = prediction.summary()
-    assert [c["share"] for c in strips["classes"]] == [c["share"] for c in whole["classes"]]
-    for one, other in zip(strips["classes"][:-1], whole["classes"], strict=False):
-        np.testing.assert_allclose(one["confidence"], other["confidence"], rtol=1e-12)
+def test_numbers_of_a_large_image_are_those_of_a_plain_count():
+    rng, shape = np.random.default_rng(0), (1500, 1000)  # summed in two strips
+    labels = rng.integers(0, 4, shape, np.uint8)
+    confidence = rng.random(shape, np.float32)
+    prediction, _ = predict(labels=labels, confidence=confidence)
+    for index, entry in enumerate(prediction.summary()["classes"][:-1]):
+        chosen = labels == index
+        assert entry["share"] == chosen.mean()
+        mean = confidence[chosen].astype(np.float64).mean()
+        np.testing.assert_allclose(entry["confidence"], mean, rtol=1e-12)
 
 
 def test_probabilities_are_halves_whose_argmax_is_the_label(tmp_path):
@@ -195,7 +202,7 @@ def test_cityscapes_own_script_finds_its_predictions(tmp_path, monkeypatch):
     ],
 )
 def test_name_of_a_cityscapes_file(name, file):
-    (path, _) = prediction.output_paths("out", name, ["cityscapes"])
+    (path, _) = output_paths("out", name, ["cityscapes"])
     assert str(path) == f"out/cityscapes/{file}_pred_labelIds.png"
 
 
@@ -219,10 +226,10 @@ def test_submission_format_for_other_classes(tmp_path, name, count):
 
 def test_unknown_format():
     with pytest.raises(ConfigError, match="no format 'palete' - did you mean palette"):
-        prediction.check_formats(["overlay", "palete"])
+        check_formats(["overlay", "palete"])
     with pytest.raises(ConfigError, match="no format '' - use some of palette,overlay,prob"):
-        prediction.check_formats([])
-    assert prediction.check_formats(["ade", "overlay", "ade"]) == ("ade", "overlay")
+        check_formats([])
+    assert check_formats(["ade", "overlay", "ade"]) == ("ade", "overlay")
 
 
 def test_files_are_replaced_by_force_alone(tmp_path):
@@ -245,7 +252,7 @@ def test_of_many_files_in_the_way_five_are_named(tmp_path):
         path.touch()
     paths[0].symlink_to("nowhere")  # which is something, too
     with pytest.raises(ConfigError) as error:
-        prediction.check_free(paths)
+        check_free(paths)
     assert str(error.value).count(".png") == 5
     assert "4.png, ... (8 files): exist already" in str(error.value)
 
@@ -259,9 +266,7 @@ def test_file_that_cannot_be_completed_does_not_appear(tmp_path, monkeypatch, ca
     prediction, _ = predict()
     old = prediction.save(tmp_path, ["palette"])
     before = [path.read_bytes() for path in old]
-    monkeypatch.setitem(
-        prediction.FORMATS, "palette", prediction.FORMATS["palette"]._replace(write=write)
-    )
+    monkeypatch.setitem(FORMATS, "palette", FORMATS["palette"]._replace(write=write))
     with pytest.raises(SystemExit) as end:
         cli.run(lambda argv: prediction.save(tmp_path, ["palette"], force=True), [])
     err = capsys.readouterr().err

@@ -234,7 +234,7 @@ def evaluated(monkeypatch):
             confusion = np.eye(self.num_classes, dtype=np.int64)
             return EvalResult(confusion, self.dataset.class_names, len(self.dataset))
 
-    monkeypatch.setattr("deeplab_jax.evaluation.run.Evaluator", Perfect)
+    monkeypatch.setattr("deeplab_jax.evaluation.evaluator.Evaluator", Perfect)
     for key in PUBLISHED_MIOU:
         monkeypatch.setitem(PUBLISHED_MIOU, key, 100.0)
     return names

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from deeplab_jax import checkpoint, cli, config
+from deeplab_jax.config import freeze
 from deeplab_jax.distributed import mesh as mesh_lib
 from deeplab_jax.errors import CheckpointError
 from deeplab_jax.models import build_model, init_variables
@@ -55,7 +56,7 @@ def write(make_config, tmp_path):
 
     def write(kind="weights", names=NAMES, metrics=None, **model):
         c = make_config(**model)
-        items, info_config = draw_variables(c), c
+        items, info_config = draw_variables(c), freeze(c)
         if kind == "backbone":
             items = {name: tree["backbone"] for name, tree in items.items()}
             info_config, names = None, ()

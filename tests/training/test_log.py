@@ -4,7 +4,6 @@ import pytest
 
 from deeplab_jax.training import log
 from deeplab_jax.training.log import Display, JsonLog, Speed
-from deeplab_jax.utils import progress
 
 
 def write_lines(path, *lines):
@@ -153,16 +152,3 @@ def test_terminal_gets_a_bar_and_lines_that_stay(monkeypatch, capsys):
     assert "step 7/10" in out
     display.say("after")
     assert capsys.readouterr().out == "after\n"
-
-
-def test_count_is_told_now_and_then_or_by_a_bar(monkeypatch, capsys):
-    monkeypatch.setattr(progress, "PLAIN_SECONDS", 0)
-    with progress.counting(2, "images") as count:
-        count()
-        count()
-    assert capsys.readouterr().out == "1/2 images\n2/2 images\n"
-    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    monkeypatch.setenv("COLUMNS", "200")
-    with progress.counting(2, "images") as count:
-        count()
-    assert "1/2" in capsys.readouterr().out

@@ -1,0 +1,107 @@
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import deeplab_jax
+from deeplab_jax import checkpoint
+from deeplab_jax.config import freeze, get_config
+from deeplab_jax.errors import CheckpointError, DataError
+from deeplab_jax.inference import segmenter
+from deeplab_jax.models import build_model, init_variables
+from deeplab_jax.models.preprocess import normalize
+
+pytestmark = pytest.mark.usefixtures("compile_once")
+
+
+def test_logits_have_a_quarter_of_the_size_and_decide_the_labels(saved_run, model):
+    image, _ = saved_run.validation.read(0)  # 65 x 97
+    logits = model.logits(normalize(image)[None])
+    assert (logits.shape, logits.dtype) == ((1, 17, 25, 4), np.float32)
+    again = deeplab_jax.load(saved_run.path, 7, ["--config.eval.resize_base="])(image)
+    resized = jax.image.resize(logits[0], (65, 97, 4), "linear", antialias=False)
+    agree = np.argmax(resized, -1) == again.labels
+    assert agree.mean() > 0.9  # corners are aligned otherwise there
+    confidence = again.confidence
+    assert (confidence.shape, confidence.dtype) == ((65, 97), np.float32)
+    assert ((confidence >= 1 / 4 - 1e-6) & (confidence <= 1)).all()
+
+
+@pytest.mark.parametrize("protocol", ["scales=0.5,1", "softmax_first=True"])
+def test_probabilities_are_of_the_protocol(saved_run, tmp_path, protocol):
+    prediction = deeplab_jax.load(saved_run.path, 7, [f"--config.eval.{protocol}"])(
+        saved_run.images[0]
+    )
+    (path, numbers) = prediction.save(tmp_path, ["probabilities"])
+    probabilities = np.load(path)["probabilities"]
+    np.testing.assert_array_equal(probabilities.argmax(-1), prediction.labels)
+    np.testing.assert_allclose(probabilities.max(-1), prediction.confidence, atol=2**-10)
+    assert "scales 0.5 1" in numbers.read_text() or "probabilities resized" in numbers.read_text()
+
+
+def test_array_gives_what_its_file_gives(saved_run, model, tmp_path):
+    image, _ = saved_run.validation.read(0)
+    Image.fromarray(image).save(tmp_path / "street.png")
+    of_array, of_file = model(image), model(tmp_path / "street.png")
+    np.testing.assert_array_equal(of_array.labels, of_file.labels)
+    np.testing.assert_array_equal(of_array.confidence, of_file.confidence)
+    assert (of_array.name, of_file.name) == ("image", "street")
+    (tmp_path / "out").mkdir()
+    assert [path.name for path in of_file.save(tmp_path / "out")] == [
+        "street.png",
+        "street_overlay.jpg",
+        "street.json",
+    ]
+    assert (of_array.file, of_file.file) == (None, str(tmp_path / "street.png"))
+    np.testing.assert_array_equal(of_array.shares, of_file.shares)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [np.zeros((8, 8, 3), np.float32), np.zeros((8, 8), np.uint8), np.zeros((8, 8, 4), "u1")],
+)
+def test_other_arrays_are_refused(model, image):
+    with pytest.raises(ValueError, match=r"`image` must be uint8 .H, W, 3. RGB, got"):
+        model(image)
+
+
+def test_backbone_is_no_segmentation_network(tmp_path):
+    info = checkpoint.Info(kind="backbone")
+    checkpoint.save_once(tmp_path, {"params": {"w": np.ones(2)}}, info)
+    with pytest.raises(CheckpointError, match=r"train with --config.init.backbone="):
+        deeplab_jax.load(tmp_path)
+
+
+def picture(seed, height):
+    return np.random.default_rng(seed).integers(0, 256, (height, 48, 3), np.uint8)
+
+
+def test_image_that_does_not_fit_is_an_error_in_its_place(tmp_path):
+    config = get_config("folder", depth=18)
+    config.model.num_classes, config.model.width, config.model.stem = 5, 8, "7x7"
+    config.model.head_channels, config.model.low_level_channels = 8, 4
+    config = freeze(config)
+    variables = init_variables(build_model(config.model), 0)
+    names = tuple("abcde")
+    info = SimpleNamespace(step=1, class_names=names, palette=np.zeros((5, 3), np.uint8))
+    model = segmenter.Segmenter(tmp_path, info, config, variables)
+    files = []
+    for number, height in enumerate((40, 45, 50, 45)):
+        files.append(tmp_path / f"{number}.png")
+        Image.fromarray(picture(number, height)).save(files[-1])
+    free = iter([None, 0, 0, None, 0, 0])  # asked until a shape's program may run
+    model.engine.free_memory = lambda device: next(free)
+    model.engine.plan = lambda sizes: list(sizes)  # in the files' order
+    results = list(model.segment([*files[:2], tmp_path / "none.png", files[3], files[2]]))
+    kinds = [type(result) for result in results]
+    assert kinds == [segmenter.Prediction, DataError, DataError, DataError, segmenter.Prediction]
+    assert str(results[1]).startswith(f"{files[1]}: image of 45 x 48 pixels needs ")
+    assert "--config.eval.mode=slide" in str(results[1])
+    assert str(results[2]).startswith(str(tmp_path / "none.png"))
+    assert str(results[3]).startswith(f"{files[3]}: image of 45 x 48 pixels needs ")
+    with pytest.raises(DataError, match=r"1\.png: image of 45 x 48 pixels needs"):
+        model(files[1])
+    with pytest.raises(DataError, match=r"^image of 45 x 48 pixels: needs"):
+        model(picture(1, 45))
