@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from deeplab_jax import config
+from deeplab_jax.data import TrainBatch, train_batches
 
 
 @pytest.fixture(scope="session")
@@ -36,3 +37,34 @@ def data_config():
 @pytest.fixture
 def legacy_rng(measure):
     return measure.LegacyRng
+
+
+@pytest.fixture(scope="session")
+def read():
+    """Returns read(dataset, **changes) -> its batches of five steps of four."""
+    options = {
+        "seed": 3,
+        "batch_size": 4,
+        "steps_per_epoch": 3,
+        "start": 0,
+        "stop": 5,
+        "rows": range(4),
+        "crop_size": (48, 64),
+        "resize_base": (96, 64),
+        "scale_range": (0.5, 2.0),
+        "num_workers": 0,
+    }
+    return lambda dataset, **changes: list(train_batches(dataset, **(options | changes)))
+
+
+@pytest.fixture(scope="session")
+def assert_equal():
+    """Returns assert_equal(batches, others) -> None."""
+
+    def assert_equal(batches, others):
+        assert len(batches) == len(others) > 0
+        for pair in zip(batches, others, strict=True):
+            for name in TrainBatch._fields:
+                np.testing.assert_array_equal(*(getattr(b, name) for b in pair), err_msg=name)
+
+    return assert_equal
