@@ -36,7 +36,7 @@ class ComputePolicy(NamedTuple):
 
     @property
     def precision(self) -> lax.Precision:
-        """Precision of matmuls and convolutions: float32 is exact (no TF32), bfloat16 the default."""
+        """Matmul and convolution precision: HIGHEST (no TF32), but DEFAULT for bfloat16."""
         is_low = self.dtype == jnp.bfloat16
         return lax.Precision.DEFAULT if is_low else lax.Precision.HIGHEST
 
