@@ -267,7 +267,7 @@ def measure(
     """
     per_epoch = max(1, len(dataset) // batch_size)
     order = SampleOrder(len(dataset), 0, batch_size, per_epoch)
-    load = pipeline._BatchLoader(dataset, order, tuple(range(batch_size)), options)
+    load = pipeline.BatchLoader(dataset, order, tuple(range(batch_size)), **options)
     reference, timer = Reference(dataset, options), Timer()
 
     def run_ours(step: int) -> pipeline.TrainBatch:

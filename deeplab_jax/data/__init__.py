@@ -1,4 +1,4 @@
-"""From files to batches, in NumPy and OpenCV: nothing here imports JAX, and grain only on use."""
+"""Reads files and makes batches with NumPy and OpenCV; imports no JAX, and grain only on use."""
 
 from deeplab_jax.data.dataset import Dataset
 from deeplab_jax.data.open import open_dataset

@@ -1,8 +1,4 @@
-"""One split of a data set as the rest of the package sees it, whatever it is read from.
-
-VOC, ADE20k and Cityscapes in their official layouts (sssegmentation's table), and a folder of
-one's own (`files`, `labels`); the same samples can come from TFDS or a cache (`sources`).
-"""
+"""One split of a data set as the rest of the package sees it, whatever source it is read from."""
 
 import dataclasses
 import hashlib
@@ -13,29 +9,29 @@ from typing import Protocol
 import cv2
 import numpy as np
 
-from deeplab_jax.data.labels import INVALID
+from deeplab_jax.data.labels import INVALID, value_ranges
 from deeplab_jax.errors import DataError
 
 
 class SampleSource(Protocol):
-    """Random access to the samples of one split; picklable, and opens nothing until asked."""
+    """Random access to the samples of one split; picklable, and opens no file before `read`."""
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the image, uint8 (H, W, 3) RGB, and the raw mask, uint8 or uint16 (H, W).
 
         Raises:
-          DataError: one of them cannot be read. Sizes and values are the caller's to check.
+          DataError: one of them cannot be read. Sizes and values are not checked.
         """
         ...
 
     def names(self, index: int) -> tuple[str, str]:
-        """Returns what messages call the image and the mask."""
+        """Returns the names of the image and the mask in messages."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class SubsetSource:
-    """Some samples of another source, in the given order."""
+    """Some samples of another source, in the order of `indices`."""
 
     source: SampleSource
     indices: Sequence[int]
@@ -45,22 +41,22 @@ class SubsetSource:
         return self.source.read(self.indices[index])
 
     def names(self, index: int) -> tuple[str, str]:
-        """Returns what messages call the image and the mask."""
+        """Returns the names of the image and the mask in messages."""
         return self.source.names(self.indices[index])
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """One split of a data set; picklable, and reads nothing until asked.
+    """One split of a data set; picklable, and opens no sample before `read`.
 
     Attributes:
       name: "voc", "ade20k", "cityscapes" or "folder".
-      split: such as "train" or "val".
+      split: name of the split, such as "train".
       ids: names of the samples, in the source's order.
-      class_names: of classes 0, ..., C - 1.
+      class_names: names of classes 0, ..., C - 1.
       palette: uint8 (C, 3), RGB.
       label_map: int16 (65536,), from a mask's value to a class, 255 (ignored) or -1 (invalid).
-      source: where samples are read.
+      source: reads the samples.
     """
 
     name: str
@@ -84,19 +80,18 @@ class Dataset:
         image, raw = self.source.read(index)
         if image.shape[:2] != raw.shape:
             image_name, mask_name = self.source.names(index)
-            raise DataError(
-                mask_name,
+            what = (
                 f"is {raw.shape[0]} x {raw.shape[1]} pixels (height x width), but its image "
-                f"{image_name} is {image.shape[0]} x {image.shape[1]}",
-                _size_fix(image.shape, raw.shape),
+                f"{image_name} is {image.shape[0]} x {image.shape[1]}"
             )
+            raise DataError(mask_name, what, _size_fix(image.shape, raw.shape))
         return image, self.to_classes(index, raw)
 
     def to_classes(self, index: int, raw: np.ndarray) -> np.ndarray:
         """Returns the classes of sample `index`, uint8 (H, W), whose mask was read as `raw`.
 
         Raises:
-          DataError: the mask has a value that means nothing.
+          DataError: `raw` has a value that means nothing.
         """
         classes = self.label_map
         if raw.dtype == np.uint8:
@@ -104,7 +99,7 @@ class Dataset:
             count = len(self.class_names)
             is_kept = np.array_equal(classes, [*range(count), *[INVALID] * (255 - count), 255])
             if is_kept and not cv2.hasNonZero(cv2.inRange(raw, count, 254)):
-                return raw  # a twentieth of the time of counting and looking up
+                return raw  # 20 times faster than counting and looking up
             counts = cv2.calcHist([raw], [0], None, [256], [0, 256]).ravel()
         else:
             counts = np.bincount(raw.ravel(), minlength=len(classes))
@@ -112,8 +107,8 @@ class Dataset:
         if bad.size:
             raise DataError(
                 self.source.names(index)[1],
-                f"has values {_ranges(bad)}; accepted are "
-                f"{_ranges(np.flatnonzero(self.label_map != INVALID))}",
+                f"has values {', '.join(value_ranges(bad))}; accepted are "
+                f"{', '.join(value_ranges(np.flatnonzero(self.label_map != INVALID)))}",
                 "correct the mask, config.model.num_classes, or what config.data says of masks",
             )
         table = classes.astype(np.uint8)
@@ -136,9 +131,3 @@ def _size_fix(image_shape: tuple[int, ...], mask_shape: tuple[int, ...]) -> str:
         fix += "; it seems that one has an EXIF orientation, by which it is turned when read, and "
         fix += "the other none: turn the pixels of the one and drop its tag"
     return fix
-
-
-def _ranges(values: np.ndarray) -> str:
-    """Returns sorted whole numbers as text: "0..4, 255"."""
-    runs = np.split(values, np.flatnonzero(np.diff(values) > 1) + 1)
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}..{run[-1]}" for run in runs)

@@ -1,7 +1,7 @@
-"""Which files make up a split of a folder data set: the official layouts, and one's own.
+"""Finds the files of a split: the table's data sets in their official layouts, or a folder.
 
 Only names are read here. Ids of a list are looked up among the files found under the root, and a
-link that leads out of it is refused; so nothing outside is ever opened.
+link that leads out of the root is refused; so nothing outside is ever opened.
 """
 
 import os
@@ -18,58 +18,64 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
 LOSSY_SUFFIXES = (".jpg", ".jpeg", ".webp")
 _MAX_LIST_BYTES = 64 << 20
+OnFault = Callable[[DataError], None]
 
 
 class Files(NamedTuple):
     """The files of a split.
 
     Attributes:
-      stems: the samples: those of the list, in its order, or all that were found, sorted.
-      images: path of each image found, by its stem.
-      masks: path of each mask found, by the stem of its image.
-      is_listed: `stems` are of a list; else every file found is a sample.
-      id_suffix: what follows the stem in a sample's id.
+      stems: stems of the samples: those of the list, in its order, or all found, sorted.
+      images: {stem: path} of the images found.
+      masks: {stem of the image: path} of the masks found.
+      id_suffix: a sample's id is its stem and this.
     """
 
     stems: list[str]
     images: dict[str, str]
     masks: dict[str, str]
-    is_listed: bool
     id_suffix: str = ""
 
 
-class Layout(NamedTuple):
-    """Where a split lies under the root; a sample's files share a stem, and its id begins so."""
+class SplitPaths(NamedTuple):
+    """Where the files of a split lie under the root; a sample's image and mask share a stem.
+
+    Attributes:
+      images: folder of the images.
+      masks: folder of the masks.
+      list_file: list of the samples, one id a line; "" without a list.
+      is_list_needed: the list must exist; else every file found is a sample if it does not.
+      image_suffixes: ends of image names.
+      mask_suffixes: ends of mask names, after `mask_suffix`.
+      mask_suffix: part of a mask's name after the stem, such as "_mask".
+      lossy_mask_suffixes: found where no other mask is, to be refused by format.
+      id_suffix: see `Files`.
+    """
 
     images: str
     masks: str
-    list_file: str = ""  # one id a line
-    is_list_needed: bool = False  # else every file found is a sample
+    list_file: str = ""
+    is_list_needed: bool = False
     image_suffixes: tuple[str, ...] = (".jpg",)
     mask_suffixes: tuple[str, ...] = (".png",)
-    mask_suffix: str = ""  # between stem and .png
-    lossy_mask_suffixes: tuple[str, ...] = ()  # found where no other is, to be refused by format
+    mask_suffix: str = ""
+    lossy_mask_suffixes: tuple[str, ...] = ()
     id_suffix: str = ""
 
 
-def find_layout(data_config: DataConfig, split: str) -> Layout:
-    """Returns the layout of a split.
-
-    Args:
-      data_config: `config.data`.
-      split: such as `config.data.train_split`.
-    """
+def split_paths(data_config: DataConfig, split: str) -> SplitPaths:
+    """Returns where the files of a split lie."""
     name = data_config.dataset
     if name == "voc":
         top = "VOCdevkit/VOC2012"
         list_file = f"{top}/ImageSets/Segmentation/{split}.txt"
-        return Layout(f"{top}/JPEGImages", f"{top}/SegmentationClass", list_file, True)
+        return SplitPaths(f"{top}/JPEGImages", f"{top}/SegmentationClass", list_file, True)
     if name == "ade20k":
         top = "ADE20k/ADEChallengeData2016"
         part = {"train": "training", "val": "validation"}.get(split, split)
-        return Layout(f"{top}/images/{part}", f"{top}/annotations/{part}", f"{top}/{split}.txt")
+        return SplitPaths(f"{top}/images/{part}", f"{top}/annotations/{part}", f"{top}/{split}.txt")
     if name == "cityscapes":
-        return Layout(
+        return SplitPaths(
             f"CityScapes/leftImg8bit/{split}",
             f"CityScapes/gtFine/{split}",
             f"CityScapes/{split}.txt",
@@ -81,7 +87,7 @@ def find_layout(data_config: DataConfig, split: str) -> Layout:
         getattr(data_config, key).replace("{split}", split)
         for key in ("images", "masks", "split_file")
     )
-    return Layout(
+    return SplitPaths(
         images,
         masks,
         list_file,
@@ -97,87 +103,79 @@ def _raise(fault: DataError) -> None:
     raise fault
 
 
-def find_files(
-    data_config: DataConfig, split: str, on_fault: Callable[[DataError], None] = _raise
-) -> Files:
-    """Returns the files of a split; whether they are complete is the caller's to judge.
+def find_files(data_config: DataConfig, split: str, on_fault: OnFault = _raise) -> Files:
+    """Returns the files of a split; images or masks may be missing.
 
     Args:
       data_config: `config.data`.
-      split: such as `config.data.train_split`.
-      on_fault: gets what is wrong with one link or name, which is then passed over.
+      split: name of the split.
+      on_fault: receives the error of one link or name, which is then passed over.
 
     Raises:
       DataError: a folder or list is missing or cannot be read, two files have one stem, or a link
         leads out of the root.
     """
-    root, layout = Path(data_config.root), find_layout(data_config, split)
-    image_folder, mask_folder = root / layout.images, root / layout.masks
-    image_names, mask_names = (
-        _list(folder, root, on_fault) for folder in (image_folder, mask_folder)
-    )
-    image_suffixes, lossy = layout.image_suffixes, layout.lossy_mask_suffixes
+    root, paths = Path(data_config.root), split_paths(data_config, split)
+    image_folder, mask_folder = root / paths.images, root / paths.masks
+    image_names, mask_names = (_list(f, root, on_fault) for f in (image_folder, mask_folder))
+    image_suffixes, lossy = paths.image_suffixes, paths.lossy_mask_suffixes
     is_shared = image_folder.resolve() == mask_folder.resolve()
-    if is_shared and not layout.mask_suffix:  # "a.jpg" beside "a.png"
+    if is_shared and not paths.mask_suffix:  # "a.jpg" beside "a.png"
         image_suffixes, lossy = LOSSY_SUFFIXES, ()
     elif not is_shared:  # but one may lie in the other
         image_names = _without(image_names, image_folder, mask_folder)
         mask_names = _without(mask_names, mask_folder, image_folder)
     images = _by_stem(image_folder, image_names, image_suffixes, on_fault)
-    if is_shared and layout.mask_suffix:
-        end = layout.mask_suffix.lower()
+    if is_shared and paths.mask_suffix:
+        end = paths.mask_suffix.lower()
         images = {stem: path for stem, path in images.items() if not stem.lower().endswith(end)}
     masks: dict[str, str] = {}
-    for suffixes in (lossy, layout.mask_suffixes):
-        ends = tuple(layout.mask_suffix + suffix for suffix in suffixes)
+    for suffixes in (lossy, paths.mask_suffixes):
+        ends = tuple(paths.mask_suffix + suffix for suffix in suffixes)
         masks |= _by_stem(mask_folder, mask_names, ends, on_fault)
-    listed = _read_list(root, layout)
+    listed = _read_list(root, paths)
     if listed is None:
         stems = sorted(images.keys() | masks.keys())
     else:
-        stems = [_stem(line, images, layout) for line in listed]
+        stems = [_stem(line, images, paths) for line in listed]
         for line, stem in zip(listed, stems, strict=True):
             if stem not in images and stem not in masks:
-                _refuse_columns(line, images, root, layout)
-    return Files(stems, images, masks, listed is not None, layout.id_suffix)
+                _refuse_columns(line, images, root, paths)
+    return Files(stems, images, masks, paths.id_suffix)
 
 
-def _stem(line: str, images: dict[str, str], layout: Layout) -> str:
+def _stem(line: str, images: dict[str, str], paths: SplitPaths) -> str:
     """Returns the stem that a line of a list names, as it stands or without spaces around it."""
-    stem = ""
-    for name in (line, line.strip()):
-        stem = _stem_of(name, images, layout)
-        if stem in images:
-            break
-    return stem
+    stem = _stem_of(line, images, paths)
+    return stem if stem in images else _stem_of(line.strip(), images, paths)
 
 
-def _stem_of(name: str, images: dict[str, str], layout: Layout) -> str:
+def _stem_of(name: str, images: dict[str, str], paths: SplitPaths) -> str:
     """Returns the stem of a listed name, which may be a file's."""
     while name.startswith("./"):
         name = name[2:]
     if name in images:
         return name
-    for suffix in (*layout.image_suffixes, layout.id_suffix):
+    for suffix in (*paths.image_suffixes, paths.id_suffix):
         if suffix and name.lower().endswith(suffix.lower()):
             return name[: -len(suffix)]
     return name
 
 
-def _refuse_columns(line: str, images: dict[str, str], root: Path, layout: Layout) -> None:
+def _refuse_columns(line: str, images: dict[str, str], root: Path, paths: SplitPaths) -> None:
     """Refuses a line of several names, or of a name and a number as in VOC's lists of a class."""
     fields = [field for field in re.split(r"[\s,;]+", line) if field]
     suffixes = (*IMAGE_SUFFIXES, *MASK_SUFFIXES)
     is_known = all(
-        field.lower().endswith(suffixes) or _stem_of(field, images, layout) in images
+        field.lower().endswith(suffixes) or _stem_of(field, images, paths) in images
         for field in fields
         if field not in ("-1", "0", "1")
     )
     if len(fields) > 1 and is_known:
         raise DataError(
-            str(root / layout.list_file),
+            str(root / paths.list_file),
             f"has a line of {len(fields)} columns ({clip(line.strip())})",
-            f"write one id a line: the path of an image under {layout.images}, without its suffix",
+            f"write one id a line: the path of an image under {paths.images}, without its suffix",
         )
 
 
@@ -187,7 +185,7 @@ def _without(names: list[str], folder: Path, other: Path) -> list[str]:
     return [name for name in names if not name.startswith(prefix)]
 
 
-def _list(folder: Path, root: Path, on_fault: Callable) -> list[str]:
+def _list(folder: Path, root: Path, on_fault: OnFault) -> list[str]:
     """Returns all files under `folder`, as sorted relative paths, hidden ones left out."""
     try:
         if not folder.is_dir():
@@ -202,7 +200,7 @@ def _list(folder: Path, root: Path, on_fault: Callable) -> list[str]:
 
 
 def _walk(
-    folder: str, prefix: str, inside: tuple[str, ...], above: tuple, on_fault: Callable
+    folder: str, prefix: str, inside: tuple[str, ...], above: tuple[str, ...], on_fault: OnFault
 ) -> Iterator[str]:
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -227,34 +225,30 @@ def _walk(
 
 
 def _by_stem(
-    folder: Path, names: list[str], suffixes: tuple[str, ...], on_fault: Callable
+    folder: Path, names: list[str], suffixes: tuple[str, ...], on_fault: OnFault
 ) -> dict[str, str]:
     """Returns {stem: path} of the files that end in one of the suffixes, in any case."""
     found: dict[str, str] = {}
-    lowered = tuple(suffix.lower() for suffix in suffixes)
     for name in names:
-        lower = name.lower()
-        if not lower.endswith(lowered):
-            continue
-        suffix = next(s for s in lowered if lower.endswith(s))
-        stem, path = name[: -len(suffix)], str(folder / name)
-        if stem in found:
+        suffix = next((s for s in suffixes if name.lower().endswith(s.lower())), "")
+        stem, path = name[: len(name) - len(suffix)], str(folder / name)
+        if suffix and stem in found:
             what = f"has the same name as {found[stem]}"
             on_fault(DataError(path, what, "remove one of them"))
-            continue
-        found[stem] = path
+        elif suffix:
+            found[stem] = path
     return found
 
 
-def _read_list(root: Path, layout: Layout) -> list[str] | None:
+def _read_list(root: Path, paths: SplitPaths) -> list[str] | None:
     """Returns the lines of the split's list that are not blank, or None where there is none."""
-    path = root / layout.list_file
-    if not layout.list_file or not os.path.lexists(path):
-        if not layout.is_list_needed:
+    path = root / paths.list_file
+    if not paths.list_file or not os.path.lexists(path):
+        if not paths.is_list_needed:
             return None
         fix = "check config.data.root and the name of the split"
         raise DataError(str(path), "is missing", fix)
-    if path.is_symlink() and not os.path.isabs(layout.list_file):
+    if path.is_symlink() and not os.path.isabs(paths.list_file):
         inside = tuple(os.path.join(os.path.realpath(place), "") for place in (root, path.parent))
         if not os.path.realpath(path).startswith(inside):
             what = f"is a link that leads out of {inside[0]} (to {os.readlink(path)})"

@@ -1,11 +1,10 @@
-"""The one place where image files are opened: photographs, masks, and masks written back.
+"""Reads photographs and masks from files or bytes, and writes masks.
 
-Nothing is decoded before its header was checked, and every failure is one line that names the file.
-What cannot be decoded to its last pixel is an error, and so is a PNG whose checksums are wrong.
-Damage that other decoders let pass is not found: flipped bytes, or an end marker put after a cut.
-
-Rules for all images: the EXIF orientation is applied, to masks too. Files of several pictures
-(animations, TIFF pages) are refused; a JPEG's further pictures are previews and are ignored.
+A header is checked before anything is decoded, and every failure is one line that names the file.
+An image that cannot be decoded to its last pixel is an error, and so is a PNG with a wrong
+checksum. Damage that other decoders let pass is not found: flipped bytes, or an end marker after a
+cut. The EXIF orientation is applied, to masks too. Files of several pictures (animations, TIFF
+pages) are refused; a JPEG's further pictures are previews and are ignored.
 """
 
 import io
@@ -16,7 +15,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, BinaryIO
 
 import cv2
 import numpy as np
@@ -29,12 +28,12 @@ MAX_BYTES = 8 * MAX_PIXELS  # 16 bits of four channels each, not compressed
 JPEG_SIDE = 65500  # the longest that is written
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")  # of the others some run programs to decode
-_LOSSY = ("JPEG", "MPO", "WEBP")  # MPO: a JPEG of several pictures
+LOSSY_FORMATS = ("JPEG", "MPO", "WEBP")  # MPO: a JPEG of several pictures
 _FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 
-# Pillow's own limit only warns, at more pixels than `_open` refuses; its other warnings precede
-# an error of ours.
+# Pillow's own limit only warns, above the size that `_open` refuses; its other warnings precede an
+# error of ours.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
@@ -43,30 +42,28 @@ _GREY_STEP = {"2": 85, "4": 17}
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """Returns a file's photograph; see `decode_image`."""
+    """Returns `decode_image` of a file."""
     return decode_image(str(path), _read_bytes(str(path)))
 
 
 def read_label(path: str | Path) -> np.ndarray:
-    """Returns a file's mask of class indices; see `decode_label`."""
+    """Returns `decode_label` of a file."""
     return decode_label(str(path), _read_bytes(str(path)))
 
 
 def read_color_label(path: str | Path) -> np.ndarray:
-    """Returns a file's mask of colours; see `decode_color_label`."""
+    """Returns `decode_color_label` of a file."""
     return decode_color_label(str(path), _read_bytes(str(path)))
 
 
 def read_size(path: str | Path) -> tuple[int, int]:
-    """Returns (height, width) of what `read_image` would return, by the header alone.
+    """Returns the (height, width) that `read_image` would return, by the header alone.
 
     Raises:
-      DataError: there is no header of an image, or `read_image` would refuse what it says.
+      DataError: the file has no header of an image, or `read_image` would refuse it.
     """
-    path = str(path)
-    _check_file(path)
-    with _reading(path), open(path, "rb") as file:
-        header = _open(path, file)
+    with _opened(str(path)) as file:
+        header = _open(str(path), file)
         is_turned = _TURNS.get(orientation(header), (0, False))[0] % 2 == 1
         return header.size if is_turned else header.size[::-1]
 
@@ -78,12 +75,8 @@ def decode_image(name: str, data: bytes) -> np.ndarray:
     Grey becomes three equal channels, alpha is dropped, CMYK is converted without a colour
     profile, and of 16 bits the upper 8 are kept.
 
-    Args:
-      name: what messages call it.
-      data: the bytes of the file.
-
     Raises:
-      DataError: the data is cut short, too large, or not an image.
+      DataError: the data is cut short, too large, or not an image; the text starts with `name`.
     """
     header = _open_whole(name, data)
     tag = orientation(header)
@@ -100,14 +93,9 @@ def decode_image(name: str, data: bytes) -> np.ndarray:
 
 
 def decode_label(name: str, data: bytes) -> np.ndarray:
-    """Returns a mask's stored indices, never the colours of a palette.
+    """Returns a mask's stored indices, uint8 (H, W), or uint16 if one is above 255.
 
-    Args:
-      name: what messages call it.
-      data: the bytes of the file.
-
-    Returns:
-      uint8 (H, W); uint16 where a value is above 255.
+    A palette's colours are not looked at.
 
     Raises:
       DataError: as for `decode_image`; or the mask holds colours, or its format is lossy.
@@ -139,10 +127,6 @@ def decode_label(name: str, data: bytes) -> np.ndarray:
 def decode_color_label(name: str, data: bytes) -> np.ndarray:
     """Returns a mask's colours, those of its palette if it has one, uint8 (H, W, 3) RGB.
 
-    Args:
-      name: what messages call it.
-      data: the bytes of the file.
-
     Raises:
       DataError: as for `decode_image`; or the mask's format is lossy.
     """
@@ -159,10 +143,7 @@ def write_png(file: str | Path | BinaryIO, values: np.ndarray) -> None:
 def write_png_indices(file: str | Path | BinaryIO, label: np.ndarray, palette: np.ndarray) -> None:
     """Writes class indices as a PNG that viewers show in colour and `read_label` reads back.
 
-    Args:
-      file: the file to write.
-      label: uint8 (H, W).
-      palette: uint8 (C, 3), RGB; indices from C on are shown black.
+    `label` is uint8 (H, W), `palette` uint8 (C, 3) RGB; indices from C on are shown black.
     """
     image = Image.fromarray(label)
     # All 256 entries: with fewer, Pillow packs indices into as few bits as the palette needs.
@@ -173,13 +154,9 @@ def write_png_indices(file: str | Path | BinaryIO, label: np.ndarray, palette: n
 def write_overlay(
     file: str | Path | BinaryIO, image: np.ndarray, label: np.ndarray, palette: np.ndarray
 ) -> None:
-    """Writes the image with its classes' colours half over it, as a JPEG.
+    """Writes the mean of an image and its classes' colours as a JPEG.
 
-    Args:
-      file: the file to write.
-      image: uint8 (H, W, 3), RGB.
-      label: uint8 (H, W), values in [0, C).
-      palette: uint8 (C, 3), RGB.
+    `image` is uint8 (H, W, 3) RGB, `label` uint8 (H, W) in [0, C), `palette` uint8 (C, 3) RGB.
     """
     mixed = palette[label]
     cv2.addWeighted(image, 0.5, mixed, 0.5, 0, dst=mixed)
@@ -187,37 +164,33 @@ def write_overlay(
 
 
 @contextmanager
-def _reading(path: str) -> Iterator[None]:
+def _opened(path: str) -> Iterator[BinaryIO]:
+    """Opens a regular file: a pipe would wait for a writer, a device never ends."""
     try:
-        yield
+        info = os.stat(path)
+        if not stat.S_ISREG(info.st_mode):
+            kind = "folder" if stat.S_ISDIR(info.st_mode) else "pipe, socket or device"
+            raise DataError(path, f"is a {kind}, not a file", "replace or remove it")
+        if info.st_size > MAX_BYTES:
+            raise _too_large(path, f"{info.st_size} bytes", MAX_BYTES)
+        if not info.st_size:
+            raise DataError(path, "is an empty file", "replace the file")
+        with open(path, "rb") as file:
+            yield file
+    except DataError:
+        raise
     except (OSError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
         what = f"cannot be read ({getattr(error, 'strerror', None) or error})"
         raise DataError(path, what, "check the path and its permissions") from error
 
 
-def _check_file(path: str) -> None:
-    """Refuses all but regular files: a pipe would wait for a writer, a device never ends."""
-    with _reading(path):
-        info = os.stat(path)
-    if not stat.S_ISREG(info.st_mode):
-        kind = "folder" if stat.S_ISDIR(info.st_mode) else "pipe, socket or device"
-        raise DataError(path, f"is a {kind}, not a file", "replace or remove it")
-    if info.st_size > MAX_BYTES:
-        raise _too_large(path, f"{info.st_size} bytes", MAX_BYTES)
-    if not info.st_size:
-        raise DataError(path, "is an empty file", "replace the file")
-
-
 def _read_bytes(path: str) -> bytes:
-    _check_file(path)
-    with _reading(path):
-        return Path(path).read_bytes()
+    with _opened(path) as file:
+        return file.read()
 
 
 def _open(name: str, file: BinaryIO) -> ImageFile.ImageFile:
-    """Reads the header alone: what it is, and how large it would become."""
+    """Reads the header alone, and refuses formats, sizes and several pictures."""
     try:
         image = Image.open(file, formats=_FORMATS)
         num_pictures = getattr(image, "n_frames", 1) if image.format != "MPO" else 1
@@ -245,7 +218,7 @@ def _open_whole(name: str, data: bytes) -> ImageFile.ImageFile:
 
 
 def _describe(head: bytes) -> str:
-    """Returns what a file is that is no image we read, by its beginning."""
+    """Returns a description of a file that is no readable image, by its first bytes."""
     start = f"(it starts with {head[:12]!r})"
     head = head.lstrip(b"\xef\xbb\xbf \t\r\n")
     if head[:14].lower().startswith((b"<!doctype html", b"<html", b"<head")):
@@ -259,7 +232,7 @@ def _describe(head: bytes) -> str:
 
 def _open_mask(name: str, data: bytes) -> ImageFile.ImageFile:
     mask = _open_whole(name, data)
-    if mask.format in _LOSSY:
+    if mask.format in LOSSY_FORMATS:
         kind = "a WebP" if mask.format == "WEBP" else "a JPEG"
         raise DataError(name, f"is {kind}, which changes class indices", "store masks as PNG")
     return mask
@@ -285,11 +258,8 @@ def _pixels(name: str, image: ImageFile.ImageFile, mode: str = "") -> np.ndarray
 def _turn(pixels: np.ndarray, tag: int) -> np.ndarray:
     """Returns the pixels upright, as the orientation tag says."""
     turns, is_mirrored = _TURNS.get(tag, (0, False))
-    if turns:
-        pixels = np.rot90(pixels, turns)
-    if is_mirrored:
-        pixels = pixels[:, ::-1]
-    return np.ascontiguousarray(pixels)
+    pixels = np.rot90(pixels, turns)
+    return np.ascontiguousarray(pixels[:, ::-1] if is_mirrored else pixels)
 
 
 # Tag: quarter turns to the left, then whether left and right change places.
@@ -298,8 +268,8 @@ _TURNS = {2: (0, True), 3: (2, False), 4: (2, True), 5: (3, True), 6: (3, False)
 
 
 def orientation(header: ImageFile.ImageFile) -> int:
-    """Returns the EXIF tag that says how to turn an image, opened but not decoded; 1 is upright."""
-    data = _png_exif(header.fp) if header.format == "PNG" else header.info.get("exif")
+    """Returns the EXIF orientation of an image, opened but not decoded; 1 is upright."""
+    data = _png_exif(header.fp) if header.format == "PNG" and header.fp else header.info.get("exif")
     if not data or header.format == "TIFF":  # Pillow turns TIFF itself
         return 1
     exif = Image.Exif()
@@ -310,7 +280,7 @@ def orientation(header: ImageFile.ImageFile) -> int:
         return 1
 
 
-def _png_chunks(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
+def _png_chunks(file: IO[bytes]) -> Iterator[tuple[bytes, int]]:
     """Yields kind and length of a PNG's chunks; at each, `file` stands where its data begins."""
     place = 8
     file.seek(place)
@@ -323,8 +293,8 @@ def _png_chunks(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
         file.seek(place)
 
 
-def _png_exif(file: Any) -> bytes:
-    """Returns a PNG's EXIF data, which may follow the pixels, where no header of Pillow's goes."""
+def _png_exif(file: IO[bytes]) -> bytes:
+    """Returns a PNG's EXIF data, which may follow the pixels, where Pillow's header has none."""
     place = file.tell()
     found = next((file.read(size) for kind, size in _png_chunks(file) if kind == b"eXIf"), b"")
     file.seek(place)
@@ -332,7 +302,7 @@ def _png_exif(file: Any) -> bytes:
 
 
 def _is_whole_png(data: bytes) -> bool:
-    """Tells whether the end is there and the checksums of what decoding needs are right."""
+    """Tells whether a PNG has its end, and right checksums of the chunks that decoding needs."""
     kind, file = b"", io.BytesIO(data)
     for kind, length in _png_chunks(file):
         if kind[:1].isupper():

@@ -1,11 +1,13 @@
-"""What a mask's pixels mean: names and colours of classes, and the way from values to classes."""
+"""The classes of a data set, and the tables from a mask's values or colours to classes."""
 
 import functools
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from deeplab_jax.config import IGNORE_INDEX, TRAIN_IDS, DataConfig
 from deeplab_jax.data.classes import CLASS_NAMES, PALETTES, colormap
@@ -15,18 +17,18 @@ INVALID = -1
 # Cityscapes' labelIds of the classes 0, 1, ..., 18; all other ids up to 33 are ignored.
 CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 
-
-# What reading a classes.json raises, however it is wrong; brackets without end recurse.
+# All that reading a malformed classes.json raises; brackets without end recurse.
 _FAULTS = (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
+_UNKNOWN = 256  # a class id no palette reaches
 
 
 class Classes(NamedTuple):
     """The classes of a data set.
 
     Attributes:
-      names: of classes 0, ..., C - 1.
+      names: names of classes 0, ..., C - 1.
       palette: uint8 (C, 3), RGB.
-      ignored_colors: uint8 (n, 3), RGB: what a colour mask ignores.
+      ignored_colors: uint8 (n, 3), RGB; a colour mask may hold them for ignored pixels.
     """
 
     names: tuple[str, ...]
@@ -37,9 +39,7 @@ class Classes(NamedTuple):
 def label_map(data_config: DataConfig, num_classes: int) -> np.ndarray:
     """Returns int16 (65536,): the class of each mask value, 255 for ignored, -1 for invalid.
 
-    Args:
-      data_config: `config.data`, checked.
-      num_classes: C. Colour masks are of classes 0, ..., C - 1 and 255 once they are read.
+    Colour masks hold classes 0, ..., C - 1 and 255 once they are read.
     """
     classes = np.full(65536, INVALID, np.int16)
     name = data_config.dataset
@@ -64,13 +64,10 @@ def label_map(data_config: DataConfig, num_classes: int) -> np.ndarray:
 def open_classes(data_config: DataConfig, num_classes: int) -> Classes:
     """Returns the classes of the data set that the configuration names.
 
-    Args:
-      data_config: `config.data`.
-      num_classes: `config.model.num_classes`.
-
     Raises:
       DataError: `classes.json` cannot be used.
-      ConfigError: the data set has another number of classes, or they are said twice.
+      ConfigError: the data set has another number of classes, or configuration and `classes.json`
+        differ.
     """
     name = data_config.dataset
     path = Path(data_config.root) / "classes.json"
@@ -97,17 +94,17 @@ def open_classes(data_config: DataConfig, num_classes: int) -> Classes:
     return classes
 
 
-def _colors(values: Any) -> np.ndarray:
+def _colors(values: ArrayLike) -> np.ndarray:
     return np.array(values, np.uint8).reshape(-1, 3)
 
 
 def read_classes(path: Path) -> Classes:
-    """Reads a list of names, or of {"name": ..., "color": [r, g, b]} (the colour may be absent).
+    """Reads a JSON list of names, or of {"name": ..., "color": [r, g, b]}; "color" is optional.
 
     An entry with "ignore": true is no class; colour masks may hold its colour.
 
     Raises:
-      DataError: the file cannot be read as such.
+      DataError: the file holds no such list.
     """
     try:
         entries = json.loads(path.read_text("utf-8"))
@@ -130,19 +127,24 @@ def read_classes(path: Path) -> Classes:
     return Classes(names, palette, ignored)
 
 
+def value_ranges(values: Sequence[int] | np.ndarray) -> list[str]:
+    """Returns the runs of sorted whole numbers as texts, such as ["0..4", "255"]."""
+    runs = np.split(values, np.flatnonzero(np.diff(values) > 1) + 1) if len(values) else []
+    return [str(run[0]) if len(run) == 1 else f"{run[0]}..{run[-1]}" for run in runs]
+
+
 class ColorTable:
-    """Turns colours into classes; picklable and small."""
+    """Turns colours into classes; picklable and small.
+
+    Raises:
+      ConfigError: two classes have one colour.
+    """
 
     def __init__(self, classes: Classes):
-        """Takes the classes whose palette it inverts.
-
-        Raises:
-          ConfigError: two classes have one colour.
-        """
         self.classes = classes
         colors = np.concatenate((classes.palette, classes.ignored_colors)).tolist()
         ids = [*classes.names, *(["ignored"] * len(classes.ignored_colors))]
-        seen: dict[tuple, str] = {}
+        seen: dict[tuple[int, ...], str] = {}
         for color, name in zip(colors, ids, strict=True):
             other = seen.setdefault(tuple(color), name)
             if other != name:
@@ -153,16 +155,14 @@ class ColorTable:
         """Returns the classes of a mask, uint8 (H, W), 255 = ignored.
 
         Args:
-          name: of the mask, for the error.
+          name: name of the mask in the error.
           colors: uint8 (H, W, 3), RGB.
 
         Raises:
-          DataError: a colour is none of the classes'.
+          DataError: a colour is neither a class's nor ignored.
         """
-        palette, ignored = self.classes.palette, self.classes.ignored_colors
-        table = _inverse(palette.tobytes(), ignored.tobytes())
-        codes = _codes(colors)
-        found = table[codes]
+        palette, codes = self.classes.palette, _codes(colors)
+        found = _inverse(palette.tobytes(), self.classes.ignored_colors.tobytes())[codes]
         if not (found == _UNKNOWN).any():
             return found.astype(np.uint8)
         unknown = np.unique(codes[found == _UNKNOWN])
@@ -176,10 +176,7 @@ class ColorTable:
         )
 
 
-_UNKNOWN = 256  # a class id no palette reaches
-
-
-def _text(color: Any) -> str:
+def _text(color: Iterable[int]) -> str:
     return f"({', '.join(str(int(value)) for value in color)})"
 
 
@@ -194,6 +191,5 @@ def _inverse(palette: bytes, ignored: bytes) -> np.ndarray:
     """Returns the class of each of the 2**24 colours, 32 MB; one look-up a pixel."""
     table = np.full(1 << 24, _UNKNOWN, np.int16)
     table[_codes(np.frombuffer(ignored, np.uint8).reshape(-1, 3))] = IGNORE_INDEX
-    colors = np.frombuffer(palette, np.uint8).reshape(-1, 3)
-    table[_codes(colors)] = np.arange(len(colors))
+    table[_codes(np.frombuffer(palette, np.uint8).reshape(-1, 3))] = range(len(palette) // 3)
     return table

@@ -1,4 +1,4 @@
-"""The one way to a data set: `open_dataset` chooses the source that the configuration names."""
+"""Opens a data set from the source that the configuration names."""
 
 from deeplab_jax.config import DataConfig
 from deeplab_jax.data.dataset import Dataset
@@ -7,11 +7,6 @@ from deeplab_jax.data.sources.folder import open_folder
 
 def open_dataset(data_config: DataConfig, num_classes: int, split: str) -> Dataset:
     """Returns a split of the data set that the configuration names, all its files found.
-
-    Args:
-      data_config: `config.data`, checked.
-      num_classes: `config.model.num_classes`.
-      split: `config.data.train_split` or `config.data.val_split`.
 
     Raises:
       DataError: a folder, list, image or mask is missing, or there are none.

@@ -1,8 +1,8 @@
 """Batches for training and examples for evaluation.
 
-Which samples with which augmentation make up a step is a function of (seed, step) alone
-(`SampleOrder`): workers, processes and devices only share out the work. So resuming means starting
-at a step, and nothing here knows how many hosts there are: each asks for the rows it needs.
+The samples of a step and their augmentation are a function of (seed, step) alone (`SampleOrder`);
+workers, processes and devices only share the work. Resuming therefore means starting at a step, and
+every host asks for the rows that it needs.
 """
 
 import functools
@@ -20,10 +20,10 @@ _MAX_THREADS = 8
 
 
 class TrainBatch(NamedTuple):
-    """Rows of one training step; the device normalises, and fills outside the box with 0.
+    """Rows of one training step; the device normalises, and sets pixels outside the box to 0.
 
     Attributes:
-      index: int64 (b,), positions in the data set; ids are `dataset.ids[index]`.
+      index: int64 (b,), positions in the data set.
       image: uint8 (b, h, w, 3), RGB.
       label: uint8 (b, h, w), classes and 255 = ignored.
       box: int32 (b, 4), (top, left, bottom, right) of the pixels that are not padding.
@@ -51,7 +51,7 @@ class EvalExample(NamedTuple):
 
 @dataclass(frozen=True)
 class SampleOrder:
-    """Says which sample, augmented how, is row r of step s.
+    """Order of the samples, and their augmentation, as a function of step and row.
 
     Every epoch is a fresh permutation, read cyclically where steps_per_epoch * batch_size exceeds
     the data set (Cityscapes: 2976 of 2975) and cut where it falls short.
@@ -63,7 +63,7 @@ class SampleOrder:
     steps_per_epoch: int
 
     def locate(self, step: int, row: int) -> tuple[int, np.random.Generator]:
-        """Returns the position in the data set, and the generator of the augmentation."""
+        """Returns the position in the data set, and the random generator of the augmentation."""
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
         position = step_in_epoch * self.batch_size + row
         permutation = _permutation(self.seed, epoch, self.num_samples)
@@ -94,27 +94,29 @@ def train_batches(
     """Yields the given rows of the batches of steps start, ..., stop - 1, in order.
 
     Args:
-      dataset: what to read.
-      seed: of order and augmentation.
-      batch_size: global, over all hosts.
-      steps_per_epoch: after so many steps a new permutation begins.
-      start: first step; resuming needs nothing else.
+      dataset: the samples.
+      seed: seed of order and augmentation.
+      batch_size: rows of a step over all hosts.
+      steps_per_epoch: number of steps after which a new permutation begins.
+      start: first step.
       stop: one past the last step.
-      rows: which of the batch_size rows to read, in this order.
-      crop_size: (height, width) of every sample.
+      rows: rows of each step to read, in this order.
+      crop_size: (height, width) of every row.
       resize_base: (long side, short side) that scale 1 fits an image into.
       scale_range: smallest and largest scale.
-      num_workers: processes that read; 0 reads in threads of this one. Never changes a batch.
+      num_workers: processes that read; 0: threads of this process. Batches do not depend on it.
 
     Raises:
       DataError: a sample cannot be used.
-      ReaderError: a reading process died, or a sample does not end.
+      ReaderError: a reading process died, or reading a sample does not end.
     """
-    load = _BatchLoader(
+    load = BatchLoader(
         dataset,
         SampleOrder(len(dataset), seed, batch_size, steps_per_epoch),
         tuple(rows),
-        {"crop_size": crop_size, "resize_base": resize_base, "scale_range": scale_range},
+        crop_size,
+        resize_base,
+        scale_range,
     )
     steps, name_of = range(start, stop), dataset.source.names
     if num_workers:
@@ -124,34 +126,41 @@ def train_batches(
 
 
 @dataclass(frozen=True)
-class _BatchLoader:
-    """Reads the rows of a step; picklable, so that workers can have it."""
+class BatchLoader:
+    """Reads the rows of a step; picklable, for worker processes."""
 
     dataset: Dataset
     order: SampleOrder
     rows: tuple[int, ...]
-    options: dict
+    crop_size: tuple[int, int]
+    resize_base: tuple[int, int]
+    scale_range: tuple[float, float]
 
     def __call__(self, step: int) -> TrainBatch:
-        height, width = self.options["crop_size"]
+        """Returns the rows of a step."""
         number = len(self.rows)
         batch = TrainBatch(
             np.empty(number, np.int64),
-            np.empty((number, height, width, 3), np.uint8),
-            np.empty((number, height, width), np.uint8),
+            np.empty((number, *self.crop_size, 3), np.uint8),
+            np.empty((number, *self.crop_size), np.uint8),
             np.empty((number, 4), np.int32),
         )
         for i, row in enumerate(self.rows):
             batch.index[i], rng = self.order.locate(int(step), row)
-            out = batch.image[i], batch.label[i]
             with workers.reading(batch.index[i]):
-                sample = self.dataset.read(int(batch.index[i]))
-                batch.box[i] = transforms.train_transform(*sample, rng, **self.options, out=out)[2]
+                *_, batch.box[i] = transforms.train_transform(
+                    *self.dataset.read(int(batch.index[i])),
+                    rng,
+                    crop_size=self.crop_size,
+                    resize_base=self.resize_base,
+                    scale_range=self.scale_range,
+                    out=(batch.image[i], batch.label[i]),
+                )
         return batch
 
 
 def num_threads() -> int:
-    """Returns how many threads of this process read files."""
+    """Returns the number of threads that read files: the cores, at most 8."""
     return min(_MAX_THREADS, os.cpu_count() or 1)
 
 
@@ -161,13 +170,13 @@ def eval_examples(
     """Yields the images at `indices`, in order, read ahead by a few threads.
 
     Args:
-      dataset: what to read.
+      dataset: the samples.
       indices: positions in the data set.
       resize_base: (long side, short side) to fit images into; empty keeps their own size.
 
     Raises:
       DataError: a sample cannot be used.
-      ReaderError: a sample does not end.
+      ReaderError: reading a sample does not end.
     """
     read = functools.partial(_eval_example, dataset, resize_base)
     return workers.in_threads(read, indices, num_threads(), dataset.source.names)

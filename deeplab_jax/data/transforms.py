@@ -1,10 +1,10 @@
-"""What happens to a sample between its files and the batch: pure functions of NumPy arrays.
+"""Transforms of a sample between its files and the batch: pure functions of NumPy arrays.
 
-Order of steps and of random draws is sssegmentation's (resize, crop, flip, photometric, pad), so
-that its legacy generator behind our `rng` reproduces its batches bit for bit. Only `rng.random()`,
+The order of steps and of random draws is sssegmentation's (resize, crop, flip, photometric, pad):
+its legacy generator behind our `rng` reproduces its batches bit for bit. Only `rng.random()`,
 `rng.integers(low, high)` and `rng.uniform(low, high)` are used. Images are uint8 (H, W, 3) RGB,
-labels uint8 (H, W) with 255 = ignored, sizes (height, width). Normalising happens on the device.
-What a core spends where, `scripts/bench_input.py` shows.
+labels uint8 (H, W) with 255 = ignored, sizes (height, width). The device normalises.
+`scripts/bench_input.py` measures the time of each step.
 """
 
 import cv2
@@ -23,10 +23,7 @@ _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = 32, (0.5, 1.5), (0.5, 1.5), 18
 def fit_size(height: int, width: int, base: tuple[int, int]) -> tuple[int, int]:
     """Returns the size (height, width) of an image scaled to fit into `base`, aspect ratio kept.
 
-    Args:
-      height: of the image, pixels.
-      width: of the image, pixels.
-      base: long and short side, in either order; they hold for both orientations.
+    `base` is the long and the short side, in either order, for images of both orientations.
     """
     scale = min(max(base) / max(height, width), min(base) / min(height, width))
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
@@ -43,10 +40,11 @@ def resize_label(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def resize_window(image: np.ndarray, size: tuple[int, int], window: Window) -> np.ndarray:
-    """Returns `resize_image(image, size)[window]`, bit for bit, without what lies below or right.
+    """Returns `resize_image(image, size)[window]`, bit for bit, from less of the image.
 
-    Where OpenCV samples depends on the factor and the distance from the top left corner alone.
-    What lies above or left has to be computed: with another corner roundings would differ.
+    Pixels below and right of the window are not computed: OpenCV's sample positions depend on the
+    factor and the distance from the top left corner alone. Pixels above and left are computed:
+    with another corner roundings would differ.
     """
     factors = [out / of for out, of in zip(size, image.shape, strict=False)]
     # Up to two pixels past the last sample: interpolation reads a neighbour.
@@ -54,7 +52,7 @@ def resize_window(image: np.ndarray, size: tuple[int, int], window: Window) -> n
     part = image[: ends[0], : ends[1]]
     shape = part.shape[:2]
     if all(round(n * factor) == n for n, factor in zip(shape, factors, strict=True)):
-        return resize_image(image, size)[window]  # OpenCV copies what keeps its size
+        return resize_image(image, size)[window]  # OpenCV copies an image that keeps its size
     out = cv2.resize(part, None, fx=factors[1], fy=factors[0], interpolation=cv2.INTER_LINEAR)
     return out[window]
 
@@ -76,8 +74,8 @@ def random_window(
 ) -> Window:
     """Returns a window of at most `crop_size` in which no class dominates, if ten tries find one.
 
-    A try is taken when it holds two classes or more and none covers 0.75 of its valid pixels. Else
-    the tenth is taken; if that has no valid pixel, the window is all of the label.
+    A try is accepted if it holds two classes or more and none covers 0.75 of its valid pixels.
+    Without one the tenth is accepted; if it has no valid pixel, the window is the whole label.
     """
     height, width = label.shape
     h, w = min(crop_size[0], height), min(crop_size[1], width)
@@ -92,7 +90,7 @@ def random_window(
 
 
 def _class_counts(label: np.ndarray) -> np.ndarray:
-    """Returns the pixels of each class, int64 (255,); faster than bincount, and needs no copy."""
+    """Returns the pixels of each class, int64 (255,); faster than bincount, without a copy."""
     counts = cv2.calcHist([label], [0], None, [256], [0, 256]).ravel()
     return counts[:IGNORE_INDEX].astype(np.int64)
 
@@ -111,7 +109,7 @@ def photometric_distortion(image: np.ndarray, rng: np.random.Generator) -> np.nd
 
     A further coin decides whether contrast comes second or last.
     """
-    levels = _LEVELS  # what they become: changes that follow each other are one look-up
+    levels = _LEVELS  # consecutive changes compose to one look-up table
     if rng.integers(0, 2):
         levels = adjust_brightness(levels, rng.uniform(-_BRIGHTNESS, _BRIGHTNESS))
     is_contrast_early = rng.integers(0, 2)
@@ -146,7 +144,7 @@ def adjust_saturation(image: np.ndarray, factor: float) -> np.ndarray:
 def adjust_hue(image: np.ndarray, shift: int) -> np.ndarray:
     """Returns the image with its hue (0..179) turned by -shift.
 
-    Minus, because the reference hands BGR arrays to an RGB conversion.
+    The sign is the reference's: it hands BGR arrays to an RGB conversion.
     """
     return _map_hsv(image, 0, ((np.arange(256) + shift) % 180).astype(np.uint8))
 
@@ -161,8 +159,8 @@ def _look_up(image: np.ndarray, table: np.ndarray) -> np.ndarray:
 
 
 def _map_hsv(image: np.ndarray, channel: int, table: np.ndarray) -> np.ndarray:
-    """Sends one channel of the image in OpenCV's 8 bit HSV through `table`."""
-    # Our RGB named BGR is what the reference's BGR named RGB is: the same bits come out.
+    """Maps one channel of the image in OpenCV's 8 bit HSV by `table`."""
+    # RGB handed over as BGR gives the same bits as the reference's BGR handed over as RGB.
     hsv = cv2.cvtColor(image, cv2.COLOR_BGR2HSV)
     cv2.insertChannel(cv2.LUT(cv2.extractChannel(hsv, channel), table), hsv, channel)
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)
@@ -176,18 +174,18 @@ def place(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Centres image and label in `crop_size`, padding what is smaller and cutting what is larger.
 
-    The reference swaps height and width of the target when the image's orientation opposes it.
-    Batches have one shape here, so we never swap; a crop fits either way, only its padding moves.
+    The reference swaps height and width of the target if the image's orientation opposes it.
+    Batches have one shape here, so nothing is swapped; a crop fits either way, its padding moves.
 
     Args:
       image: uint8 (H, W, 3).
       label: uint8 (H, W).
       crop_size: (h, w).
-      out: where image and label go, such as a batch's rows; new arrays by default.
+      out: arrays to write image and label to, such as a batch's rows; new arrays by default.
 
     Returns:
-      The image, uint8 (h, w, 3) with 0 around it; the label, uint8 (h, w) with 255 around it; and
-      the box of the image in it, int32 (top, left, bottom, right), the last two exclusive.
+      The image, uint8 (h, w, 3), padded with 0; the label, uint8 (h, w), padded with 255; and the
+      box of the image in it, int32 (top, left, bottom, right), the last two exclusive.
     """
     (top, bottom, rows), (left, right, columns) = map(_centre, label.shape, crop_size)
     out_image, out_label = out or (
@@ -203,7 +201,7 @@ def place(
 
 
 def _centre(size: int, target: int) -> tuple[int, int, slice]:
-    """Returns where an axis starts and ends in the target, and which part of it is used."""
+    """Returns the start and end of an axis in the target, and the part of the axis used."""
     start = (target - size) // 2  # negative: the axis is cut
     first = max(0, -start)
     used = min(size, target)

@@ -1,10 +1,9 @@
 """Threads and processes that read ahead, watched so that none dies or hangs unseen.
 
-Each reader notes which sample it is at. A watchdog looks at the notes twice a second; when a
-process has died, or a sample has not ended for `PATIENCE` seconds, whoever waits for the next
-result gets an error that names the sample. Progress is counted by sample, so that large batches
-from slow disks are no failure, and by looks, not by the clock: a run that was suspended as a whole
-has not waited.
+Each reader notes the sample that it reads. A watchdog looks at the notes twice a second; when a
+process has died, or a sample has not ended for `PATIENCE` seconds, the consumer of the results gets
+an error that names the sample. Progress is counted by sample, so that large batches from slow disks
+are no failure, and in looks, not by the clock, so that a run suspended as a whole has not waited.
 """
 
 import faulthandler
@@ -24,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
-from typing import Any
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -32,21 +31,24 @@ import numpy as np
 from deeplab_jax.errors import ReaderError
 
 PATIENCE = 25.0  # seconds for one sample
-START_PATIENCE = 120.0  # seconds until a process has loaded what it needs
+START_PATIENCE = 120.0  # seconds until a process is ready
 _LOOK = 0.5  # seconds between looks
 _BUFFER = 2  # results that each process keeps ready
 _STACK = 5  # lines of a thread's stack that are shown
 _FREE = "free memory or processors, or lower config.data.num_workers"
 
-# A note: the reader's process or thread, how often it began or ended a sample (odd: it is at
-# one), the sample's position in the data set, and a count by which a process shows that it runs.
+T = TypeVar("T")
+R = TypeVar("R")
+NameOf = Callable[[int], tuple[str, str]]  # names of image and mask by position in the data set
+# A note: the reader's process or thread, how often it began or ended a sample (odd: it reads one),
+# the sample's position in the data set, and a count that grows while a process runs.
 _WHO, _COUNT, _INDEX, _BEAT = range(4)
-_mine = threading.local()  # `note` of the reader that this thread is
+_mine = threading.local()  # `note` of this thread, if it is a reader
 
 
 @contextmanager
 def reading(index: int) -> Iterator[None]:
-    """Notes that the reader running this is at the given sample while the block runs."""
+    """Notes that this reader reads the sample at `index` while the block runs."""
     note = getattr(_mine, "note", None)
     if note is None:
         yield
@@ -60,19 +62,19 @@ def reading(index: int) -> Iterator[None]:
 
 
 def in_threads(
-    read: Callable, items: Iterable, num_threads: int, name_of: Callable[[int], tuple[str, str]]
-) -> Iterator:
+    read: Callable[[T], R], items: Iterable[T], num_threads: int, name_of: NameOf
+) -> Iterator[R]:
     """Yields read(item) for each item, in order, read ahead by threads.
 
     Args:
-      read: says by `reading` which sample it is at.
-      items: one after each result.
-      num_threads: how many read at a time.
-      name_of: from a sample's position to what messages call its image and mask.
+      read: notes by `reading` the sample that it reads.
+      items: arguments, taken one after each result.
+      num_threads: number of threads.
+      name_of: names in messages.
 
     Raises:
-      ReaderError: a sample does not end.
-      Exception: what `read` raises.
+      ReaderError: reading a sample does not end.
+      Exception: an error of `read`.
     """
     cv2.setNumThreads(0)  # these threads are the parallelism
     notes = np.zeros((num_threads, 4), np.int64)
@@ -81,21 +83,21 @@ def in_threads(
 
 
 def in_processes(
-    load: Callable, items: range, num_processes: int, name_of: Callable[[int], tuple[str, str]]
-) -> Iterator:
+    load: Callable[[int], R], items: range, num_processes: int, name_of: NameOf
+) -> Iterator[R]:
     """Yields load(item) for each item, in order, read ahead by processes.
 
     Args:
-      load: picklable; returns a named tuple of arrays, and says by `reading` which sample it is at.
-      items: their numbers.
-      num_processes: how many.
-      name_of: as in `in_threads`.
+      load: picklable; returns a named tuple of arrays, and notes by `reading` what it reads.
+      items: arguments.
+      num_processes: number of processes.
+      name_of: names in messages.
 
     Raises:
-      ReaderError: a process died, or a sample does not end.
-      Exception: what `load` raises.
+      ReaderError: a process died, or reading a sample does not end.
+      Exception: an error of `load`.
     """
-    import grain  # 3 s: not before there is something to read
+    import grain  # takes 3 s, therefore only here
 
     _mark_flags_parsed()
     _start_tracker()
@@ -107,26 +109,28 @@ def in_processes(
         start = functools.partial(_start_process, file.name)
         iterator = iter(results.mp_prefetch(options, worker_init_fn=start))
 
-        def take(_: int) -> Any:
+        def take(_: int) -> R:
             result = next(iterator)
             # Copied: it lies in shared memory that ends with grain's own arrays.
             return type(result)(*map(np.array, result))
 
         try:
             with _Watch(notes, name_of, are_processes=True) as watch:
-                # One thread that waits for grain, so that we never wait where nobody looks.
+                # One thread waits for grain, so that the consumer waits under the watchdog.
                 yield from _ahead(take, items, np.zeros((1, 4), np.int64), watch)
         finally:
             iterator.close()
             gc.collect()  # the last result hangs in a cycle of grain's, and warns at exit
 
 
-def _ahead(read: Callable, items: Iterable, notes: np.ndarray, watch: "_Watch") -> Iterator:
-    """Yields read(item) in order; a thread for each note works ahead of what was asked for."""
-    todo: queue.SimpleQueue = queue.SimpleQueue()
+def _ahead(
+    read: Callable[[T], R], items: Iterable[T], notes: np.ndarray, watch: "_Watch"
+) -> Iterator[R]:
+    """Yields read(item) in order, read ahead by one thread for each note."""
+    todo: queue.SimpleQueue[tuple[Future[R], T] | None] = queue.SimpleQueue()
     # Daemons: where one hangs, the process still ends. Else they are joined below.
     threads = [threading.Thread(target=_work, args=(read, todo, n), daemon=True) for n in notes]
-    waiting: deque[Future] = deque()
+    waiting: deque[Future[R]] = deque()
     for thread in threads:
         thread.start()
     try:
@@ -145,9 +149,13 @@ def _ahead(read: Callable, items: Iterable, notes: np.ndarray, watch: "_Watch") 
         watch.join(threads)
 
 
-def _work(read: Callable, todo: queue.SimpleQueue, note: np.ndarray) -> None:
-    # Inherited by processes that grain starts from here: from the first moment on a signal to the
-    # whole group is the parent's to handle.
+def _work(
+    read: Callable[[T], R],
+    todo: "queue.SimpleQueue[tuple[Future[R], T] | None]",
+    note: np.ndarray,
+) -> None:
+    # Inherited by processes that grain starts from this thread: from their first moment on, the
+    # parent alone handles a signal to the whole group.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     _mine.note = note
     note[_WHO] = threading.get_ident()
@@ -164,9 +172,7 @@ def _work(read: Callable, todo: queue.SimpleQueue, note: np.ndarray) -> None:
 class _Watch:
     """Looks at the notes of readers until closed."""
 
-    def __init__(
-        self, notes: np.ndarray, name_of: Callable[[int], tuple[str, str]], are_processes: bool
-    ):
+    def __init__(self, notes: np.ndarray, name_of: NameOf, are_processes: bool):
         self._notes, self._name_of, self._are_processes = notes, name_of, are_processes
         self._seen = notes.copy()
         self._still = np.zeros(len(notes))  # seconds since a note changed
@@ -185,8 +191,8 @@ class _Watch:
         self._is_closed.set()
         self._thread.join()
 
-    def wait(self, future: Future) -> Any:
-        """Returns the future's result, or raises what was wrong with it or the readers."""
+    def wait(self, future: Future[R]) -> R:
+        """Returns the future's result, or raises its error or the readers'."""
         self._is_waiting = True
         while not wait([future], _LOOK).done and self._failure is None:
             pass
@@ -202,7 +208,7 @@ class _Watch:
         return future.result()
 
     def join(self, threads: list[threading.Thread]) -> None:
-        """Waits for threads that were told to end; not for those that hang."""
+        """Waits for the threads to end, unless one hangs."""
         deadline = time.monotonic() + PATIENCE
         for thread in threads:
             while thread.is_alive() and time.monotonic() < deadline:
@@ -214,7 +220,7 @@ class _Watch:
         try:
             while not self._is_closed.wait(_LOOK):
                 self._look()
-        except Exception as error:  # a bug: not one that lets the run wait for ever
+        except Exception as error:  # a bug here must not let the run wait for ever
             self._failure = error
 
     def _look(self) -> None:
@@ -285,7 +291,7 @@ class _Watch:
 
 
 def _tell(text: str) -> None:
-    with suppress(OSError):  # who read our errors may have gone
+    with suppress(OSError):  # the reader of standard error may have gone
         print(text, file=sys.stderr, flush=True)
 
 
@@ -295,20 +301,20 @@ def _children() -> list[int]:
 
 
 def _start_process(notes_path: str, worker: int, num_workers: int) -> None:
-    """Makes a process that grain started one of our readers."""
+    """Makes a process that grain started a reader."""
     cv2.setNumThreads(0)  # the processes are the parallelism
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # sent to the whole group, and the parent's to handle
-    faulthandler.register(signal.SIGUSR1, 2, all_threads=False)  # prints where this process stands
+        signal.signal(number, signal.SIG_IGN)  # sent to the whole group; the parent handles it
+    faulthandler.register(signal.SIGUSR1, 2, all_threads=False)  # prints the stack
     note = np.memmap(notes_path, np.int64, "r+", shape=(num_workers, 4))[worker]
     _mine.note, note[_WHO] = note, os.getpid()
     threading.Thread(target=_beat, args=(notes_path, note), daemon=True).start()
 
 
 def _start_tracker() -> None:
-    """Starts Python's remover of shared memory, which a killed process leaves, as a silent one.
+    """Starts Python's remover of the shared memory that a killed process leaves, without warnings.
 
-    Its warning would come after our last words.
+    A warning would follow the command's last line.
     """
     sys.warnoptions.append("ignore:resource_tracker:UserWarning")
     resource_tracker.ensure_running()
@@ -316,10 +322,10 @@ def _start_tracker() -> None:
 
 
 def _beat(notes_path: str, note: np.ndarray) -> None:
-    """Shows that this process runs; ends it when the one that started it was killed."""
+    """Counts while this process runs, and ends it when its parent was killed."""
     parent = multiprocessing.parent_process()
     assert parent is not None
-    while os.getppid() == parent.pid:  # not that of now: it may have gone while this one started
+    while os.getppid() == parent.pid:  # not `getppid` at the start: the parent may be gone by then
         note[_BEAT] += 1
         time.sleep(1)
     with suppress(OSError):

@@ -2,31 +2,26 @@
 
     python -m deeplab_jax.doctor --data DIR --write-config mine.py
 
-Opens every image and mask, says all that is wrong at once, and proposes a recipe. No file of the
-data set is ever changed. Exit code 0 if nothing is wrong but warnings, else 3.
+Opens every image and mask, tells all faults at once, and proposes a recipe. No file of the data set
+is ever changed. Exit code 0 if nothing is wrong but warnings, else 3.
 """
 
-import sys
-import time
-from collections.abc import Iterator
+import argparse
 from pathlib import Path
-from typing import Any
 
 from deeplab_jax import cli
-from deeplab_jax.errors import ConfigError, DataError, check_writable
+from deeplab_jax.errors import ConfigError, check_writable
 
 _EXAMPLES = """\
   deeplab doctor --data photos/
   deeplab doctor --data photos/ --write-config mine.py --val-fraction 0.2
   deeplab doctor --config configs/camvid_r50_os16.py --config.data.root=camvid --json text.json"""
-_PLAIN_SECONDS = 10.0  # between lines where the output is not a terminal
 
 
 def main(argv: list[str]) -> None:
-    """Parses arguments, prints the report, writes what was asked for.
+    """Parses and checks the flags, then runs `deeplab_jax.doctor.run`.
 
     Raises:
-      DataError: the data set has errors.
       DeepLabError: see `deeplab_jax.errors`; `cli.run` prints it.
     """
     parser = cli.Parser("doctor", _EXAMPLES)
@@ -45,42 +40,19 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--config.x", metavar="VALUE", help="any field of the recipe")
     args, overrides = parser.parse(argv)
     _check_arguments(args, overrides)
-    from deeplab_jax.doctor import findings, layouts, propose, survey, text
+    from deeplab_jax.doctor.run import run
 
-    began = time.perf_counter()
-    layout = None
     if args.config:
-        from deeplab_jax.config.recipe import load_recipe
-
-        found = survey.survey_recipe(load_recipe(args.config, overrides), _watch)
-        print(f"{found.root}, as {args.config} says\n")
+        run(args.config, overrides, args.json)
     else:
-        layout = layouts.guess(args.data)
-        if args.write_config:
-            propose.check_free(args.write_config, layout)
-        print(text.to_printable(f"{layout.root}\n  {layout.why}\n"), flush=True)
-        found = survey.survey_folder(layout, _watch)
-    speed = text.speed(found, time.perf_counter() - began)
-    faults = findings.check(found)
-    if layout and args.write_config:
-        faults = propose.settle(found, faults)
-    print(text.to_text(found, faults, speed))
-    if args.json:
-        text.write_json(args.json, found, faults, speed)
-    if layout and args.write_config:
-        proposal = propose.propose(found, layout)
-        propose.write(proposal, args.write_config, args.val_fraction, args.seed)
-    errors = sum(finding.severity == "error" for finding in faults)
-    if errors:
-        what = f"{errors} kind{'s' if errors > 1 else ''} of error, listed above"
-        raise DataError(str(found.root), what, "mend them: training stops at them or learns them")
+        run(args.data, None, args.json, args.write_config, args.val_fraction, args.seed)
 
 
-def _check_arguments(args: Any, overrides: list[str]) -> None:
-    """Refuses what does not fit together.
+def _check_arguments(args: argparse.Namespace, overrides: list[str]) -> None:
+    """Refuses flags that do not fit together.
 
     Raises:
-      ConfigError: naming what does not.
+      ConfigError: a flag is missing, superfluous or out of range.
       ResourceError: `--json` could not be written.
     """
     if bool(args.data) == bool(args.config):
@@ -97,24 +69,6 @@ def _check_arguments(args: Any, overrides: list[str]) -> None:
         check_writable(Path(args.json), "--json")
     if args.seed < 0:
         raise ConfigError("--seed", f"must not be negative, got {args.seed}", "use 0, 1, ...")
-
-
-def _watch(facts: Iterator, total: int) -> Iterator:
-    """Yields the facts and shows on standard error how far they are."""
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import track
-
-        yield from track(facts, "reading", total, console=Console(stderr=True), transient=True)
-        return
-    began = printed = time.perf_counter()
-    for number, item in enumerate(facts, 1):
-        yield item
-        now = time.perf_counter()
-        if now - printed >= _PLAIN_SECONDS:
-            printed = now
-            rate = number / (now - began)
-            print(f"read {number}/{total}, {rate:.0f} images/s", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

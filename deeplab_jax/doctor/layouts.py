@@ -1,18 +1,19 @@
-"""Guesses from a folder where its images and masks lie, as fields of `config.data`.
+"""Guesses where the images and masks of a folder lie, as fields of `config.data`.
 
 The three official layouts are known by name. All others are found by content: two folders whose
-files have the same names (or the same but for a suffix), of which one is named as masks are.
+files have the same names (or the same but for a suffix), of which one has a name usual for masks.
 """
 
 import functools
-import itertools
 import os
 import re
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from deeplab_jax.config import DataConfig, freeze, get_config
 from deeplab_jax.data.files import IMAGE_SUFFIXES, LOSSY_SUFFIXES
 from deeplab_jax.errors import DataError
 
@@ -35,31 +36,31 @@ _MAX_LIST_BYTES = 1 << 26
 _MAX_SEEN = 8  # folders named where none match
 _ENOUGH = 0.5  # of the smaller folder's names must be found in the other
 
+_Folders = dict[str, set[str]]  # {folder under the root: stems of its images}; "" is the root
+
 
 @dataclass(frozen=True)
-class Layout:
+class GuessedLayout:
     """Where a data set lies.
 
     Attributes:
-      root: for `config.data.root`.
-      fields: other fields of `config.data`; a field that is absent keeps its default.
-      splits: those found, the training split first; one alone where there is no split.
+      data: `config.data` that reads it.
+      splits: names of the splits, the training split first; one name if there is no split.
       is_split: whether training and validation images are told apart.
-      why: how it was recognised, in words.
+      why: how the layout was recognised, in words.
     """
 
-    root: Path
-    fields: dict[str, Any]
+    data: DataConfig
     splits: tuple[str, ...]
     is_split: bool
     why: str
 
 
-def guess(root: str | Path) -> Layout:
+def guess(root: str | Path) -> GuessedLayout:
     """Returns the layout of the data set in a folder.
 
     Raises:
-      DataError: it is no folder, or nothing in it looks like images with masks.
+      DataError: `root` is no folder, or nothing in it looks like images with masks.
     """
     root = Path(root).resolve()
     if not root.is_dir():
@@ -91,7 +92,7 @@ _TOPS = {
 _VOC_VAL = 1449  # images
 
 
-def _official(root: Path) -> Layout | None:
+def _official(root: Path) -> GuessedLayout | None:
     """Returns an official layout at, above or below `root`."""
     for name, top in _TOPS.items():
         for depth in range(len(top) + 1):
@@ -99,14 +100,15 @@ def _official(root: Path) -> Layout | None:
             if depth and root.parts[-depth:] != top[:depth]:
                 continue
             base = root.parents[depth - 1] if depth else root
-            splits = _official_splits(name, base.joinpath(*top))
-            if splits:
-                fields = {"dataset": name, "train_split": splits[0], "val_split": splits[1]}
-                return Layout(base, fields, splits, True, f"the official layout of {name}")
+            if train := _official_train_split(name, base.joinpath(*top)):
+                row = freeze(get_config(name)).data
+                data = replace(row, root=str(base), train_split=train, val_split="val")
+                return GuessedLayout(data, (train, "val"), True, f"the official layout of {name}")
     return None
 
 
-def _official_splits(name: str, top: Path) -> tuple[str, ...]:
+def _official_train_split(name: str, top: Path) -> str:
+    """Returns the training split of an official layout; "" where the layout is not there."""
     if name == "voc":
         lists = top / "ImageSets" / "Segmentation"
         # The development kit's own list of 1464 where SBD's masks were not merged.
@@ -114,12 +116,10 @@ def _official_splits(name: str, top: Path) -> tuple[str, ...]:
         is_there = all((lists / f"{split}.txt").is_file() for split in (train, "val"))
         # Many data sets of other classes are laid out so: only this one has that many.
         is_there = is_there and len((lists / "val.txt").read_bytes().split()) == _VOC_VAL
-        return (train, "val") if is_there else ()
-    if name == "ade20k":
-        is_there = all((top / "annotations" / s).is_dir() for s in ("training", "validation"))
-    else:
-        is_there = all((top / "gtFine" / s).is_dir() for s in ("train", "val"))
-    return ("train", "val") if is_there else ()
+        return train if is_there else ""
+    folders = ("annotations/training", "annotations/validation")
+    folders = folders if name == "ade20k" else ("gtFine/train", "gtFine/val")
+    return "train" if all((top / folder).is_dir() for folder in folders) else ""
 
 
 # Any other folder
@@ -140,7 +140,7 @@ class _Group:
     stems: set[str] = field(default_factory=set)
 
 
-def _by_content(root: Path, folders: dict[str, set[str]]) -> Layout | None:
+def _by_content(root: Path, folders: _Folders) -> GuessedLayout | None:
     groups: dict[_Place, _Group] = defaultdict(_Group)
     for images, masks, suffix, pairs in _matches(root, folders):
         place, split = _template(images, masks, suffix)
@@ -155,38 +155,32 @@ def _by_content(root: Path, folders: dict[str, set[str]]) -> Layout | None:
     return _layout(root, place, group)
 
 
-def _layout(root: Path, place: _Place, group: _Group) -> Layout:
-    fields: dict[str, Any] = {"dataset": "folder", "images": place.images, "masks": place.masks}
-    if place.suffix:
-        fields["mask_suffix"] = place.suffix
-    why = f"{place.images} with {place.masks}"
+def _layout(root: Path, place: _Place, group: _Group) -> GuessedLayout:
+    images, masks, lists = place.images, place.masks, ""
+    why = f"{images} with {masks}"
     if place.suffix:
         why += f", masks named NAME{place.suffix}"
     splits = _ordered(_with_missing(root, place, group.splits))
     if not splits:
-        fields["split_file"], splits = _lists(root, place, group.stems)
-        why += f", lists {fields['split_file']}" if splits else ""
-        if not splits:
-            del fields["split_file"]
-    if (place.images, place.masks) == ("{split}", "{split}annot"):
-        fields["ignore_values"] = (11,)
+        lists, splits = _lists(root, place, group.stems)
+        why += f", lists {lists}" if splits else ""
+    data = freeze(get_config("folder")).data
+    if (images, masks) == ("{split}", "{split}annot"):
+        data = replace(data, ignore_values=(11,))
         why += " (CamVid's public layout, where 11 is void)"
-    if len(splits) > 1:
-        fields |= {"train_split": splits[0], "val_split": splits[1]}
-        return Layout(root, fields, splits, True, why)
-    only = splits[0] if splits else "all"
-    for key in ("images", "masks"):
-        fields[key] = fields[key].replace("{split}", only)
-    if fields.get("split_file"):
-        fields["split_file"] = fields["split_file"].replace("{split}", only)
-    fields |= {"train_split": only, "val_split": only}
-    return Layout(root, fields, (only,), False, f"{why}, without a split")
+    is_split = len(splits) > 1
+    if not is_split:
+        splits, why = splits[:1] or ("all",), f"{why}, without a split"
+        images, masks = (folder.replace("{split}", splits[0]) for folder in (images, masks))
+    data = replace(data, root=str(root), images=images, masks=masks, mask_suffix=place.suffix,
+                   split_file=lists, train_split=splits[0], val_split=splits[:2][-1])  # fmt: skip
+    return GuessedLayout(data, splits, is_split, why)
 
 
 def _with_missing(root: Path, place: _Place, splits: list[str]) -> list[str]:
-    """Returns the splits with a training or validation split whose masks or images are not there.
+    """Returns the splits, and those to train or validate on that lack matching files.
 
-    A test split is left out where it has none, as is usual.
+    A test split without masks is usual, and is not added.
     """
     if "{split}" not in place.images:
         return splits
@@ -200,13 +194,12 @@ def _with_missing(root: Path, place: _Place, splits: list[str]) -> list[str]:
 def _ordered(splits: list[str]) -> tuple[str, ...]:
     """Returns a training split, a validation split, then the others; known names alone."""
     known = {split.lower(): split for split in splits}
-    train = next((known[name] for name in _TRAIN if name in known), None)
-    val = next((known[name] for name in _VAL if name in known), None)
-    chosen = [split for split in (train, val) if split is not None]
+    found = ([known[name] for name in names if name in known] for names in (_TRAIN, _VAL))
+    chosen = [names[0] for names in found if names]
     return (*chosen, *sorted(set(splits) - set(chosen)))
 
 
-def _folders(root: Path) -> dict[str, set[str]]:
+def _folders(root: Path) -> _Folders:
     """Returns {folder under `root`: stems of its image files}; "" is `root` itself."""
     found = {}
     for path, names, files in os.walk(root):
@@ -224,7 +217,7 @@ def _is_image(name: str) -> bool:
     return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
 
 
-def _matches(root: Path, folders: dict[str, set[str]]) -> list[tuple[str, str, str, int]]:
+def _matches(root: Path, folders: _Folders) -> list[tuple[str, str, str, int]]:
     """Returns (image folder, mask folder, suffix of masks, pairs) for all folders that match."""
     found = []
     for name, stems in folders.items():
@@ -238,13 +231,14 @@ def _matches(root: Path, folders: dict[str, set[str]]) -> list[tuple[str, str, s
             if pairs:
                 found.append((name, other, suffix, pairs))
                 break
-    # A folder that is called as pictures of masks are may be one of images, where no other is.
+    # A folder with a name usual for pictures of masks holds images only if no other folder does.
     found = [f for f in found if not _is_other(f[0])] or found
     paired = {name for pair in found for name in pair[:2]}
     for name in folders.keys() - paired:
         if _is_other(name) or (paired and any(map(_is_mask_word, name.split("/")))):
             continue
-        pairs, suffix = _suffix_within(folders[name])
+        stems = folders[name]
+        pairs, suffix = _longer(stems, stems, _ENOUGH * len(stems) / 2, _is_mask_word)
         pairs = pairs or _twins(root / name)
         if pairs:
             found.append((name, name, suffix, pairs))
@@ -252,12 +246,15 @@ def _matches(root: Path, folders: dict[str, set[str]]) -> list[tuple[str, str, s
 
 
 def _is_pair(images: str, masks: str) -> bool:
-    """Tells whether two folders are called images and masks of them, where their paths differ."""
+    """Tells whether names of two folders are those of images and of their masks.
+
+    Folders of different splits are none. The parts that both paths share are not looked at.
+    """
     start, end = _common(images, masks)
     one, other = (name.split("/")[start:] for name in (images, masks))
     one, other = one[: len(one) - end], other[: len(other) - end]
     return (
-        _agree(images, masks)
+        len({_split_of(images), _split_of(masks)} - {None}) < 2
         and any(map(_is_mask_word, other))
         and not any(map(_is_mask_word, one))
         and not any(map(_is_other, other))
@@ -265,15 +262,15 @@ def _is_pair(images: str, masks: str) -> bool:
 
 
 def _common(one: str, other: str) -> tuple[int, int]:
-    """Returns how many parts two paths have in common at their start and at their end."""
+    """Returns the number of parts that two paths share at their start, and at their end."""
     parts = [name.split("/") if name else [] for name in (one, other)]
     start = _num_equal(*parts)
     return start, _num_equal(*(part[start:][::-1] for part in parts))
 
 
 def _num_equal(one: list[str], other: list[str]) -> int:
-    pairs = zip(one, other, strict=False)
-    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def _words(part: str) -> str:
@@ -291,13 +288,8 @@ def _is_other(folder: str) -> bool:
     return bool(_OTHER_WORDS.search(_words(folder.rsplit("/", 1)[-1])))
 
 
-def _agree(images: str, masks: str) -> bool:
-    """Tells whether two folders can belong together: not where they are of different splits."""
-    one, other = _split_of(images), _split_of(masks)
-    return one is None or other is None or one == other
-
-
 def _split_of(folder: str) -> str | None:
+    """Returns the name of a split in a path, as it is written there."""
     for part in folder.split("/"):
         for split in sorted((*_TRAIN, *_VAL), key=len, reverse=True):
             # "train", and "trainannot" or "train_labels"
@@ -309,29 +301,27 @@ def _split_of(folder: str) -> str | None:
 
 def _suffix(stems: set[str], masks: set[str]) -> tuple[int, str]:
     """Returns (pairs, suffix) of the masks' names over the images'; (0, "") where few match."""
-    pairs, suffix = len(stems & masks), ""
-    if pairs < _ENOUGH * min(len(stems), len(masks)):
-        counts = Counter(
-            mask[cut:] for mask in masks for cut in range(1, len(mask)) if mask[:cut] in stems
-        )
-        suffix, pairs = max(counts.items(), key=lambda c: (c[1], c[0]), default=("", 0))
-    return (pairs, suffix) if pairs >= _ENOUGH * min(len(stems), len(masks)) else (0, "")
+    enough = _ENOUGH * min(len(stems), len(masks))
+    pairs = len(stems & masks)
+    return (pairs, "") if pairs >= enough else _longer(stems, masks, enough, lambda suffix: True)
 
 
-def _suffix_within(stems: set[str]) -> tuple[int, str]:
-    """As `_suffix`, for images and masks side by side in one folder."""
+def _longer(
+    stems: set[str], masks: set[str], enough: float, is_wanted: Callable[[str], bool]
+) -> tuple[int, str]:
+    """Returns (pairs, suffix) of the suffix that most often follows a stem in `masks`."""
     counts = Counter(
-        stem[cut:]
-        for stem in stems
-        for cut in range(1, len(stem))
-        if stem[:cut] in stems and _is_mask_word(stem[cut:])
+        mask[cut:]
+        for mask in masks
+        for cut in range(1, len(mask))
+        if mask[:cut] in stems and is_wanted(mask[cut:])
     )
     suffix, pairs = max(counts.items(), key=lambda c: (c[1], c[0]), default=("", 0))
-    return (pairs, suffix) if pairs >= _ENOUGH * len(stems) / 2 else (0, "")
+    return (pairs, suffix) if pairs >= enough else (0, "")
 
 
 def _twins(folder: Path) -> int:
-    """Returns how many names a folder has both as a photograph and as a PNG."""
+    """Returns the number of stems that a folder has both as a photograph and as a PNG."""
     files = [Path(name) for name in os.listdir(folder) if _is_image(name)]
     kinds = [{f.stem for f in files if (f.suffix.lower() in LOSSY_SUFFIXES) == is_lossy}
              for is_lossy in (True, False)]  # fmt: skip
@@ -356,17 +346,11 @@ def _template(images: str, masks: str, suffix: str) -> tuple[_Place, str | None]
 def _lists(root: Path, place: _Place, stems: set[str]) -> tuple[str, tuple[str, ...]]:
     """Returns the pattern of list files, one a split, and the splits; ("", ()) without."""
     parents = dict.fromkeys(["", *map(str, Path(place.images).parents)])
-    for parent in parents:
-        for name in _LIST_FOLDERS:
-            folder = root / parent / name
-            found = [
-                path.stem
-                for path in sorted(folder.glob("*.txt"))
-                if path.stem.lower() in (*_TRAIN, *_VAL) and _is_list(path, stems)
-            ]
-            if len(found) > 1:
-                pattern = (Path(parent) / name / "{split}.txt").as_posix()
-                return pattern, _ordered(found)
+    for folder in (Path(parent, name) for parent in parents for name in _LIST_FOLDERS):
+        paths = [p for p in sorted((root / folder).glob("*.txt"))
+                 if p.stem.lower() in (*_TRAIN, *_VAL) and _is_list(p, stems)]  # fmt: skip
+        if len(paths) > 1:
+            return (folder / "{split}.txt").as_posix(), _ordered([path.stem for path in paths])
     return "", ()
 
 

@@ -1,16 +1,17 @@
-"""All that is known of a data set once each of its files was opened."""
+"""The survey of a data set: facts of all samples, and the meaning of its masks' values."""
 
 import dataclasses
+import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
-from deeplab_jax.config import Config, DataConfig, freeze, get_config
+from deeplab_jax.config import IGNORE_INDEX, Config, DataConfig
 from deeplab_jax.data.classes import CLASS_NAMES
-from deeplab_jax.data.files import find_files, find_layout
+from deeplab_jax.data.files import find_files, split_paths
 from deeplab_jax.data.images import read_size
 from deeplab_jax.data.labels import (
     INVALID,
@@ -20,55 +21,75 @@ from deeplab_jax.data.labels import (
     open_classes,
     read_classes,
 )
-from deeplab_jax.doctor.findings import Finding
-from deeplab_jax.doctor.inspect import Facts, Sample, Values, infer_values, scan
-from deeplab_jax.doctor.layouts import Layout
+from deeplab_jax.doctor.finding import Finding
+from deeplab_jax.doctor.layouts import GuessedLayout
+from deeplab_jax.doctor.scan import Color, Pair, SampleFacts, scan
+from deeplab_jax.doctor.values import Values, infer_values
 from deeplab_jax.errors import ConfigError, DataError
-
-# Wraps the facts as they come, to show how far the reading is; also gets their number.
-Watch = Callable[[Iterator[Facts], int], Iterator[Facts]]
+from deeplab_jax.utils.progress import counting
 
 
-@dataclass
+@dataclass(frozen=True)
 class Survey:
-    """All that is known of a data set.
+    """Facts of a data set from opening each of its files.
 
     Attributes:
-      root: paths are told relative to it.
       data: `config.data` as given or guessed.
-      facts: of every sample.
-      splits: the training split first.
-      values: what the masks' values seem to mean.
+      splits: names of the splits, the training split first.
+      facts: facts of every sample.
+      values: inferred meaning of the masks' values.
       meaning: {value: class or 255}; a value that is absent means nothing.
-      class_names: of the classes.
-      batch_size: of the recipe, or None without one.
-      is_described: it was said what values mean; else they were inferred.
-      foreign: suffixes of files that are neither images nor masks of the data set.
-      faults: what was found before any file was opened.
+      class_names: names of classes 0, ..., C - 1.
+      batch_size: batch size of the recipe; None without a recipe.
+      is_described: recipe, layout or `classes.json` say what values mean; else it is inferred.
+      foreign: {suffix: number} of files that are neither images nor masks of the data set.
+      faults: findings from before any file was opened.
     """
 
-    root: Path
     data: DataConfig
-    facts: list[Facts]
     splits: tuple[str, ...]
+    facts: list[SampleFacts]
     values: Values
     meaning: dict[int, int]
     class_names: tuple[str, ...]
-    batch_size: int | None = None
-    is_described: bool = False
-    foreign: Counter[str] = field(default_factory=Counter)
-    faults: list[Finding] = field(default_factory=list)
+    batch_size: int | None
+    is_described: bool
+    foreign: Counter[str]
+    faults: list[Finding]
 
-    def of_split(self, split: str) -> list[Facts]:
+    @property
+    def root(self) -> Path:
+        """The folder that paths are shown relative to."""
+        return Path(self.data.root)
+
+    @property
+    def color_masks(self) -> list[SampleFacts]:
+        """Facts of the samples whose masks hold undeclared colours."""
+        return [f for f in self.facts if f.mask_kind == "color"]
+
+    @property
+    def colors(self) -> Counter[Color]:
+        """Pixels of each undeclared colour."""
+        total: Counter[Color] = Counter()
+        for facts in self.color_masks:
+            total.update(facts.colors)
+        return total
+
+    @property
+    def is_mostly_color(self) -> bool:
+        """Whether more than half of the readable masks hold undeclared colours."""
+        return 2 * len(self.color_masks) > sum(bool(f.mask_size) for f in self.facts)
+
+    def of_split(self, split: str) -> list[SampleFacts]:
         """Returns the facts of a split's samples."""
-        return [facts for facts in self.facts if facts.sample.split == split]
+        return [facts for facts in self.facts if facts.pair.split == split]
 
     def name(self, path: str) -> str:
-        """Returns a path as it is shown."""
+        """Returns a path as it is shown: relative to the root, if it lies there."""
         return str(Path(path).relative_to(self.root)) if self.root in Path(path).parents else path
 
-    def class_counts(self, facts: Facts) -> dict[int, int]:
-        """Returns {class or 255: pixels} of a mask, without what means nothing."""
+    def class_counts(self, facts: SampleFacts) -> dict[int, int]:
+        """Returns {class or 255: pixels} of a mask, without values that mean nothing."""
         counts: dict[int, int] = defaultdict(int)
         for value, count in facts.counts.items():
             if value in self.meaning:
@@ -76,15 +97,14 @@ class Survey:
         return counts
 
 
-def survey_recipe(config: Config, watch: Watch) -> Survey:
-    """Returns what a recipe's own data holds, masks read as the recipe says.
+def survey_recipe(config: Config) -> Survey:
+    """Returns a survey of the data of a recipe, masks read as the recipe says.
 
     Args:
-      config: checked.
-      watch: sees every sample as it comes.
+      config: the recipe, checked.
 
     Raises:
-      ConfigError: its classes do not fit together, or its source is no folder.
+      ConfigError: the classes do not fit together, or the source is no folder.
       DataError: `classes.json` cannot be used.
     """
     data = config.data
@@ -93,36 +113,28 @@ def survey_recipe(config: Config, watch: Watch) -> Survey:
         raise ConfigError("config.data.source", f"is {data.source}, not folder", fix)
     splits = tuple(dict.fromkeys((data.train_split, data.val_split)))
     classes = open_classes(data, config.model.num_classes)
-    return _survey(data, splits, classes, watch, batch_size=config.train.batch_size)
+    return _survey(data, splits, classes, batch_size=config.train.batch_size)
 
 
-def survey_folder(layout: Layout, watch: Watch) -> Survey:
-    """Returns what a folder holds, classes inferred where nothing names them.
-
-    Args:
-      layout: where its images and masks lie.
-      watch: sees every sample as it comes.
+def survey_folder(layout: GuessedLayout) -> Survey:
+    """Returns a survey of a folder, classes inferred where nothing names them.
 
     Raises:
       DataError: `classes.json` cannot be used.
     """
-    recipe = freeze(get_config(layout.fields["dataset"]))
-    data = dataclasses.replace(recipe.data, root=str(layout.root), **layout.fields)
+    data, splits = layout.data, layout.splits
     if data.dataset in CLASS_NAMES:
-        return _survey(
-            data, layout.splits, open_classes(data, len(CLASS_NAMES[data.dataset])), watch
-        )
-    classes = None
-    path = layout.root / "classes.json"
-    if path.is_file():
-        classes = read_classes(path)
-        if _holds_colors(data, layout.splits[0]):
-            data = dataclasses.replace(data, mask_format="color")
-    return _survey(data, layout.splits, classes, watch, is_certain=data.mask_format == "color")
+        return _survey(data, splits, open_classes(data, len(CLASS_NAMES[data.dataset])))
+    path = Path(data.root) / "classes.json"
+    if not path.is_file():
+        return _survey(data, splits, None)
+    if _holds_colors(data, splits[0]):
+        data = dataclasses.replace(data, mask_format="color")
+    return _survey(data, splits, read_classes(path), is_certain=data.mask_format == "color")
 
 
 def _holds_colors(data: DataConfig, split: str) -> bool:
-    """Tells whether the first mask that can be opened is one of colours."""
+    """Tells whether the first mask that can be opened holds colours."""
     try:
         paths = find_files(data, split).masks.values()
     except DataError:
@@ -141,40 +153,51 @@ def _survey(
     data: DataConfig,
     splits: tuple[str, ...],
     classes: Classes | None,
-    watch: Watch,
     batch_size: int | None = None,
     is_certain: bool = True,
 ) -> Survey:
-    """Opens everything; `is_certain` tells that masks hold what `data` says of `classes`."""
-    samples, foreign, faults = _find_samples(data, splits)
+    """Opens every file.
+
+    Args:
+      data: `config.data`.
+      splits: names of the splits.
+      classes: the classes, if anything names them.
+      batch_size: see `Survey`.
+      is_certain: masks hold the values that `data` gives to `classes`; else it is inferred.
+    """
+    pairs, foreign, faults = _find_pairs(data, splits)
     table = ColorTable(classes) if classes and data.mask_format == "color" else None
-    facts = list(watch(scan(samples, table), len(samples)))
-    values = None if classes and is_certain else infer_values(facts, data.ignore_values)
-    if classes and values and len(classes.names) != len(values.classes):
-        values = None  # named ones count, whether or not they occur
-    is_described = classes is not None and values is None
-    if classes is not None and values is None:
-        known = label_map(data, len(classes.names))
-        meaning = {int(v): int(known[v]) for v in (known != INVALID).nonzero()[0]}
-        ignored = [value for value, number in meaning.items() if number == 255]
-        values = infer_values(facts, ignored)
-    else:
-        assert values is not None
-        meaning = dict.fromkeys(values.ignored, 255)
+    facts = []
+    with counting(len(pairs), "images read", sys.stderr, "images") as count:
+        for found in scan(pairs, table):
+            facts.append(found)
+            count()
+    is_described = classes is not None and is_certain
+    if not is_described:
+        values = infer_values(facts, data.ignore_values)
+        meaning = dict.fromkeys(values.ignored, IGNORE_INDEX)
         meaning |= {value: number for number, value in enumerate(values.classes)}
-    names = classes.names if classes else tuple(f"class_{i}" for i in range(len(values.classes)))
-    root = Path(data.root)
-    return Survey(root, data, facts, splits, values, meaning, names, batch_size, is_described,
-                  foreign, faults)  # fmt: skip
+        names = tuple(f"class_{i}" for i in range(len(values.classes)))
+    if classes is not None:
+        # Named classes count, whether or not they occur.
+        is_described = is_described or len(classes.names) != len(values.classes)
+        names = classes.names
+    if is_described:
+        known = label_map(data, len(names))
+        meaning = {int(v): int(known[v]) for v in (known != INVALID).nonzero()[0]}
+        values = infer_values(facts, [v for v, c in meaning.items() if c == IGNORE_INDEX])
+    return Survey(data, splits, facts, values, meaning, names, batch_size, is_described, foreign,
+                  faults)  # fmt: skip
 
 
-def _find_samples(
+def _find_pairs(
     data: DataConfig, splits: Sequence[str]
-) -> tuple[list[Sample], Counter[str], list[Finding]]:
-    """Returns the samples of all splits, the suffixes of other files, and what is wrong so far."""
-    samples, faults = [], []
-    used: set[str] = set()
+) -> tuple[list[Pair], Counter[str], list[Finding]]:
+    """Returns the files of all splits, the suffixes of other files, and the findings so far."""
+    pairs: list[Pair] = []
+    faults: list[Finding] = []
     folders: set[Path] = set()
+    used: set[str] = set()
     for split in splits:
         passed_over: list[DataError] = []
         try:
@@ -183,25 +206,27 @@ def _find_samples(
             faults += _faults(f"split {split} cannot be listed", [error])
             continue
         faults += _faults(f"links or names of split {split} that cannot be", passed_over)
-        layout = find_layout(data, split)
-        folders |= {Path(data.root, layout.images), Path(data.root, layout.masks)}
+        paths = split_paths(data, split)
+        folders |= {Path(data.root, paths.images), Path(data.root, paths.masks)}
         used |= {*files.images.values(), *files.masks.values()}
-        for stem in files.stems:
-            samples.append(
-                Sample(split, stem, files.images.get(stem, ""), files.masks.get(stem, ""))
-            )
-    inside = {folder for folder in folders if not folders & set(folder.parents)}
-    foreign = Counter(
+        images, masks = files.images, files.masks
+        pairs += [Pair(split, s, images.get(s, ""), masks.get(s, "")) for s in files.stems]
+    return pairs, _foreign(folders, used), faults
+
+
+def _foreign(folders: set[Path], used: set[str]) -> Counter[str]:
+    """Returns {suffix: number} of the files in the folders that are not used."""
+    outer = {folder for folder in folders if not folders & set(folder.parents)}
+    return Counter(
         "hidden" if path.name.startswith(".") else path.suffix or "without suffix"
-        for folder in inside
+        for folder in outer
         for path in folder.rglob("*")
         if str(path) not in used and path.is_file()
     )
-    return samples, foreign, faults
 
 
 def _faults(title: str, errors: Sequence[DataError]) -> list[Finding]:
-    """Returns a finding for each way to mend the errors."""
+    """Returns one finding for each way to mend the errors."""
     by_fix: dict[str, list[str]] = {}
     for error in errors:
         by_fix.setdefault(error.fix, []).append(f"{error.where}: {error.what}")

@@ -5,25 +5,48 @@ import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 from deeplab_jax.config import IGNORE_INDEX
-from deeplab_jax.doctor.findings import Finding
-from deeplab_jax.doctor.inspect import num_cores
+from deeplab_jax.doctor.finding import SEVERITIES, Finding
+from deeplab_jax.doctor.scan import num_cores
 from deeplab_jax.doctor.survey import Survey
 
 _WIDTH = 80
 _MAX_ITEMS = 5  # shown of one finding
 _MAX_CLASSES = 25  # shown of the table
 
+ClassRow = TypedDict(
+    "ClassRow",
+    {"class": int, "name": str, "values": list[int], "pixel_share": float, "masks": dict[str, int]},
+)
+
+
+class Summary(TypedDict):
+    """Counts, sizes and classes of a data set, as JSON has them.
+
+    Attributes:
+      root: folder of the data set.
+      splits: {split: number of samples}.
+      sizes: {"smallest", "median" or "largest" by area: [height, width]}; empty without images.
+      classes: class, name, mask values, share of all pixels, and {split: masks with the class}.
+      ignored_share: share of all pixels.
+    """
+
+    root: str
+    splits: dict[str, int]
+    sizes: dict[str, list[int]]
+    classes: list[ClassRow]
+    ignored_share: float
+
 
 class Speed(NamedTuple):
     """How fast the files were read.
 
     Attributes:
-      images_per_second: of wall time, over all threads.
+      images_per_second: images per second of wall time, over all threads.
       per_core: images per second of processor time.
-      decoding: share of that time spent reading and decoding files.
+      decoding: share of the processor time spent reading and decoding files.
     """
 
     images_per_second: float
@@ -32,32 +55,29 @@ class Speed(NamedTuple):
 
 
 def speed(survey: Survey, seconds: float) -> Speed:
-    """Returns the speed of a survey that took so many seconds."""
+    """Returns the speed of a survey that took `seconds` of wall time."""
     used = max(sum(f.seconds for f in survey.facts), 1e-9)
     decoding = sum(f.decode_seconds for f in survey.facts)
     number = len(survey.facts)
     return Speed(number / max(seconds, 1e-9), number / used, decoding / used)
 
 
-def summarize(survey: Survey) -> dict[str, Any]:
-    """Returns counts, sizes and classes as they go into JSON."""
+def summarize(survey: Survey) -> Summary:
+    """Returns counts, sizes and classes."""
     sizes = sorted(f.image_size for f in survey.facts if f.image_size is not None)
+    by_area = sorted(sizes, key=lambda s: s[0] * s[1])
+    places = {"smallest": 0, "median": len(sizes) // 2, "largest": -1} if sizes else {}
     total: Counter[int] = Counter()
     masks = {split: Counter[int]() for split in survey.splits}
     for f in survey.facts:
         counts = survey.class_counts(f)
         total.update(counts)
-        masks[f.sample.split].update(counts.keys())
+        masks[f.pair.split].update(counts.keys())
     pixels = max(sum(f.mask_size[0] * f.mask_size[1] for f in survey.facts if f.mask_size), 1)
-    by_area = sorted(sizes, key=lambda s: s[0] * s[1])
     return {
         "root": str(survey.root),
         "splits": {split: len(survey.of_split(split)) for split in survey.splits},
-        "sizes": {
-            name: list(by_area[i])
-            for name, i in (("smallest", 0), ("median", len(sizes) // 2), ("largest", -1))
-            if sizes
-        },
+        "sizes": {name: list(by_area[place]) for name, place in places.items()},
         "classes": [
             {
                 "class": number,
@@ -73,7 +93,7 @@ def summarize(survey: Survey) -> dict[str, Any]:
 
 
 def write_json(path: str, survey: Survey, findings: Sequence[Finding], speed: Speed) -> None:
-    """Writes everything, no list cut short."""
+    """Writes summary, speed and all places of all findings."""
     content = {
         **summarize(survey),
         "speed": speed._asdict(),
@@ -88,9 +108,7 @@ def to_text(survey: Survey, findings: Sequence[Finding], speed: Speed) -> str:
     for finding in findings:
         lines += [*_finding(finding), ""]
     number = Counter(finding.severity for finding in findings)
-    counts = (
-        f"{number[s]} {s}{'' if number[s] == 1 else 's'}" for s in ("error", "warning", "note")
-    )
+    counts = (f"{number[s]} {s}{'' if number[s] == 1 else 's'}" for s in SEVERITIES)
     lines.append(", ".join(counts))
     lines.append(
         f"{len(survey.facts)} images, {speed.images_per_second:.0f} images/s on {num_cores()} "

@@ -57,17 +57,14 @@ def evaluate_checkpoint(
             if json_file and hosts.is_primary():
                 check_writable(json_file, "--json")
             path = as_path(path)
-            step = find_step(path, step)
-        common = [text for text in overrides if not is_local(text)]
-        hosts.require_equal(hosts.software() | {"step": step, "arguments": common})
-        with hosts.sync_errors():
-            segmenter = load(path, step, overrides)
-        if hosts.are_multiple():
-            hosts.require_equal({"weights": hex(int(jax.jit(checksum)(segmenter.variables)))})
-        config = segmenter.config
-        with hosts.sync_errors():
+            segmenter = load(path, find_step(path, step), overrides)
+            config = segmenter.config
             dataset = open_dataset(config.data, config.model.num_classes, config.data.val_split)
-        hosts.require_equal({"data": dataset.fingerprint()})
+        facts = {"step": segmenter.step, "data": dataset.fingerprint()}
+        facts["arguments"] = [text for text in overrides if not is_local(text)]
+        if hosts.are_multiple():
+            facts["weights"] = hex(int(jax.jit(checksum)(segmenter.variables)))
+        hosts.require_equal(hosts.software() | facts)
         result = _evaluate(segmenter, dataset)
         if hosts.is_primary():
             _write(json_file or path / NUMBERS, segmenter, dataset, result, overrides)

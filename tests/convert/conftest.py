@@ -11,7 +11,6 @@ import pytest
 from convert import keymap
 from convert.pth import write_pth
 from convert.source import abstract_variables
-from deeplab_jax import cli
 from deeplab_jax.config import freeze, get_config
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -29,19 +28,6 @@ def get_config():
 {changes}    return c
 """
 _STEMS = {name: dialect.stem for name, dialect in keymap.DIALECTS.items()}
-
-
-@pytest.fixture
-def call(capsys):
-    """Returns call(*argv) -> (exit code, standard output, standard error) of `deeplab`."""
-
-    def call(*argv):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            cli.main([str(argument) for argument in argv])
-        return end.value.code, *capsys.readouterr()
-
-    return call
 
 
 @pytest.fixture

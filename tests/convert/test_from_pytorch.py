@@ -1,5 +1,4 @@
 import functools
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -15,8 +14,6 @@ from deeplab_jax.distributed import mesh as mesh_lib
 from deeplab_jax.models import ComputePolicy, build_model
 from deeplab_jax.models.resnet import ResNet
 from deeplab_jax.training.init_weights import load_backbone
-
-CONFIGS = Path(__file__).parents[2] / "configs"
 
 _DEEP = pytest.mark.parity("ResNet-50; ResNet-18 is in the first tier")
 
@@ -262,9 +259,9 @@ def test_golden_logits_of_mmsegmentation(convert, measure, recipe, name, flags):
 
 @pytest.mark.slow("ResNet-101; smaller networks of every dialect are compared above")
 @pytest.mark.parametrize(("name", "row"), [("r101_d16_c21", "voc_r101_os16")])
-def test_golden_logits_of_a_table_row(convert, measure, recipe, name, row):
+def test_golden_logits_of_a_table_row(repository, convert, measure, recipe, name, row):
     code, _, err, out = convert(
-        {"model": recipe.draw_weights(name)}, "--config", CONFIGS / f"{row}.py"
+        {"model": recipe.draw_weights(name)}, "--config", repository / "configs" / f"{row}.py"
     )
     assert (code, err) == (0, "")
     _assert_golden(out, measure, name)

@@ -148,11 +148,11 @@ def test_what_is_incomplete_is_still_listed(data_config, tmp_path):
     write(tmp_path, "images/train/a.png", "images/train/b.png", "labels/train/b.png")
     write(tmp_path, "labels/train/c.jpg")
     files = find_files(data_config("folder", tmp_path), "train")
-    assert (files.stems, files.is_listed) == (["a", "b", "c"], False)
+    assert files.stems == ["a", "b", "c"]
     assert (sorted(files.images), sorted(files.masks)) == (["a", "b"], ["b", "c"])
     (tmp_path / "train.txt").write_text("b\n../b\n")
     files = find_files(data_config("folder", tmp_path, split_file="{split}.txt"), "train")
-    assert (files.stems, files.is_listed) == (["b", "../b"], True)
+    assert files.stems == ["b", "../b"]
 
 
 LIST = {"images": "images", "masks": "labels", "split_file": "{split}.txt"}

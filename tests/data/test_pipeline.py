@@ -5,37 +5,13 @@ import numpy as np
 import pytest
 from absl import flags
 
-from deeplab_jax.data import SampleOrder, TrainBatch, eval_examples, open_dataset, train_batches
+from deeplab_jax.data import SampleOrder, TrainBatch, eval_examples, open_dataset
 from deeplab_jax.errors import DataError
-
-OPTIONS = {
-    "seed": 3,
-    "batch_size": 4,
-    "steps_per_epoch": 3,
-    "start": 0,
-    "stop": 5,
-    "rows": range(4),
-    "crop_size": (48, 64),
-    "resize_base": (96, 64),
-    "scale_range": (0.5, 2.0),
-    "num_workers": 0,
-}
 
 
 @pytest.fixture
 def dataset(make_tree, data_config):
     return open_dataset(data_config("folder", make_tree("folder", num_train=12)), 4, "train")
-
-
-def read(dataset, **changes):
-    return list(train_batches(dataset, **(OPTIONS | changes)))
-
-
-def assert_equal(batches, others):
-    assert len(batches) == len(others) > 0
-    for batch, other in zip(batches, others, strict=True):
-        for name in TrainBatch._fields:
-            np.testing.assert_array_equal(getattr(batch, name), getattr(other, name), err_msg=name)
 
 
 # Order
@@ -75,7 +51,7 @@ def test_every_draw_of_a_sample_has_its_own_augmentation():
 # Batches
 
 
-def test_batch_has_the_documented_arrays(dataset):
+def test_batch_has_the_documented_arrays(dataset, read):
     batch = read(dataset, stop=1)[0]
     assert batch.index.dtype == np.int64
     assert batch.index.shape == (4,)
@@ -85,7 +61,7 @@ def test_batch_has_the_documented_arrays(dataset):
     assert set(np.unique(batch.label)) <= {0, 1, 2, 3, 255}
 
 
-def test_batches_follow_the_order(dataset):
+def test_batches_follow_the_order(dataset, read):
     order = SampleOrder(len(dataset), seed=3, batch_size=4, steps_per_epoch=3)
     batches = read(dataset)
     assert len(batches) == 5
@@ -95,36 +71,36 @@ def test_batches_follow_the_order(dataset):
     assert (batches[0].image != read(dataset, seed=4)[0].image).any()
 
 
-def test_resuming_in_mid_epoch_continues(dataset):
+def test_resuming_in_mid_epoch_continues(dataset, read, assert_equal):
     whole = read(dataset)
     assert_equal(read(dataset, start=2), whole[2:])
     assert_equal(read(dataset, start=4), whole[4:])
 
 
-def test_rows_are_those_of_the_whole_batch_in_the_order_asked(dataset):
+def test_rows_are_those_of_the_whole_batch_in_the_order_asked(dataset, read, assert_equal):
     whole = read(dataset)
     for rows in ([0, 1], [2, 3], [3, 0]):
         part = [TrainBatch(*(field[rows] for field in batch)) for batch in whole]
         assert_equal(read(dataset, rows=rows), part)
 
 
-def test_nothing_is_read_beyond_the_last_step(dataset):
+def test_nothing_is_read_beyond_the_last_step(dataset, read):
     assert read(dataset, start=5) == []
 
 
-def test_worker_processes_change_nothing_and_carry_errors(dataset):
+def test_worker_processes_change_nothing_and_carry_errors(dataset, read, assert_equal):
     whole = read(dataset)
     flags.FLAGS.unparse_flags()  # as in a script without absl.app
     assert_equal(read(dataset, num_workers=1), whole)
     assert_equal(read(dataset, num_workers=2, start=1), whole[1:])
-    check_error(dataset, num_workers=1)
+    check_error(dataset, read, num_workers=1)
 
 
-def test_unusable_sample_is_named(dataset):
-    check_error(dataset, num_workers=0)
+def test_unusable_sample_is_named(dataset, read):
+    check_error(dataset, read, num_workers=0)
 
 
-def check_error(dataset, num_workers):
+def check_error(dataset, read, num_workers):
     path = dataset.source.label_paths[5]
     with open(path, "wb") as file:
         file.write(b"nonsense")

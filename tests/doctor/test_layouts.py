@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import shutil
 
@@ -5,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deeplab_jax.config import freeze, get_config
 from deeplab_jax.doctor.layouts import guess
 from deeplab_jax.errors import DataError
 
@@ -24,6 +26,11 @@ def write_all(root, image, mask):
     for split, names in SPLITS.items():
         for name in names:
             write(root, *(place.format(split=split, name=name) for place in (image, mask)))
+
+
+def template(root, **fields):
+    """Returns `config.data` of a folder with images/{split} and labels/{split}, changed."""
+    return dataclasses.replace(freeze(get_config("folder")).data, root=str(root), **fields)
 
 
 @pytest.mark.parametrize(
@@ -81,9 +88,7 @@ def write_all(root, image, mask):
 def test_layouts_with_a_split(tmp_path, image, mask, fields):
     write_all(tmp_path, image, mask)
     layout = guess(tmp_path)
-    default = {"images": "images/{split}", "masks": "labels/{split}", "dataset": "folder"}
-    splits = {"train_split": "train", "val_split": "val"}
-    assert layout.fields == default | splits | fields
+    assert layout.data == template(tmp_path, **fields)
     assert (layout.splits, layout.is_split) == (("train", "val"), True)
 
 
@@ -102,12 +107,7 @@ def test_layouts_with_a_split(tmp_path, image, mask, fields):
 def test_layouts_without_a_split(tmp_path, image, mask, fields):
     write_all(tmp_path, image, mask)
     layout = guess(tmp_path)
-    assert layout.fields == {
-        "dataset": "folder",
-        "train_split": "all",
-        "val_split": "all",
-        **fields,
-    }
+    assert layout.data == template(tmp_path, train_split="all", val_split="all", **fields)
     assert not layout.is_split
 
 
@@ -115,24 +115,22 @@ def test_numbered_files_are_paired_with_the_nearest_folder(tmp_path):
     for city, number in (("rome", 4), ("milan", 6)):
         write(tmp_path, *(f"images/train/{city}/{i}.jpg" for i in range(6)))
         write(tmp_path, *(f"labels/train/{city}/{i}.png" for i in range(number)))
-    assert (guess(tmp_path).fields["masks"], guess(tmp_path).splits) == ("labels/train", ("train",))
+    assert (guess(tmp_path).data.masks, guess(tmp_path).splits) == ("labels/train", ("train",))
 
 
 def test_folder_of_a_colouring_is_neither_images_nor_masks(tmp_path):
     for name in "abc":
         write(tmp_path, f"images/{name}.jpg", f"vis/{name}.png", f"masks_color/{name}.png",
               f"masks/{name}.png")  # fmt: skip
-    assert (guess(tmp_path).fields["images"], guess(tmp_path).fields["masks"]) == (
-        "images",
-        "masks",
-    )
+    data = guess(tmp_path).data
+    assert (data.images, data.masks) == ("images", "masks")
 
 
 def test_training_images_alone_are_no_split(tmp_path):
     write(tmp_path, *(f"images/train/{i}.jpg" for i in range(3)))
     write(tmp_path, *(f"labels/train/{i}.png" for i in range(3)))
     layout = guess(tmp_path)
-    assert layout.fields["images"] == "images/train"
+    assert layout.data.images == "images/train"
     assert (layout.splits, layout.is_split) == (("train",), False)
 
 
@@ -145,17 +143,17 @@ def test_lists_make_a_split(tmp_path, folder):
         (tmp_path / folder / f"{split}.txt").write_text("\n".join(names))
     (tmp_path / folder / "test.txt").write_text("not\nof\nthese")
     layout = guess(tmp_path)
-    assert layout.fields["masks"] == "SegmentationClass"
-    assert layout.fields["split_file"] == f"{folder}/{{split}}.txt".lstrip("/")
+    assert layout.data.masks == "SegmentationClass"
+    assert layout.data.split_file == f"{folder}/{{split}}.txt".lstrip("/")
     assert layout.splits == ("train", "val")
 
 
 @pytest.mark.parametrize("below", ["", "VOCdevkit", "VOCdevkit/VOC2012"])
 def test_small_folder_laid_out_as_voc_is_one_of_its_own(make_tree, below):
     root = make_tree("voc")
-    fields = guess(root / below).fields
-    assert fields["dataset"] == "folder"
-    assert fields["train_split"] == "trainaug"
+    data = guess(root / below).data
+    assert data.dataset == "folder"
+    assert data.train_split == "trainaug"
 
 
 def test_voc_is_known_by_its_number_of_images(make_tree):
@@ -164,7 +162,7 @@ def test_voc_is_known_by_its_number_of_images(make_tree):
     (lists / "val.txt").write_text("".join(f"{i}\n" for i in range(1449)))
     for below in ("", "VOCdevkit", "VOCdevkit/VOC2012"):
         layout = guess(root / below)
-        assert (layout.root, layout.fields["dataset"]) == (root.resolve(), "voc")
+        assert (layout.data.root, layout.data.dataset) == (str(root.resolve()), "voc")
 
 
 @pytest.mark.parametrize(
@@ -174,7 +172,7 @@ def test_official_layouts_are_known_from_above_and_inside(make_tree, name, below
     root = make_tree(name)
     for start in ("", below):
         layout = guess(root / start)
-        assert (layout.root, layout.fields["dataset"]) == (root.resolve(), name)
+        assert (layout.data.root, layout.data.dataset) == (str(root.resolve()), name)
         assert layout.splits == ("train", "val")
 
 
@@ -205,4 +203,4 @@ def test_list_that_is_a_pipe_or_huge_is_no_list(tmp_path):
     with (tmp_path / "test.txt").open("w") as file:
         file.write("d")
         file.truncate((1 << 26) + 1)
-    assert "split_file" not in guess(tmp_path).fields
+    assert guess(tmp_path).data.split_file == ""

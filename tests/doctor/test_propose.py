@@ -1,35 +1,14 @@
 import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from deeplab_jax.config.recipe import load_recipe
+from deeplab_jax.data import open_dataset
 from deeplab_jax.data.classes import colormap
-from deeplab_jax.doctor import layouts, propose, survey
-from deeplab_jax.doctor.propose import split
-from deeplab_jax.errors import ConfigError, DataError
-
-
-@pytest.fixture
-def recipe_of(tmp_path):
-    """Returns recipe_of(root) -> configuration of the recipe that is proposed for a folder."""
-
-    def make(root, name="mine.py"):
-        layout = layouts.guess(root)
-        found = survey.survey_folder(layout, lambda facts, total: facts)
-        path = str(tmp_path / name)
-        propose.check_free(path, layout)
-        propose.write(propose.propose(found, layout), path, 0.25, 0)
-        return load_recipe(path)
-
-    return make
-
-
-_GOOGLE = '--config=lint.pydocstyle.convention="google"'
+from deeplab_jax.doctor import propose
+from deeplab_jax.errors import DataError
 
 
 def redraw(folder, change):
@@ -51,20 +30,6 @@ def test_proposal_says_what_was_seen(make_tree, recipe_of):
     assert config.init.backbone == "none"
 
 
-def test_recipe_is_formatted_and_says_why(make_tree, recipe_of, tmp_path):
-    recipe_of(make_tree("folder", num_classes=40))
-    path = str(tmp_path / "mine.py")
-    for check in (["check", "--isolated", "--select=E,F,I,D", _GOOGLE],
-                  ["format", "--isolated", "--check"]):  # fmt: skip
-        command = [sys.executable, "-m", "ruff", *check, "--line-length=100", path]
-        got = subprocess.run(command, capture_output=True, text=True)
-        assert got.returncode == 0, got.stdout
-    lines = (tmp_path / "mine.py").read_text().splitlines()
-    for number, line in enumerate(lines):
-        if line.startswith("    c.") and "resolve" not in lines[number - 1]:
-            assert lines[number - 1].startswith("    # ")
-
-
 @pytest.mark.parametrize(
     ("change", "fields"),
     [
@@ -76,8 +41,6 @@ def test_recipe_is_formatted_and_says_why(make_tree, recipe_of, tmp_path):
     ids=["index", "from one", "spread", "colours"],
 )
 def test_proposed_recipe_reads_the_masks(make_tree, recipe_of, change, fields):
-    from deeplab_jax.data import open_dataset
-
     root = make_tree("folder", num_train=6, num_val=2)
     redraw(root, change)
     config = recipe_of(root)
@@ -119,35 +82,6 @@ def test_official_layout_gets_its_row(make_tree, recipe_of):
     assert config.train.loss_groups == 1
 
 
-def test_split_by_fraction_is_written_and_can_be_moved(make_tree, recipe_of, tmp_path):
-    root = make_tree("folder")
-    for kind in ("images", "labels"):
-        shutil.rmtree(root / kind / "val")
-    shutil.copy(root / "images/train/000.jpg", root / "images/train/zzz.jpg")
-    shutil.copy(root / "labels/train/000.png", root / "labels/train/zzz.png")
-    recipe_of(root)
-    moved = tmp_path / "elsewhere"
-    moved.mkdir()
-    for path in tmp_path.glob("mine*"):
-        path.rename(moved / path.name)
-    config = load_recipe(str(moved / "mine.py"))
-    from deeplab_jax.data import open_dataset
-
-    train, val = (set(open_dataset(config.data, 4, s).ids) for s in ("train", "val"))
-    assert train | val == {f"{i:03d}" for i in range(12)} | {"zzz"}
-    assert not train & val
-    assert 3 <= len(val) <= 4
-    assert {"000", "zzz"} <= train or {"000", "zzz"} <= val  # one picture, never in both
-
-
-def test_split_has_something_on_both_sides_and_depends_on_the_seed_alone():
-    groups = [[str(i)] for i in range(20)]
-    assert split(groups, 0.2, 0) == split(groups, 0.2, 0) != split(groups, 0.2, 1)
-    assert [len(part) for part in split(groups, 0.2, 0)] == [16, 4]
-    assert [len(part) for part in split(groups[:2], 0.01, 0)] == [1, 1]
-    assert [len(part) for part in split(groups[:2], 0.99, 0)] == [1, 1]
-
-
 @pytest.mark.parametrize(
     ("name", "what"),
     [(b"caf\xe9", "UTF-8"), (b" a", "outer spaces"), (b"a\nb", "line breaks"),
@@ -170,17 +104,6 @@ def test_folder_that_is_no_name_in_utf8_is_refused(make_tree, recipe_of):
     root = root.rename(root.with_name(os.fsdecode(b"caf\xe9")))
     with pytest.raises(DataError, match="rename the folder"):
         recipe_of(root)
-
-
-def test_nothing_is_written_over(make_tree, tmp_path):
-    layout = layouts.guess(make_tree("folder"))
-    path = tmp_path / "mine.py"
-    path.write_text("mine")
-    with pytest.raises(ConfigError, match="exists"):
-        propose.check_free(str(path), layout)
-    for name in ("mine.txt", "nowhere/mine.py"):
-        with pytest.raises(ConfigError, match="--write-config"):
-            propose.check_free(str(tmp_path / name), layout)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ from deeplab_jax.dry_run import gather, hardware
 from deeplab_jax.dry_run import text as text_lib
 from deeplab_jax.errors import ConfigError, DataError, ResourceError
 
-ROOT = Path(__file__).parents[2]
 MIB = 2**20
 
 TINY = ("model.width=8", "model.head_channels=16", "model.aux_channels=16",
@@ -42,7 +41,7 @@ def tree(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
-def test_the_command_writes_nothing_and_tells_all(tmp_path, tiny):
+def test_the_command_writes_nothing_and_tells_all(repository, tmp_path, tiny):
     recipe = tmp_path / "tiny.py"
     recipe.write_text(
         "from deeplab_jax import config\n"
@@ -54,7 +53,7 @@ def test_the_command_writes_nothing_and_tells_all(tmp_path, tiny):
     changes = [f"--config.{change}" for change in (*TINY, f"data.root={tiny.data.root}")]
     command = [sys.executable, "-m", "deeplab_jax.train", "--config", str(recipe), "--dry-run",
                "--hardware=cpu:2", "--workdir", str(tmp_path / "runs/tiny"), *changes]  # fmt: skip
-    environment = {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1",
+    environment = {"HOME": str(tmp_path), "PYTHONPATH": str(repository), "PYTHONDONTWRITEBYTECODE": "1",
                    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # fmt: skip
     got = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert got.returncode == 0, got.stderr
@@ -114,8 +113,8 @@ def test_hardware_is_for_a_dry_run(tmp_path):
         train.main(["--config", "x.py", "--hardware", "h200"])
 
 
-def test_a_dry_run_has_no_other_processes():
-    recipe = str(ROOT / "configs/voc_r50_os16.py")
+def test_a_dry_run_has_no_other_processes(repository):
+    recipe = str(repository / "configs/voc_r50_os16.py")
     with pytest.raises(ConfigError, match="name the devices of all hosts with --hardware"):
         train.main(["--config", recipe, "--dry-run", "--num-processes", "2"])
 

@@ -1,1 +1,1 @@
-"""Where samples are read: files of a folder, TFDS, or a cache of decoded samples."""
+"""Sources that samples are read from: files of a folder, TFDS, or a cache of decoded samples."""

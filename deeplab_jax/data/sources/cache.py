@@ -1,6 +1,6 @@
 """Decoded samples in one uncompressed file per split, read through a memory map.
 
-For data sets that are bound by decoding, as Cityscapes' PNGs are. A cache is a folder with
+A cache serves data sets bound by decoding, such as Cityscapes' PNGs. It is a folder with
 `classes.json` and, for each split, `SPLIT.json` (the index) and `SPLIT.bin`: for every sample its
 image, uint8 (H, W, 3), then its classes, uint8 (H, W), 255 = ignored.
 """
@@ -12,6 +12,7 @@ import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from deeplab_jax.data.sources.folder import open_folder
 from deeplab_jax.errors import ConfigError, DataError
 
 FORMAT = 1
-# What the stored classes were made with.
+# Fields that decide the stored classes.
 _LABEL_KEYS = ("dataset", "mask_format", "class_values", "ignore_values", "reduce_zero_label")
 
 
@@ -31,9 +32,9 @@ class CacheSource:
     """Samples in one file.
 
     Attributes:
-      path: of the file.
-      ids: of the samples.
-      table: int64 (n, 3): height, width and checksum of each; they lie one after another.
+      path: path of the file.
+      ids: names of the samples.
+      table: int64 (n, 3): height, width and checksum of each, in the order of the file.
     """
 
     path: str
@@ -42,14 +43,14 @@ class CacheSource:
 
     @functools.cached_property
     def ends(self) -> np.ndarray:
-        """Where each sample ends in the file, int64 (n,)."""
+        """End of each sample in the file, bytes, int64 (n,)."""
         return np.cumsum(4 * self.table[:, 0] * self.table[:, 1])
 
     @functools.cached_property
     def _bytes(self) -> np.ndarray:
         return np.asarray(np.memmap(self.path, np.uint8, "r"))
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, object]:
         return {key: value for key, value in vars(self).items() if key != "_bytes"}
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -61,7 +62,7 @@ class CacheSource:
         return image, self._bytes[middle:end].reshape(height, width)
 
     def names(self, index: int) -> tuple[str, str]:
-        """Returns what messages call the image and the mask."""
+        """Returns the names of the image and the mask in messages."""
         return f"{self.path} (image {self.ids[index]})", f"{self.path} (mask {self.ids[index]})"
 
     def verify(self) -> None:
@@ -84,14 +85,9 @@ def checksum(image: np.ndarray, label: np.ndarray) -> int:
 def open_cache(data_config: DataConfig, num_classes: int, split: str) -> Dataset:
     """Returns a split of the cache at `config.data.root`.
 
-    Args:
-      data_config: `config.data`, checked.
-      num_classes: `config.model.num_classes`.
-      split: `config.data.train_split` or `config.data.val_split`.
-
     Raises:
-      DataError: there is no such split, a file's size differs, or samples or classes are no
-        longer those of the folder that was cached, if that is still there.
+      DataError: there is no such split, a file's size differs, or samples or classes differ from
+        those of the folder that was cached, if it still exists.
       ConfigError: the cache is of another data set, other classes or another label map.
     """
     root = Path(data_config.root)
@@ -103,17 +99,16 @@ def open_cache(data_config: DataConfig, num_classes: int, split: str) -> Dataset
     label_map = np.full(65536, INVALID, np.int16)
     label_map[:num_classes] = np.arange(num_classes)
     label_map[IGNORE_INDEX] = IGNORE_INDEX
-    return Dataset(
-        data_config.dataset, split, source.ids, classes.names, classes.palette, label_map, source
-    )
+    names, palette = classes.names, classes.palette
+    return Dataset(data_config.dataset, split, source.ids, names, palette, label_map, source)
 
 
 def split_path(root: Path, split: str, suffix: str) -> Path:
     """Returns the file of a split: its index (".json") or its samples (".bin")."""
-    return root / f"{split.replace('/', '.')}{suffix}"  # a name, wherever the split leads
+    return root / f"{split.replace('/', '.')}{suffix}"
 
 
-def open_split(root: Path, split: str) -> tuple[dict, CacheSource]:
+def open_split(root: Path, split: str) -> tuple[dict[str, Any], CacheSource]:
     """Returns the index of a cached split and the source of its samples.
 
     Raises:
@@ -142,23 +137,21 @@ def open_split(root: Path, split: str) -> tuple[dict, CacheSource]:
     return index, source
 
 
-def _check_labels(data_config: DataConfig, labels: dict, root: Path) -> None:
+def _check_labels(data_config: DataConfig, labels: dict[str, Any], root: Path) -> None:
     for key, value in label_settings(data_config).items():
         if labels.get(key) != value:
-            raise ConfigError(
-                f"config.data.{key}",
-                f"is {value}, but the cache at {root} was written with {labels.get(key)}",
-                "use that, or write the cache again elsewhere",
-            )
+            what = f"is {value}, but the cache at {root} was written with {labels.get(key)}"
+            fix = "use that, or write the cache again elsewhere"
+            raise ConfigError(f"config.data.{key}", what, fix)
 
 
-def label_settings(data_config: DataConfig) -> dict:
-    """Returns what decides a mask's classes, as JSON would give it back."""
+def label_settings(data_config: DataConfig) -> dict[str, Any]:
+    """Returns the fields that decide a mask's classes, as JSON gives them back."""
     return json.loads(json.dumps({key: getattr(data_config, key) for key in _LABEL_KEYS}))
 
 
-def _check_folder(data_config: DataConfig, num_classes: int, index: dict) -> None:
-    """Compares with the folder that was cached, where that can still be opened."""
+def _check_folder(data_config: DataConfig, num_classes: int, index: dict[str, Any]) -> None:
+    """Compares with the folder that was cached, if it can still be opened."""
     config = dataclasses.replace(data_config, **index["source"]["config"])
     try:
         dataset = open_folder(config, num_classes, index["split"])
@@ -167,7 +160,7 @@ def _check_folder(data_config: DataConfig, num_classes: int, index: dict) -> Non
     _check_same(Path(config.root), index, classes=dataset.class_names, ids=dataset.ids)
 
 
-def _check_same(root: Path, index: dict, **values: tuple[str, ...]) -> None:
+def _check_same(root: Path, index: dict[str, Any], **values: tuple[str, ...]) -> None:
     for key, value in values.items():
         if list(value) != index[key]:
             what = f"the {key} of split {index['split']!r} have changed since the cache was written"

@@ -1,4 +1,4 @@
-"""Where samples come from: all that a `Dataset` needs of files, TFDS or a cache."""
+"""Samples in the files of a folder."""
 
 import dataclasses
 import os
@@ -20,9 +20,9 @@ class FolderSource:
     """Samples in files.
 
     Attributes:
-      image_paths: of the images.
-      label_paths: of their masks, in the same order.
-      color_table: for masks in colours.
+      image_paths: paths of the images.
+      label_paths: paths of their masks, in the same order.
+      color_table: classes of the colours, if the masks hold colours.
     """
 
     image_paths: tuple[str, ...]
@@ -42,14 +42,13 @@ class FolderSource:
 
 
 def open_folder(data_config: DataConfig, num_classes: int, split: str) -> Dataset:
-    """Returns a split that lies in files; arguments and errors are `open_dataset`'s."""
+    """Returns a split that lies in files; raises as `open_dataset`."""
     classes = open_classes(data_config, num_classes)
     files = find_files(data_config, split)
     if data_config.dataset == "cityscapes" and not data_config.mask_suffix and not files.masks:
         data_config = dataclasses.replace(data_config, mask_suffix=TRAIN_IDS)
         files = find_files(data_config, split)
     _check_complete(data_config.root, split, files)
-    is_color = data_config.mask_format == "color"
     return Dataset(
         name=data_config.dataset,
         split=split,
@@ -60,7 +59,7 @@ def open_folder(data_config: DataConfig, num_classes: int, split: str) -> Datase
         source=FolderSource(
             tuple(files.images[stem] for stem in files.stems),
             tuple(files.masks[stem] for stem in files.stems),
-            ColorTable(classes) if is_color else None,
+            ColorTable(classes) if data_config.mask_format == "color" else None,
         ),
     )
 

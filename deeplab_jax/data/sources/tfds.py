@@ -1,7 +1,7 @@
-"""Data sets in TFDS' ArrayRecord form: ours written, ours and anyone's read.
+"""Data sets in TFDS' ArrayRecord form, written by `writers/tfds.py` or by anyone.
 
-`tensorflow_datasets` is imported when something is opened, TensorFlow never. A set of ours gives
-the same bytes in the same order as the folder it was written from.
+`tensorflow_datasets` is imported on opening, TensorFlow never. A set of `writers/tfds.py` gives the
+same bytes in the same order as the folder it was written from.
 """
 
 import dataclasses
@@ -20,7 +20,6 @@ from deeplab_jax.data.labels import ColorTable, label_map, open_classes
 from deeplab_jax.errors import ConfigError, DataError, shorten
 
 _NAME = re.compile(r"(\w+(?:/[\w.-]+)?)(?::(\d+\.\d+\.\d+))?")
-
 METADATA_KEY = "deeplab_jax"
 
 
@@ -29,13 +28,13 @@ class TfdsSource:
     """Samples in ArrayRecord files.
 
     Attributes:
-      folder: of one version of a data set.
-      split: its name there.
-      ids: of the samples.
-      image_key: the feature with the image.
-      mask_key: the feature with the mask.
-      has_ids: feature "id" has the ids.
-      color_table: for masks in colours.
+      folder: folder of one version of a data set.
+      split: name of the split in TFDS.
+      ids: names of the samples.
+      image_key: feature with the image.
+      mask_key: feature with the mask.
+      has_ids: feature "id" holds the names.
+      color_table: classes of the colours, if the masks hold colours.
     """
 
     folder: str
@@ -48,7 +47,7 @@ class TfdsSource:
 
     @functools.cached_property
     def _reader(self) -> tuple[Any, Any]:
-        """The records, and what takes the two features out of one."""
+        """The records, and a function from a record to its features."""
         import tensorflow_datasets as tfds
 
         builder = tfds.builder_from_directory(self.folder)
@@ -60,7 +59,7 @@ class TfdsSource:
         decoders = {key: tfds.decode.SkipDecoding() for key in keys[:2]}
         return records, functools.partial(features.deserialize_example_np, decoders=decoders)
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, object]:
         return {key: value for key, value in vars(self).items() if key != "_reader"}
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -73,7 +72,7 @@ class TfdsSource:
             # A file cut short may give empty records, not an error.
             if not image or (self.has_ids and example["id"].decode() != self.ids[index]):
                 raise ValueError("another record is there")
-        except Exception as error:  # what array_record and protobuf make of damaged files
+        except Exception as error:  # array_record and protobuf raise anything on damage
             what = f"cannot be read ({' '.join(str(error).split())[:200]})"
             raise DataError(image_name, what, "write or copy the data set again") from error
         if self.color_table is None:
@@ -82,21 +81,16 @@ class TfdsSource:
         return decode_image(image_name, image), self.color_table(mask_name, colors)
 
     def names(self, index: int) -> tuple[str, str]:
-        """Returns what messages call the image and the mask."""
+        """Returns the names of the image and the mask in messages."""
         place = f"{self.folder} {self.split} {self.ids[index]}"
         return f"{place} ({self.image_key})", f"{place} ({self.mask_key})"
 
 
 def open_tfds(data_config: DataConfig, num_classes: int, split: str) -> Dataset:
-    """Returns a split of a prepared TFDS data set.
+    """Returns a split of a prepared TFDS data set in `config.data.root`, or in `tfds` below it.
 
-    It lies in `config.data.root`, or in `tfds` there. Without `config.data.tfds_name` it is the
-    one that `scripts/prepare_datasets.py --format tfds` writes for `config.data.dataset`.
-
-    Args:
-      data_config: `config.data`, checked.
-      num_classes: `config.model.num_classes`.
-      split: `config.data.train_split` or `config.data.val_split`.
+    Without `config.data.tfds_name` the set is the one that `scripts/prepare_datasets.py --format
+    tfds` writes for `config.data.dataset`.
 
     Raises:
       DataError: there is no such set, version, split or feature, or it is not ArrayRecord.
@@ -137,24 +131,14 @@ def open_tfds(data_config: DataConfig, num_classes: int, split: str) -> Dataset:
         "ids" in kept,
         ColorTable(classes) if data_config.mask_format == "color" else None,
     )
-    return Dataset(
-        data_config.dataset,
-        split,
-        source.ids,
-        classes.names,
-        classes.palette,
-        label_map(data_config, num_classes),
-        source,
-    )
-
-
-def _data_dir(root: str) -> Path:
-    return Path(root) / "tfds" if (Path(root) / "tfds").is_dir() else Path(root)
+    names, palette, values = classes.names, classes.palette, label_map(data_config, num_classes)
+    return Dataset(data_config.dataset, split, source.ids, names, palette, values, source)
 
 
 def _find(data_config: DataConfig) -> Path:
     """Returns the folder of the version asked for, or of the newest."""
-    data_dir, name = _data_dir(data_config.root), data_config.tfds_name or data_config.dataset
+    root, name = Path(data_config.root), data_config.tfds_name or data_config.dataset
+    data_dir = root / "tfds" if (root / "tfds").is_dir() else root
     match = _NAME.fullmatch(name)
     if match is None:
         raise ConfigError("config.data.tfds_name", f"{name!r} is no name", "such as my_set:1.0.0")
@@ -175,8 +159,8 @@ def _version_key(text: str) -> list[int]:
     return [int(part) if part.isdigit() else -1 for part in text.split(".")]
 
 
-def kept_metadata(info: Any) -> dict:
-    """Returns what `write_tfds` kept of each split; nothing for sets of others."""
+def kept_metadata(info: Any) -> dict[str, Any]:
+    """Returns {split: facts} that `write_tfds` kept; empty for sets of others."""
     kept = info.metadata.get(METADATA_KEY) if isinstance(info.metadata, dict) else None
     return kept if isinstance(kept, dict) else {}
 

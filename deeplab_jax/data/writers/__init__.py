@@ -1,1 +1,1 @@
-"""What `scripts/prepare_datasets.py` writes: unpacked archives, TFDS, caches."""
+"""Writers behind `scripts/prepare_datasets.py`: unpacked archives, TFDS, caches."""

@@ -1,20 +1,21 @@
-"""Downloaded archives, unpacked so that nothing lands outside the target or looks finished early.
+"""Unpacks downloaded archives; nothing lands outside the target or looks finished early.
 
-An archive is checked as a whole before its first byte is written: every name, every kind of member
-and the room that the wanted files need.
+The whole archive is checked before the first byte is written: every name, every kind of member and
+the space that the wanted files need.
 """
 
 import fcntl
+import functools
 import os
 import shutil
 import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from deeplab_jax.errors import DataError, DeepLabError, ResourceError
 
@@ -23,21 +24,21 @@ _SPARE = 64 << 20  # bytes left free beside what is written
 
 
 class _Member(NamedTuple):
-    """A file in an archive or folder: its name there, and what opens it."""
+    """A file in an archive or folder: name, bytes, and a function that opens it."""
 
     name: str
     size: int
-    key: object
+    open: Callable[[], IO[bytes] | None]
 
 
 @contextmanager
 def staged(root: Path, part: str) -> Iterator[Path]:
-    """Yields an empty folder; what the block writes to `part` in it moves to `root / part`.
+    """Yields an empty folder; `part` in it moves to `root / part` when the block ends well.
 
-    It moves only when the block ends well, and at once. What a killed run left is removed first.
+    The move is atomic. Remains of a killed run are removed first.
 
     Args:
-      root: made if missing; the folder lies in it, on the same disk.
+      root: folder to write to, made if missing; the yielded folder lies in it, on the same disk.
       part: relative path, which must not exist under `root`.
 
     Raises:
@@ -71,10 +72,10 @@ def _lock(file: int, target: Path) -> None:
 
 
 def require_space(where: Path, needed: int) -> None:
-    """Checks that a folder's disk has room.
+    """Checks that a folder's disk has space for `needed` bytes.
 
     Raises:
-      ResourceError: it has not; the text says how many bytes are needed and how many are free.
+      ResourceError: the disk has not; the text has the bytes needed and free.
     """
     free = shutil.disk_usage(where).free
     if needed + _SPARE > free:
@@ -83,32 +84,26 @@ def require_space(where: Path, needed: int) -> None:
 
 
 def unpack(source: Path, target: Path, rename: Callable[[str], str]) -> int:
-    """Writes the wanted files of an archive, or of a folder that it was unpacked to.
+    """Writes the wanted files of an archive or an unpacked folder; returns their number.
 
     Args:
       source: a .tar, .tgz or .zip file, or a folder.
-      target: the folder to write into, where nobody else writes.
+      target: folder to write to; no other process writes there.
       rename: from a file's name in the archive to its name under `target`, or "" to leave it out;
-        a folder's files are named as if it lay in the archive.
-
-    Returns:
-      The number of files written.
+        files of a folder are named as if the folder lay in the archive.
 
     Raises:
       DataError: the archive is damaged, or has a link, a device or a name that leads elsewhere.
       ResourceError: the wanted files do not fit on the disk.
     """
     if source.is_dir():
-        members = _folder_members(source, rename)
-        return _write(members, lambda path: path.open("rb"), target, rename)
+        return _write(_folder_members(source), target, rename)
     try:
         if _head(source).startswith(b"PK"):  # its table is at the end, which a cut one lacks
             with zipfile.ZipFile(source) as file:
-                members = _zip_members(source, file, rename)
-                return _write(members, lambda key: file.open(key), target, rename)
+                return _write(_zip_members(source, file), target, rename)
         with tarfile.open(source) as tar:
-            members = _tar_members(source, tar, rename)
-            return _write(members, lambda key: tar.extractfile(key), target, rename)
+            return _write(_tar_members(source, tar), target, rename)
     except _DAMAGE as error:
         if isinstance(error, DeepLabError) or getattr(error, "errno", None):
             raise  # of the disk, not of the archive
@@ -118,39 +113,39 @@ def unpack(source: Path, target: Path, rename: Callable[[str], str]) -> int:
 
 
 def _head(source: Path) -> bytes:
-    """Returns the bytes that tell what a file is."""
-    with source.open("rb") as file:
+    """Returns the first bytes of a file, which show its kind."""
+    with _open(source) as file:
         return file.read(12)
 
 
-def _folder_members(source: Path, rename: Callable[[str], str]) -> list[_Member]:
-    paths = (path for path in sorted(source.rglob("*")) if path.is_file())
-    found = [_Member(p.relative_to(source.parent).as_posix(), p.stat().st_size, p) for p in paths]
-    return [member for member in found if rename(member.name)]
+def _open(path: Path) -> IO[bytes]:
+    return path.open("rb")
 
 
-def _zip_members(source: Path, file: zipfile.ZipFile, rename: Callable[[str], str]) -> list:
-    members = []
+def _folder_members(source: Path) -> Iterator[_Member]:
+    for path in sorted(source.rglob("*")):
+        if path.is_file():
+            name = path.relative_to(source.parent).as_posix()
+            yield _Member(name, path.stat().st_size, functools.partial(_open, path))
+
+
+def _zip_members(source: Path, file: zipfile.ZipFile) -> Iterator[_Member]:
     for info in file.infolist():
-        mode = info.external_attr >> 16
-        kind = stat.S_IFMT(mode)
+        kind = stat.S_IFMT(info.external_attr >> 16)
         _check_member(source, info.filename, kind in (0, stat.S_IFREG, stat.S_IFDIR))
-        if not info.is_dir() and rename(info.filename):
-            members.append(_Member(info.filename, info.file_size, info))
-    return members
+        if not info.is_dir():
+            yield _Member(info.filename, info.file_size, functools.partial(file.open, info))
 
 
-def _tar_members(source: Path, tar: tarfile.TarFile, rename: Callable[[str], str]) -> list:
-    members = []
+def _tar_members(source: Path, tar: tarfile.TarFile) -> Iterator[_Member]:
     for info in tar:
         _check_member(source, info.name, info.isreg() or info.isdir())
-        if info.isreg() and rename(info.name):
-            members.append(_Member(info.name, info.size, info))
-    return members
+        if info.isreg():
+            yield _Member(info.name, info.size, functools.partial(tar.extractfile, info))
 
 
 def _check_member(source: Path, name: str, is_plain: bool) -> None:
-    """Refuses what leads elsewhere; links altogether, since the official archives have none."""
+    """Refuses names that lead out of the target, links and devices; official archives have none."""
     leaves = name.startswith("/") or ".." in name.split("/") or set(name) & set("\\\0")
     if leaves or not is_plain:
         what = "is a link or a device" if not is_plain else "would be written outside the target"
@@ -158,12 +153,15 @@ def _check_member(source: Path, name: str, is_plain: bool) -> None:
         raise DataError(str(source), f"its member {name!r} {what}", fix)
 
 
-def _write(members: list, open_member: Callable, target: Path, rename: Callable[[str], str]) -> int:
+def _write(members: Iterable[_Member], target: Path, rename: Callable[[str], str]) -> int:
+    wanted = [member for member in members if rename(member.name)]  # after the checks of all
     target.mkdir(parents=True, exist_ok=True)
-    require_space(target, sum(member.size for member in members))
-    for member in members:
+    require_space(target, sum(member.size for member in wanted))
+    for member in wanted:
         path = target / rename(member.name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open_member(member.key) as reader, path.open("wb") as writer:
+        reader = member.open()
+        assert reader is not None  # a regular file
+        with reader, path.open("wb") as writer:
             shutil.copyfileobj(reader, writer, 1 << 20)
-    return len(members)
+    return len(wanted)

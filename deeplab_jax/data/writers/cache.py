@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +23,13 @@ def write_cache(data_config: DataConfig, num_classes: int, output: Path, is_veri
     Args:
       data_config: `config.data`, checked; its source is the folder.
       num_classes: `config.model.num_classes`.
-      output: the folder to appear when all is written.
-      is_verified: compare the checksums of a cache that is there; a new one's always are.
+      output: folder of the cache, which appears when all is written.
+      is_verified: compare the checksums of an existing cache, too; a new one's are always compared.
 
     Raises:
+      ConfigError: the source is no folder.
       DataError: a sample cannot be used, or `output` is another cache or a damaged one.
-      ResourceError: it does not fit on the disk.
+      ResourceError: the cache does not fit on the disk.
     """
     if data_config.source != "folder":
         what = f"is {data_config.source}; a cache is made from files"
@@ -54,7 +54,9 @@ def write_cache(data_config: DataConfig, num_classes: int, output: Path, is_veri
             open_split(folder, dataset.split)[1].verify()
 
 
-def _check_written(dataset: Dataset, expected: dict, output: Path, is_verified: bool) -> None:
+def _check_written(
+    dataset: Dataset, expected: dict[str, object], output: Path, is_verified: bool
+) -> None:
     index, source = open_split(output, dataset.split)
     differing = [key for key in expected if key != "table" and index.get(key) != expected[key]]
     if differing:
@@ -64,12 +66,11 @@ def _check_written(dataset: Dataset, expected: dict, output: Path, is_verified: 
         source.verify()
 
 
-def _index(dataset: Dataset, data_config: DataConfig, table: list) -> dict:
-    """Returns what `SPLIT.json` says."""
+def _index(dataset: Dataset, data_config: DataConfig, table: list[list[int]]) -> dict[str, object]:
+    """Returns the contents of `SPLIT.json`."""
     keys = ("images", "masks", "mask_suffix", "split_file", "source")
-    config = {"root": str(Path(data_config.root).resolve())} | {
-        k: getattr(data_config, k) for k in keys
-    }
+    config = {"root": str(Path(data_config.root).resolve())}
+    config |= {key: getattr(data_config, key) for key in keys}
     return {
         "format": FORMAT,
         "split": dataset.split,
@@ -83,12 +84,9 @@ def _index(dataset: Dataset, data_config: DataConfig, table: list) -> dict:
 
 def _fingerprint(dataset: Dataset) -> str:
     """Returns a hash of the sizes and times of all files."""
-    stats = [os.stat(path) for path in _paths(dataset)]
+    paths = (path for index in range(len(dataset)) for path in dataset.source.names(index))
+    stats = [os.stat(path) for path in paths]
     return hashlib.sha256(repr([(s.st_size, s.st_mtime_ns) for s in stats]).encode()).hexdigest()
-
-
-def _paths(dataset: Dataset) -> Iterable[str]:
-    return (path for index in range(len(dataset)) for path in dataset.source.names(index))
 
 
 def _decoded_size(dataset: Dataset) -> int:
@@ -97,7 +95,7 @@ def _decoded_size(dataset: Dataset) -> int:
 
 
 def _write_classes(path: Path, dataset: Dataset) -> None:
-    """Writes the classes where `open_classes` finds them."""
+    """Writes the classes for `open_classes`."""
     entries = [
         {"name": name, "color": color}
         for name, color in zip(dataset.class_names, dataset.palette.tolist(), strict=True)
@@ -106,7 +104,7 @@ def _write_classes(path: Path, dataset: Dataset) -> None:
 
 
 def _write_samples(path: Path, dataset: Dataset) -> list[list[int]]:
-    """Writes all samples, and returns where each lies."""
+    """Writes all samples; returns height, width and checksum of each."""
     table = []
     with path.open("wb") as file:
         for example in eval_examples(dataset, range(len(dataset)), ()):

@@ -1,4 +1,4 @@
-"""The TFDS builder of every data set here; TensorFlow is neither needed nor loaded."""
+"""Writes a folder data set in TFDS' ArrayRecord form, without TensorFlow."""
 
 import io
 from collections.abc import Iterator
@@ -16,24 +16,26 @@ from deeplab_jax.data.writers.archives import require_space, staged
 from deeplab_jax.errors import DataError
 
 _SHARD_BYTES = 512 << 20
+_Example = tuple[int, dict[str, object]]
 
 
 class Segmentation(  # type: ignore[call-arg]
     tfds.core.GeneratorBasedBuilder, skip_registration=True
 ):
-    """Images and masks as their files are, in the data set's order."""
+    """Images and masks in the bytes of their files, in the data set's order.
+
+    Args:
+      datasets: the splits, read from folders; their name becomes the builder's.
+      metadata: JSON values to keep beside the samples.
+      size: size of all files, bytes.
+      data_dir: the set appears in `data_dir / name / version`.
+    """
 
     VERSION = tfds.core.Version("1.0.0")
 
-    def __init__(self, datasets: list[Dataset], metadata: dict, size: int, data_dir: Path):
-        """Takes the splits to write, read from folders, and what to keep beside them.
-
-        Args:
-          datasets: the splits; their name becomes the builder's.
-          metadata: anything that JSON can hold.
-          size: of all files, bytes.
-          data_dir: the set appears in `data_dir / name / version`.
-        """
+    def __init__(
+        self, datasets: list[Dataset], metadata: dict[str, Any], size: int, data_dir: Path
+    ):
         self.name = datasets[0].name
         self._datasets = datasets
         self._metadata = metadata
@@ -54,10 +56,10 @@ class Segmentation(  # type: ignore[call-arg]
             disable_shuffling=True,
         )
 
-    def _split_generators(self, dl_manager: Any) -> dict:
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[_Example]]:
         return {dataset.split: self._generate_examples(dataset) for dataset in self._datasets}
 
-    def _generate_examples(self, dataset: Dataset) -> Iterator[tuple[int, dict]]:
+    def _generate_examples(self, dataset: Dataset) -> Iterator[_Example]:
         for index, name in enumerate(dataset.ids):
             image, mask = map(_read, dataset.source.names(index))
             yield index, {"image": io.BytesIO(image), "mask": io.BytesIO(mask), "id": name}
@@ -86,28 +88,20 @@ def _read(path: str) -> bytes:
 def write_tfds(data_config: DataConfig, num_classes: int) -> Path:
     """Writes a folder data set's training and validation split as one TFDS data set.
 
-    One that is there already is compared with the files, and left alone.
-
-    Args:
-      data_config: `config.data`, checked; its source is the folder.
-      num_classes: `config.model.num_classes`.
+    An existing set is compared with the files, and left alone.
 
     Returns:
-      The folder it is in, under `config.data.root / "tfds"`.
+      The folder of the set, under `config.data.root / "tfds"`.
 
     Raises:
-      DataError: a file cannot be read, or the set that is there was written from other files.
+      DataError: a file cannot be read, or the existing set was written from other files.
       ResourceError: the disk is too small.
     """
-    import tensorflow_datasets as tfds
-
     splits = dict.fromkeys((data_config.train_split, data_config.val_split))
     datasets = [open_dataset(data_config, num_classes, split) for split in splits]
     kept = {dataset.split: _describe(dataset) for dataset in datasets}
-    data_dir, part = (
-        Path(data_config.root) / "tfds",
-        f"{data_config.dataset}/{Segmentation.VERSION}",
-    )
+    data_dir = Path(data_config.root) / "tfds"
+    part = f"{data_config.dataset}/{Segmentation.VERSION}"
     folder = data_dir / part
     if folder.exists():
         if kept_metadata(tfds.builder_from_directory(folder).info) != kept:
@@ -124,7 +118,7 @@ def write_tfds(data_config: DataConfig, num_classes: int) -> Path:
     return folder
 
 
-def _describe(dataset: Dataset) -> dict:
+def _describe(dataset: Dataset) -> dict[str, Any]:
     names = [dataset.source.names(index) for index in range(len(dataset))]
     return {
         "ids": list(dataset.ids),

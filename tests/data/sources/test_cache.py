@@ -10,22 +10,11 @@ import cv2
 import numpy as np
 import pytest
 
-from deeplab_jax.data import TrainBatch, open_dataset, train_batches
+from deeplab_jax.data import open_dataset
 from deeplab_jax.data.writers import archives
 from deeplab_jax.data.writers.cache import write_cache
 from deeplab_jax.errors import ConfigError, DataError, ResourceError
 
-OPTIONS = {
-    "seed": 3,
-    "batch_size": 4,
-    "steps_per_epoch": 3,
-    "start": 0,
-    "stop": 4,
-    "rows": range(4),
-    "crop_size": (48, 64),
-    "resize_base": (97, 65),
-    "num_workers": 0,
-}
 CLASSES = {"voc": 21, "ade20k": 150, "cityscapes": 19, "folder": 4}
 
 
@@ -39,17 +28,6 @@ def cached(make_tree, data_config, tmp_path):
         return data, data_config(name, tmp_path / "cache", source="cache", **fields)
 
     return make
-
-
-def read(dataset, **changes):
-    return list(train_batches(dataset, **(OPTIONS | {"scale_range": (0.5, 2.0)} | changes)))
-
-
-def assert_equal(batches, others):
-    assert len(batches) == len(others) > 0
-    for batch, other in zip(batches, others, strict=True):
-        for name in TrainBatch._fields:
-            np.testing.assert_array_equal(getattr(batch, name), getattr(other, name), err_msg=name)
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -71,11 +49,12 @@ def test_cache_gives_the_folders_samples(cached, name):
     ("scale_range", "num_workers"),
     [((0.5, 2.0), 0), ((0.5, 2.0), 2), ((1.0, 1.0), 0)],  # 1: nothing is resized
 )
-def test_cache_gives_the_folders_batches(cached, scale_range, num_workers):
+def test_cache_gives_the_folders_batches(cached, scale_range, num_workers, read, assert_equal):
     folder, data = cached("cityscapes")
-    expected = read(open_dataset(folder, 19, "train"), scale_range=scale_range)
+    options = {"resize_base": (97, 65), "scale_range": scale_range}
+    expected = read(open_dataset(folder, 19, "train"), **options)
     dataset = open_dataset(data, 19, "train")
-    assert_equal(read(dataset, num_workers=num_workers, scale_range=scale_range), expected)
+    assert_equal(read(dataset, num_workers=num_workers, **options), expected)
 
 
 def test_images_are_views_of_the_file(cached):
@@ -262,8 +241,8 @@ def test_room_is_checked_first(make_tree, data_config, tmp_path, monkeypatch):
         write_cache(data, 4, tmp_path / "cache", False)
 
 
-def test_command_writes_a_cache_that_a_recipe_reads(make_tree, tmp_path):
-    script = Path(__file__).parents[3] / "scripts" / "prepare_datasets.py"
+def test_command_writes_a_cache_that_a_recipe_reads(repository, make_tree, tmp_path):
+    script = repository / "scripts" / "prepare_datasets.py"
     recipe = tmp_path / "mine.py"
     recipe.write_text(
         "from deeplab_jax import config\n\n\ndef get_config():\n"

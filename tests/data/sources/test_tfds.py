@@ -10,22 +10,11 @@ import cv2
 import numpy as np
 import pytest
 
-from deeplab_jax.data import TrainBatch, eval_examples, open_dataset, train_batches
+from deeplab_jax.data import eval_examples, open_dataset
 from deeplab_jax.data.writers import archives
 from deeplab_jax.data.writers.tfds import write_tfds
 from deeplab_jax.errors import ConfigError, DataError, ResourceError
 
-OPTIONS = {
-    "seed": 3,
-    "batch_size": 4,
-    "steps_per_epoch": 3,
-    "start": 0,
-    "stop": 4,
-    "rows": range(4),
-    "crop_size": (48, 64),
-    "resize_base": (96, 64),
-    "scale_range": (0.5, 2.0),
-}
 CLASSES = {"voc": 21, "ade20k": 150, "cityscapes": 19, "folder": 4}
 
 
@@ -103,17 +92,6 @@ def foreign_config(data_config, root, **fields):
     return data_config("folder", root, **(options | fields))
 
 
-def read(dataset, num_workers=0):
-    return list(train_batches(dataset, **OPTIONS, num_workers=num_workers))
-
-
-def assert_equal(batches, others):
-    assert len(batches) == len(others) > 0
-    for batch, other in zip(batches, others, strict=True):
-        for name in TrainBatch._fields:
-            np.testing.assert_array_equal(getattr(batch, name), getattr(other, name), err_msg=name)
-
-
 @pytest.mark.parametrize("name", ["voc", "ade20k", "cityscapes"])
 def test_tfds_gives_the_folders_samples_in_its_order(written, name):
     folder, data = written(name)
@@ -131,10 +109,10 @@ def test_tfds_gives_the_folders_samples_in_its_order(written, name):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_tfds_gives_the_folders_batches(written, num_workers):
+def test_tfds_gives_the_folders_batches(written, num_workers, read, assert_equal):
     folder, data = written("voc")
     expected = read(open_dataset(folder, 21, "trainaug"))
-    assert_equal(read(open_dataset(data, 21, "trainaug"), num_workers), expected)
+    assert_equal(read(open_dataset(data, 21, "trainaug"), num_workers=num_workers), expected)
 
 
 def test_files_are_stored_as_they_are_in_several_shards(make_tree, data_config, monkeypatch):

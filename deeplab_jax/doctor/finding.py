@@ -1,0 +1,30 @@
+"""A finding of the doctor, and the order of findings in its report."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+SEVERITIES = ("error", "warning", "note")
+
+
+class Finding(NamedTuple):
+    """One kind of fault and where it was found.
+
+    Attributes:
+      severity: "error": training would stop at it, or learn something false; "warning": legal, but
+        probably not meant; "note": good to know.
+      kind: short name, such as "unreadable-image".
+      title: what is wrong, with the number of places.
+      fix: what to do.
+      items: the places, each with what is wrong there.
+    """
+
+    severity: str
+    kind: str
+    title: str
+    fix: str
+    items: tuple[str, ...] = ()
+
+
+def worst_first(findings: Iterable[Finding]) -> list[Finding]:
+    """Returns the findings by severity, then by number of places."""
+    return sorted(findings, key=lambda f: (SEVERITIES.index(f.severity), -len(f.items)))

@@ -1,0 +1,129 @@
+"""Writes a proposed recipe, and the lists of its splits, as files."""
+
+import json
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from deeplab_jax.doctor.layouts import GuessedLayout
+from deeplab_jax.doctor.propose import OUTPUT_STRIDE, Fields, Proposal, length_fields
+from deeplab_jax.errors import ConfigError
+
+_WIDTH = 100
+
+
+def check_free(path: str, layout: GuessedLayout) -> None:
+    """Refuses to write over anything.
+
+    Raises:
+      ConfigError: the recipe or one of its lists exists, or `path` is no Python file.
+    """
+    if not path.endswith(".py"):
+        raise ConfigError("--write-config", f"{path} is no Python file", "name it such as mine.py")
+    if not Path(path).resolve().parent.is_dir():
+        raise ConfigError("--write-config", f"there is no folder for {path}", "make it first")
+    for file in (Path(path), *([] if layout.is_split else _list_paths(path))):
+        if file.exists():
+            raise ConfigError("--write-config", f"{file} exists", "choose another name")
+
+
+def write(proposal: Proposal, path: str, val_fraction: float, seed: int) -> None:
+    """Writes the recipe, and the lists of a split by fraction; prints each value's reason.
+
+    Args:
+      proposal: the recipe.
+      path: file of the recipe; lists get its name and `_train.txt`, `_val.txt`.
+      val_fraction: share of the images to validate on, between 0 and 1.
+      seed: seed of the split.
+
+    Raises:
+      ResourceError: a file appeared meanwhile or cannot be written; see `cli.run`.
+    """
+    fields = proposal.fields
+    if proposal.unsplit:
+        train, val = split(proposal.unsplit, val_fraction, seed)
+        lengths = length_fields(len(train))
+        fields = {key: lengths.get(key, field) for key, field in fields.items()}
+        for file, stems in zip(_list_paths(path), (train, val), strict=True):
+            _create(file, "".join(f"{stem}\n" for stem in stems))
+            print(f"wrote {file}: {len(stems)} images")
+    _create(Path(path), to_python(proposal.dataset, fields, path))
+    print(f"wrote {path}:")
+    for key, field in fields.items():
+        value = f"{Path(path).stem}_{{split}}.txt" if field.value is None else field.value
+        text = f"{key} = {textwrap.shorten(str(value), 50, placeholder=' ...')}"
+        print(textwrap.fill(f"{text}: {field.reason}", 80, subsequent_indent="    ",
+                            initial_indent="  ", break_long_words=False))  # fmt: skip
+    print(f"\ntrain with it:  deeplab train --config {path}\n")
+
+
+def _create(path: Path, text: str) -> None:
+    with path.open("x", encoding="utf-8") as file:  # "x": never over another
+        file.write(text)
+
+
+def _list_paths(path: str) -> list[Path]:
+    return [Path(path).with_name(f"{Path(path).stem}_{split}.txt") for split in ("train", "val")]
+
+
+def split(
+    groups: Sequence[Sequence[str]], fraction: float, seed: int
+) -> tuple[list[str], list[str]]:
+    """Returns (training, validation) names, at least one of each, no group in both."""
+    order = np.random.default_rng(seed).permutation(len(groups))
+    total = sum(map(len, groups))
+    val: list[str] = []
+    train: list[str] = []
+    for number, index in enumerate(order):
+        is_last = number == len(groups) - 1
+        to_val = (not val or len(val) < round(fraction * total)) and not (is_last and not train)
+        (val if to_val else train).extend(groups[index])
+    return sorted(train), sorted(val)
+
+
+def to_python(dataset: str, fields: Fields, path: str) -> str:
+    """Returns the recipe's source, formatted as ruff does."""
+    lines = []
+    for key, field in fields.items():
+        start = "    # "
+        lines += textwrap.wrap(field.reason, _WIDTH, initial_indent=start, subsequent_indent=start)
+        if field.value is None:
+            name = f"{Path(path).stem}_{{split}}.txt"
+            lines.append(f'    lists = Path(__file__).resolve().with_name("{name}")')
+            lines.append(f"    c.{key} = str(lists)")
+        else:
+            lines += _assign(f"    c.{key} = ", field.value)
+    body = "\n".join(lines)
+    needs_path = any(field.value is None for field in fields.values())
+    imports = "from pathlib import Path\n\n" if needs_path else ""
+    return f'''"""Proposed by `deeplab doctor`: change what you know better.
+
+Train with it: deeplab train --config {Path(path).name}
+"""
+
+{imports}from deeplab_jax import config
+
+
+def get_config():
+    """Returns the template with what was seen in the images and masks."""
+    c = config.get_config("{dataset}", depth=50, output_stride={OUTPUT_STRIDE})
+{body}
+    return c
+'''
+
+
+def _assign(start: str, value: object) -> list[str]:
+    """Returns an assignment, one element a line where it does not fit one."""
+    if not isinstance(value, tuple):
+        return [start + _literal(value)]
+    items = [_literal(item) for item in value]
+    line = f"{start}({', '.join(items)}{',' if len(items) == 1 else ''})"
+    if len(line) <= _WIDTH:
+        return [line]
+    return [f"{start}(", *(f"        {item}," for item in items), "    )"]
+
+
+def _literal(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)

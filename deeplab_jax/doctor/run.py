@@ -1,0 +1,56 @@
+"""One visit of the doctor: survey, findings, report, recipe."""
+
+import time
+from collections.abc import Sequence
+
+from deeplab_jax.config.recipe import load_recipe
+from deeplab_jax.doctor import layouts, propose, recipe, rules, survey, text
+from deeplab_jax.errors import DataError
+
+
+def run(
+    source: str,
+    overrides: Sequence[str] | None,
+    json_path: str | None,
+    recipe_path: str | None = None,
+    val_fraction: float = 0.2,
+    seed: int = 0,
+) -> None:
+    """Checks a data set, prints the report, and writes the files that were asked for.
+
+    Args:
+      source: folder of images and masks, or a recipe by path or name.
+      overrides: fields of the recipe, as `--config.x=y`; None if `source` is a folder.
+      json_path: file of the whole report, or None.
+      recipe_path: file of the recipe to propose for a folder, or None.
+      val_fraction: share of the images to validate on, if the folder has no split.
+      seed: seed of that split.
+
+    Raises:
+      DataError: the data set has errors.
+      DeepLabError: see `deeplab_jax.errors`.
+    """
+    began = time.perf_counter()
+    layout = None
+    if overrides is not None:
+        found = survey.survey_recipe(load_recipe(source, overrides))
+        print(f"{found.root}, as {source} says\n")
+    else:
+        layout = layouts.guess(source)
+        if recipe_path:
+            recipe.check_free(recipe_path, layout)
+        print(text.to_printable(f"{layout.data.root}\n  {layout.why}\n"), flush=True)
+        found = survey.survey_folder(layout)
+    speed = text.speed(found, time.perf_counter() - began)
+    findings = rules.check(found)
+    if layout and recipe_path:
+        findings = propose.settle(found, findings)
+    print(text.to_text(found, findings, speed))
+    if json_path:
+        text.write_json(json_path, found, findings, speed)
+    if layout and recipe_path:
+        recipe.write(propose.propose(found, layout), recipe_path, val_fraction, seed)
+    errors = sum(finding.severity == "error" for finding in findings)
+    if errors:
+        what = f"{errors} kind{'s' if errors > 1 else ''} of error, listed above"
+        raise DataError(str(found.root), what, "mend them: training stops at them or learns them")
