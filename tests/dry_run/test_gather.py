@@ -53,8 +53,8 @@ def test_the_command_writes_nothing_and_tells_all(repository, tmp_path, tiny):
     changes = [f"--config.{change}" for change in (*TINY, f"data.root={tiny.data.root}")]
     command = [sys.executable, "-m", "deeplab_jax.train", "--config", str(recipe), "--dry-run",
                "--hardware=cpu:2", "--workdir", str(tmp_path / "runs/tiny"), *changes]  # fmt: skip
-    environment = {"HOME": str(tmp_path), "PYTHONPATH": str(repository), "PYTHONDONTWRITEBYTECODE": "1",
-                   "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # fmt: skip
+    environment = {"HOME": str(tmp_path), "PYTHONPATH": str(repository)}
+    environment |= {"PYTHONDONTWRITEBYTECODE": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     got = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert got.returncode == 0, got.stderr
     assert (tree(tmp_path), tree(data)) == before
