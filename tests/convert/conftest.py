@@ -1,5 +1,6 @@
 """State dicts of width-reduced networks in every dialect, their recipe, and the commands."""
 
+import dataclasses
 import functools
 import sys
 from pathlib import Path
@@ -118,11 +119,10 @@ def import_run(convert, run_recipe):
 
 @functools.cache
 def _shapes(depth, stem, classes):
-    config = get_config("folder", depth=depth)
-    model = config.model
-    model.width, model.stem, model.num_classes = 4, stem, classes
-    model.head_channels, model.low_level_channels, model.aux_channels = 10, 3, 7
-    return abstract_variables(freeze(config).model)
+    model = freeze(get_config("folder", depth=depth)).model
+    widths = {"width": 4, "head_channels": 10, "low_level_channels": 3, "aux_channels": 7}
+    # Not checked: some tests want class counts that a configuration refuses.
+    return abstract_variables(dataclasses.replace(model, stem=stem, num_classes=classes, **widths))
 
 
 @pytest.fixture
