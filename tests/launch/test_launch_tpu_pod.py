@@ -13,7 +13,7 @@ LOCAL, POD = ("--hosts", "local:2"), ("--tpu", "pod", "--zone", "here")
 # ---- What is asked for
 
 _PLACES = pytest.mark.process(
-    "seconds of waiting; one start, death and restart are in the first tier"
+    "seconds of waiting; a start, a restart and a stop are in the first tier"
 )
 
 
@@ -114,7 +114,6 @@ def test_long_run_ends_a_row_of_restarts(place):
     assert output.count("restart 1 of 1") == 3
 
 
-@_PLACES
 @pytest.mark.parametrize("code", [2, 3, 4, 6])
 def test_mistake_of_one_host_ends_all(place, code):
     got, output, _ = place.run(*LOCAL, act=f"1:{code}")
@@ -124,7 +123,6 @@ def test_mistake_of_one_host_ends_all(place, code):
     assert f"exit code {code} (host:code 0:143 1:{code})" in output
 
 
-@_PLACES
 def test_mistake_counts_before_the_death_it_causes(place):
     script = "case ${*: -1} in 0) exit 134 ;; 1) sleep 0.7; exit 3 ;; esac"
     command = [*LOCAL, "--", "bash", "-c", script, "x"]
@@ -140,7 +138,6 @@ def test_missing_command_is_not_tried_again(place):
     assert "no-such-command" in output
 
 
-@_PLACES
 def test_what_does_not_stop_after_a_failure_is_killed(place):
     process = place.running("deaf", [*LOCAL, "--max-restarts", 0], LAUNCH_GRACE=1)
     os.kill(place.events("start")[0]["pid"], signal.SIGKILL)
@@ -150,7 +147,6 @@ def test_what_does_not_stop_after_a_failure_is_killed(place):
     assert not place.alive()
 
 
-@_PLACES
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_asked_to_stop_waits_for_the_save(place, number, code):
     process = place.running()
@@ -172,7 +168,6 @@ def test_asked_to_stop_waits_for_what_the_command_started(place):
     assert place.counts("saved") == [1, 1]
 
 
-@_PLACES
 def test_asked_to_stop_twice_kills(place):
     process = place.running("deaf")
     process.send_signal(signal.SIGTERM)
@@ -239,7 +234,6 @@ def test_stop_between_starts_holds_the_next_one_back(place):
     assert place.counts("start") == [1, 1]
 
 
-@_PLACES
 def test_stop_says_which_hosts_it_could_not_ask(place):
     code, output, errors = place.stop("ssh:a,gone").end()
     assert code == 5
@@ -254,7 +248,6 @@ def test_setup_comes_before_every_start_on_every_host(place):
     assert (place.root / "setup").read_text() == f"it's {place.root}\n" * 4
 
 
-@_PLACES
 def test_failed_setup_of_one_host_starts_nothing(place):
     (place.root / "setup.sh").write_text("mkdir once\n")  # the second of two fails
     code, output, _ = place.run(*LOCAL, "--setup", "setup.sh", "--max-restarts", 1)
@@ -266,7 +259,6 @@ def test_failed_setup_of_one_host_starts_nothing(place):
 # ---- A slice and other machines
 
 
-@_PLACES
 def test_slice_gets_the_command_on_each_worker(place):
     odd = ["it's", 'a "b" $HOME `id`', "", "*"]
     folder = place.root / "a b"
@@ -287,7 +279,6 @@ def test_slice_gets_the_command_on_each_worker(place):
     assert "place 0: done" in output
 
 
-@_PLACES
 @pytest.mark.parametrize(
     ("state", "code", "words"),
     [("MISSING", 2, "no such slice in here - create it"), ("DENIED", 5, "PERMISSION_DENIED")],
@@ -347,7 +338,6 @@ def test_stop_reaches_every_host_of_a_slice(place):
     assert len(place.calls("ssh")) == 4
 
 
-@_PLACES
 def test_machines_meet_at_the_first(place):
     assert place.run("--hosts", "ssh:me@a,b", "--port", 8476, "--dir", place.root)[0] == 0
     tails = sorted(event["args"][1:] for event in place.events("start"))

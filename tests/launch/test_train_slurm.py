@@ -3,7 +3,7 @@ import signal
 
 import pytest
 
-_TASKS = pytest.mark.process("seconds of waiting; one run of tasks is in the first tier")
+_TASKS = pytest.mark.process("seconds of waiting; a run and a requeue are in the first tier")
 
 
 def requeues(place):
@@ -22,7 +22,6 @@ def test_runs_a_task_for_each_place_with_its_log(place):
     assert not requeues(place)
 
 
-@_TASKS
 def test_saves_before_the_limit_and_is_requeued(place):
     process = place.slurm("run,done")
     place.wait_for("start", [1, 1])
@@ -55,7 +54,6 @@ def test_requeues_after_a_death_and_not_for_ever(place):
     assert "giving up" in output
 
 
-@_TASKS
 def test_waits_for_cancelled_tasks(place):
     process = place.slurm("run")
     place.wait_for("start", [1, 1])
