@@ -133,6 +133,7 @@ def small():
     return freeze(config)
 
 
+@pytest.mark.parity("compiles the step; figures of small programs are in the first tier")
 def test_the_step_that_is_compiled_is_the_runs(small, compile_quickly):
     devices = jax.devices()
     got = compiled.compile_step(compiled.lower_step(small, devices))

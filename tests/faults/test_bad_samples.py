@@ -33,6 +33,7 @@ def log(workdir):
     return [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.process("trains; what is left out is checked below")
 def test_bad_samples_are_left_out_and_listed(damaged, train, call, tmp_path):
     root, bad = damaged(0)
     code, out, err = call(*train(root, "max_bad_samples=2"))

@@ -80,6 +80,7 @@ def test_many_sizes_need_few_programs(network):
     assert len(engine.programs) <= 3
 
 
+@_MANY_PROGRAMS
 def test_batches_change_nothing(network, monkeypatch):
     sizes = [(40, 50), (40, 50), (33, 50), (40, 50), (20, 20), (40, 50)]
     items = [Item(k, picture(k, *size), size) for k, size in enumerate(sizes)]
@@ -137,6 +138,7 @@ def test_views_of_several_scales_share_batches(network, monkeypatch, mode, scale
         np.testing.assert_allclose(results[1][key][0], expected, rtol=0, atol=atol)
 
 
+@_MANY_PROGRAMS
 def test_images_of_two_dtypes_do_not_share_a_batch(network, monkeypatch):
     images = [picture(0, 40, 50), normalize(picture(1, 40, 50)), picture(2, 40, 50)]
     engine = Engine(network[0], EvalProtocol()).load(network[1])

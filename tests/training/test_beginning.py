@@ -17,7 +17,10 @@ from deeplab_jax.models import build_model, init_variables
 from deeplab_jax.training import workdir as workdir_lib
 from deeplab_jax.training.plan import make_plan
 
+_FINISHED = pytest.mark.process("trains first; differences are unit tests of config and workdir")
 
+
+@_FINISHED
 def test_other_configuration_is_refused_with_the_difference(call, tiny, finished):
     log = (finished / "log.jsonl").read_text()
     changes = ["--config.train.lr=0.02", "--config.data.crop_size=64,128"]
@@ -29,6 +32,7 @@ def test_other_configuration_is_refused_with_the_difference(call, tiny, finished
     assert (finished / "log.jsonl").read_text() == log
 
 
+@_FINISHED
 def test_place_workers_and_logging_may_change(call, tiny, finished, tmp_path):
     root = Path(tiny[2]).parent
     shutil.copytree(root, tmp_path / "moved")
@@ -40,6 +44,7 @@ def test_place_workers_and_logging_may_change(call, tiny, finished, tmp_path):
     assert call(*tiny, "--workdir", finished, *changes).code == 0
 
 
+@_FINISHED
 def test_added_images_are_not_continued_over(call, tiny, finished, tmp_path):
     root = Path(tiny[2]).parent
     shutil.copytree(root, tmp_path / "more")
@@ -63,6 +68,7 @@ def test_weights_are_not_continued_as_a_run(tiny_config, tmp_path):
 # One process at a time
 
 
+@_FINISHED
 def test_second_process_in_a_work_directory_is_refused(call, tiny, finished, tmp_path):
     shutil.copytree(finished, tmp_path / "run")
     with (tmp_path / "run" / ".lock").open("w") as file:
@@ -78,6 +84,7 @@ def test_second_process_in_a_work_directory_is_refused(call, tiny, finished, tmp
     assert (tmp_path / "run" / ".lock").read_text().startswith(f"pid {os.getpid()} on ")
 
 
+@_FINISHED
 def test_file_system_without_locks_is_used_without(call, tiny, finished, monkeypatch):
     def fail(*args):
         raise OSError(errno.ENOLCK, "No locks available")

@@ -361,6 +361,7 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_step(
     assert is_finite(checkpoint.restore(tmp_path, 3, abstract_items(tiny_config)))
 
 
+@MANY_RUNS
 def test_statistics_that_are_not_finite_are_not_saved_though_the_loss_is_finite(
     call, tiny, tmp_path, monkeypatch
 ):
