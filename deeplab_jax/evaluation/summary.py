@@ -1,4 +1,4 @@
-"""The content of `evaluation.json`: every score of a data set's counts, and what computed them."""
+"""The content of `evaluation.json`: scores of a data set, the software and the device."""
 
 import platform
 import subprocess
@@ -33,7 +33,7 @@ class ImageScore(TypedDict):
 
 
 class Environment(TypedDict):
-    """What computed an evaluation; null where unknown."""
+    """Software and device of an evaluation; null where unknown."""
 
     device: str | None
     platform: str | None
@@ -172,7 +172,7 @@ def _commit() -> str | None:
     """Returns the commit of this code's checkout, "-dirty" if changed; None where unknown."""
     file = Path(__file__)
     describe = ("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
-    # `ls-files` fails where the repository is not ours but one around an installed package.
+    # `ls-files` fails in another repository around an installed package.
     for arguments in (("ls-files", "--error-unmatch", file.name), describe):
         try:
             got = subprocess.run(

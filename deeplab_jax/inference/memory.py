@@ -1,4 +1,4 @@
-"""Refusal of images that need more memory than a device has."""
+"""Check of the memory that an image needs on a device."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ class TooLargeError(ResourceError):
 
 
 def check_memory(program: Compiled, free: int | None, size: Size, is_slide: bool) -> None:
-    """Refuses an image before the system ends the process for it.
+    """Refuses an image that would exhaust memory, for which the system would end the process.
 
     Args:
       program: the compiled network.
