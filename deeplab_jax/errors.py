@@ -1,4 +1,4 @@
-"""What can go wrong for a user: one exception family, an exit code each, one line of text each.
+"""Errors that a user can correct: one family of exceptions, each with its exit code and one line.
 
 Every command renders these as `error: <where>: <what> - <fix>` (see `cli.run`).
 """
@@ -14,12 +14,12 @@ _CLIPPED = 80  # characters of a quoted name
 
 
 class DeepLabError(Exception):
-    """A mistake or a state of the world that the user can mend.
+    """An error that the user can correct.
 
     Attributes:
       where: the file, flag or configuration key at fault.
-      what: what is wrong there, with its value, and what is accepted.
-      fix: what to do about it.
+      what: the fault, with the value at hand and the accepted ones.
+      fix: the remedy.
     """
 
     exit_code = 1
@@ -57,7 +57,7 @@ class ResourceError(DeepLabError, RuntimeError):
 
 
 class ReaderError(ResourceError):
-    """A thread or process that reads samples died or hangs; what was trained is whole."""
+    """A thread or process that reads samples died or hangs; the training state is intact."""
 
 
 class NumericError(DeepLabError, ArithmeticError):

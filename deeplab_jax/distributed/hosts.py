@@ -46,12 +46,7 @@ def name() -> str:
 
 
 def own_share(items: Sequence[T], host: int | None = None) -> Sequence[T]:
-    """Returns a host's share of the items: with n hosts, every n-th.
-
-    Args:
-      items: in the same order on all hosts.
-      host: number of the process; this one by default.
-    """
+    """Returns a host's share, every n-th of n hosts, of items in the same order on all hosts."""
     return items[jax.process_index() if host is None else host :: jax.process_count()]
 
 
@@ -94,8 +89,7 @@ def sync_errors() -> Iterator[None]:
 def synced_error(failure: Exception | None) -> DeepLabError | None:
     """Returns the error of the first host with one, for all hosts; None if no host has one.
 
-    Args:
-      failure: this host's error, if any; the traceback of an unexpected one is printed.
+    `failure` is this host's error, if any; the traceback of an unexpected one is printed.
     """
     if failure is not None:
         failure = errors.as_resource_error(failure) or failure

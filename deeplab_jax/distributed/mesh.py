@@ -138,7 +138,7 @@ def put_batch(batch: PyTree, mesh: Mesh, batch_size: int) -> PyTree:
     Args:
       batch: pytree of arrays (R, ...) with this host's rows, those of `local_rows`; pictures have
         three or four dimensions.
-      mesh: where they go.
+      mesh: the devices.
       batch_size: rows of the global batch.
     """
     position = {row: k for k, row in enumerate(local_rows(mesh, batch_size))}
@@ -158,7 +158,7 @@ def put_batch(batch: PyTree, mesh: Mesh, batch_size: int) -> PyTree:
 
 
 def to_devices(batches: Iterator, mesh: Mesh, batch_size: int, depth: int = 2) -> Iterator:
-    """Yields (batch, `put_batch` of it), copying up to `depth` batches ahead."""
+    """Yields (batch, the result of `put_batch`), copying up to `depth` batches ahead."""
     queue: deque = deque()
     for batch in batches:
         queue.append((batch, put_batch(batch, mesh, batch_size)))

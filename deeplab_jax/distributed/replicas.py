@@ -61,12 +61,9 @@ class Replicas:
         self._all_checksums = jax.jit(each)
 
     def check(self, tree: PyTree, step: int, kept: str) -> None:
-        """Refuses copies that differ; every host calls it, and waits for the devices.
+        """Compares the copies of `tree`; every host calls this, and waits for the devices.
 
-        Args:
-          tree: arrays that every device holds whole.
-          step: optimiser steps of the state, for the message.
-          kept: the last saved step in words, for the message.
+        `step`, the optimiser steps done, and `kept`, the last save in words, are for the message.
 
         Raises:
           NumericError: copies differ; names the devices outside the majority, and their hosts.

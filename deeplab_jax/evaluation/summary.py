@@ -93,14 +93,7 @@ def summarize(
     image_ids: Sequence[str],
     class_names: Sequence[str],
 ) -> Scores:
-    """Returns all scores.
-
-    Args:
-      confusion: int64 (C, C); row = truth, column = prediction.
-      per_image: int64 (N, 3, C), areas (see `metrics`) of each image.
-      image_ids: N names.
-      class_names: C names.
-    """
+    """Returns all scores of a confusion matrix (C, C) and N images' areas, int64 (N, 3, C)."""
     total = metrics.areas_of(confusion)
     low, high, level, method = metrics.bootstrap_mean_iou(per_image)
     iou, accuracy = metrics.iou(total), metrics.accuracy(total)

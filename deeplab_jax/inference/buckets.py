@@ -81,11 +81,8 @@ def plan_buckets(sizes: Iterable[Size], limit: int = LIMIT) -> dict[Size, Shape]
     """Returns a shape for each size, at most `limit` different ones with little padding.
 
     Starts from all sizes and merges the two shapes that add least padding, over all images, until
-    `limit` are left. A size alone in its shape is not padded.
-
-    Args:
-      sizes: (height, width) of every image.
-      limit: 1 or more.
+    `limit`, 1 or more, are left. A size alone in its shape is not padded. `sizes` are (height,
+    width) of every image.
     """
     counts = Counter(sizes)
     step, rounded = 1, counts

@@ -76,11 +76,8 @@ def find_images(paths: Sequence[str], output: str = "") -> dict[Path, str]:
     """Returns the image files among and below `paths`, each with the name of its results.
 
     Images of a folder come sorted, a folder's own before those of its subfolders, and have their
-    path in the folder as name. Hidden files and folders and links to folders are left out.
-
-    Args:
-      paths: files and folders.
-      output: a folder to leave out.
+    path in the folder as name. Hidden files and folders, links to folders and the folder `output`
+    are left out.
 
     Raises:
       DataError: a path does not exist, or there is no image.

@@ -108,13 +108,8 @@ class Prediction:
         cityscapes: cityscapes/<city>_<sequence>_<frame>_pred_labelIds.png, ids for the server.
         ade: ade/NAME.png, 1 to 150 for the server.
 
-        Args:
-          directory: made if it is missing.
-          formats: names of formats.
-          force: replace files that exist.
-
-        Returns:
-          The files, in the order of `formats`, then the JSON.
+        A missing directory is made; `force` replaces files that exist. Returns the files in the
+        order of `formats`, then the JSON.
 
         Raises:
           ConfigError: a format is unknown or not for these classes, or a file exists.

@@ -17,7 +17,7 @@ from deeplab_jax.models.resnet import ResNet
 
 
 class Output(NamedTuple):
-    """What the network returns.
+    """The network's output.
 
     Attributes:
       logits: (B, ceil(H / 4), ceil(W / 4), C), float32 or wider.

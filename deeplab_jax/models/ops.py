@@ -228,15 +228,9 @@ def _depthwise_kernel_by_rows(x: jax.Array, g: jax.Array, dilation: int) -> jax.
 
 @jax.custom_vjp
 def max_pool3x3(x: jax.Array) -> jax.Array:
-    """Takes the maximum over 3x3 pixels at stride 2, padding 1.
+    """Returns the maxima over 3x3 pixels at stride 2, padding 1, (B, ceil(H / 2), ceil(W / 2), C).
 
     The gradient goes to the first of equal maxima in reading order, as PyTorch's does.
-
-    Args:
-      x: (B, H, W, C), floating point.
-
-    Returns:
-      (B, ceil(H / 2), ceil(W / 2), C).
     """
     window, strides = (1, 3, 3, 1), (1, 2, 2, 1)
     return lax.reduce_window(

@@ -68,12 +68,8 @@ def worst_and_best(
 ) -> Iterator[ScoredImage]:
     """Yields the worst images and then the best, none twice.
 
-    Images without a score, and those that the data set lacks, are left out.
-
-    Args:
-      evaluation: the scores.
-      dataset: the evaluated data set.
-      predict: uint8 (H, W, 3) RGB -> uint8 (H, W) classes.
+    Images without a score, and images that the data set lacks, are left out. `predict` maps uint8
+    (H, W, 3) RGB to classes, uint8 (H, W).
 
     Raises:
       DataError: an image cannot be read.

@@ -28,12 +28,8 @@ class Series(NamedTuple):
 def line_plot(title: str, series: Sequence[Series], unit: str = "") -> Html:
     """Returns a figure of lines over optimiser steps.
 
-    The vertical axis starts at 0 where the lowest value is positive and below 0.7 of the highest.
-
-    Args:
-      title: quantity of the vertical axis.
-      series: lines of finite numbers, which are thinned to 300 points each.
-      unit: text after the numbers of the vertical axis.
+    The vertical axis starts at 0 where the lowest value is positive and below 0.7 of the highest;
+    `unit` follows its numbers. Lines of finite numbers are thinned to 300 points each.
     """
     thinned = [Series(_thin(line.points), line.class_) for line in series]
     xs = [x for line in thinned for x, _ in line.points]

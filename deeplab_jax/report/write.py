@@ -22,10 +22,8 @@ _LOG = "log.jsonl"  # of a run, in its work directory
 def write_again(folder: Path, output: Path, overrides: Sequence[str]) -> None:
     """Writes the page of an evaluated checkpoint; without pictures if they cannot be made.
 
-    Args:
-      folder: the checkpoint directory, with `evaluation.json`.
-      output: the page.
-      overrides: "--config.data.root=elsewhere" and the like, applied after the evaluation's own.
+    `folder` is the checkpoint directory, with `evaluation.json`. Overrides, such as
+    "--config.data.root=elsewhere", are applied after the evaluation's own.
 
     Raises:
       ConfigError: `evaluation.json` is not of this version, or an override cannot be used.

@@ -18,14 +18,10 @@ _CLASSIFIERS = ("aux_classifier", "classifier")  # left as drawn by config.init.
 
 
 def check_init(config: Config, class_names: Sequence[str]) -> list[str]:
-    """Checks what a run starts from; reads no array and compiles nothing.
+    """Checks `config.init` against the checkpoint; reads no array and compiles nothing.
 
-    Args:
-      config: the run's configuration.
-      class_names: names of the data set's classes.
-
-    Returns:
-      A line for each setting that is legal but probably a mistake.
+    Returns a line for each setting that is legal but probably a mistake, such as classes whose
+    names differ from the data set's `class_names`.
 
     Raises:
       ConfigError: the recipe needs a backbone or a checkpoint, and names neither.

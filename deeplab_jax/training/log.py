@@ -87,12 +87,9 @@ class Display:
     """One live line on a terminal, else a plain line now and then."""
 
     def __init__(self, total: int, done: int, on_gone: Callable[[], None] = lambda: None):
-        """Prints nothing yet.
+        """Shows a run of `total` optimiser steps, of which `done` are done; prints nothing yet.
 
-        Args:
-          total: optimiser steps of the run.
-          done: optimiser steps done before.
-          on_gone: called when the reader of the output has gone, as in `... | head`.
+        `on_gone` is called when the reader of the output has gone, as in `... | head`.
         """
         self._total, self._first = total, done
         self._on_gone = on_gone
@@ -125,12 +122,9 @@ class Display:
             self._print(text)
 
     def step(self, step: int, values: dict[str, float], is_last: bool) -> None:
-        """Shows a finished step.
+        """Shows a finished step: on a terminal each, else one in ten seconds and the last.
 
-        Args:
-          step: optimiser steps done.
-          values: "loss", "lr", "images_per_second" and "data_wait".
-          is_last: print even if a line was printed just now.
+        `values` are "loss", "lr", "images_per_second" and "data_wait".
         """
         keep = _SMOOTHING if self._loss is not None else 0.0
         self._loss = keep * (self._loss or 0.0) + (1 - keep) * values["loss"]

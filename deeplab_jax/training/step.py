@@ -31,14 +31,9 @@ def gradients(
 ) -> tuple[PyTree, PyTree, dict[str, jax.Array]]:
     """Returns (gradient, batch_stats, losses), summed over the parts of a batch.
 
-    Args:
-      loss_fn: its losses are sums over rows.
-      parts: number of parts, computed one after the other from the statistics that the one before
-        left. Part k holds the rows that are k modulo `parts`, which lie on every device.
-      params: parameters.
-      batch_stats: running statistics.
-      batch: pytree of arrays (B, ...).
-      key: random key of dropout, split into one for each part.
+    Parts are computed one after the other, each from the statistics that the one before left and
+    with its own split of `key` for dropout. Part k holds the rows that are k modulo `parts`, which
+    lie on every device. `batch` is a pytree of arrays (B, ...); losses are sums over rows.
     """
     value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
 

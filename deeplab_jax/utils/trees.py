@@ -23,10 +23,8 @@ def differences(
 ) -> list[str]:
     """Returns one phrase for each kind of difference in names, shapes and types; [] if none.
 
-    Args:
-      saved: trees of leaves with `shape` and `dtype`, by item.
-      wanted: trees that `saved` is compared with, alike.
-      allow_cast: floating types may differ.
+    Both are trees of leaves with `shape` and `dtype`, by item. With `allow_cast` floating types may
+    differ.
     """
     old, new = _by_path(saved), _by_path(wanted)
     missing, unexpected = new.keys() - old.keys(), old.keys() - new.keys()
@@ -56,6 +54,6 @@ def _count(names: Iterable[str], text: str) -> str:
 
 
 def _by_path(items: Mapping[str, PyTree]) -> dict[str, Any]:
-    """Returns leaves by path; a NamedTuple and the dict that Orbax makes of it are alike."""
+    """Returns leaves by path, equal for a NamedTuple and the dict in which Orbax returns it."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(dict(items))
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
