@@ -172,10 +172,11 @@ class Segmenter:
     def _input_sizes(self, images: Sequence[Image]) -> Iterator[Size]:
         for image in images:
             try:
-                size = image.shape if isinstance(image, np.ndarray) else read_size(image)
+                shape = image.shape[:2] if isinstance(image, np.ndarray) else read_size(image)
             except DataError:
                 continue  # reading the image will report it
-            yield self._fit((size[0], size[1]))
+            height, width = shape
+            yield self._fit((height, width))
 
     def _fit(self, size: Size) -> Size:
         """Returns the size (height, width) of the network's input for an image's size."""
