@@ -39,8 +39,11 @@ def _tensors_of(path, dialect):
     return obj[level] if level else obj
 
 
+_DEEP = pytest.mark.parity("ResNet-50; ResNet-18 goes there and back in the first tier")
+
+
 @pytest.mark.parametrize("dialect", keymap.DIALECTS)
-@pytest.mark.parametrize("depth", [18, 50])
+@pytest.mark.parametrize("depth", [18, pytest.param(50, marks=_DEEP)])
 def test_there_and_back_gives_equal_bytes_in_order(make_checkpoint, export, dialect, depth):
     directory, tensors = make_checkpoint(dialect, depth)
     code, text, err, path = export(directory, "--dialect", dialect)

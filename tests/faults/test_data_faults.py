@@ -86,9 +86,15 @@ DAMAGE = {
     "text": (mask_of, lambda path: path.write_text("nothing\n"), "looks like text"),
 }
 
+_WHOLE = ("jpeg", "png")
+_TOLD_ALIKE = pytest.mark.process("runs three commands for each; two kinds are in the first tier")
+
 
 @SEEDS
-@pytest.mark.parametrize("name", list(DAMAGE))
+@pytest.mark.parametrize(
+    "name",
+    [*_WHOLE, *(pytest.param(name, marks=_TOLD_ALIKE) for name in DAMAGE if name not in _WHOLE)],
+)
 def test_damaged_file(tree, train, fails, trained, name, seed):
     where, damage, what = DAMAGE[name]
     path = where(tree, seed)

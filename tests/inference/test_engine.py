@@ -67,6 +67,7 @@ def test_pieces_of_padded_images_equal_the_whole(network):
         assert (labels.dtype, confidence.dtype) == (np.uint8, np.float32)
 
 
+@_MANY_PROGRAMS
 def test_many_sizes_need_few_programs(network):
     engine = Engine(network[0], EvalProtocol()).load(network[1])
     rng = np.random.default_rng(3)

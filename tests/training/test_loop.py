@@ -310,6 +310,7 @@ def test_state_is_donated(interrupted):
     assert interrupted.alive == 0
 
 
+@MANY_RUNS
 def test_step_moves_nothing_between_host_and_devices(tiny_config, finished):
     setup = gather(tiny_config, finished)
     state, mesh = restore_or_init(setup), setup.mesh

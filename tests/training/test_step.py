@@ -16,6 +16,7 @@ from deeplab_jax.training.state import init_state
 from deeplab_jax.training.step import make_update
 
 _RUNS = ["r50_d16_c21", "r50_d8_c21"]
+_TWO_PROGRAMS = pytest.mark.parity("compiles the step twice; whole batches are in the first tier")
 _FULL_SIZE = pytest.mark.parity("ResNet-50; a narrow network is in tests/golden/test_narrow.py")
 
 
@@ -131,6 +132,7 @@ def _assert_close(got, expected, rtol):
         assert error <= rtol * np.linalg.norm(other), jax.tree_util.keystr(path)
 
 
+@_TWO_PROGRAMS
 def test_parts_of_a_batch_equal_the_whole_where_norms_are_frozen(narrow):
     frozen = "model.freeze_batch_norm=true"
     with jax.enable_x64(True):
@@ -141,7 +143,7 @@ def test_parts_of_a_batch_equal_the_whole_where_norms_are_frozen(narrow):
     _assert_close(part_metrics, metrics, 1e-12)
 
 
-@pytest.mark.parity("compiles the step twice; parts of a batch are in the first tier")
+@_TWO_PROGRAMS
 def test_norms_see_one_part_after_the_other(narrow):
     c = narrow(IN_PARTS)
     with jax.enable_x64(True):
@@ -172,7 +174,7 @@ def test_parts_lie_on_every_device(narrow):
     assert read_collectives(text).keys() == {"all-reduce"}
 
 
-@pytest.mark.parity("compiles the step twice; parts of a batch are in the first tier")
+@_TWO_PROGRAMS
 def test_recomputed_stages_keep_less_and_give_the_same(narrow):
     images, _ = _batch()
 
