@@ -47,25 +47,16 @@ class SubsetSource:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """One split of a data set; picklable, and opens no sample before `read`.
+    """One split of a data set; picklable, and opens no sample before `read`."""
 
-    Attributes:
-      name: "voc", "ade20k", "cityscapes" or "folder".
-      split: name of the split, such as "train".
-      ids: names of the samples, in the source's order.
-      class_names: names of classes 0, ..., C - 1.
-      palette: uint8 (C, 3), RGB.
-      label_map: int16 (65536,), from a mask's value to a class, 255 (ignored) or -1 (invalid).
-      source: reads the samples.
-    """
-
-    name: str
-    split: str
-    ids: tuple[str, ...]
-    class_names: tuple[str, ...]
-    palette: np.ndarray
+    name: str  # "voc", "ade20k", "cityscapes" or "folder"
+    split: str  # name of the split, such as "train"
+    ids: tuple[str, ...]  # names of the samples, in the source's order
+    class_names: tuple[str, ...]  # names of classes 0, ..., C - 1
+    palette: np.ndarray  # uint8 (C, 3), RGB
+    # int16 (65536,), from a mask's value to a class, 255 (ignored) or -1 (invalid)
     label_map: np.ndarray
-    source: SampleSource
+    source: SampleSource  # reads the samples
 
     def __len__(self) -> int:
         return len(self.ids)

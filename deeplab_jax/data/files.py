@@ -22,45 +22,28 @@ OnFault = Callable[[DataError], None]
 
 
 class Files(NamedTuple):
-    """The files of a split.
+    """The files of a split."""
 
-    Attributes:
-      stems: stems of the samples: those of the list, in its order, or all found, sorted.
-      images: {stem: path} of the images found.
-      masks: {stem of the image: path} of the masks found.
-      id_suffix: a sample's id is its stem and this.
-    """
-
-    stems: list[str]
-    images: dict[str, str]
-    masks: dict[str, str]
-    id_suffix: str = ""
+    stems: list[str]  # stems of the samples: those of the list, in its order, or all found, sorted
+    images: dict[str, str]  # {stem: path} of the images found
+    masks: dict[str, str]  # {stem of the image: path} of the masks found
+    id_suffix: str = ""  # a sample's id is its stem and this
 
 
 class SplitPaths(NamedTuple):
-    """Where the files of a split lie under the root; a sample's image and mask share a stem.
+    """Where the files of a split lie under the root; a sample's image and mask share a stem."""
 
-    Attributes:
-      images: folder of the images.
-      masks: folder of the masks.
-      list_file: list of the samples, one id a line; "" without a list.
-      is_list_needed: the list must exist; else every file found is a sample if it does not.
-      image_suffixes: ends of image names.
-      mask_suffixes: ends of mask names, after `mask_suffix`.
-      mask_suffix: part of a mask's name after the stem, such as "_mask".
-      lossy_mask_suffixes: found where no other mask is, to be refused by format.
-      id_suffix: see `Files`.
-    """
-
-    images: str
-    masks: str
-    list_file: str = ""
+    images: str  # folder of the images
+    masks: str  # folder of the masks
+    list_file: str = ""  # list of the samples, one id a line; "" without a list
+    # the list must exist; else every file found is a sample if it does not
     is_list_needed: bool = False
-    image_suffixes: tuple[str, ...] = (".jpg",)
-    mask_suffixes: tuple[str, ...] = (".png",)
-    mask_suffix: str = ""
+    image_suffixes: tuple[str, ...] = (".jpg",)  # ends of image names
+    mask_suffixes: tuple[str, ...] = (".png",)  # ends of mask names, after `mask_suffix`
+    mask_suffix: str = ""  # part of a mask's name after the stem, such as "_mask"
+    # found where no other mask is, to be refused by format
     lossy_mask_suffixes: tuple[str, ...] = ()
-    id_suffix: str = ""
+    id_suffix: str = ""  # see `Files`
 
 
 def split_paths(data_config: DataConfig, split: str) -> SplitPaths:

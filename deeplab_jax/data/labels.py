@@ -23,17 +23,11 @@ _UNKNOWN = 256  # a class id no palette reaches
 
 
 class Classes(NamedTuple):
-    """The classes of a data set.
+    """The classes of a data set."""
 
-    Attributes:
-      names: names of classes 0, ..., C - 1.
-      palette: uint8 (C, 3), RGB.
-      ignored_colors: uint8 (n, 3), RGB; a colour mask may hold them for ignored pixels.
-    """
-
-    names: tuple[str, ...]
-    palette: np.ndarray
-    ignored_colors: np.ndarray
+    names: tuple[str, ...]  # names of classes 0, ..., C - 1
+    palette: np.ndarray  # uint8 (C, 3), RGB
+    ignored_colors: np.ndarray  # uint8 (n, 3), RGB; a colour mask may hold them for ignored pixels
 
 
 def label_map(data_config: DataConfig, num_classes: int) -> np.ndarray:

@@ -7,22 +7,15 @@ SEVERITIES = ("error", "warning", "note")
 
 
 class Finding(NamedTuple):
-    """One kind of fault and where it was found.
+    """One kind of fault and where it was found."""
 
-    Attributes:
-      severity: "error": training would stop at it, or learn something false; "warning": legal, but
-        probably not meant; "note": good to know.
-      kind: short name, such as "unreadable-image".
-      title: what is wrong, with the number of places.
-      fix: what to do.
-      items: the places, each with what is wrong there.
-    """
-
+    # "error": training would stop at it, or learn something false; "warning": legal, but
+    # probably not meant; "note": good to know
     severity: str
-    kind: str
-    title: str
-    fix: str
-    items: tuple[str, ...] = ()
+    kind: str  # short name, such as "unreadable-image"
+    title: str  # what is wrong, with the number of places
+    fix: str  # what to do
+    items: tuple[str, ...] = ()  # the places, each with what is wrong there
 
 
 def worst_first(findings: Iterable[Finding]) -> list[Finding]:

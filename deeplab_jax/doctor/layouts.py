@@ -41,19 +41,13 @@ _Folders = dict[str, set[str]]  # {folder under the root: stems of its images}; 
 
 @dataclass(frozen=True)
 class GuessedLayout:
-    """Where a data set lies.
+    """Where a data set lies."""
 
-    Attributes:
-      data: `config.data` that reads it.
-      splits: names of the splits, the training split first; one name if there is no split.
-      is_split: whether training and validation images are told apart.
-      why: how the layout was recognised, in words.
-    """
-
-    data: DataConfig
+    data: DataConfig  # `config.data` that reads it
+    # names of the splits, the training split first; one name if there is no split
     splits: tuple[str, ...]
-    is_split: bool
-    why: str
+    is_split: bool  # whether training and validation images are told apart
+    why: str  # how the layout was recognised, in words
 
 
 def guess(root: str | Path) -> GuessedLayout:

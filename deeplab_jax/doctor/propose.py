@@ -30,31 +30,22 @@ _WHITE = (255, 255, 255)
 
 
 class Field(NamedTuple):
-    """The value of a field and why it is proposed.
+    """The value of a field and why it is proposed."""
 
-    Attributes:
-      value: value of the field's type; None for the path of list files beside the recipe.
-      reason: one sentence.
-    """
-
+    # value of the field's type; None for the path of list files beside the recipe
     value: str | int | tuple[int, ...] | tuple[str, ...] | None
-    reason: str
+    reason: str  # one sentence
 
 
 Fields = dict[str, Field]  # by name under `config`, such as "data.root"
 
 
 class Proposal(NamedTuple):
-    """A recipe that is not yet written.
+    """A recipe that is not yet written."""
 
-    Attributes:
-      dataset: argument of `config.get_config`.
-      fields: fields of the recipe, in order.
-      unsplit: names of samples to be split by fraction, in groups of equal pictures.
-    """
-
-    dataset: str
-    fields: Fields
+    dataset: str  # argument of `config.get_config`
+    fields: Fields  # fields of the recipe, in order
+    # names of samples to be split by fraction, in groups of equal pictures
     unsplit: list[list[str]]
 
 

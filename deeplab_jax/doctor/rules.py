@@ -17,14 +17,10 @@ _SHIFTS = {-1: "subtracted", 1: "added"}
 
 
 class Case(NamedTuple):
-    """A finding whose text depends on more than the number of places.
+    """A finding whose text depends on more than the number of places."""
 
-    Attributes:
-      items: the places; a case without places is a finding, too.
-      words: values of the names in braces in the rule's title and fix.
-    """
-
-    items: tuple[str, ...] = ()
+    items: tuple[str, ...] = ()  # the places; a case without places is a finding, too
+    # values of the names in braces in the rule's title and fix
     words: Mapping[str, str | int] = MappingProxyType({})
 
 
@@ -32,21 +28,13 @@ Find = Callable[[Survey], Iterable[str | Case]]
 
 
 class Rule(NamedTuple):
-    """One check, and the text of its finding; see `Finding`.
+    """One check, and the text of its finding; see `Finding`."""
 
-    Attributes:
-      severity: severity of the finding.
-      kind: kind of the finding.
-      title: title; {n} is the number of places, {s}, {es}, {v} and {be} agree with it.
-      fix: fix, or a function that returns it.
-      find: returns the places, which make one finding together; or cases, a finding each.
-    """
-
-    severity: str
-    kind: str
-    title: str
-    fix: str | Callable[[Survey], str]
-    find: Find
+    severity: str  # severity of the finding
+    kind: str  # kind of the finding
+    title: str  # title; {n} is the number of places, {s}, {es}, {v} and {be} agree with it
+    fix: str | Callable[[Survey], str]  # fix, or a function that returns it
+    find: Find  # returns the places, which make one finding together; or cases, a finding each
 
 
 def check(survey: Survey) -> list[Finding]:

@@ -47,48 +47,32 @@ class Pair(NamedTuple):
 
 @dataclass
 class SampleFacts:
-    """Facts of one sample's files.
+    """Facts of one sample's files."""
 
-    Attributes:
-      pair: the sample's files.
-      image_size: (height, width) of the upright image; None if it cannot be decoded.
-      image_error: why the image cannot be decoded.
-      image_hash: digest of size and pixels; equal for equal pictures alone.
-      image_mode: Pillow's, such as "RGB", "L" or "CMYK".
-      orientation: EXIF orientation of the image; 1 is upright.
-      is_same_file: image and mask are one file, or equal files.
-      mask_size: (height, width); None if the mask cannot be decoded.
-      mask_error: why the mask cannot be used as it is.
-      mask_kind: "index", "palette", "color" or "lossy".
-      mask_hash: digest of size and values.
-      mask_orientation: EXIF orientation of the mask.
-      counts: {value: pixels}; {class: pixels} of a mask in declared colours; {grey: pixels} of a
-        mask in undeclared colours that are all grey.
-      interior: {value: pixels whose eight neighbours have the same value}.
-      palette: {value used: its colour} of a palette mask.
-      colors: {colour: pixels} of a mask in undeclared colours, the first 1000.
-      seconds: processor time of the thread.
-      decode_seconds: share of `seconds` spent reading and decoding.
-    """
-
-    pair: Pair
+    pair: Pair  # the sample's files
+    # (height, width) of the upright image; None if it cannot be decoded
     image_size: tuple[int, int] | None = None
-    image_error: str = ""
-    image_hash: bytes = b""
-    image_mode: str = ""
-    orientation: int = 1
-    is_same_file: bool = False
-    mask_size: tuple[int, int] | None = None
-    mask_error: str = ""
-    mask_kind: str = ""
-    mask_hash: bytes = b""
-    mask_orientation: int = 1
+    image_error: str = ""  # why the image cannot be decoded
+    image_hash: bytes = b""  # digest of size and pixels; equal for equal pictures alone
+    image_mode: str = ""  # Pillow's, such as "RGB", "L" or "CMYK"
+    orientation: int = 1  # EXIF orientation of the image; 1 is upright
+    is_same_file: bool = False  # image and mask are one file, or equal files
+    mask_size: tuple[int, int] | None = None  # (height, width); None if the mask cannot be decoded
+    mask_error: str = ""  # why the mask cannot be used as it is
+    mask_kind: str = ""  # "index", "palette", "color" or "lossy"
+    mask_hash: bytes = b""  # digest of size and values
+    mask_orientation: int = 1  # EXIF orientation of the mask
+    # {value: pixels}; {class: pixels} of a mask in declared colours; {grey: pixels} of a mask
+    # in undeclared colours that are all grey
     counts: dict[int, int] = field(default_factory=dict)
+    # {value: pixels whose eight neighbours have the same value}
     interior: dict[int, int] = field(default_factory=dict)
+    # {value used: its colour} of a palette mask
     palette: dict[int, Color] = field(default_factory=dict)
+    # {colour: pixels} of a mask in undeclared colours, the first 1000
     colors: dict[Color, int] = field(default_factory=dict)
-    seconds: float = 0.0
-    decode_seconds: float = 0.0
+    seconds: float = 0.0  # processor time of the thread
+    decode_seconds: float = 0.0  # share of `seconds` spent reading and decoding
 
     @property
     def is_grey(self) -> bool:

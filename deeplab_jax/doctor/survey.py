@@ -31,31 +31,19 @@ from deeplab_jax.utils.progress import counting
 
 @dataclass(frozen=True)
 class Survey:
-    """Facts of a data set from opening each of its files.
+    """Facts of a data set from opening each of its files."""
 
-    Attributes:
-      data: `config.data` as given or guessed.
-      splits: names of the splits, the training split first.
-      facts: facts of every sample.
-      values: inferred meaning of the masks' values.
-      meaning: {value: class or 255}; a value that is absent means nothing.
-      class_names: names of classes 0, ..., C - 1.
-      batch_size: batch size of the recipe; None without a recipe.
-      is_described: recipe, layout or `classes.json` say what values mean; else it is inferred.
-      foreign: {suffix: number} of files that are neither images nor masks of the data set.
-      faults: findings from before any file was opened.
-    """
-
-    data: DataConfig
-    splits: tuple[str, ...]
-    facts: list[SampleFacts]
-    values: Values
-    meaning: dict[int, int]
-    class_names: tuple[str, ...]
-    batch_size: int | None
-    is_described: bool
+    data: DataConfig  # `config.data` as given or guessed
+    splits: tuple[str, ...]  # names of the splits, the training split first
+    facts: list[SampleFacts]  # facts of every sample
+    values: Values  # inferred meaning of the masks' values
+    meaning: dict[int, int]  # {value: class or 255}; a value that is absent means nothing
+    class_names: tuple[str, ...]  # names of classes 0, ..., C - 1
+    batch_size: int | None  # batch size of the recipe; None without a recipe
+    is_described: bool  # recipe, layout or `classes.json` say what values mean; else it is inferred
+    # {suffix: number} of files that are neither images nor masks of the data set
     foreign: Counter[str]
-    faults: list[Finding]
+    faults: list[Finding]  # findings from before any file was opened
 
     @property
     def root(self) -> Path:

@@ -23,35 +23,23 @@ ClassRow = TypedDict(
 
 
 class Summary(TypedDict):
-    """Counts, sizes and classes of a data set, as JSON has them.
+    """Counts, sizes and classes of a data set, as JSON has them."""
 
-    Attributes:
-      root: folder of the data set.
-      splits: {split: number of samples}.
-      sizes: {"smallest", "median" or "largest" by area: [height, width]}; empty without images.
-      classes: class, name, mask values, share of all pixels, and {split: masks with the class}.
-      ignored_share: share of all pixels.
-    """
-
-    root: str
-    splits: dict[str, int]
+    root: str  # folder of the data set
+    splits: dict[str, int]  # {split: number of samples}
+    # {"smallest", "median" or "largest" by area: [height, width]}; empty without images
     sizes: dict[str, list[int]]
+    # class, name, mask values, share of all pixels, and {split: masks with the class}
     classes: list[ClassRow]
-    ignored_share: float
+    ignored_share: float  # share of all pixels
 
 
 class Speed(NamedTuple):
-    """How fast the files were read.
+    """How fast the files were read."""
 
-    Attributes:
-      images_per_second: images per second of wall time, over all threads.
-      per_core: images per second of processor time.
-      decoding: share of the processor time spent reading and decoding files.
-    """
-
-    images_per_second: float
-    per_core: float
-    decoding: float
+    images_per_second: float  # images per second of wall time, over all threads
+    per_core: float  # images per second of processor time
+    decoding: float  # share of the processor time spent reading and decoding files
 
 
 def speed(survey: Survey, seconds: float) -> Speed:

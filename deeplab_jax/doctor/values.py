@@ -20,25 +20,19 @@ _Holders = dict[int, list[SampleFacts]]  # {value: masks that hold it}
 
 
 class Values(NamedTuple):
-    """The inferred meaning of a data set's mask values.
+    """The inferred meaning of a data set's mask values."""
 
-    Attributes:
-      classes: values that are classes, in order.
-      ignored: values that are not meant to be learnt.
-      rare: {value: masks that hold it} of classes in few masks, which may be mistakes.
-      stray: {value: masks that hold it} of values in few masks and far from every class.
-      blended: {mask: values} of masks whose values look mixed, as resizing or JPEG does.
-      shifted: {mask: what to add to its values, -1 or 1, so that they fit the other masks}.
-      is_binary: 0 and 255 are all there is, so that 255 is a class.
-    """
-
-    classes: tuple[int, ...]
-    ignored: tuple[int, ...]
+    classes: tuple[int, ...]  # values that are classes, in order
+    ignored: tuple[int, ...]  # values that are not meant to be learnt
+    # {value: masks that hold it} of classes in few masks, which may be mistakes
     rare: dict[int, list[str]]
+    # {value: masks that hold it} of values in few masks and far from every class
     stray: dict[int, list[str]]
+    # {mask: values} of masks whose values look mixed, as resizing or JPEG does
     blended: dict[str, list[int]]
+    # {mask: what to add to its values, -1 or 1, so that they fit the other masks}
     shifted: dict[str, int]
-    is_binary: bool = False
+    is_binary: bool = False  # 0 and 255 are all there is, so that 255 is a class
 
 
 def infer_values(facts: Sequence[SampleFacts], ignored: Sequence[int] = (255,)) -> Values:

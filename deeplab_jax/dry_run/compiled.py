@@ -37,29 +37,18 @@ _LARGEST_KERNEL = 7  # of the network's own convolutions
 
 @dataclass(frozen=True)
 class CompiledStep:
-    """Figures of a compiled step, for one device.
+    """Figures of a compiled step, for one device."""
 
-    Attributes:
-      seconds: time of compiling.
-      arguments: bytes of the state and the batch.
-      outputs: bytes of the new state and the metrics.
-      aliased: bytes of outputs that reuse the memory of arguments.
-      temporaries: bytes of everything else, mostly activations.
-      collectives: {kind: (number, bytes of their results)}.
-      flops: floating-point operations of one step; None where the compiler does not tell.
-      cycles: estimated cycles of one step; None where the compiler does not tell.
-      unrecognised: names of convolutions that have no kernel of cuDNN (GPU).
-    """
-
-    seconds: float
-    arguments: int
-    outputs: int
-    aliased: int
-    temporaries: int
-    collectives: dict[str, tuple[int, int]]
+    seconds: float  # time of compiling
+    arguments: int  # bytes of the state and the batch
+    outputs: int  # bytes of the new state and the metrics
+    aliased: int  # bytes of outputs that reuse the memory of arguments
+    temporaries: int  # bytes of everything else, mostly activations
+    collectives: dict[str, tuple[int, int]]  # {kind: (number, bytes of their results)}
+    # floating-point operations of one step; None where the compiler does not tell
     flops: float | None
-    cycles: int | None
-    unrecognised: tuple[str, ...]
+    cycles: int | None  # estimated cycles of one step; None where the compiler does not tell
+    unrecognised: tuple[str, ...]  # names of convolutions that have no kernel of cuDNN (GPU)
 
     @property
     def needed(self) -> int:

@@ -31,17 +31,11 @@ SHARES = {"gpu": (0.66, 0.95, 0.0), "tpu": (1.0, 1.0, 1.0)}
 
 
 class Kept(NamedTuple):
-    """Bytes that the forward pass keeps for the backward pass.
+    """Bytes that the forward pass keeps for the backward pass."""
 
-    Attributes:
-      maps: feature maps of one image.
-      pictures: arrays of the crop's size, of one image.
-      kernels: kernels in the computation's type, once for all images.
-    """
-
-    maps: int
-    pictures: int
-    kernels: int
+    maps: int  # feature maps of one image
+    pictures: int  # arrays of the crop's size, of one image
+    kernels: int  # kernels in the computation's type, once for all images
 
 
 @dataclass(frozen=True)

@@ -68,19 +68,12 @@ device_description_str: "{name}"
 
 @dataclass(frozen=True)
 class Hardware:
-    """Devices of one kind.
+    """Devices of one kind."""
 
-    Attributes:
-      name: as in `--hardware`, such as "v5e:4x4"; for local devices such as "2 x cpu".
-      kind: "cpu", "tpu" or "gpu".
-      num_devices: chips of the slice, GPUs, or virtual devices of a processor.
-      memory_bytes: memory of one device; None for processors, which share the machine's.
-    """
-
-    name: str
-    kind: str
-    num_devices: int
-    memory_bytes: int | None
+    name: str  # as in `--hardware`, such as "v5e:4x4"; for local devices such as "2 x cpu"
+    kind: str  # "cpu", "tpu" or "gpu"
+    num_devices: int  # chips of the slice, GPUs, or virtual devices of a processor
+    memory_bytes: int | None  # memory of one device; None for processors, which share the machine's
 
 
 def parse_hardware(text: str) -> Hardware:

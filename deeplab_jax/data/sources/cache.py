@@ -29,17 +29,11 @@ _LABEL_KEYS = ("dataset", "mask_format", "class_values", "ignore_values", "reduc
 
 @dataclass(frozen=True, eq=False)
 class CacheSource:
-    """Samples in one file.
+    """Samples in one file."""
 
-    Attributes:
-      path: path of the file.
-      ids: names of the samples.
-      table: int64 (n, 3): height, width and checksum of each, in the order of the file.
-    """
-
-    path: str
-    ids: tuple[str, ...]
-    table: np.ndarray
+    path: str  # path of the file
+    ids: tuple[str, ...]  # names of the samples
+    table: np.ndarray  # int64 (n, 3): height, width and checksum of each, in the order of the file
 
     @functools.cached_property
     def ends(self) -> np.ndarray:

@@ -17,17 +17,11 @@ from deeplab_jax.errors import DataError, shorten
 
 @dataclass(frozen=True, eq=False)
 class FolderSource:
-    """Samples in files.
+    """Samples in files."""
 
-    Attributes:
-      image_paths: paths of the images.
-      label_paths: paths of their masks, in the same order.
-      color_table: classes of the colours, if the masks hold colours.
-    """
-
-    image_paths: tuple[str, ...]
-    label_paths: tuple[str, ...]
-    color_table: ColorTable | None = None
+    image_paths: tuple[str, ...]  # paths of the images
+    label_paths: tuple[str, ...]  # paths of their masks, in the same order
+    color_table: ColorTable | None = None  # classes of the colours, if the masks hold colours
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the image and the raw mask; see `SampleSource`."""

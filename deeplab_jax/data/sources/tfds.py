@@ -25,25 +25,15 @@ METADATA_KEY = "deeplab_jax"
 
 @dataclass(frozen=True, eq=False)
 class TfdsSource:
-    """Samples in ArrayRecord files.
+    """Samples in ArrayRecord files."""
 
-    Attributes:
-      folder: folder of one version of a data set.
-      split: name of the split in TFDS.
-      ids: names of the samples.
-      image_key: feature with the image.
-      mask_key: feature with the mask.
-      has_ids: feature "id" holds the names.
-      color_table: classes of the colours, if the masks hold colours.
-    """
-
-    folder: str
-    split: str
-    ids: tuple[str, ...]
-    image_key: str
-    mask_key: str
-    has_ids: bool = False
-    color_table: ColorTable | None = None
+    folder: str  # folder of one version of a data set
+    split: str  # name of the split in TFDS
+    ids: tuple[str, ...]  # names of the samples
+    image_key: str  # feature with the image
+    mask_key: str  # feature with the mask
+    has_ids: bool = False  # feature "id" holds the names
+    color_table: ColorTable | None = None  # classes of the colours, if the masks hold colours
 
     @functools.cached_property
     def _reader(self) -> tuple[Any, Any]:
