@@ -9,8 +9,8 @@ SEVERITIES = ("error", "warning", "note")
 class Finding(NamedTuple):
     """One kind of fault and where it was found."""
 
-    # "error": training would stop at it, or learn something false; "warning": legal, but
-    # probably not meant; "note": good to know
+    # "error" stops training or teaches something false, "warning" is legal but probably not
+    # meant, "note" is good to know
     severity: str
     kind: str  # short name, such as "unreadable-image"
     title: str  # what is wrong, with the number of places

@@ -44,7 +44,7 @@ class Proposal(NamedTuple):
     """A recipe that is not yet written."""
 
     dataset: str  # argument of `config.get_config`
-    fields: Fields  # fields of the recipe, in order
+    fields: Fields  # in order
     # names of samples to be split by fraction, in groups of equal pictures
     unsplit: list[list[str]]
 
@@ -132,10 +132,8 @@ def _place_fields(layout: GuessedLayout) -> Fields:
         reason = "a random split, written beside this file: no picture is in both"
         fields["data.split_file"] = Field(None, reason)
         splits, reason = ("train", "val"), "a list each"
-    return fields | {
-        "data.train_split": Field(splits[0], reason),
-        "data.val_split": Field(splits[1], reason),
-    }
+    parts = zip(("data.train_split", "data.val_split"), splits, strict=False)
+    return fields | {key: Field(split, reason) for key, split in parts}
 
 
 def _is_color(survey: Survey) -> bool:
@@ -153,11 +151,10 @@ def _class_fields(survey: Survey) -> Fields:
     if survey.data.mask_format == "color":
         fields["data.mask_format"] = Field("color", "colours of classes.json")
     elif _is_color(survey):
-        colors = [color for color, _ in survey.colors.most_common()]
         fields["data.mask_format"] = Field("color", "the masks hold colours")
         if not has_file:
-            names = tuple(f"class_{i}" for i in range(len(colors)))
-            flat = tuple(part for color in colors for part in color)
+            names = tuple(f"class_{i}" for i in range(len(survey.colors)))
+            flat = tuple(part for color, _ in survey.colors.most_common() for part in color)
             reason = "R, G, B of each class, the most frequent colour first"
             fields["data.class_colors"] = Field(flat, reason)
     elif survey.values.is_binary and not survey.is_described:
@@ -203,20 +200,17 @@ def _size_fields(survey: Survey, train: Sequence[SampleFacts]) -> Fields:
     reason = f"multiples of 64 or 32; {shape}; up to {_MAX_CROP} for memory"
     if min(crop) > limit:
         reason += f"; above {limit}, the reach of the largest atrous rate"
-    native = "median (long, short) side: scale 1 is native"
-    fields: Fields = {
-        "data.resize_base": Field((long, short), native),
-        "data.crop_size": Field(crop, reason),
-    }
+    base = Field((long, short), "median (long, short) side: scale 1 is native")
+    fields: Fields = {"data.resize_base": base, "data.crop_size": Field(crop, reason)}
     if min(crop) <= limit:
         side = min(crop) // OUTPUT_STRIDE
         rates = tuple(max(1, (side - 1) * part // 3) for part in (1, 2, 3))
         reason = f"a crop's feature map is {side} wide: larger rates would see only padding"
         fields["model.atrous_rates"] = Field(rates, reason)
     num_sizes = len({f.image_size for f in _usable(survey.facts)})
-    base, reason = (long, short), f"as in training; images have {num_sizes} sizes"
+    base = Field((long, short), f"as in training; images have {num_sizes} sizes")
     one = Field((), "all images have one size: evaluated at it")
-    return fields | {"eval.resize_base": one if num_sizes == 1 else Field(base, reason)}
+    return fields | {"eval.resize_base": one if num_sizes == 1 else base}
 
 
 def _crop(side: int) -> int:
@@ -237,12 +231,11 @@ def length_fields(number: int) -> Fields:
     steps = f"{per_epoch} steps each, {epochs * per_epoch} in all; aimed at {_STEPS}{bounds}"
     few = f"there are but {number} images to train on"
     usual = "fits most cards at this crop; 16 where memory allows"
-    every = max(1, epochs // _EVALUATIONS)
-    threads = "threads; some processes if `data wait` stays above 5 %"
+    every = Field(max(1, epochs // _EVALUATIONS), f"about {_EVALUATIONS} times in the run")
     return {
         "train.batch_size": Field(batch, few if batch < 8 else usual),
         "train.loss_groups": Field(1, "one loss over the batch"),
         "train.epochs": Field(epochs, steps),
-        "eval.every_epochs": Field(every, f"about {_EVALUATIONS} times in the run"),
-        "data.num_workers": Field(0, threads),
+        "eval.every_epochs": every,
+        "data.num_workers": Field(0, "threads; some processes if `data wait` stays above 5 %"),
     }

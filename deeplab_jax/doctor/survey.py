@@ -10,17 +10,10 @@ from pathlib import Path
 from PIL import Image
 
 from deeplab_jax.config import IGNORE_INDEX, Config, DataConfig
+from deeplab_jax.data import labels
 from deeplab_jax.data.classes import CLASS_NAMES
 from deeplab_jax.data.files import find_files, split_paths
 from deeplab_jax.data.images import read_size
-from deeplab_jax.data.labels import (
-    INVALID,
-    Classes,
-    ColorTable,
-    label_map,
-    open_classes,
-    read_classes,
-)
 from deeplab_jax.doctor.finding import Finding
 from deeplab_jax.doctor.layouts import GuessedLayout
 from deeplab_jax.doctor.scan import Color, Pair, SampleFacts, scan
@@ -33,13 +26,13 @@ from deeplab_jax.utils.progress import counting
 class Survey:
     """Facts of a data set from opening each of its files."""
 
-    data: DataConfig  # `config.data` as given or guessed
+    data: DataConfig  # as given or guessed
     splits: tuple[str, ...]  # names of the splits, the training split first
-    facts: list[SampleFacts]  # facts of every sample
+    facts: list[SampleFacts]  # one for each sample
     values: Values  # inferred meaning of the masks' values
     meaning: dict[int, int]  # {value: class or 255}; a value that is absent means nothing
-    class_names: tuple[str, ...]  # names of classes 0, ..., C - 1
-    batch_size: int | None  # batch size of the recipe; None without a recipe
+    class_names: tuple[str, ...]  # of classes 0, ..., C - 1
+    batch_size: int | None  # of the recipe; None without a recipe
     is_described: bool  # recipe, layout or `classes.json` say what values mean; else it is inferred
     # {suffix: number} of files that are neither images nor masks of the data set
     foreign: Counter[str]
@@ -86,10 +79,7 @@ class Survey:
 
 
 def survey_recipe(config: Config) -> Survey:
-    """Returns a survey of the data of a recipe, masks read as the recipe says.
-
-    Args:
-      config: the recipe, checked.
+    """Returns a survey of the data of a checked recipe, masks read as the recipe says.
 
     Raises:
       ConfigError: the classes do not fit together, or the source is no folder.
@@ -100,7 +90,7 @@ def survey_recipe(config: Config) -> Survey:
         fix = "check the folder it was made from: --config.data.source=folder"
         raise ConfigError("config.data.source", f"is {data.source}, not folder", fix)
     splits = tuple(dict.fromkeys((data.train_split, data.val_split)))
-    classes = open_classes(data, config.model.num_classes)
+    classes = labels.open_classes(data, config.model.num_classes)
     return _survey(data, splits, classes, batch_size=config.train.batch_size)
 
 
@@ -112,13 +102,13 @@ def survey_folder(layout: GuessedLayout) -> Survey:
     """
     data, splits = layout.data, layout.splits
     if data.dataset in CLASS_NAMES:
-        return _survey(data, splits, open_classes(data, len(CLASS_NAMES[data.dataset])))
+        return _survey(data, splits, labels.open_classes(data, len(CLASS_NAMES[data.dataset])))
     path = Path(data.root) / "classes.json"
     if not path.is_file():
         return _survey(data, splits, None)
     if _holds_colors(data, splits[0]):
         data = dataclasses.replace(data, mask_format="color")
-    return _survey(data, splits, read_classes(path), is_certain=data.mask_format == "color")
+    return _survey(data, splits, labels.read_classes(path), is_certain=data.mask_format == "color")
 
 
 def _holds_colors(data: DataConfig, split: str) -> bool:
@@ -140,21 +130,13 @@ def _holds_colors(data: DataConfig, split: str) -> bool:
 def _survey(
     data: DataConfig,
     splits: tuple[str, ...],
-    classes: Classes | None,
+    classes: labels.Classes | None,
     batch_size: int | None = None,
     is_certain: bool = True,
 ) -> Survey:
-    """Opens every file.
-
-    Args:
-      data: `config.data`.
-      splits: names of the splits.
-      classes: the classes, if anything names them.
-      batch_size: see `Survey`.
-      is_certain: masks hold the values that `data` gives to `classes`; else it is inferred.
-    """
+    """Opens every file; infers the values' meaning unless `classes` are named and `is_certain`."""
     pairs, foreign, faults = _find_pairs(data, splits)
-    table = ColorTable(classes) if classes and data.mask_format == "color" else None
+    table = labels.ColorTable(classes) if classes and data.mask_format == "color" else None
     facts = []
     with counting(len(pairs), "images read", sys.stderr, "images") as count:
         for found in scan(pairs, table):
@@ -171,8 +153,8 @@ def _survey(
         is_described = is_described or len(classes.names) != len(values.classes)
         names = classes.names
     if is_described:
-        known = label_map(data, len(names))
-        meaning = {int(v): int(known[v]) for v in (known != INVALID).nonzero()[0]}
+        known = labels.label_map(data, len(names))
+        meaning = {int(v): int(known[v]) for v in (known != labels.INVALID).nonzero()[0]}
         values = infer_values(facts, [v for v, c in meaning.items() if c == IGNORE_INDEX])
     return Survey(data, splits, facts, values, meaning, names, batch_size, is_described, foreign,
                   faults)  # fmt: skip

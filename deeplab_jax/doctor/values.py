@@ -38,9 +38,7 @@ class Values(NamedTuple):
 def infer_values(facts: Sequence[SampleFacts], ignored: Sequence[int] = (255,)) -> Values:
     """Returns which values of the masks are classes, which ignored, and which neither.
 
-    Args:
-      facts: all samples; masks that could not be read are passed over.
-      ignored: values that are ignored if they occur.
+    Masks that could not be read are passed over; values of `ignored` need not occur.
     """
     masks = [f for f in facts if f.counts]
     used = sorted({value for f in masks for value in f.counts})
@@ -123,10 +121,6 @@ def find_shifted(facts: Sequence[SampleFacts], classes: Sequence[int]) -> dict[s
 
     A mask fits by the likelihood of its shares of classes under the mean of all masks. A shift is
     seen only where classes differ in frequency, and only in a minority of the masks.
-
-    Args:
-      facts: all samples.
-      classes: values that are classes.
     """
     masks = [f for f in facts if f.counts.keys() & set(classes)]
     if len(masks) < _MIN_MASKS:
