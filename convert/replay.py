@@ -12,12 +12,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from convert import MAX_ITERATION
-from convert.from_pytorch import (
-    add_progress_flags,
-    check_progress_flags,
-    describe_weights,
-    to_run,
-)
+from convert.from_pytorch import add_progress_flags, check_progress_flags, describe_weights, to_run
 from convert.to_pytorch import check_dialect, check_output, to_state_dict, write
 from deeplab_jax import cli
 from deeplab_jax.errors import ConfigError, NumericError

@@ -37,7 +37,7 @@ class SubsetSource:
     indices: Sequence[int]
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the image and the raw mask; see `SampleSource`."""
+        """Returns the image and the raw mask."""
         return self.source.read(self.indices[index])
 
     def names(self, index: int) -> tuple[str, str]:
@@ -56,7 +56,7 @@ class Dataset:
     palette: np.ndarray  # uint8 (C, 3), RGB
     # int16 (65536,), from a mask's value to a class, 255 (ignored) or -1 (invalid)
     label_map: np.ndarray
-    source: SampleSource  # reads the samples
+    source: SampleSource
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -71,11 +71,13 @@ class Dataset:
         image, raw = self.source.read(index)
         if image.shape[:2] != raw.shape:
             image_name, mask_name = self.source.names(index)
-            what = (
-                f"is {raw.shape[0]} x {raw.shape[1]} pixels (height x width), but its image "
-                f"{image_name} is {image.shape[0]} x {image.shape[1]}"
-            )
-            raise DataError(mask_name, what, _size_fix(image.shape, raw.shape))
+            what = f"is {raw.shape[0]} x {raw.shape[1]} pixels (height x width), but its image "
+            what += f"{image_name} is {image.shape[0]} x {image.shape[1]}"
+            fix = "give both one size"
+            if image.shape[1::-1] == raw.shape:
+                fix += "; it seems that one has an EXIF orientation, by which it is turned when "
+                fix += "read, and the other none: turn the pixels of the one and drop its tag"
+            raise DataError(mask_name, what, fix)
         return image, self.to_classes(index, raw)
 
     def to_classes(self, index: int, raw: np.ndarray) -> np.ndarray:
@@ -96,12 +98,10 @@ class Dataset:
             counts = np.bincount(raw.ravel(), minlength=len(classes))
         bad = np.flatnonzero((counts > 0) & (classes == INVALID))
         if bad.size:
-            raise DataError(
-                self.source.names(index)[1],
-                f"has values {', '.join(value_ranges(bad))}; accepted are "
-                f"{', '.join(value_ranges(np.flatnonzero(self.label_map != INVALID)))}",
-                "correct the mask, config.model.num_classes, or what config.data says of masks",
-            )
+            what = f"has values {', '.join(value_ranges(bad))}; accepted are "
+            what += ", ".join(value_ranges(np.flatnonzero(self.label_map != INVALID)))
+            fix = "correct the mask, config.model.num_classes, or what config.data says of masks"
+            raise DataError(self.source.names(index)[1], what, fix)
         table = classes.astype(np.uint8)
         return cv2.LUT(raw, table) if raw.dtype == np.uint8 else table[raw]
 
@@ -114,11 +114,3 @@ class Dataset:
         """Returns the data set of some of its samples, in the given order."""
         ids = tuple(self.ids[index] for index in indices)
         return dataclasses.replace(self, ids=ids, source=SubsetSource(self.source, tuple(indices)))
-
-
-def _size_fix(image_shape: tuple[int, ...], mask_shape: tuple[int, ...]) -> str:
-    fix = "give both one size"
-    if image_shape[1::-1] == mask_shape:
-        fix += "; it seems that one has an EXIF orientation, by which it is turned when read, and "
-        fix += "the other none: turn the pixels of the one and drop its tag"
-    return fix

@@ -176,22 +176,15 @@ def place(
 
     The reference swaps height and width of the target if the image's orientation opposes it.
     Batches have one shape here, so nothing is swapped; a crop fits either way, its padding moves.
-
-    Args:
-      image: uint8 (H, W, 3).
-      label: uint8 (H, W).
-      crop_size: (h, w).
-      out: arrays to write image and label to, such as a batch's rows; new arrays by default.
+    Image and label are written to `out`, such as the rows of a batch, or to new arrays.
 
     Returns:
       The image, uint8 (h, w, 3), padded with 0; the label, uint8 (h, w), padded with 255; and the
       box of the image in it, int32 (top, left, bottom, right), the last two exclusive.
     """
     (top, bottom, rows), (left, right, columns) = map(_centre, label.shape, crop_size)
-    out_image, out_label = out or (
-        np.empty((*crop_size, 3), np.uint8),
-        np.empty(crop_size, np.uint8),
-    )
+    out = out or (np.empty((*crop_size, 3), np.uint8), np.empty(crop_size, np.uint8))
+    out_image, out_label = out
     if (bottom - top, right - left) != crop_size:
         out_image.fill(0)
         out_label.fill(IGNORE_INDEX)

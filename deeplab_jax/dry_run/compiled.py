@@ -39,7 +39,7 @@ _LARGEST_KERNEL = 7  # of the network's own convolutions
 class CompiledStep:
     """Figures of a compiled step, for one device."""
 
-    seconds: float  # time of compiling
+    seconds: float  # of compiling
     arguments: int  # bytes of the state and the batch
     outputs: int  # bytes of the new state and the metrics
     aliased: int  # bytes of outputs that reuse the memory of arguments
@@ -90,19 +90,14 @@ def read_compiled(compiled: Compiled, seconds: float) -> CompiledStep:
     """Returns the figures of a compiled step; `seconds` is the time that compiling took."""
     memory = compiled.memory_analysis()
     assert memory is not None
-    text = compiled.as_text() or ""
-    costs = compiled.cost_analysis()
+    text, costs = compiled.as_text() or "", compiled.cost_analysis()
     return CompiledStep(
-        seconds=seconds,
-        arguments=memory.argument_size_in_bytes,
-        outputs=memory.output_size_in_bytes,
-        aliased=memory.alias_size_in_bytes,
-        temporaries=memory.temp_size_in_bytes,
-        collectives=read_collectives(text),
-        flops=(costs or {}).get("flops"),
-        cycles=read_cycles(text),
+        seconds=seconds, arguments=memory.argument_size_in_bytes,
+        outputs=memory.output_size_in_bytes, aliased=memory.alias_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes, collectives=read_collectives(text),
+        flops=(costs or {}).get("flops"), cycles=read_cycles(text),
         unrecognised=tuple(read_unrecognised(text)),
-    )
+    )  # fmt: skip
 
 
 def read_collectives(text: str) -> dict[str, tuple[int, int]]:
@@ -114,11 +109,9 @@ def read_collectives(text: str) -> dict[str, tuple[int, int]]:
     """
     found: dict[str, tuple[int, int]] = {}
     for line, times, _ in _instructions(text):
-        match = _COLLECTIVE.search(line)
-        if match:
+        if match := _COLLECTIVE.search(line):
             count, size = found.get(match["kind"], (0, 0))
-            size += times * _result_bytes(match)
-            found[match["kind"]] = count + times, size
+            found[match["kind"]] = count + times, size + times * _result_bytes(match)
     return found
 
 
@@ -138,11 +131,8 @@ def read_cycles(text: str) -> int | None:
     An operation counts as often as it runs. A fusion has a figure of its own, which includes the
     operations inside. Collectives have no figure.
     """
-    cycles = [
-        int(match[1]) * times
-        for line, times, is_fused in _instructions(text)
-        if not is_fused and (match := _CYCLES.search(line))
-    ]
+    alone = ((line, times) for line, times, is_fused in _instructions(text) if not is_fused)
+    cycles = [int(m[1]) * times for line, times in alone if (m := _CYCLES.search(line))]
     return sum(cycles) if cycles else None
 
 
@@ -165,12 +155,9 @@ def _instructions(text: str) -> Iterator[tuple[str, int, bool]]:
             yield line, times, is_fused
             turns = _TURNS.search(line) if " while(" in line else None
             inner = times * int(turns[1]) if turns else times
-            called = ", ".join(_CALLED.findall(line)).replace("%", "")
-            waiting += [
-                (other, inner, is_fused or " fusion(" in line)
-                for other in called.split(", ")
-                if other
-            ]
+            called = ", ".join(_CALLED.findall(line)).replace("%", "").split(", ")
+            is_inside = is_fused or " fusion(" in line
+            waiting += [(other, inner, is_inside) for other in called if other]
 
 
 def read_unrecognised(text: str) -> Iterator[str]:

@@ -111,9 +111,8 @@ def _group(config: Config, array: jax.core.ShapedArray) -> str:
     """Returns the field of `Kept` that an array counts in."""
     if array.ndim < 3 or array.shape[0] != TRACED_IMAGES:
         return "kernels"
-    is_input = array.shape[-1] == 3
-    is_picture = array.shape[1:3] == tuple(config.data.crop_size) and not is_input
-    return "pictures" if is_picture else "maps"
+    is_cropped = array.shape[1:3] == config.data.crop_size
+    return "pictures" if is_cropped and array.shape[-1] != 3 else "maps"  # 3: the input itself
 
 
 def traced_loss(config: Config, kind: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
@@ -131,9 +130,7 @@ def traced_loss(config: Config, kind: str) -> tuple[Callable[..., Any], tuple[An
 def _sums(config: Config, is_split: bool) -> tuple[int, int]:
     """Returns (number, bytes) of all-reduces: gradients and the norms' statistics.
 
-    Args:
-      config: configuration of the run.
-      is_split: over both axes of the mesh; compilers then sum kernels' gradients once per axis.
+    Where both axes of the mesh split the work, compilers sum kernels' gradients once per axis.
     """
     item = jnp.dtype(config.model.dtype).itemsize
     norms = size = 0

@@ -25,7 +25,7 @@ class DeviceMemory:
 
     @property
     def is_estimate(self) -> bool:
-        """Tells whether the figures are an estimate."""
+        """Whether the figures are estimated, not the compiler's."""
         return isinstance(self.step, Estimate)
 
     @property
@@ -52,7 +52,7 @@ class Inputs:
 class RunFacts:
     """Facts of a run before it begins."""
 
-    config: Config  # configuration of the run
+    config: Config
     hardware: Hardware  # all devices of the run
     # (data, spatial): groups of devices that share the batch, devices that share an image
     mesh: tuple[int, int]
@@ -60,7 +60,7 @@ class RunFacts:
     macs: dict[str, int]  # multiply-adds of one image, forward, by part
     state: dict[str, int]  # bytes by item
     memory: DeviceMemory  # what one device needs and has
-    inputs: Inputs  # data, start and schedule
+    inputs: Inputs
     # {percent of the steps done: learning rate}; empty where the steps are unknown
     rates: dict[int, float]
     disk_needed: int  # bytes

@@ -33,7 +33,7 @@ class TfdsSource:
     image_key: str  # feature with the image
     mask_key: str  # feature with the mask
     has_ids: bool = False  # feature "id" holds the names
-    color_table: ColorTable | None = None  # classes of the colours, if the masks hold colours
+    color_table: ColorTable | None = None  # where the masks hold colours
 
     @functools.cached_property
     def _reader(self) -> tuple[Any, Any]:
@@ -101,8 +101,14 @@ def open_tfds(data_config: DataConfig, num_classes: int, split: str) -> Dataset:
     if split not in info.splits:
         what = f"has no split {split!r}; it has {shorten(info.splits)}"
         raise DataError(str(folder), what, "set config.data.train_split and val_split")
+    features = info.features
+    images = [k for k, feature in features.items() if isinstance(feature, tfds.features.Image)]
     for key in ("image_key", "mask_key"):
-        _check_feature(data_config, key, info, folder)
+        name = getattr(data_config, key)
+        if name not in images:
+            kind = f"is {type(features[name]).__name__}" if name in features else "does not exist"
+            what = f"feature {name!r} {kind}; image features are {shorten(images) or 'none'}"
+            raise DataError(str(folder), what, f"set config.data.{key}")
     count = info.splits[split].num_examples
     kept = kept_metadata(info).get(split, {})
     ids = kept.get("ids", [f"{split}_{i:06d}" for i in range(count)])
@@ -112,15 +118,9 @@ def open_tfds(data_config: DataConfig, num_classes: int, split: str) -> Dataset:
     if data_config.dataset == "cityscapes" and "mask_suffix" in kept:
         data_config = dataclasses.replace(data_config, mask_suffix=kept["mask_suffix"])
     classes = open_classes(data_config, num_classes)
-    source = TfdsSource(
-        str(folder),
-        split,
-        tuple(ids),
-        data_config.image_key,
-        data_config.mask_key,
-        "ids" in kept,
-        ColorTable(classes) if data_config.mask_format == "color" else None,
-    )
+    table = ColorTable(classes) if data_config.mask_format == "color" else None
+    keys = data_config.image_key, data_config.mask_key
+    source = TfdsSource(str(folder), split, tuple(ids), *keys, "ids" in kept, table)
     names, palette, values = classes.names, classes.palette, label_map(data_config, num_classes)
     return Dataset(data_config.dataset, split, source.ids, names, palette, values, source)
 
@@ -153,14 +153,3 @@ def kept_metadata(info: Any) -> dict[str, Any]:
     """Returns {split: facts} that `write_tfds` kept; empty for sets of others."""
     kept = info.metadata.get(METADATA_KEY) if isinstance(info.metadata, dict) else None
     return kept if isinstance(kept, dict) else {}
-
-
-def _check_feature(data_config: DataConfig, key: str, info: Any, folder: Path) -> None:
-    import tensorflow_datasets as tfds
-
-    name, features = getattr(data_config, key), info.features
-    images = [k for k, feature in features.items() if isinstance(feature, tfds.features.Image)]
-    if name not in images:
-        kind = f"is {type(features[name]).__name__}" if name in features else "does not exist"
-        what = f"feature {name!r} {kind}; image features are {shorten(images) or 'none'}"
-        raise DataError(str(folder), what, f"set config.data.{key}")

@@ -20,11 +20,8 @@ from deeplab_jax.errors import ConfigError, DataError
 def write_cache(data_config: DataConfig, num_classes: int, output: Path, is_verified: bool) -> None:
     """Writes the cache of a folder data set's training and validation split, or checks it.
 
-    Args:
-      data_config: `config.data`, checked; its source is the folder.
-      num_classes: `config.model.num_classes`.
-      output: folder of the cache, which appears when all is written.
-      is_verified: compare the checksums of an existing cache, too; a new one's are always compared.
+    The folder `output` appears when all is written. Checksums of a new cache are always compared,
+    those of an existing one if `is_verified`.
 
     Raises:
       ConfigError: the source is no folder.
@@ -38,7 +35,18 @@ def write_cache(data_config: DataConfig, num_classes: int, output: Path, is_veri
     datasets = [open_dataset(data_config, num_classes, split) for split in splits]
     if output.exists():
         for dataset in datasets:
-            _check_written(dataset, _index(dataset, data_config, []), output, is_verified)
+            expected = _index(dataset, data_config, [])
+            index, source = open_split(output, dataset.split)
+            differing = [
+                key for key in expected if key != "table" and index.get(key) != expected[key]
+            ]
+            if differing:
+                what = (
+                    f"split {dataset.split!r} differs from the files in {' and '.join(differing)}"
+                )
+                raise DataError(str(output), what, "remove it, or choose another --output")
+            if is_verified:
+                source.verify()
         return
     output.parent.mkdir(parents=True, exist_ok=True)
     require_space(output.parent, sum(map(_decoded_size, datasets)))
@@ -46,24 +54,14 @@ def write_cache(data_config: DataConfig, num_classes: int, output: Path, is_veri
         folder = partial / output.name
         folder.mkdir()
         if data_config.dataset == "folder":
-            _write_classes(folder / "classes.json", datasets[0])
+            pairs = zip(datasets[0].class_names, datasets[0].palette.tolist(), strict=True)
+            entries = [{"name": name, "color": color} for name, color in pairs]
+            (folder / "classes.json").write_text(json.dumps(entries), "utf-8")
         for dataset in datasets:
             table = _write_samples(split_path(folder, dataset.split, ".bin"), dataset)
             text = json.dumps(_index(dataset, data_config, table))
             split_path(folder, dataset.split, ".json").write_text(text, "utf-8")
             open_split(folder, dataset.split)[1].verify()
-
-
-def _check_written(
-    dataset: Dataset, expected: dict[str, object], output: Path, is_verified: bool
-) -> None:
-    index, source = open_split(output, dataset.split)
-    differing = [key for key in expected if key != "table" and index.get(key) != expected[key]]
-    if differing:
-        what = f"split {dataset.split!r} differs from the files in {' and '.join(differing)}"
-        raise DataError(str(output), what, "remove it, or choose another --output")
-    if is_verified:
-        source.verify()
 
 
 def _index(dataset: Dataset, data_config: DataConfig, table: list[list[int]]) -> dict[str, object]:
@@ -92,15 +90,6 @@ def _fingerprint(dataset: Dataset) -> str:
 def _decoded_size(dataset: Dataset) -> int:
     heights_widths = (read_size(dataset.source.names(i)[0]) for i in range(len(dataset)))
     return sum(4 * height * width for height, width in heights_widths)
-
-
-def _write_classes(path: Path, dataset: Dataset) -> None:
-    """Writes the classes for `open_classes`."""
-    entries = [
-        {"name": name, "color": color}
-        for name, color in zip(dataset.class_names, dataset.palette.tolist(), strict=True)
-    ]
-    path.write_text(json.dumps(entries), "utf-8")
 
 
 def _write_samples(path: Path, dataset: Dataset) -> list[list[int]]:
