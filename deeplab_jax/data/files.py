@@ -27,7 +27,7 @@ class Files(NamedTuple):
     stems: list[str]  # stems of the samples: those of the list, in its order, or all found, sorted
     images: dict[str, str]  # {stem: path} of the images found
     masks: dict[str, str]  # {stem of the image: path} of the masks found
-    id_suffix: str = ""  # a sample's id is its stem and this
+    id_suffix: str = ""  # follows the stem in a sample's id
 
 
 class SplitPaths(NamedTuple):
@@ -43,7 +43,7 @@ class SplitPaths(NamedTuple):
     mask_suffix: str = ""  # part of a mask's name after the stem, such as "_mask"
     # found where no other mask is, to be refused by format
     lossy_mask_suffixes: tuple[str, ...] = ()
-    id_suffix: str = ""  # see `Files`
+    id_suffix: str = ""  # as in `Files`
 
 
 def split_paths(data_config: DataConfig, split: str) -> SplitPaths:
@@ -193,8 +193,7 @@ def _by_stem(
         suffix = next((s for s in suffixes if name.lower().endswith(s.lower())), "")
         stem, path = name[: len(name) - len(suffix)], str(folder / name)
         if suffix and stem in found:
-            what = f"has the same name as {found[stem]}"
-            on_fault(DataError(path, what, "remove one of them"))
+            on_fault(DataError(path, f"has the same name as {found[stem]}", "remove one of them"))
         elif suffix:
             found[stem] = path
     return found
@@ -206,8 +205,7 @@ def _read_list(root: Path, paths: SplitPaths) -> list[str] | None:
     if not paths.list_file or not os.path.lexists(path):
         if not paths.is_list_needed:
             return None
-        fix = "check config.data.root and the name of the split"
-        raise DataError(str(path), "is missing", fix)
+        raise DataError(str(path), "is missing", "check config.data.root and the name of the split")
     if path.is_symlink() and not os.path.isabs(paths.list_file):
         inside = tuple(os.path.join(os.path.realpath(place), "") for place in (root, path.parent))
         if not os.path.realpath(path).startswith(inside):

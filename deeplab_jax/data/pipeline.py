@@ -65,24 +65,16 @@ def _permutation(seed: int, epoch: int, num_samples: int) -> np.ndarray:
 
 
 def train_batches(
-    dataset: Dataset,
-    *,
-    seed: int,
-    batch_size: int,
-    steps_per_epoch: int,
-    start: int,
-    stop: int,
-    rows: Sequence[int],
-    crop_size: tuple[int, int],
-    resize_base: tuple[int, int],
-    scale_range: tuple[float, float],
-    num_workers: int,
-) -> Iterator[TrainBatch]:
+    dataset: Dataset, *, seed: int, batch_size: int, steps_per_epoch: int, start: int, stop: int,
+    rows: Sequence[int], crop_size: tuple[int, int], resize_base: tuple[int, int],
+    scale_range: tuple[float, float], num_workers: int,
+) -> Iterator[TrainBatch]:  # fmt: skip
     """Yields the given rows of the batches of steps start, ..., stop - 1, in order.
 
     `batch_size` counts the rows of a step over all hosts. `crop_size` is (height, width);
-    `resize_base` is the (long, short) side that scale 1 fits an image into. `num_workers` processes
-    read; with 0, threads of this process. Batches do not depend on it.
+    `resize_base` is the (long, short) side that scale 1 fits an image into, `scale_range` (smallest,
+    largest). `num_workers` processes read; with 0, threads of this process. Batches do not depend
+    on it.
 
     Raises:
       DataError: a sample cannot be used.

@@ -295,7 +295,7 @@ def _children() -> list[int]:
 
 
 def _start_process(notes_path: str, worker: int, num_workers: int) -> None:
-    """Makes a process that grain started a reader."""
+    """Turns a process that grain started into a reader."""
     cv2.setNumThreads(0)  # the processes are the parallelism
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # sent to the whole group; the parent handles it

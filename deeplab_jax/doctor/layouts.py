@@ -73,9 +73,6 @@ def guess(root: str | Path) -> GuessedLayout:
     raise DataError(str(root), what, fix)
 
 
-# The table's data sets
-
-
 _TOPS = {"voc": ("VOCdevkit", "VOC2012"), "ade20k": ("ADE20k", "ADEChallengeData2016"),
          "cityscapes": ("CityScapes",)}  # fmt: skip
 _VOC_VAL = 1449  # images
@@ -109,9 +106,6 @@ def _official_train_split(name: str, top: Path) -> str:
     folders = ("annotations/training", "annotations/validation")
     folders = folders if name == "ade20k" else ("gtFine/train", "gtFine/val")
     return "train" if all((top / folder).is_dir() for folder in folders) else ""
-
-
-# Any other folder
 
 
 class _Place(NamedTuple):
@@ -233,12 +227,9 @@ def _is_pair(images: str, masks: str) -> bool:
     """Tells whether two folders of one split have names of images and masks, common parts aside."""
     start, end = _common(images, masks)
     one, other = (n.split("/")[start : n.count("/") + 1 - end] for n in (images, masks))
-    return (
-        len({_split_of(images), _split_of(masks)} - {None}) < 2
-        and any(map(_is_mask_word, other))
-        and not any(map(_is_mask_word, one))
-        and not any(map(_is_other, other))
-    )
+    is_named = any(map(_is_mask_word, other)) and not any(map(_is_mask_word, one))
+    is_one_split = len({_split_of(images), _split_of(masks)} - {None}) < 2
+    return is_named and is_one_split and not any(map(_is_other, other))
 
 
 def _common(one: str, other: str) -> tuple[int, int]:
@@ -290,12 +281,8 @@ def _longer(
     stems: set[str], masks: set[str], enough: float, is_wanted: Callable[[str], bool]
 ) -> tuple[int, str]:
     """Returns (pairs, suffix) of the suffix that most often follows a stem in `masks`."""
-    counts = Counter(
-        mask[cut:]
-        for mask in masks
-        for cut in range(1, len(mask))
-        if mask[:cut] in stems and is_wanted(mask[cut:])
-    )
+    cuts = ((mask[:cut], mask[cut:]) for mask in masks for cut in range(1, len(mask)))
+    counts = Counter(end for stem, end in cuts if stem in stems and is_wanted(end))
     suffix, pairs = max(counts.items(), key=lambda c: (c[1], c[0]), default=("", 0))
     return (pairs, suffix) if pairs >= enough else (0, "")
 

@@ -68,7 +68,9 @@ def propose(survey: Survey, layout: GuessedLayout) -> Proposal:
     """
     _check_names(survey, layout)
     train = _usable(survey.of_split(survey.splits[0]))
-    unsplit = [] if layout.is_split else _groups(train)
+    groups: dict[bytes, list[str]] = defaultdict(list)
+    for f in [] if layout.is_split else train:
+        groups[f.image_hash].append(f.pair.stem)
     if len(train) < (2 if layout.is_split else 3):
         what = f"{len(train)} usable training images"
         raise DataError(str(survey.root), what, "two or more are needed, and one to validate on")
@@ -85,7 +87,7 @@ def propose(survey: Survey, layout: GuessedLayout) -> Proposal:
     # Lines equal to the default are left out: all for a data set of the table, else this one.
     is_quiet = fields.keys() if dataset in CLASS_NAMES else {"train.loss_groups"}
     fields = {k: f for k, f in fields.items() if k not in is_quiet or defaults[k] != f.value}
-    return Proposal(dataset, fields, unsplit)
+    return Proposal(dataset, fields, list(groups.values()))
 
 
 def _check_names(survey: Survey, layout: GuessedLayout) -> None:
@@ -110,13 +112,6 @@ def _is_unicode(text: str) -> bool:
 
 def _usable(facts: Sequence[SampleFacts]) -> list[SampleFacts]:
     return [f for f in facts if f.pair.image and f.pair.mask and f.image_size]
-
-
-def _groups(facts: Sequence[SampleFacts]) -> list[list[str]]:
-    groups: dict[bytes, list[str]] = defaultdict(list)
-    for f in facts:
-        groups[f.image_hash].append(f.pair.stem)
-    return list(groups.values())
 
 
 def _place_fields(layout: GuessedLayout) -> Fields:

@@ -63,14 +63,8 @@ def _count(number: int) -> dict[str, str | int]:
 
 def _each(kind: str, text_of: Callable[[SampleFacts], str]) -> Find:
     """Returns a search for samples with a text, shown by the path of their "image" or "mask"."""
-    return lambda survey: (
-        f"{survey.name(getattr(f.pair, kind))}: {text}"
-        for f in survey.facts
-        if (text := text_of(f))
-    )
-
-
-# Files
+    return lambda survey: (f"{survey.name(getattr(f.pair, kind))}: {text}"
+                           for f in survey.facts if (text := text_of(f)))  # fmt: skip
 
 
 def _key(pair: Pair) -> tuple[str, str]:
@@ -139,9 +133,6 @@ def _kinds(counts: Counter[str], limit: int | None = None) -> Iterator[Case]:
         yield Case(words={"number": counts.total(), "kinds": kinds})
 
 
-# Sizes and EXIF orientations
-
-
 def _disagreement(f: SampleFacts) -> dict[str, str]:
     """Returns {case: text} of how image and mask disagree in size or orientation, {} if not."""
     if f.image_size is None:
@@ -157,9 +148,6 @@ def _disagreement(f: SampleFacts) -> dict[str, str]:
     if f.orientation > 4 and mask_size == turned:  # 5 to 8 swap the sides
         return {"turned image": f"upright {image}, mask {mask}"}
     return {"differ": f"{mask}, its image {image}"}
-
-
-# Values and colours
 
 
 def _color_text(facts: SampleFacts) -> str:
@@ -237,9 +225,6 @@ def _mixed_masks(survey: Survey) -> Iterator[Case]:
     if few and survey.data.mask_format != "color":
         items = tuple(survey.name(f.pair.mask) for f in few)
         yield Case(items, {"kind": kind, "others": max(len(masks), len(grey))})
-
-
-# Classes
 
 
 def _absent_classes(survey: Survey) -> Iterator[Case]:

@@ -9,13 +9,9 @@ from deeplab_jax.errors import DataError
 
 
 def run(
-    source: str,
-    overrides: Sequence[str] | None,
-    json_path: str | None,
-    recipe_path: str | None = None,
-    val_fraction: float = 0.2,
-    seed: int = 0,
-) -> None:
+    source: str, overrides: Sequence[str] | None, json_path: str | None,
+    recipe_path: str | None = None, val_fraction: float = 0.2, seed: int = 0,
+) -> None:  # fmt: skip
     """Checks a data set, prints the report, and writes the files that were asked for.
 
     `source` is a folder of images and masks, with `overrides` None; else a recipe by path or name,

@@ -48,7 +48,7 @@ class SampleFacts:
     image_size: tuple[int, int] | None = None
     image_error: str = ""  # why the image cannot be decoded
     image_hash: bytes = b""  # digest of size and pixels; equal for equal pictures alone
-    image_mode: str = ""  # Pillow's, such as "RGB", "L" or "CMYK"
+    image_mode: str = ""  # Pillow's mode, such as "RGB", "L" or "CMYK"
     orientation: int = 1  # EXIF orientation of the image; 1 is upright
     is_same_file: bool = False  # image and mask are one file, or equal files
     mask_size: tuple[int, int] | None = None  # (height, width); None if the mask cannot be decoded

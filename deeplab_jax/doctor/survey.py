@@ -128,12 +128,9 @@ def _holds_colors(data: DataConfig, split: str) -> bool:
 
 
 def _survey(
-    data: DataConfig,
-    splits: tuple[str, ...],
-    classes: labels.Classes | None,
-    batch_size: int | None = None,
-    is_certain: bool = True,
-) -> Survey:
+    data: DataConfig, splits: tuple[str, ...], classes: labels.Classes | None,
+    batch_size: int | None = None, is_certain: bool = True,
+) -> Survey:  # fmt: skip
     """Opens every file; infers the values' meaning unless `classes` are named and `is_certain`."""
     pairs, foreign, faults = _find_pairs(data, splits)
     table = labels.ColorTable(classes) if classes and data.mask_format == "color" else None
@@ -187,12 +184,9 @@ def _find_pairs(
 def _foreign(folders: set[Path], used: set[str]) -> Counter[str]:
     """Returns {suffix: number} of the files in the folders that are not used."""
     outer = {folder for folder in folders if not folders & set(folder.parents)}
-    return Counter(
-        "hidden" if path.name.startswith(".") else path.suffix or "without suffix"
-        for folder in outer
-        for path in folder.rglob("*")
-        if str(path) not in used and path.is_file()
-    )
+    paths = (path for folder in outer for path in folder.rglob("*") if str(path) not in used)
+    return Counter("hidden" if path.name.startswith(".") else path.suffix or "without suffix"
+                   for path in paths if path.is_file())  # fmt: skip
 
 
 def _faults(title: str, errors: Sequence[DataError]) -> list[Finding]:

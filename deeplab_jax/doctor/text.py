@@ -69,11 +69,8 @@ def summarize(survey: Survey) -> dict[str, Any]:
 
 def write_json(path: str, survey: Survey, findings: Sequence[Finding], speed: Speed) -> None:
     """Writes summary, speed and all places of all findings."""
-    content = {
-        **summarize(survey),
-        "speed": speed._asdict(),
-        "findings": [finding._asdict() for finding in findings],
-    }
+    content = {**summarize(survey), "speed": speed._asdict()}
+    content["findings"] = [finding._asdict() for finding in findings]
     Path(path).write_text(json.dumps(content, indent=2) + "\n")
 
 

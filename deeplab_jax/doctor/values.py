@@ -8,11 +8,10 @@ import numpy as np
 from deeplab_jax.doctor.scan import SampleFacts
 
 _THIN = 0.1  # largest share of inner pixels of a value that is but a seam between others
-_FEW = 5  # a value in so many times fewer masks than is usual is in few
-_MIN_BLENDED = 3  # such values of one mask that make it a blended one
+_FEW = 5  # a value is in few masks if it is in this many times fewer than is usual
+_MIN_BLENDED = 3  # thin values in few masks that make a mask a blended one
 _SPECK = 16  # pixels, or 1 in 10,000: a slip of the pen
-_MANY = 16  # values, ...
-_MOSTLY = 0.6  # ... of which so many are seams, tell a blended mask without looking at others
+_MANY, _MOSTLY = 16, 0.6  # a mask of so many values, such a share of them thin, is blended
 _SHIFT_GAIN = 0.5  # nats a pixel; CamVid's masks reach 0.2 at most, shifted ones mostly 1
 _MIN_MASKS = 8  # fewer say nothing of shares
 

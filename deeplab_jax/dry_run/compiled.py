@@ -82,8 +82,7 @@ def abstract_arguments(config: Config) -> Arguments:
     batch, (height, width) = config.train.batch_size, config.data.crop_size
     image = jax.ShapeDtypeStruct((batch, height, width, 3), jnp.uint8)
     label = jax.ShapeDtypeStruct((batch, height, width), jnp.uint8)
-    box = jax.ShapeDtypeStruct((batch, 4), jnp.int32)
-    return abstract_state(config), image, label, box
+    return abstract_state(config), image, label, jax.ShapeDtypeStruct((batch, 4), jnp.int32)
 
 
 def read_compiled(compiled: Compiled, seconds: float) -> CompiledStep:

@@ -23,8 +23,6 @@ from deeplab_jax.training.step import make_loss
 
 TRACED_IMAGES = 2  # with one image, a norm over pooled features would see a single value
 _SUMS_PER_NORM = 1.7  # all-reduces: one forward, one backward; parallel branches share theirs
-
-
 # Shares that a compiler stores of the kept maps, of the kept pictures, and of the parameters'
 # gradients beside them; it computes the rest again.
 SHARES = {"gpu": (0.66, 0.95, 0.0), "tpu": (1.0, 1.0, 1.0)}

@@ -68,8 +68,7 @@ def gather(config: Config, workdir: str, hardware: str | None) -> RunFacts:
         chosen = _local_hardware(devices)
     else:  # before JAX starts: then processors are divided into virtual devices
         chosen = hardware_lib.parse_hardware(hardware)
-        has_compiler = hardware_lib.has_compiler(chosen)
-        devices = hardware_lib.compile_devices(chosen) if has_compiler else ()
+        devices = hardware_lib.compile_devices(chosen) if hardware_lib.has_compiler(chosen) else ()
     mesh = mesh_lib.mesh_shape(config, chosen.num_devices)
     path = as_path(workdir)
     inputs = find_inputs(config, path)
@@ -78,13 +77,17 @@ def gather(config: Config, workdir: str, hardware: str | None) -> RunFacts:
     lines = total // config.log.every_steps + 1
     lines += total // inputs.plan.eval_every if inputs.plan else 0
     needed = len(CHECKPOINTS) * sum(state.values()) + lines * _LOG_BYTES
+    rates = {}
+    if total:
+        _, schedule = build_optimizer(config.train, total)
+        rates = {mark: float(schedule(round((total - 1) * mark / 100))) for mark in _MARKS}
     absolute = path.absolute()
     existing = next(folder for folder in (absolute, *absolute.parents) if folder.is_dir())
     return RunFacts(
         config=config, hardware=chosen, mesh=mesh, parameters=flops.count_parameters(config),
         macs=flops.count_macs(config), state=state,
         memory=_device_memory(config, chosen, devices, is_here=hardware is None), inputs=inputs,
-        rates=_rates(config, total), disk_needed=needed,
+        rates=rates, disk_needed=needed,
         disk_free=shutil.disk_usage(existing).free, workdir=path,
     )  # fmt: skip
 
@@ -139,13 +142,6 @@ def _attempt(
         if str(error) not in map(str, errors):
             errors.append(error)
         return None
-
-
-def _rates(config: Config, total: int) -> dict[int, float]:
-    if not total:
-        return {}
-    _, schedule = build_optimizer(config.train, total)
-    return {percent: float(schedule(round((total - 1) * percent / 100))) for percent in _MARKS}
 
 
 def _device_memory(

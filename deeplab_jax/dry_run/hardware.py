@@ -147,8 +147,7 @@ def compile_devices(hardware: Hardware) -> Sequence["jax.Device"]:
         what = f"the {hardware.kind.upper()} compiler is missing"
         fix = f"install it: {install_command(hardware)}"
         raise ResourceError(f"--hardware={hardware.name}", what, fix)
-    devices = {"cpu": _cpu_devices, "tpu": _tpu_devices, "gpu": _gpu_devices}
-    return devices[hardware.kind](hardware)
+    return {"cpu": _cpu_devices, "tpu": _tpu_devices, "gpu": _gpu_devices}[hardware.kind](hardware)
 
 
 def install_command(hardware: Hardware) -> str:

@@ -53,8 +53,7 @@ def open_folder(data_config: DataConfig, num_classes: int, split: str) -> Datase
 
 def _check_complete(root: str, split: str, files: Files) -> None:
     if not files.stems:
-        what = f"split {split!r} has no images"
-        raise DataError(root, what, "check the folder or list of ids")
+        raise DataError(root, f"split {split!r} has no images", "check the folder or list of ids")
     outside = [s for s in files.stems if os.path.isabs(s) or ".." in PurePosixPath(s).parts]
     if outside:
         what = f"split {split!r} lists what lies outside ({shorten(outside)}); none was opened"

@@ -96,8 +96,7 @@ def open_tfds(data_config: DataConfig, num_classes: int, split: str) -> Dataset:
         raise DataError(str(folder), what, "prepare the data set again") from error
     if info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
         what = f"is {info.file_format and info.file_format.value}, which has no random access"
-        fix = "prepare it with file_format='array_record'"
-        raise DataError(str(folder), what, fix)
+        raise DataError(str(folder), what, "prepare it with file_format='array_record'")
     if split not in info.splits:
         what = f"has no split {split!r}; it has {shorten(info.splits)}"
         raise DataError(str(folder), what, "set config.data.train_split and val_split")
@@ -136,17 +135,17 @@ def _find(data_config: DataConfig) -> Path:
     infos = (*data_dir.glob("*/*/dataset_info.json"), *data_dir.glob("*/*/*/dataset_info.json"))
     found = {path.parent.relative_to(data_dir).as_posix(): path.parent for path in infos}
     versions = {key.rpartition("/")[2]: key for key in found if key.rpartition("/")[0] == match[1]}
-    version = match[2] or max(versions, key=_version_key, default="")
+
+    def order(version: str) -> list[int]:
+        return [int(part) if part.isdigit() else -1 for part in version.split(".")]
+
+    version = match[2] or max(versions, key=order, default="")
     if version not in versions:
         names = shorten(":".join(key.rsplit("/", 1)) for key in found)
         what = f"has no TFDS data set {name!r}; there {f'are {names}' if found else 'is none'}"
         fix = "set config.data.root and config.data.tfds_name, or prepare it"
         raise DataError(str(data_dir), what, fix)
     return found[versions[version]]
-
-
-def _version_key(text: str) -> list[int]:
-    return [int(part) if part.isdigit() else -1 for part in text.split(".")]
 
 
 def kept_metadata(info: Any) -> dict[str, Any]:

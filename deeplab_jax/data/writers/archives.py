@@ -108,7 +108,7 @@ def _folder_members(source: Path) -> Iterator[_Member]:
     for path in sorted(source.rglob("*")):
         if path.is_file():
             name = path.relative_to(source.parent).as_posix()
-            yield _Member(name, path.stat().st_size, functools.partial(path.open, "rb"))
+            yield _Member(name, path.stat().st_size, lambda p=path: p.open("rb"))
 
 
 def _zip_members(source: Path, file: zipfile.ZipFile) -> Iterator[_Member]:

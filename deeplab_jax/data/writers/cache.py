@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 from pathlib import Path
 
@@ -49,7 +50,8 @@ def write_cache(data_config: DataConfig, num_classes: int, output: Path, is_veri
                 source.verify()
         return
     output.parent.mkdir(parents=True, exist_ok=True)
-    require_space(output.parent, sum(map(_decoded_size, datasets)))
+    paths = [d.source.names(index)[0] for d in datasets for index in range(len(d))]
+    require_space(output.parent, sum(4 * math.prod(read_size(path)) for path in paths))
     with staged(output.parent, output.name) as partial:
         folder = partial / output.name
         folder.mkdir()
@@ -67,29 +69,17 @@ def write_cache(data_config: DataConfig, num_classes: int, output: Path, is_veri
 def _index(dataset: Dataset, data_config: DataConfig, table: list[list[int]]) -> dict[str, object]:
     """Returns the contents of `SPLIT.json`."""
     keys = ("images", "masks", "mask_suffix", "split_file", "source")
+    paths = (path for index in range(len(dataset)) for path in dataset.source.names(index))
+    stats = [(stat.st_size, stat.st_mtime_ns) for stat in map(os.stat, paths)]
+    fingerprint = hashlib.sha256(repr(stats).encode())
     config = {"root": str(Path(data_config.root).resolve())}
     config |= {key: getattr(data_config, key) for key in keys}
     return {
-        "format": FORMAT,
-        "split": dataset.split,
-        "labels": label_settings(data_config),
+        "format": FORMAT, "split": dataset.split, "labels": label_settings(data_config),
         "classes": list(dataset.class_names),
-        "source": {"config": config, "files": _fingerprint(dataset)},
-        "ids": list(dataset.ids),
-        "table": table,
-    }
-
-
-def _fingerprint(dataset: Dataset) -> str:
-    """Returns a hash of the sizes and times of all files."""
-    paths = (path for index in range(len(dataset)) for path in dataset.source.names(index))
-    stats = [os.stat(path) for path in paths]
-    return hashlib.sha256(repr([(s.st_size, s.st_mtime_ns) for s in stats]).encode()).hexdigest()
-
-
-def _decoded_size(dataset: Dataset) -> int:
-    heights_widths = (read_size(dataset.source.names(i)[0]) for i in range(len(dataset)))
-    return sum(4 * height * width for height, width in heights_widths)
+        "source": {"config": config, "files": fingerprint.hexdigest()},
+        "ids": list(dataset.ids), "table": table,
+    }  # fmt: skip
 
 
 def _write_samples(path: Path, dataset: Dataset) -> list[list[int]]:
