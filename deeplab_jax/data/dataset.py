@@ -54,8 +54,7 @@ class Dataset:
     ids: tuple[str, ...]  # names of the samples, in the source's order
     class_names: tuple[str, ...]  # names of classes 0, ..., C - 1
     palette: np.ndarray  # uint8 (C, 3), RGB
-    # int16 (65536,), from a mask's value to a class, 255 (ignored) or -1 (invalid)
-    label_map: np.ndarray
+    label_map: np.ndarray  # int16 (65536,): mask value -> class, 255 (ignored), -1 (invalid)
     source: SampleSource
 
     def __len__(self) -> int:

@@ -36,13 +36,11 @@ class SplitPaths(NamedTuple):
     images: str  # folder
     masks: str  # folder
     list_file: str = ""  # list of the samples, one id a line; "" without a list
-    # the list must exist; else every file found is a sample if it does not
-    is_list_needed: bool = False
+    is_list_needed: bool = False  # a missing list is an error; else all files are samples
     image_suffixes: tuple[str, ...] = (".jpg",)  # ends of image names
     mask_suffixes: tuple[str, ...] = (".png",)  # ends of mask names, after `mask_suffix`
     mask_suffix: str = ""  # part of a mask's name after the stem, such as "_mask"
-    # found where no other mask is, to be refused by format
-    lossy_mask_suffixes: tuple[str, ...] = ()
+    lossy_mask_suffixes: tuple[str, ...] = ()  # looked for only to be refused
     id_suffix: str = ""  # as in `Files`
 
 

@@ -71,10 +71,9 @@ def train_batches(
 ) -> Iterator[TrainBatch]:  # fmt: skip
     """Yields the given rows of the batches of steps start, ..., stop - 1, in order.
 
-    `batch_size` counts the rows of a step over all hosts. `crop_size` is (height, width);
-    `resize_base` is the (long, short) side that scale 1 fits an image into, `scale_range` (smallest,
-    largest). `num_workers` processes read; with 0, threads of this process. Batches do not depend
-    on it.
+    `batch_size` counts the rows of a step over all hosts, `crop_size` is (height, width),
+    `resize_base` the (long, short) side that scale 1 fits an image into, `scale_range` (smallest,
+    largest). With `num_workers` 0 threads of this process read. Batches do not depend on it.
 
     Raises:
       DataError: a sample cannot be used.

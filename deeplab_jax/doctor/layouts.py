@@ -44,8 +44,7 @@ class GuessedLayout:
     """Where a data set lies."""
 
     data: DataConfig  # reads the data set
-    # names of the splits, the training split first; one name if there is no split
-    splits: tuple[str, ...]
+    splits: tuple[str, ...]  # names, the training split first; one name if there is no split
     is_split: bool  # whether training and validation images are told apart
     why: str  # how the layout was recognised, in words
 

@@ -13,10 +13,9 @@ import numpy as np
 
 from deeplab_jax.config import flatten, get_config
 from deeplab_jax.data.classes import CLASS_NAMES
-from deeplab_jax.doctor.finding import Finding, worst_first
 from deeplab_jax.doctor.layouts import GuessedLayout
 from deeplab_jax.doctor.scan import SampleFacts
-from deeplab_jax.doctor.survey import Survey
+from deeplab_jax.doctor.survey import Finding, Survey, worst_first
 from deeplab_jax.errors import DataError
 
 OUTPUT_STRIDE = 16
@@ -45,8 +44,7 @@ class Proposal(NamedTuple):
 
     dataset: str  # argument of `config.get_config`
     fields: Fields  # in order
-    # names of samples to be split by fraction, in groups of equal pictures
-    unsplit: list[list[str]]
+    unsplit: list[list[str]]  # samples to split by fraction, in groups of equal pictures
 
 
 def settle(survey: Survey, findings: Sequence[Finding]) -> list[Finding]:

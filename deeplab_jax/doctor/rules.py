@@ -7,9 +7,8 @@ from typing import NamedTuple
 
 from deeplab_jax.config import IGNORE_INDEX
 from deeplab_jax.data.labels import value_ranges
-from deeplab_jax.doctor.finding import Finding, worst_first
 from deeplab_jax.doctor.scan import Color, Pair, SampleFacts
-from deeplab_jax.doctor.survey import Survey
+from deeplab_jax.doctor.survey import Finding, Survey, worst_first
 
 _USUAL_BATCH = 8
 _MAX_CLASSES = 255

@@ -44,8 +44,7 @@ class SampleFacts:
     """Facts of one sample's files."""
 
     pair: Pair
-    # (height, width) of the upright image; None if it cannot be decoded
-    image_size: tuple[int, int] | None = None
+    image_size: tuple[int, int] | None = None  # (height, width), upright; None if unreadable
     image_error: str = ""  # why the image cannot be decoded
     image_hash: bytes = b""  # digest of size and pixels; equal for equal pictures alone
     image_mode: str = ""  # Pillow's mode, such as "RGB", "L" or "CMYK"

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from deeplab_jax.config import IGNORE_INDEX
-from deeplab_jax.doctor.finding import SEVERITIES, Finding
 from deeplab_jax.doctor.scan import num_cores
-from deeplab_jax.doctor.survey import Survey
+from deeplab_jax.doctor.survey import SEVERITIES, Finding, Survey
 
 _WIDTH = 80
 _MAX_ITEMS = 5  # shown of one finding

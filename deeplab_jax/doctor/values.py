@@ -23,14 +23,10 @@ class Values(NamedTuple):
 
     classes: tuple[int, ...]  # values that are classes, in order
     ignored: tuple[int, ...]  # values that are not meant to be learnt
-    # {value: masks that hold it} of classes in few masks, which may be mistakes
-    rare: dict[int, list[str]]
-    # {value: masks that hold it} of values in few masks and far from every class
-    stray: dict[int, list[str]]
-    # {mask: values} of masks whose values look mixed, as resizing or JPEG does
-    blended: dict[str, list[int]]
-    # {mask: what to add to its values, -1 or 1, so that they fit the other masks}
-    shifted: dict[str, int]
+    rare: dict[int, list[str]]  # {class: masks that hold it}; in few masks, maybe mistakes
+    stray: dict[int, list[str]]  # {value: masks that hold it}; in few masks, far from every class
+    blended: dict[str, list[int]]  # {mask: values that look mixed, as by resizing or JPEG}
+    shifted: dict[str, int]  # {mask: -1 or 1, to be added so that it fits the other masks}
     is_binary: bool = False  # 0 and 255 are all there is, so that 255 is a class
 
 

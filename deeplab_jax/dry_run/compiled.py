@@ -45,8 +45,7 @@ class CompiledStep:
     aliased: int  # bytes of outputs that reuse the memory of arguments
     temporaries: int  # bytes of everything else, mostly activations
     collectives: dict[str, tuple[int, int]]  # {kind: (number, bytes of their results)}
-    # floating-point operations of one step; None where the compiler does not tell
-    flops: float | None
+    flops: float | None  # of one step; None where the compiler does not tell
     cycles: int | None  # estimated cycles of one step; None where the compiler does not tell
     unrecognised: tuple[str, ...]  # names of convolutions that have no kernel of cuDNN (GPU)
 

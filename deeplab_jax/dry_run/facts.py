@@ -44,8 +44,7 @@ class Inputs:
     first: TrainBatch | None  # all rows of the first batch; None where they cannot be read
     start: int  # step that the run continues at; 0 for a new run
     warnings: tuple[str, ...]  # legal settings that are probably not meant
-    # errors that would end the run, in the order of the run's own checks
-    errors: tuple[DeepLabError, ...]
+    errors: tuple[DeepLabError, ...]  # would end the run; in the order of the run's own checks
 
 
 @dataclass(frozen=True)
@@ -54,15 +53,13 @@ class RunFacts:
 
     config: Config
     hardware: Hardware  # all devices of the run
-    # (data, spatial): groups of devices that share the batch, devices that share an image
-    mesh: tuple[int, int]
+    mesh: tuple[int, int]  # (data, spatial): groups sharing the batch, devices sharing an image
     parameters: dict[str, int]  # numbers by part of the network
     macs: dict[str, int]  # multiply-adds of one image, forward, by part
     state: dict[str, int]  # bytes by item
     memory: DeviceMemory  # what one device needs and has
     inputs: Inputs
-    # {percent of the steps done: learning rate}; empty where the steps are unknown
-    rates: dict[int, float]
+    rates: dict[int, float]  # {percent of the steps: learning rate}; empty without known steps
     disk_needed: int  # bytes
     disk_free: int  # bytes on the disk of the work directory
     workdir: Path  # work directory; need not exist

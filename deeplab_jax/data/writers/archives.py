@@ -6,6 +6,7 @@ the space that the wanted files need.
 
 import fcntl
 import functools
+import io
 import os
 import shutil
 import stat
@@ -108,7 +109,7 @@ def _folder_members(source: Path) -> Iterator[_Member]:
     for path in sorted(source.rglob("*")):
         if path.is_file():
             name = path.relative_to(source.parent).as_posix()
-            yield _Member(name, path.stat().st_size, lambda p=path: p.open("rb"))
+            yield _Member(name, path.stat().st_size, functools.partial(io.FileIO, path))
 
 
 def _zip_members(source: Path, file: zipfile.ZipFile) -> Iterator[_Member]:
