@@ -25,34 +25,28 @@ from orbax.checkpoint import v1 as ocp
 
 from deeplab_jax import config as config_lib
 from deeplab_jax.distributed import cluster, hosts
-from deeplab_jax.errors import (
-    CheckpointError,
-    ResourceError,
-    describe_cause,
-    root_cause,
-    shorten,
-)
+from deeplab_jax.errors import CheckpointError, ResourceError, describe_cause, root_cause, shorten
 from deeplab_jax.utils.trees import PyTree, differences
 
-FORMAT = 1  # of the description; raise it when older readers would misunderstand it
+FORMAT = 1  # version of the description; raised when older readers would misunderstand it
 KINDS = ("run", "weights", "backbone")
 EVAL_ITEMS = {"params": "params", "batch_stats": "batch_stats"}  # variable -> item of a step
 
-_WRITE_SECONDS = 300  # until hosts that wait for one that could not write give up
+_WRITE_SECONDS = 300  # that hosts wait for each other's writes
 _STEPS = "checkpoints"  # the folder of W that holds one folder per step
-# Orbax's own description of a step. Asking Orbax for it reads every array's header as well
-# (0.7 s for 1200 arrays); its `custom_metadata` is all that `read_info` needs.
+# Orbax's file about a step. `read_info` needs only its `custom_metadata`; through Orbax's interface
+# every array's header would be read too (0.7 s for 1200 arrays).
 _DESCRIPTION = "_CHECKPOINT_METADATA"
 _ACCEPTED = "give a work directory of `train` or the output of a converter"
 
 
 def _is_wanted(record: logging.LogRecord) -> bool:
-    """Tells whether a log line may reach the user: one about Orbax only when debugging."""
+    """Drops log records about Orbax unless DEEPLAB_DEBUG=1."""
     about_orbax = any("/orbax/" in text for text in (record.pathname, record.getMessage()))
     return not about_orbax or os.environ.get("DEEPLAB_DEBUG") == "1"
 
 
-# Orbax and the tasks it leaves behind log tracebacks of failures that we raise as one line.
+# Orbax and its tasks log tracebacks of failures that are raised here as one line.
 for _name in (None, "absl", "asyncio"):
     logging.getLogger(_name).addFilter(_is_wanted)
 
@@ -67,12 +61,11 @@ class Info:
       config: the resolved configuration; None where there was none (a backbone).
       class_names: one per class; empty for a backbone.
       palette: uint8 (C, 3), RGB.
-      counters: PyTorch's `num_batches_tracked` by path of the norm; empty where the source has
-        none. A run's are from before its first step, and grow by one a step.
+      counters: PyTorch's `num_batches_tracked` by path of the norm, as before a run's first step;
+        each grows by one a step. Empty where the source has none.
       step: optimiser steps done; `Saver.save` sets it.
       metrics: scores of an evaluation at this step, such as {"mean_iou": 0.5}, a fraction; or None.
-      data: fingerprint of the training samples of a run; "" where there are none, or the run
-        comes from elsewhere.
+      data: fingerprint of a run's training samples; "" if unknown.
     """
 
     kind: str
@@ -93,7 +86,7 @@ class Saver:
     save and raises what went wrong with it.
 
     Args:
-      path: the work directory, created if missing. What a killed save left there is removed.
+      path: the work directory, created if missing. Remains of a killed save are removed.
 
     Raises:
       ResourceError: the directory cannot be written.
@@ -122,7 +115,7 @@ class Saver:
         self.close()
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """Returns which steps to keep; Orbax calls it and removes others after the next save."""
+        """Returns for each step whether to keep it; Orbax calls this and removes the others."""
         steps = [checkpoint.step for checkpoint in checkpoints]
         best = _best({step: self._scores.get(step, -math.inf) for step in steps})
         return [step in (max(steps), best) for step in steps]
@@ -161,7 +154,7 @@ class Saver:
         items = {name: item for name, item in items.items() if jax.tree.leaves(item)}
         self._bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(items))
         self.wait()
-        with hosts.sync_errors():  # else those that can write wait for one that cannot
+        with hosts.sync_errors():  # otherwise hosts would wait for one that cannot write
             if hosts.is_primary():
                 self._check_room()
         try:
@@ -193,7 +186,7 @@ class Saver:
 
     def _check_room(self) -> None:
         usage = shutil.disk_usage(self._path)
-        if usage.total and usage.free < self._bytes:  # some mounted buckets tell of no bytes at all
+        if usage.total and usage.free < self._bytes:  # some mounted buckets report 0 bytes in total
             raise self._failure(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
 
     def _failure(self, error: Exception) -> ResourceError:
@@ -208,7 +201,7 @@ class Saver:
 
 
 def save_once(path: str | os.PathLike, items: Mapping[str, PyTree], info: Info) -> None:
-    """Writes one finished checkpoint, as step `info.step` of a directory that holds none yet.
+    """Saves step `info.step` in a directory without checkpoints; returns when it is complete.
 
     Raises:
       CheckpointError: the directory holds a checkpoint.
@@ -318,9 +311,9 @@ def misfits(
     abstract: Mapping[str, PyTree],
     allow_cast: bool = False,
 ) -> list[str]:
-    """Returns why `restore` would refuse, a phrase for each kind of difference; reads no array.
+    """Returns a phrase for each kind of difference that `restore` would refuse; reads no array.
 
-    The arguments are those of `restore`; shardings are not needed.
+    The arguments are those of `restore`, without need of shardings.
 
     Raises:
       CheckpointError: the checkpoint is damaged.
@@ -334,14 +327,7 @@ def misfits(
 def read_arrays(
     path: str | os.PathLike, step: int | str, names: Iterable[str]
 ) -> dict[str, PyTree]:
-    """Returns items of a step as trees of NumPy arrays, with the shapes and types they have there.
-
-    No device is used.
-
-    Args:
-      path: the checkpoint directory.
-      step: a number, "latest" or "best"; see `find_step`.
-      names: names of the items.
+    """Returns the named items of a step as trees of NumPy arrays, as saved; uses no device.
 
     Raises:
       CheckpointError: an item is not there, or damaged.
@@ -357,7 +343,7 @@ def read_arrays(
 
 @contextlib.contextmanager
 def _reading(where: Path) -> Iterator[None]:
-    """Reads a step without other hosts; turns what Orbax raises about it into our errors."""
+    """Reads a step without other hosts; turns Orbax's exceptions into ours."""
     try:
         with _alone():
             yield
@@ -370,10 +356,11 @@ def _reading(where: Path) -> Iterator[None]:
 
 
 def _load(where: Path, abstract: Mapping[str, PyTree]) -> dict[str, PyTree]:
-    items = dict(abstract)  # an item without arrays was not saved
-    for name in [name for name, item in abstract.items() if jax.tree.leaves(item)]:
-        # One at a time: after a failure Orbax would leave its reads of the others unawaited.
-        items |= ocp.load_checkpointables(where, {name: abstract[name]})
+    items = dict(abstract)
+    for name, item in abstract.items():
+        if jax.tree.leaves(item):  # others were not saved
+            # One at a time: after a failure Orbax would leave its reads of the others unawaited.
+            items |= ocp.load_checkpointables(where, {name: item})
     pairs = zip(jax.tree.leaves(items), jax.tree.leaves(dict(abstract)), strict=True)
     if any(got.dtype != wanted.dtype for got, wanted in pairs):
         # `with jax.enable_x64()` holds for one thread, and Orbax reads in others.
@@ -382,7 +369,7 @@ def _load(where: Path, abstract: Mapping[str, PyTree]) -> dict[str, PyTree]:
 
 
 def _alone() -> contextlib.AbstractContextManager:
-    """Lets Orbax read in this process without waiting for other hosts, which may have failed."""
+    """Makes Orbax read without waiting for other hosts, which may have failed."""
     if not cluster.is_initialized():
         return contextlib.nullcontext()
     own = jax.process_index()
@@ -393,7 +380,7 @@ def _alone() -> contextlib.AbstractContextManager:
 
 
 def _saved_items(where: Path, names: Iterable[str]) -> dict[str, PyTree]:
-    """Returns shape and dtype of every array of the named items, as the checkpoint has them."""
+    """Returns the saved shape and dtype of every array of the named items."""
     items = {name: ocp.metadata(where, name).metadata for name in names if (where / name).is_dir()}
     for name, item in items.items():
         if not jax.tree.leaves(item):  # Orbax's answer when it cannot read the list of arrays

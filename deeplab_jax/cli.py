@@ -1,6 +1,6 @@
 """The one command-line entry: `deeplab VERB ...`, also `python -m deeplab_jax.VERB ...`.
 
-Importing this is cheap. A verb's module defines its arguments; what it runs imports JAX later.
+Importing this loads no JAX. A verb's module parses its arguments before it imports JAX.
 """
 
 import argparse
@@ -14,12 +14,7 @@ from typing import NoReturn
 
 from deeplab_jax import __version__
 from deeplab_jax.distributed import cluster
-from deeplab_jax.errors import (
-    ConfigError,
-    DeepLabError,
-    Interrupted,
-    as_resource_error,
-)
+from deeplab_jax.errors import ConfigError, DeepLabError, Interrupted, as_resource_error
 from deeplab_jax.utils.progress import discard
 
 VERBS = {
@@ -32,12 +27,11 @@ VERBS = {
     "convert to-pytorch": "write a checkpoint's weights as a file for PyTorch",
     "convert replay": "train on given batches, step by step as PyTorch would, to compare",
 }
-_ROOMS = ("doctor", "report")  # verbs that are folders: their flags lie in `__main__`
+_ROOMS = ("doctor", "report")  # verbs that are folders; their `main` is in `__main__`
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Runs `deeplab VERB ...` and exits."""
-    argv = list(sys.argv[1:] if argv is None else argv)
     run(_dispatch, argv)
 
 
@@ -68,7 +62,7 @@ def module_of(verb: str) -> str:
 
 
 def run(command: Callable[[list[str]], None], argv: Sequence[str] | None = None) -> NoReturn:
-    """Runs a verb's main function and exits with its code; users' mistakes become one line."""
+    """Runs a verb's main function and exits with its code; a `DeepLabError` becomes one line."""
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         command(argv)
@@ -79,26 +73,26 @@ def run(command: Callable[[list[str]], None], argv: Sequence[str] | None = None)
         _tell("\ninterrupted")
         code = 130
     except BrokenPipeError:  # the reader of our output has gone, as in `... | head`
-        code = 141  # as of a command that SIGPIPE ends
+        code = 141  # 128 + SIGPIPE
     except SystemExit as end:  # argparse's, after --help
         code = int(end.code or 0)
     except Exception as error:
         known = as_resource_error(error)
         if known is None and not cluster.is_initialized():
-            raise  # a bug of ours: the traceback is what a report needs
+            raise  # a bug in this package: a report needs the traceback
         if known is None:
-            traceback.print_exc()  # first, and then the others must learn that this one is gone
+            traceback.print_exc()  # here: `shutdown` tells the other hosts and may end the process
         code = 1 if known is None else render(known)
     try:
         sys.stdout.flush()
-    except BrokenPipeError:  # after all was done
+    except BrokenPipeError:  # the command itself was done
         discard(sys.stdout)
     cluster.shutdown(code)
     sys.exit(code)
 
 
 def render(error: DeepLabError) -> int:
-    """Prints a user's mistake as one line; returns its exit code."""
+    """Prints an error as one line; returns its exit code."""
     if os.environ.get("DEEPLAB_DEBUG") == "1":
         traceback.print_exc()
     text = " ".join(str(error).split())
@@ -114,7 +108,7 @@ def _tell(text: str) -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with our errors, and `--config.x=y` kept apart."""
+    """argparse that raises `ConfigError` and separates `--config.x=y`."""
 
     def __init__(self, verb: str, examples: str):
         super().__init__(
@@ -134,7 +128,7 @@ class Parser(argparse.ArgumentParser):
         argv = _join_overrides(argv)
         flags = [flag for action in self._actions for flag in action.option_strings]
         for name in (a.split("=")[0] for a in argv if a.startswith("--")):
-            # Before argparse: a misspelt flag matters more than the one that then is missing.
+            # Before argparse, which would first report the required flag that was misspelt.
             if name not in flags and not name.startswith("--config."):
                 close = difflib.get_close_matches(name, flags, 1, 0.7)
                 fix = f"did you mean {close[0]}?" if close else f"see {self.prog} --help"

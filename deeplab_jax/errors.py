@@ -1,4 +1,4 @@
-"""What can go wrong for a user: one exception family, an exit code each, one line of text each.
+"""Errors that a user can correct: one family of exceptions, each with its exit code and one line.
 
 Every command renders these as `error: <where>: <what> - <fix>` (see `cli.run`).
 """
@@ -14,12 +14,12 @@ _CLIPPED = 80  # characters of a quoted name
 
 
 class DeepLabError(Exception):
-    """A mistake or a state of the world that the user can mend.
+    """An error that the user can correct.
 
     Attributes:
       where: the file, flag or configuration key at fault.
-      what: what is wrong there, with its value, and what is accepted.
-      fix: what to do about it.
+      what: the fault, with the value at hand and the accepted ones.
+      fix: the remedy.
     """
 
     exit_code = 1
@@ -57,7 +57,7 @@ class ResourceError(DeepLabError, RuntimeError):
 
 
 class ReaderError(ResourceError):
-    """A thread or process that reads samples died or hangs; what was trained is whole."""
+    """A thread or process that reads samples died or hangs; the training state is intact."""
 
 
 class NumericError(DeepLabError, ArithmeticError):
@@ -79,7 +79,7 @@ class Interrupted(DeepLabError):
 
 
 def as_resource_error(error: Exception) -> ResourceError | None:
-    """Returns what an exception about a file or out-of-memory means to a user."""
+    """Returns the `ResourceError` for an error about a file or memory; None for any other."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = str(error.filename or ".")
         free = shutil.disk_usage(os.path.dirname(where) or ".").free
@@ -98,7 +98,7 @@ def as_resource_error(error: Exception) -> ResourceError | None:
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """Returns the first cause of an error."""
+    """Returns the error that led to all others in the chain of causes."""
     while True:
         inner = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
         if isinstance(error, BaseExceptionGroup):
@@ -109,9 +109,9 @@ def root_cause(error: BaseException) -> BaseException:
 
 
 def describe_cause(error: BaseException) -> str:
-    """Returns the first cause of an error in one line of at most 300 characters."""
+    """Returns the root cause of an error in one line of at most 300 characters."""
     error = root_cause(error)
-    code = re.search(r"os_error_code='(\d+)'", str(error))  # of tensorstore: a paragraph of paths
+    code = re.search(r"os_error_code='(\d+)'", str(error))  # tensorstore's text is a paragraph
     if code is not None:
         return os.strerror(int(code[1]))
     text = " ".join(str(error).split()) or type(error).__name__
@@ -121,14 +121,10 @@ def describe_cause(error: BaseException) -> str:
 
 
 def check_writable(path: Path, flag: str) -> None:
-    """Refuses a place where a file could not be written, before the work that makes it.
-
-    Args:
-      path: the file.
-      flag: the command's flag that names it, for the message.
+    """Refuses a file that could not be written, before the work that fills it.
 
     Raises:
-      ResourceError: the folder is missing, or one of both is not writable.
+      ResourceError: its folder is missing, or the file or folder is not writable; names `flag`.
     """
     fix = f"choose another {flag}, or create its folder"
     if path.is_dir() or not path.parent.is_dir():
@@ -139,7 +135,7 @@ def check_writable(path: Path, flag: str) -> None:
 
 
 def shorten(names: Iterable[object], limit: int = 10) -> str:
-    """Returns up to `limit` names in sorted order, long ones cut, then how many more there are."""
+    """Returns up to `limit` names in sorted order, long ones cut, then the number of the rest."""
     texts = sorted(str(name) for name in names)
     rest = len(texts) - limit
     shown = ", ".join(clip(text) for text in texts[:limit])
@@ -147,7 +143,7 @@ def shorten(names: Iterable[object], limit: int = 10) -> str:
 
 
 def clip(text: str) -> str:
-    """Returns a text from elsewhere as a message can quote it: short, and on one line."""
+    """Returns foreign text for quoting in a message: at most 80 characters, on one line."""
     if len(text) > _CLIPPED:
         text = f"{text[: _CLIPPED - 3]}..."
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 TOLERANCE = 0.05  # percentage points
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-_TELL_SECONDS = 30.0  # between lines of progress
+TELL_SECONDS = 30.0  # between lines of progress
 _UNITS = "published, ours and difference are percent; what is in measurement, fractions"
 _EXAMPLES = """\
   python scripts/crosscheck_table.py --data data --weights zoo
@@ -111,7 +111,7 @@ def main(argv: list[str]) -> None:
     if not Path(args.weights).is_dir():
         what = f"there is no folder {args.weights}"
         raise ConfigError("--weights", what, "name the folder of the .pth files")
-    job = Job(args.data, Path(args.weights), overrides, _code())
+    job = Job(args.data, Path(args.weights), overrides, digest_sources())
     default = (job.weights if os.access(job.weights, os.W_OK) else Path()) / "crosscheck.json"
     path = Path(args.json) if args.json else default
     entries = crosscheck(rows, job, path)
@@ -294,7 +294,7 @@ def _progress(row: Row, total: int) -> Callable[[], bool]:
     def tell() -> bool:
         nonlocal told, done
         now, done = time.perf_counter(), done + 1
-        if now - told >= _TELL_SECONDS and done:
+        if now - told >= TELL_SECONDS and done:
             told = now
             left = timedelta(seconds=round((now - start) / done * (total - done)))
             _tell(row, f"{done}/{total} images, {left} left")
@@ -312,7 +312,7 @@ def _file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _code() -> str:
+def digest_sources() -> str:
     """Returns a digest of both packages' sources and this file."""
     files = {"script": Path(__file__)}
     for package in ("convert", "deeplab_jax"):

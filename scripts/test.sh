@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
-# Lint, types and tests, in the environment of quickstart.sh. Arguments go to pytest:
-# `scripts/test.sh -m slow`, `scripts/test.sh tests/models -x`.
+# Lint, types and the first tier of tests: some minutes on two cores, in the environment of
+# quickstart.sh. `--all` adds networks of full size, runs of several processes and distribution,
+# some 20 minutes. Other arguments go to pytest: `scripts/test.sh tests/models -x`,
+# `scripts/test.sh -m slow`.
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 install_package "[dev]"
 
@@ -11,5 +13,10 @@ ruff format --check .
 say "Types"
 mypy
 
+options=(-n 2 --dist loadfile) # a file to a process: its tests share runs
+for option in "$@"; do
+  if [[ "$option" == --all ]]; then options+=(-m "not slow"); else options+=("$option"); fi
+done
+
 say "Tests"
-pytest -n 2 --dist loadfile "$@" # a file to a process: its tests share runs
+pytest "${options[@]}"

@@ -1,5 +1,6 @@
-"""Strict JAX settings, golden values, and tiny data sets in every layout."""
+"""Strict JAX settings, the tiers, golden values, commands, and tiny data sets in every layout."""
 
+import functools
 import importlib.util
 import os
 import signal
@@ -7,6 +8,7 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 # Before anything imports jax; commands that tests start inherit them.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -29,6 +31,7 @@ from absl import flags
 from jax.experimental.compilation_cache import compilation_cache
 
 from deeplab_jax import checkpoint, cli, config
+from deeplab_jax.config.recipe import apply_overrides
 from deeplab_jax.data import open_dataset
 from deeplab_jax.data.classes import colormap
 from deeplab_jax.data.images import write_png_indices
@@ -37,11 +40,20 @@ from deeplab_jax.models import build_model, init_variables
 if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()  # grain and absl loggers ask for flags
 
-_GOLDEN = Path(__file__).parent / "golden"
+_ROOT = Path(__file__).resolve().parents[1]
+_GOLDEN = _ROOT / "tests" / "golden"
 sys.path.insert(0, str(_GOLDEN))  # its modules import each other
-_SHARED = Path(__file__).resolve().parents[2] / "shared"
+_SHARED = _ROOT.parent / "shared"
+_TIERS = ("parity", "process", "slow")  # markers that keep a test out of the first tier
 _CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 _BLOCK = 8  # pixels a side; a 65 x 97 image has 117 blocks
+_NARROW = (
+    "model.num_classes=5",
+    "model.width=8",
+    "model.head_channels=16",
+    "model.low_level_channels=4",
+    "model.aux_channels=8",
+)
 _TINY = """
 from deeplab_jax import config
 
@@ -66,6 +78,53 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.data)
         if "torch_reference" in item.fixturenames:
             item.add_marker(pytest.mark.torch)
+        for mark in item.iter_markers():
+            if mark.name in _TIERS and not " ".join(map(str, mark.args)).strip():
+                raise pytest.UsageError(
+                    f"{item.nodeid}: `{mark.name}` has no reason; write "
+                    f'@pytest.mark.{mark.name}("why it is not in the first tier").'
+                )
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout."""
+    return _ROOT
+
+
+@pytest.fixture(scope="session")
+def load_script():
+    """Returns load_script(name, folder="scripts") -> the module of a file outside the packages."""
+
+    @functools.cache
+    def load(name, folder="scripts"):
+        spec = importlib.util.spec_from_file_location(name, _ROOT / folder / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+class Outcome(NamedTuple):
+    """What a command left: exit code, standard output, standard error."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def call(capsys):
+    """Returns call(*argv, command=cli.main) -> Outcome of a command run in this process."""
+
+    def call(*argv, command=cli.main):
+        capsys.readouterr()  # what came before is not the command's
+        with pytest.raises(SystemExit) as end:
+            command([str(argument) for argument in argv])
+        return Outcome(end.value.code, *capsys.readouterr())
+
+    return call
 
 
 @pytest.fixture(scope="session")
@@ -98,11 +157,7 @@ def measure():
 def torch_reference():
     """The module with the reference's network and training in PyTorch."""
     pytest.importorskip("torch")
-    path = Path(__file__).parent / "golden" / "torch_reference.py"
-    spec = importlib.util.spec_from_file_location("torch_reference", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("torch_reference")
 
 
 @pytest.fixture(scope="session")
@@ -140,6 +195,20 @@ def _configured(settings):
             jax.config.update(name, value)
         if values is settings:
             yield
+
+
+@pytest.fixture(scope="session")
+def narrow_config():
+    """Returns narrow_config(*changes, dataset="folder", depth=18, output_stride=16) -> Config.
+
+    The network is narrow, with 5 classes; changes are as "train.steps=2".
+    """
+
+    def make(*changes, dataset="folder", depth=18, output_stride=16):
+        overrides = [f"--config.{change}" for change in (*_NARROW, *changes)]
+        return apply_overrides(config.get_config(dataset, depth, output_stride), overrides)
+
+    return make
 
 
 @pytest.fixture(scope="session")
@@ -199,15 +268,11 @@ def draw_variables():
 
 
 @pytest.fixture(scope="module")
-def saved_run(make_tree, draw_variables, tmp_path_factory):
+def saved_run(make_tree, narrow_config, draw_variables, tmp_path_factory):
     """A work directory with steps 3 (the best) and 7 of a tiny network, and its data."""
     root = make_tree("folder", num_train=1, num_val=3, num_classes=4)
-    c = config.get_config("folder", depth=18, output_stride=16)
-    c.model.num_classes, c.model.atrous_rates = 4, (1, 2, 3)
-    c.model.width, c.model.head_channels = 8, 16
-    c.model.low_level_channels, c.model.aux_channels = 4, 8
-    c.data.root, c.eval.resize_base = str(root), (80, 64)  # not the images' size
-    c = config.freeze(c)
+    changes = "model.num_classes=4", "model.atrous_rates=1,2,3", f"data.root={root}"
+    c = narrow_config(*changes, "eval.resize_base=80,64")  # not the images' size
     validation = open_dataset(c.data, 4, "val")
     info = checkpoint.Info(
         kind="run", config=c, class_names=validation.class_names, palette=validation.palette
@@ -218,19 +283,6 @@ def saved_run(make_tree, draw_variables, tmp_path_factory):
             saver.save(step, draw_variables(model, step), info, {"mean_iou": score})
     images = sorted((root / "images" / "val").iterdir())
     return SimpleNamespace(path=path, root=root, validation=validation, images=images)
-
-
-@pytest.fixture
-def call(capsys):
-    """Returns call(*argv) -> (exit code, standard output, standard error) of `deeplab`."""
-
-    def call(*argv):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            cli.main([str(argument) for argument in argv])
-        return end.value.code, *capsys.readouterr()
-
-    return call
 
 
 def make_voc_tree(root, num_train=12, num_val=4, seed=0):

@@ -427,13 +427,15 @@ with Saver(sys.argv[1]) as saver:
 """
 
 
+_OTHER_MOMENTS = pytest.mark.slow("one moment of the kill is in the first tier")
+
+
 @pytest.mark.parametrize(
-    "seconds", [0.03, *(pytest.param(s / 50, marks=pytest.mark.slow) for s in range(10))]
+    "seconds", [0.03, *(pytest.param(s / 50, marks=_OTHER_MOMENTS) for s in range(10))]
 )
-def test_sigkill_while_saving_leaves_a_whole_step(tmp_path, seconds):
+def test_sigkill_while_saving_leaves_a_whole_step(repository, tmp_path, seconds):
     command = [sys.executable, "-c", SAVE_FOREVER, str(tmp_path)]
-    root = Path(checkpoint.__file__).parents[1]
-    child = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True)
+    child = subprocess.Popen(command, cwd=repository, stdout=subprocess.PIPE, text=True)
     try:
         while int(child.stdout.readline()) < 4:
             pass

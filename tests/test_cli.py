@@ -3,27 +3,18 @@ import os
 import subprocess
 import sys
 from importlib.metadata import entry_points
-from pathlib import Path
 
 import pytest
 
 from deeplab_jax import __version__, cli
 from deeplab_jax.errors import DataError, Interrupted
 
-CONFIGS = Path(__file__).parents[1] / "configs"
-RECIPE = str(CONFIGS / "quickstart.py")
+RECIPE = "configs/quickstart.py"
 
 
-@pytest.fixture
-def call(capsys):
-    """Returns call(*argv) -> (exit code, standard output, standard error)."""
-
-    def call(*argv, command=cli.main):
-        with pytest.raises(SystemExit) as end:
-            command([str(argument) for argument in argv])
-        return end.value.code, *capsys.readouterr()
-
-    return call
+@pytest.fixture(autouse=True)
+def _in_repository(monkeypatch, repository):
+    monkeypatch.chdir(repository)
 
 
 @pytest.fixture
@@ -58,9 +49,9 @@ def run(call):
         (["train", "--conf", RECIPE], "did you mean --config?"),
         (["train"], "arguments are required: --config"),
         (["train", "--config"], "expected one argument"),
-        (["train", "--config", str(CONFIGS / "voc.py")], "such as "),
+        (["train", "--config", "configs/voc.py"], "such as "),
         (["train", "--config", "nowhere/voc.py"], "there is no such recipe file"),
-        (["train", "--config", str(CONFIGS)], "there is no such recipe file"),
+        (["train", "--config", "configs"], "there is no such recipe file"),
         (["evaluate"], "arguments are required: --checkpoint"),
         (["evaluate", "--checkpiont", "x"], "did you mean --checkpoint?"),
         (["predict", "--checkpoint", "x", "--output", "y"], "arguments are required: IMAGE"),

@@ -1,4 +1,4 @@
-"""The configuration of a run: every field, what it accepts, the table's rows, recipe files."""
+"""The configuration of a run: its fields, their checks, the table's rows, recipe files."""
 
 from deeplab_jax.config.checks import LABEL_IDS, TRAIN_IDS, nearest_multiple, validate, warnings
 from deeplab_jax.config.forms import difference, flatten, freeze, from_dict, to_dict, to_json

@@ -1,4 +1,4 @@
-"""What types cannot check: the range of each field, and what fields require of each other."""
+"""Checks that types cannot make: the range of each field, and what fields require of each other."""
 
 import math
 from typing import Any
@@ -23,10 +23,10 @@ _FOLDER_KEYS = ("images", "masks", "mask_suffix", "split_file", "mask_format", "
 
 
 def validate(config: Config) -> None:
-    """Checks ranges, lengths and what fits with what.
+    """Checks every field by itself and together with others.
 
     Raises:
-      ConfigError: naming the first field that cannot be used, what is accepted, and the fix.
+      ConfigError: a field cannot be used; names the first such, what is accepted, and the fix.
     """
     for key, field in fields().items():
         if rule := field.metadata["rule"]:
@@ -88,7 +88,7 @@ def _check_classes(data: DataConfig, num_classes: int) -> None:
 
 
 def _check_layout(data: DataConfig) -> None:
-    """Checks where samples lie: known for the data sets of the table."""
+    """Checks the paths of samples, which are fixed for the data sets of the table."""
     defaults = DataConfig()
     for key in _FOLDER_KEYS:
         value = getattr(data, key)
@@ -104,7 +104,7 @@ def _check_layout(data: DataConfig) -> None:
 
 
 def _check_masks(data: DataConfig, num_classes: int) -> None:
-    """Checks what mask values mean."""
+    """Checks the meaning of mask values."""
     is_index, is_binary = data.mask_format == "index", data.mask_format == "binary"
     accepted, fix = "2 for binary masks", "count the background"
     _require("model.num_classes", num_classes, num_classes == 2 or not is_binary, accepted, fix)
@@ -165,7 +165,7 @@ def _check_train(train: TrainConfig) -> None:
 
 
 def _check_height(height: int, stride: int, spatial: int) -> None:
-    """Bands of rows must be whole at every layer: what uneven ones compute is not proven."""
+    """Checks that bands of rows are whole at every layer: uneven bands are not tested."""
     unit = stride * spatial
     if spatial > 1 and height % unit:
         near = sorted({max(unit, height // unit * unit), -(-height // unit) * unit})
@@ -186,7 +186,7 @@ def _check_init(init: InitConfig) -> None:
 
 
 def warnings(config: Config) -> list[str]:
-    """Returns what is legal but probably not meant, a line each."""
+    """Returns a line for each setting that is legal but probably a mistake."""
     stride = config.model.output_stride
     height, width = (-(-side // stride) for side in config.data.crop_size)
     rate = max(config.model.atrous_rates)

@@ -1,4 +1,4 @@
-"""The other forms of a configuration: `ConfigDict`, a flat mapping, JSON; and two compared."""
+"""A configuration as `ConfigDict`, flat mapping and JSON, and the difference of two."""
 
 import dataclasses
 import difflib
@@ -14,7 +14,7 @@ from deeplab_jax.errors import ConfigError
 
 
 def freeze(config: Config | ConfigDict) -> Config:
-    """Returns the checked configuration; a `Config` has been checked and stays as it is.
+    """Returns the checked configuration; a `Config`, already checked, is returned unchanged.
 
     Raises:
       ConfigError: a field is missing or unknown, or its value cannot be used.
@@ -23,7 +23,7 @@ def freeze(config: Config | ConfigDict) -> Config:
 
 
 def from_flat(values: Mapping[str, Any]) -> Config:
-    """Returns the checked configuration of values by full name; absent fields keep their default.
+    """Returns the checked configuration of {"train.lr": ..., ...}; absent fields keep defaults.
 
     Raises:
       ConfigError: a field is unknown, or its value cannot be used.
@@ -48,9 +48,9 @@ def from_flat(values: Mapping[str, Any]) -> Config:
 
 
 def from_dict(tree: Mapping[str, Any]) -> Config:
-    """Returns the configuration of `to_dict` or its JSON form.
+    """Returns the configuration that `to_dict` or `to_json` wrote.
 
-    A field that is absent keeps its default, so that older checkpoints stay readable.
+    Absent fields keep their defaults, so that older checkpoints stay readable.
 
     Raises:
       ConfigError: a field is unknown in this version, or its value cannot be used.
@@ -84,7 +84,7 @@ def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def difference(old: Config, new: Config) -> list[str]:
-    """Returns "key: old -> new" for every field that would change what a run computes."""
+    """Returns "key: old -> new" for every differing field that can change a run's results."""
     return [
         f"{key}: {get(old, key)} -> {get(new, key)}"
         for key, field in fields().items()

@@ -39,7 +39,7 @@ def load_recipe(path: str, overrides: Sequence[str] = ()) -> Config:
         config = module.get_config()
     except ConfigError:
         raise
-    except Exception as error:  # whatever somebody's file does
+    except Exception as error:  # a user's file may raise anything
         what = f"fails with {type(error).__name__}: {error}".splitlines()[0]
         raise ConfigError(str(path), what, "a recipe defines get_config(); see configs/") from error
     fix = "return what deeplab_jax.config.get_config(...) returns"

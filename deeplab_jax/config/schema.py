@@ -1,4 +1,4 @@
-"""Every field of a configuration: its type, its default, what it accepts and what it does.
+"""Every field of a configuration: its type, default, accepted values and meaning.
 
 Inside the package a configuration is a `Config`, whose sections are frozen dataclasses, so that a
 misspelt field is a type error. Recipes change a `ConfigDict` with the same fields, which
@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 IGNORE_INDEX = 255
 DATASETS = ("voc", "ade20k", "cityscapes", "folder")
-MAX_CHANNELS = 65536  # no network comes near, and sizes of arrays stay in 64 bits
+MAX_CHANNELS = 65536  # far above any network's; keeps sizes of arrays within 64 bits
 
 
 class Rule(NamedTuple):
-    """The values that a field accepts by itself; `checks` holds what fields require of each other.
+    """The values that a field accepts, whatever the others hold.
 
     Attributes:
       accepted: in words, after "must be".
@@ -107,9 +107,9 @@ def _field(
 
     Args:
       default: its value in the template for a folder, ResNet-50 at output stride 16.
-      text: what it does, with its unit.
-      rule: which values it accepts by itself.
-      is_free: a continued run may change it, for it cannot change a result.
+      text: its meaning, with its unit.
+      rule: accepted values; None for any of the type.
+      is_free: a continued run may change it, as it cannot change a result.
       is_local: hosts of one run may differ in it.
     """
     metadata = {"text": text, "rule": rule, "is_free": is_free, "is_local": is_local}
@@ -158,7 +158,7 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Which samples, where they lie, what their masks mean, how they are augmented."""
+    """Samples, their paths, the meaning of their masks, and augmentation."""
 
     dataset: str = _field(
         "folder",
@@ -249,7 +249,7 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """How devices share the work."""
+    """Division of the work between devices."""
 
     spatial: int = _field(
         1,
@@ -293,7 +293,7 @@ class EvalConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """When the state is saved."""
+    """Saving of the state."""
 
     every_steps: int = _field(
         0, "steps between saves; 0: once an epoch; the last step always is", _from(0)
@@ -302,14 +302,14 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LogConfig:
-    """When a step is logged."""
+    """Logging of steps."""
 
     every_steps: int = _field(10, "steps between lines of the log", _from(1), is_free=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InitConfig:
-    """What a new run starts from."""
+    """Initial weights of a new run."""
 
     backbone: str = _field(
         "none",
@@ -358,9 +358,9 @@ def fields() -> dict[str, dataclasses.Field]:
 
 
 def is_local(key: str) -> bool:
-    """Tells whether hosts of one run may differ in a field, named with or without `--config.`.
+    """Tells whether hosts of a run may differ in `key`: a field, or `--config.field=value`.
 
-    They may not differ in a name that is no field.
+    False for a key that is no field.
     """
     field = fields().get(key.removeprefix("--config.").partition("=")[0])
     return field is not None and field.metadata["is_local"]

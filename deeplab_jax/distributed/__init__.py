@@ -1,1 +1,1 @@
-"""Devices and hosts of one run: the mesh, joining processes, and what they agree on."""
+"""Devices and hosts of one run: the mesh, the start of processes, and their collectives."""

@@ -1,7 +1,7 @@
-"""Joins several processes as one run, and leaves it: by flags, or by what a cluster tells.
+"""Start and end of a run of several processes, named by flags or found in the environment.
 
-Importing this is cheap; JAX is loaded when a run of several processes starts. Collectives between
-the processes of a run are in `distributed.hosts`.
+Importing this loads no JAX; starting a run of several processes does. Collectives between the
+processes of a run are in `distributed.hosts`.
 """
 
 import argparse
@@ -17,11 +17,11 @@ from typing import Any
 from deeplab_jax.errors import ConfigError, ResourceError
 from deeplab_jax.utils.progress import discard
 
-_CONNECT_SECONDS = 300  # for all processes to have come; a slice's hosts do not boot at once
-_QUIET_SECONDS = 10  # of waiting for them until that is said
-_HEARTBEAT_SECONDS = 60  # without a sign of life until a process counts as dead
-_END_SECONDS = 300  # for the others to end as well, after success: the first writes reports
-_LEAVE_SECONDS = 10  # the same after a failure, which the others may not know of
+_CONNECT_SECONDS = 300  # wait for all processes to come; a slice's hosts do not boot at once
+_QUIET_SECONDS = 10  # of this wait, before a line about it is printed
+_HEARTBEAT_SECONDS = 60  # without a heartbeat until a process counts as dead
+_END_SECONDS = 300  # wait for the others to end after success: the first writes reports
+_LEAVE_SECONDS = 10  # wait after a failure, which the others may not know of
 
 _FLAGS = ("--coordinator", "--num-processes", "--process-id")
 _is_initialized = False
@@ -52,12 +52,12 @@ def initialize(
 ) -> None:
     """Joins the other processes of the run, before anything uses a device.
 
-    Without arguments a cluster is looked for in the environment: a TPU slice, several tasks of
-    Slurm or Open MPI. Where there is none, this process works alone.
+    Without arguments the environment is searched for a cluster: a TPU slice, several tasks of
+    Slurm or Open MPI. Without a cluster this process works alone.
 
     Args:
       coordinator: "HOST:PORT" where process 0 listens.
-      num_processes: processes of the run; 1 alone: no others, whatever the environment shows.
+      num_processes: processes of the run; 1 as the only argument: ignore the environment.
       process_id: number of this process, from 0.
       seconds: to wait for the others.
 
@@ -72,25 +72,24 @@ def initialize(
         arguments = _checked(coordinator, num_processes, process_id)
         if num_processes == 1:
             return
-        # Detection would also choose devices; here a process has all that it sees.
+        # Detection would also choose devices; here a process uses all that it sees.
         arguments["cluster_detection_method"] = "deactivate"
+    elif (found := _find_cluster(os.environ)) is None:
+        return
     else:
-        found = _find_cluster(os.environ)
-        if found is None:
-            return
         arguments = found
     _initialize(arguments, seconds)
 
 
 def is_initialized() -> bool:
-    """Tells whether this process is one of several."""
+    """Tells whether this process has joined others."""
     return _is_initialized
 
 
 def shutdown(code: int) -> None:
-    """Parts from the other processes before this one exits with `code`.
+    """Leaves the other processes before this one exits with `code`.
 
-    Does not wait long for them after a failure of this one alone: they end because it is gone.
+    Waits up to 300 s for their end, and 10 s after a failure, of which they may not know.
     """
     if not _is_initialized:
         return
@@ -102,7 +101,7 @@ def shutdown(code: int) -> None:
     if end.is_alive():
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
-        os._exit(code or ResourceError.exit_code)  # JAX would wait for them at exit
+        os._exit(code or ResourceError.exit_code)  # JAX would wait for the others at exit
 
 
 def _checked(
@@ -133,7 +132,7 @@ def _checked(
 
 
 def _check_port(port: int) -> None:
-    """Refuses a port that another program has: JAX would end the process."""
+    """Refuses a port in use, with which JAX would end the process."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -144,10 +143,7 @@ def _check_port(port: int) -> None:
 
 
 def _find_cluster(environ: Mapping[str, str]) -> dict[str, Any] | None:
-    """Returns the arguments of `jax.distributed.initialize`, or None where nothing shows a cluster.
-
-    Each rule asks for more than one process, so that a session on a single node stays as it is.
-    """
+    """Returns the arguments of `jax.distributed.initialize`; None without several processes."""
     for find in (_slurm, _open_mpi, _tpu):
         if (found := find(environ)) is not None:
             return found
@@ -155,7 +151,7 @@ def _find_cluster(environ: Mapping[str, str]) -> dict[str, Any] | None:
 
 
 def _slurm(environ: Mapping[str, str]) -> dict[str, Any] | None:
-    # What JAX reads; only `srun` sets the step's.
+    # The variables that JAX reads; only `srun` sets those of a step.
     names = ("JOB_ID", "STEP_NODELIST", "NTASKS", "PROCID", "LOCALID")
     if any(f"SLURM_{name}" not in environ for name in names):
         return None
@@ -164,7 +160,7 @@ def _slurm(environ: Mapping[str, str]) -> dict[str, Any] | None:
         return None
     arguments: dict[str, Any] = {"cluster_detection_method": "slurm"}
     if environ.get("SLURM_STEP_NUM_NODES") == tasks:
-        # One task a node has all of its devices; JAX would give it the first.
+        # A task alone on its node uses all devices there; JAX would give it the first.
         arguments["local_device_ids"] = []
     return arguments
 
@@ -189,8 +185,8 @@ def _tpu(environ: Mapping[str, str]) -> dict[str, Any] | None:
     workers = environ.get("TPU_PROCESS_ADDRESSES", environ.get("TPU_WORKER_HOSTNAMES", ""))
     if "," in workers or int(environ.get("MEGASCALE_NUM_SLICES") or 1) > 1:
         return {}
-    # Importing JAX on a machine with TPU chips sets both; how many hosts the slice has is then
-    # for the metadata server to say.
+    # Importing JAX sets TPU_ML_PLATFORM where there are TPU chips, TPU_SKIP_MDS_QUERY where there
+    # are none. With chips, JAX asks the metadata server for the number of hosts.
     import jax  # noqa: F401
 
     is_tpu_machine = environ.get("TPU_ML_PLATFORM") == "JAX"
@@ -201,7 +197,7 @@ def _initialize(arguments: dict[str, Any], seconds: float) -> None:
     global _is_initialized
     import jax
 
-    # JAX would take SIGTERM for itself: what it means is the command's to say.
+    # This service would take SIGTERM, which the commands handle.
     jax.config.update("jax_enable_preemption_service", False)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     with _guarded(arguments, seconds):
@@ -222,13 +218,13 @@ def _initialize(arguments: dict[str, Any], seconds: float) -> None:
         from deeplab_jax.distributed import hosts
 
         if not hosts.is_primary():
-            discard(sys.stdout)  # the first speaks for all
+            discard(sys.stdout)  # the first prints for all
         _check_devices()
-        hosts.all_gather(None)  # connections between processors are made within 30 s or never
+        hosts.all_gather(None)  # connects Gloo now: it waits 30 s for the others, no longer
 
 
 def _check_devices() -> None:
-    """Refuses hosts that do not all have as many devices, as where one has failed."""
+    """Refuses hosts with different numbers of devices, as after a device has failed."""
     import jax
 
     counts = Counter(dict.fromkeys(range(jax.process_count()), 0))
@@ -241,7 +237,7 @@ def _check_devices() -> None:
 
 @contextmanager
 def _guarded(arguments: Mapping[str, Any], seconds: float) -> Iterator[None]:
-    """Ends the process with one line if the block takes too long: JAX would with a stack trace."""
+    """Ends the process with one line if the block takes too long; JAX prints a stack trace."""
     done = threading.Event()
 
     def watch() -> None:
@@ -250,18 +246,15 @@ def _guarded(arguments: Mapping[str, Any], seconds: float) -> Iterator[None]:
             text = f"waiting up to {seconds:.0f} s for the other processes"
             print(text, file=sys.stderr, flush=True)
         if not done.wait(seconds - quiet):
-            _give_up(_not_met(arguments, seconds))
+            error = _not_met(arguments, seconds)
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            os._exit(error.exit_code)
 
     threading.Thread(target=watch, daemon=True).start()
     try:
         yield
     finally:
         done.set()
-
-
-def _give_up(error: ResourceError) -> None:
-    print(f"error: {error}", file=sys.stderr, flush=True)
-    os._exit(error.exit_code)
 
 
 def _not_met(arguments: Mapping[str, Any], seconds: float) -> ResourceError:

@@ -41,26 +41,17 @@ def are_multiple() -> bool:
 
 
 def name() -> str:
-    """Returns what this process is called in messages."""
+    """Returns the name of this process in messages."""
     return f"{platform.node()} (process {jax.process_index()})"
 
 
 def own_share(items: Sequence[T], host: int | None = None) -> Sequence[T]:
-    """Returns this host's share of the items: every n-th of them, where there are n hosts.
-
-    Args:
-      items: in the same order on all hosts.
-      host: which process; this one by default.
-    """
+    """Returns a host's share, every n-th of n hosts, of items in the same order on all hosts."""
     return items[jax.process_index() if host is None else host :: jax.process_count()]
 
 
 def all_gather(value: Any) -> list[Any]:
-    """Returns every host's value, in order of processes.
-
-    Args:
-      value: what JSON can hold.
-    """
+    """Returns every host's value, which must be JSON's, in order of processes."""
     return [json.loads(data) for data in all_gather_bytes(json.dumps(value).encode())]
 
 
@@ -68,7 +59,7 @@ def all_gather_bytes(data: bytes) -> list[bytes]:
     """Returns every host's bytes, in order of processes."""
     if not are_multiple():
         return [data]
-    # Bytes travel as they are; numbers would become 32 bits wide.
+    # As bytes: JAX would make 64-bit numbers 32 bits wide.
     sizes = multihost_utils.process_allgather(np.array([len(data)], np.uint32))[:, 0]
     padded = np.zeros(1 << int(sizes.max()).bit_length(), np.uint8)  # few shapes to compile
     padded[: len(data)] = np.frombuffer(data, np.uint8)
@@ -78,10 +69,10 @@ def all_gather_bytes(data: bytes) -> list[bytes]:
 
 @contextmanager
 def sync_errors() -> Iterator[None]:
-    """Makes what fails in the block on one host fail on all, with the same line.
+    """Makes a block that fails on one host fail on all, with the same error.
 
     Raises:
-      DeepLabError: the first host's that has one, named if not all have it.
+      DeepLabError: that of the first host with one, which is named if not all have the same.
     """
     if not are_multiple():
         yield
@@ -96,10 +87,9 @@ def sync_errors() -> Iterator[None]:
 
 
 def synced_error(failure: Exception | None) -> DeepLabError | None:
-    """Returns the error that all hosts end with, if any has one.
+    """Returns the error of the first host with one, for all hosts; None if no host has one.
 
-    Args:
-      failure: this host's error, if any. A bug's traceback is printed here.
+    `failure` is this host's error, if any; the traceback of an unexpected one is printed.
     """
     if failure is not None:
         failure = errors.as_resource_error(failure) or failure
@@ -126,13 +116,10 @@ def _described(failure: Exception | None) -> list[str] | None:
 
 
 def require_equal(facts: Mapping[str, object]) -> None:
-    """Refuses to go on where hosts differ.
-
-    Args:
-      facts: text or numbers by name.
+    """Compares facts, text or numbers by name, between hosts.
 
     Raises:
-      ConfigError: says on which hosts what differs.
+      ConfigError: facts differ; names them, their values and the hosts.
     """
     told = all_gather([name(), {key: str(value) for key, value in facts.items()}])
     differences = []
@@ -161,17 +148,16 @@ def code_version() -> str:
 
 
 def software() -> dict[str, str]:
-    """Returns the versions that hosts of a run must agree in, by name."""
+    """Returns the versions that must be equal on the hosts of a run, by package."""
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
     versions = {name: importlib.metadata.version(name) for name in packages}
     return {"deeplab_jax": code_version()} | versions
 
 
 class Poll:
-    """Asks all hosts for a number again and again, without waiting for the answer.
+    """Maximum of a number over hosts, asked for again and again without waiting for the devices.
 
-    With several processes an answer is that of the question before, which is there once the
-    devices have done what was under way then; with one, that of the question itself.
+    With several processes each call returns the maximum of the call before.
     """
 
     def __init__(self) -> None:
@@ -182,7 +168,10 @@ class Poll:
             self._max = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
     def ask(self, value: int) -> int:
-        """Returns the largest value of any host, the same on all; 0 at first."""
+        """Returns the largest of all hosts' values in the call before, 0 in the first call.
+
+        With one process returns `value`.
+        """
         if not are_multiple():
             return value
         before = self._answer
@@ -195,10 +184,7 @@ class Poll:
 
 @contextmanager
 def watched(workdir: object) -> Iterator[None]:
-    """Turns JAX's error about a lost host into ours.
-
-    Args:
-      workdir: what the run writes to, for the message.
+    """Turns JAX's error about a lost host into ours, which names `workdir`.
 
     Raises:
       ResourceError: a host is gone.
@@ -213,12 +199,7 @@ def watched(workdir: object) -> Iterator[None]:
 
 
 def lost_host(where: object, error: BaseException) -> ResourceError | None:
-    """Returns our error where `error` means that another host does not answer, else None.
-
-    Args:
-      where: what the run writes to, for the message.
-      error: what JAX or Orbax raised.
-    """
+    """Returns our error if one of JAX or Orbax means that another host is lost, else None."""
     text = str(error)
     is_of_disk = "os_error_code" in text or (isinstance(error, OSError) and error.errno)
     is_lost = not is_of_disk and any(word in text for word in _SIGNS_OF_LOSS)

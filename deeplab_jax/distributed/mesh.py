@@ -27,34 +27,29 @@ def make_mesh(
       spatial: devices that share an image.
 
     Raises:
-      ConfigError: the devices do not divide by `spatial`, or the batch over what is left of them.
+      ConfigError: the devices do not divide by `spatial`, or the batch not over the groups of them.
     """
     devices = jax.devices() if devices is None else devices
     return _mesh((_check_shape(batch_size, len(devices), spatial), spatial), devices)
 
 
 def mesh_of(config: Config, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Returns the mesh of a run, over all devices or those given.
-
-    Raises:
-      ConfigError: as `mesh_shape`.
-    """
+    """Returns the mesh of a run over all devices, or those given; raises as `mesh_shape`."""
     devices = jax.devices() if devices is None else devices
     return _mesh(mesh_shape(config, len(devices)), devices)
 
 
 def _mesh(shape: tuple[int, int], devices: Sequence[jax.Device]) -> Mesh:
-    axes = (DATA_AXIS, SPATIAL_AXIS)
     kinds = (AxisType.Auto, AxisType.Auto)
-    return jax.make_mesh(shape, axes, axis_types=kinds, devices=devices)
+    return jax.make_mesh(shape, (DATA_AXIS, SPATIAL_AXIS), axis_types=kinds, devices=devices)
 
 
 def mesh_shape(config: Config, num_devices: int) -> tuple[int, int]:
-    """Returns the sizes (data, spatial) of the mesh of a run over so many devices.
+    """Returns the sizes (data, spatial) of a run's mesh.
 
     Raises:
       ConfigError: the devices do not divide by `mesh.spatial`, or a part of the batch
-        (`train.gradient_accumulation`) over what is left of them.
+        (`train.gradient_accumulation`) does not divide over the groups of devices.
     """
     train, spatial = config.train, config.mesh.spatial
     height, stride = config.data.crop_size[0], config.model.output_stride
@@ -77,9 +72,9 @@ def _check_shape(
     gradient_accumulation: int = 1,
     num_rows: int = 0,
 ) -> int:
-    """Returns how many groups of devices share the batch; raises as `mesh_shape`.
+    """Returns the number of groups of devices that share the batch; raises as `mesh_shape`.
 
-    For the advice: `num_groups` must divide the batch too, and splits of rows divide `num_rows`.
+    The fix names a batch that `num_groups` divides, or a split that divides `num_rows`.
     """
     count, remainder = divmod(num_devices, spatial)
     if remainder:
@@ -112,26 +107,21 @@ def _divisors(number: int) -> list[int]:
 
 
 def platform(mesh: Mesh) -> str:
-    """Returns "gpu", "tpu" or "cpu"; "cpu_mesh" where processors stand in for several devices.
+    """Returns "gpu", "tpu", "cpu", or "cpu_mesh" for several devices that are processors.
 
-    What is fast on one processor may gather whole arrays on several.
+    Operations that are fast on one processor may gather whole arrays on several.
     """
     name = mesh.devices.flat[0].platform
     return "cpu_mesh" if name == "cpu" and mesh.size > 1 else name
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Returns the layout of what every device holds whole: state and metrics."""
+    """Returns the sharding of arrays that every device holds whole: state and metrics."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh, has_rows: bool = False) -> NamedSharding:
-    """Returns the layout of a batch (B, ...), in order over the devices.
-
-    Args:
-      mesh: from `make_mesh`.
-      has_rows: the batch holds pictures (B, H, ...), whose rows are split as well.
-    """
+    """Returns the sharding of a batch (B, ...); with `has_rows`, (B, H, ...) is split by H too."""
     return NamedSharding(mesh, PartitionSpec(DATA_AXIS, *[SPATIAL_AXIS] * has_rows))
 
 
@@ -148,7 +138,7 @@ def put_batch(batch: PyTree, mesh: Mesh, batch_size: int) -> PyTree:
     Args:
       batch: pytree of arrays (R, ...) with this host's rows, those of `local_rows`; pictures have
         three or four dimensions.
-      mesh: where they go.
+      mesh: the devices.
       batch_size: rows of the global batch.
     """
     position = {row: k for k, row in enumerate(local_rows(mesh, batch_size))}
@@ -168,14 +158,7 @@ def put_batch(batch: PyTree, mesh: Mesh, batch_size: int) -> PyTree:
 
 
 def to_devices(batches: Iterator, mesh: Mesh, batch_size: int, depth: int = 2) -> Iterator:
-    """Yields (batch, batch on the devices), copying up to `depth` batches ahead.
-
-    Args:
-      batches: batches of this host's rows, as `put_batch` takes them.
-      mesh: where they go.
-      batch_size: rows of the global batch.
-      depth: batches whose copy is under way while the current one computes.
-    """
+    """Yields (batch, the result of `put_batch`), copying up to `depth` batches ahead."""
     queue: deque = deque()
     for batch in batches:
         queue.append((batch, put_batch(batch, mesh, batch_size)))

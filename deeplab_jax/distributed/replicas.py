@@ -1,7 +1,7 @@
-"""Whether the devices of a run still hold the same state, bit for bit.
+"""Comparison of the copies of a run's state on its devices, bit for bit.
 
-Each device has a copy, and makes the same update from the same gradients. A defect, or a host that
-computes something else, makes one drift away from the others without a sign.
+Each device makes the same update of its copy from the same gradients. A defect, or a host that
+computes something else, makes one copy drift away from the others unnoticed.
 """
 
 from collections import Counter
@@ -48,29 +48,25 @@ class Replicas:
     """Compares the copies that the devices of a mesh hold."""
 
     def __init__(self, mesh: Mesh):
-        """Compiles nothing yet."""
         self._mesh = mesh
         axes, whole = mesh.axis_names, PartitionSpec()
 
         def all_checksums(tree: PyTree) -> jax.Array:
             return lax.all_gather(checksum(tree), axes)
 
-        # Within shard_map a device reads its own copy of what is called the same on all.
+        # Within shard_map a device reads its own copy of an array that JAX holds to be replicated.
         each = jax.shard_map(
             all_checksums, mesh=mesh, in_specs=whole, out_specs=whole, check_vma=False
         )
         self._all_checksums = jax.jit(each)
 
     def check(self, tree: PyTree, step: int, kept: str) -> None:
-        """Refuses copies that differ; every host calls it, and waits for the devices.
+        """Compares the copies of `tree`; every host calls this, and waits for the devices.
 
-        Args:
-          tree: arrays that every device holds whole.
-          step: optimiser steps of the state, for the message.
-          kept: what of the run is left, for the message.
+        `step`, the optimiser steps done, and `kept`, the last save in words, are for the message.
 
         Raises:
-          NumericError: names the devices whose copies are not those of most, and their hosts.
+          NumericError: copies differ; names the devices outside the majority, and their hosts.
         """
         if self._mesh.size == 1:
             return
@@ -79,7 +75,7 @@ class Replicas:
         if len(counts) == 1:
             return
         (usual, most), *_ = counts.most_common()
-        is_clear = 2 * most > len(sums)  # else which are wrong is not known
+        is_clear = 2 * most > len(sums)  # otherwise any may be wrong
         names = dict(enumerate(hosts.all_gather(hosts.name())))
         devices = list(zip(self._mesh.devices.flat, sums, strict=True))
         odd = [

@@ -13,7 +13,7 @@ import jax
 from deeplab_jax.distributed import hosts
 from deeplab_jax.errors import ConfigError, shorten
 
-_PATIENCE = 10.0  # seconds until a new file must show on the other hosts
+_PATIENCE = 10.0  # seconds within which other hosts must see a new file
 
 
 def check_shared(workdir: Path, folders: Sequence[Path] = ()) -> None:
@@ -21,11 +21,11 @@ def check_shared(workdir: Path, folders: Sequence[Path] = ()) -> None:
 
     Args:
       workdir: created for the test if it is missing.
-      folders: below it; those that exist must be writable for all as well.
+      folders: below it; all hosts must be able to write to those that exist.
 
     Raises:
-      ConfigError: names the hosts that do not see it.
-      ResourceError: one cannot write there.
+      ConfigError: hosts do not see it; names them.
+      ResourceError: a host cannot write there.
     """
     if not hosts.are_multiple():
         return
@@ -34,7 +34,8 @@ def check_shared(workdir: Path, folders: Sequence[Path] = ()) -> None:
     try:
         with hosts.sync_errors():
             if hosts.is_primary():
-                made = _make(workdir)
+                made = [path for path in (workdir, *workdir.parents) if not path.exists()]
+                workdir.mkdir(parents=True, exist_ok=True)
                 token.touch()
         seen = hosts.all_gather([hosts.name(), str(workdir.absolute()), _appears(token)])
         if all(is_seen for *_, is_seen in seen):
@@ -48,7 +49,7 @@ def check_shared(workdir: Path, folders: Sequence[Path] = ()) -> None:
         if hosts.is_primary():
             token.unlink(missing_ok=True)
             with suppress(OSError):  # another run began there
-                for folder in reversed(made):
+                for folder in made:  # from the deepest up
                     folder.rmdir()
     if blind := [host for host, _, is_seen in seen if not is_seen]:
         what = f"what {seen[0][0]} writes here is not seen by {shorten(blind)}"
@@ -56,13 +57,6 @@ def check_shared(workdir: Path, folders: Sequence[Path] = ()) -> None:
             what += f"; it is {' and '.join([*paths][:3])} there"
         fix = "use an absolute path that every host mounts, such as of NFS, Filestore or gcsfuse"
         raise ConfigError(str(workdir), what, fix)
-
-
-def _make(folder: Path) -> list[Path]:
-    """Makes a folder; returns which ones were made for it, from the top."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    return missing[::-1]
 
 
 def _appears(path: Path) -> bool:

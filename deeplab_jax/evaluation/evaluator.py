@@ -18,7 +18,7 @@ from deeplab_jax.inference.engine import Engine, Item, Variables
 from deeplab_jax.inference.protocol import TABLE, EvalProtocol
 from deeplab_jax.models import DeepLabV3Plus
 
-_IMAGES_A_ROUND = 8  # images that a host counts between two polls of the others
+_IMAGES_A_ROUND = 8  # images of a host between two polls of the others
 
 
 @dataclass(frozen=True)
@@ -69,14 +69,7 @@ class Evaluator:
         resize_base: tuple[int, ...],
         protocol: EvalProtocol = TABLE,
     ):
-        """Opens no file.
-
-        Args:
-          model: the network.
-          dataset: images with labels.
-          resize_base: (long side, short side) to fit images into; empty keeps their own size.
-          protocol: how images become scores.
-        """
+        """Opens no file; `resize_base` is as in `config.eval`."""
         self.engine = Engine(model, protocol)
         self._sizes: dict[int, Size] = {}  # image -> (height, width) of the network's input
         self._dataset = dataset
@@ -88,7 +81,7 @@ class Evaluator:
         indices: Iterable[int] | None = None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> EvalResult | None:
-        """Evaluates `variables` on the devices of all hosts, each of which has a share of images.
+        """Evaluates `variables` on the devices of all hosts, which share the images.
 
         Args:
           variables: {"params", "batch_stats"}; each host holds the arrays whole, in any layout.
@@ -105,7 +98,7 @@ class Evaluator:
         indices = list(range(len(self._dataset)) if indices is None else indices)
         with hosts.sync_errors():
             self._plan(indices)
-        # Images of one shape follow each other, and fill batches.
+        # Images of one shape follow each other, to fill batches.
         shapes = {k: self.engine.shapes(size) for k, size in self._sizes.items()}
         positions = sorted(range(len(indices)), key=lambda k: shapes.get(indices[k], []))
         positions = hosts.all_gather(positions)[0]  # file headers of hosts might differ
@@ -147,7 +140,7 @@ class Evaluator:
             try:
                 height, width = read_size(self._dataset.source.names(index)[0])
             except DataError:
-                continue  # no file, as from TFDS; or a bad one, which reading will report
+                continue  # not a file, as from TFDS; or a bad one, which reading will report
             base = self._resize_base
             size = fit_size(height, width, (base[0], base[1])) if base else (height, width)
             self._sizes[index] = size
@@ -156,7 +149,7 @@ class Evaluator:
 
 
 class _Rounds:
-    """Polls all hosts now and then whether to stop evaluating, equally often on each host.
+    """Polls of all hosts whether to stop evaluating, equally many on each host.
 
     Attributes:
       answer: nonzero after a host asked to stop.
@@ -177,7 +170,7 @@ class _Rounds:
         return bool(self.answer)
 
     def finish(self, has_failed: bool) -> None:
-        """Takes part in the polls that are left, until all hosts are through."""
+        """Takes part in the remaining polls, until all hosts are through."""
         while hosts.are_multiple() and self._left and not self.answer:
             self._ask(has_failed)
 
@@ -189,13 +182,7 @@ class _Rounds:
 def _gather(
     matrices: Sequence[np.ndarray], positions: Sequence[int], size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the confusion matrix (C, C) and areas (N, 3, C) over all hosts, int64.
-
-    Args:
-      matrices: confusion matrices of this host's share of `positions`.
-      positions: the N images, in the order in which hosts share them.
-      size: C.
-    """
+    """Returns the confusion matrix (size, size) and areas (N, 3, size) over all hosts, int64."""
     areas = np.array([metrics.areas_of(matrix) for matrix in matrices], np.int64)
     own = sum(matrices, np.zeros((size, size), np.int64))
     confusion, per_image = np.zeros_like(own), np.zeros((len(positions), 3, size), np.int64)

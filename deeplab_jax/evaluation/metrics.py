@@ -1,8 +1,7 @@
 """Scores from counts of pixels (spec section 7, items 4 and 5), in NumPy.
 
-`areas` are int64 (..., 3, C): each class's pixels in intersection, truth and prediction, of a data
-set or of every image. Ratios are fractions in [0, 1], NaN where they are 0 / 0.
-`inference.engine.confusion_matrix` counts on the device.
+`areas` are int64 (..., 3, C): each class's pixels in intersection, truth and prediction. Ratios are
+fractions in [0, 1], NaN where they are 0 / 0.
 """
 
 from typing import NamedTuple
@@ -72,17 +71,9 @@ def bootstrap_mean_iou(
     """Returns an interval for the mean IoU on other images of the same kind.
 
     Percentile bootstrap (Efron and Tibshirani 1993, ch. 13): each resample draws N images with
-    replacement, and the interval holds the middle `level` of the resamples' mean IoU. The variance
-    between trainings is not in it.
-
-    Args:
-      areas: int64 (N, 3, C), of every image.
-      level: coverage.
-      resamples: number of resamples.
-      seed: seed of the resamples.
-
-    Returns:
-      The interval; both ends are NaN with fewer than two images, or without a counted pixel.
+    replacement, and the interval holds the middle `level` of the resamples' mean IoU. It leaves out
+    the variance between trainings. `areas` are int64 (N, 3, C). Both ends are NaN with fewer than
+    two images, or without a counted pixel.
     """
     method = f"percentile bootstrap over images, {resamples} resamples, seed {seed}"
     number, _, classes = areas.shape

@@ -23,7 +23,7 @@ from deeplab_jax.inference.protocol import read_protocol
 from deeplab_jax.inference.segmenter import Segmenter, load
 from deeplab_jax.utils.progress import counting
 
-NUMBERS = "evaluation.json"  # of a checkpoint, in its directory
+NUMBERS = "evaluation.json"  # in the checkpoint directory
 
 
 def evaluate_checkpoint(
@@ -72,7 +72,7 @@ def evaluate_checkpoint(
 
 
 def _evaluate(segmenter: Segmenter, dataset: Dataset) -> EvalResult:
-    """Returns and prints the scores; the segmenter keeps the compiled programs."""
+    """Prints and returns the scores; the segmenter keeps the compiled programs."""
     start = time.perf_counter()
     base, protocol = segmenter.config.eval.resize_base, read_protocol(segmenter.config.eval)
     evaluator = Evaluator(segmenter.model, dataset, base, protocol)

@@ -1,4 +1,4 @@
-"""The content of `evaluation.json`: every score of a data set's counts, and what computed them."""
+"""The content of `evaluation.json`: scores of a data set, the software and the device."""
 
 import platform
 import subprocess
@@ -33,7 +33,7 @@ class ImageScore(TypedDict):
 
 
 class Environment(TypedDict):
-    """What computed an evaluation; null where unknown."""
+    """Software and device of an evaluation; null where unknown."""
 
     device: str | None
     platform: str | None
@@ -93,14 +93,7 @@ def summarize(
     image_ids: Sequence[str],
     class_names: Sequence[str],
 ) -> Scores:
-    """Returns all scores.
-
-    Args:
-      confusion: int64 (C, C); row = truth, column = prediction.
-      per_image: int64 (N, 3, C), areas (see `metrics`) of each image.
-      image_ids: N names.
-      class_names: C names.
-    """
+    """Returns all scores of a confusion matrix (C, C) and N images' areas, int64 (N, 3, C)."""
     total = metrics.areas_of(confusion)
     low, high, level, method = metrics.bootstrap_mean_iou(per_image)
     iou, accuracy = metrics.iou(total), metrics.accuracy(total)
@@ -172,7 +165,7 @@ def _commit() -> str | None:
     """Returns the commit of this code's checkout, "-dirty" if changed; None where unknown."""
     file = Path(__file__)
     describe = ("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
-    # `ls-files` fails where the repository is not ours but one around an installed package.
+    # `ls-files` fails in another repository around an installed package.
     for arguments in (("ls-files", "--error-unmatch", file.name), describe):
         try:
             got = subprocess.run(

@@ -1,1 +1,1 @@
-"""From images and a network to labels, counts and files: evaluate, predict and the API."""
+"""Inference: a network's labels, counts and files of images, for evaluate, predict and the API."""

@@ -1,6 +1,6 @@
-"""The shapes that a network is compiled for when images come in many sizes.
+"""The shapes that a network is compiled for when images have many sizes.
 
-A smaller image is padded to its shape and masked there, so shapes change no result beyond rounding.
+A smaller image is padded and the padding masked, so shapes change no result beyond rounding.
 """
 
 from collections import Counter
@@ -10,13 +10,13 @@ from typing import NamedTuple
 import numpy as np
 
 LIMIT = 16  # shapes of one plan
-_MANY = 2.5  # limits: beyond as many shapes, only coarse ones are added
+_MANY = 2.5  # times the limit: number of shapes from which on only coarse ones are added
 _MAX_MERGED = 256  # sizes that are merged one by one
 _STEP = 32  # divides the sides of shapes for unplanned sizes
-_FINE = 1.25  # from one such side to the next, and padded pixels that are better than a new shape
-_COARSE = 2.0  # the same, by side, where shapes are many
+_FINE = 1.25  # ratio of such sides, and of padded to own pixels up to which no shape is added
+_COARSE = 2.0  # ratio of sides where shapes are many; its square is that of pixels
 _SMALL = 128 * 128  # pixels that smaller images count as, where shapes are many
-_PLANNED = 1.1  # padded pixels up to which a planned size takes a known shape
+_PLANNED = 1.1  # ratio of pixels up to which a planned size takes a known shape
 
 Size = tuple[int, int]
 
@@ -81,15 +81,12 @@ def plan_buckets(sizes: Iterable[Size], limit: int = LIMIT) -> dict[Size, Shape]
     """Returns a shape for each size, at most `limit` different ones with little padding.
 
     Starts from all sizes and merges the two shapes that add least padding, over all images, until
-    `limit` are left. A size alone in its shape is not padded.
-
-    Args:
-      sizes: (height, width) of every image.
-      limit: 1 or more.
+    `limit`, 1 or more, are left. A size alone in its shape is not padded. `sizes` are (height,
+    width) of every image.
     """
     counts = Counter(sizes)
     step, rounded = 1, counts
-    while len(rounded) > max(_MAX_MERGED, limit):  # merging looks at all pairs
+    while len(rounded) > max(_MAX_MERGED, limit):  # merging compares all pairs
         step *= 2
         rounded = Counter()
         for (height, width), count in counts.items():

@@ -1,7 +1,7 @@
-"""From images and a network to labels and counts: the engine of evaluate, predict and the API.
+"""The engine of evaluate, predict and the API: images and a network to labels and counts.
 
-The network runs on few shapes (`plan_buckets`), smaller images padded and masked. Its logits, at a
-quarter of the resolution, are resized, compared and counted in pieces of one fixed shape. So
+The network runs on few shapes (`plan_buckets`), to which smaller images are padded. Its logits, at
+a quarter of the resolution, are resized, compared and counted in pieces of one fixed shape. So
 neither the number of programs nor memory grows with the number of sizes or with classes times
 pixels.
 """
@@ -27,7 +27,7 @@ from deeplab_jax.models import DeepLabV3Plus, Output, fold_batch_norm
 from deeplab_jax.models.preprocess import normalize
 
 _PIECE = {"cpu": (64, 256)}  # rows and columns; measured
-_LARGE_PIECE = (512, 512)  # where each call costs more than its work
+_LARGE_PIECE = (512, 512)  # on accelerators, where a call costs more than its work
 _BATCH_PIXELS = 2**22  # of one batch, on accelerators
 _MAX_BATCH = 16
 
@@ -54,7 +54,7 @@ class Item(NamedTuple, Generic[Key]):
 
 
 class ProgramKey(NamedTuple):
-    """Identifies a compiled network: a batch of one shape and dtype on one device."""
+    """Identifies a compiled network."""
 
     device: jax.Device
     batch: int
@@ -63,10 +63,10 @@ class ProgramKey(NamedTuple):
 
 
 class _Term(NamedTuple):
-    """The scores of a piece before its last view, and that view.
+    """A view's contribution to the scores of a piece, and the sum of those before.
 
     Attributes:
-      total: scores (R, K, C) of the views before; None before the first.
+      total: scores (R, K, C) of the views before; None for the first.
       logits: (B, h, w, C) of a batch.
       which: the view's place in the batch.
       rows: table of R rows.
@@ -113,9 +113,9 @@ def _network(
 
 
 def _add(is_soft: bool, term: _Term) -> jax.Array:
-    """Returns scores (R, K, C) of a piece: the total and what the view adds.
+    """Returns scores (R, K, C) of a piece: the total plus the view's.
 
-    Rows first: they are fewer then, and the pass over columns goes straight into what follows.
+    Rows first: they are fewer then, and the pass over columns fuses with the operations after it.
     """
     x = lax.dynamic_index_in_dim(term.logits, term.which, keepdims=False)
     for axis, table in enumerate((term.rows, term.columns)):
@@ -174,7 +174,7 @@ class Engine:
         self._decide = jax.jit(partial(_decide, late, is_soft))
 
     def load(self, variables: Variables) -> "Engine":
-        """Takes the weights and returns itself; this host holds the arrays whole, in any layout."""
+        """Sets the weights, of which this host holds the arrays whole, and returns itself."""
         folded = fold_batch_norm(variables)
         self._variables = [jax.device_put(folded, device) for device in self._devices]
         return self
@@ -208,18 +208,13 @@ class Engine:
         return self._run(items, begin)
 
     def segment(
-        self,
-        items: Iterable[Item[Key]],
-        refuse: Callable[[Key, ResourceError], None] | None = None,
+        self, items: Iterable[Item[Key]], refuse: Callable[[Key, ResourceError], None] | None = None
     ) -> Iterator[tuple[Key, list[np.ndarray]]]:
         """Yields (key, [labels uint8 (*size), confidence float32 (*size)]), in order.
 
-        Confidence is the probability of the chosen class.
-
-        Args:
-          items: images to segment.
-          refuse: takes the key of an image too large for memory, and the error, before the next
-            image is yielded; without it the error is raised.
+        Confidence is the probability of the chosen class. For an image too large for memory,
+        `refuse` is called with its key and the error before the next image is yielded; without
+        `refuse` the error is raised.
         """
         return self._run(items, partial(_assemble, self._decide), refuse)
 
@@ -282,7 +277,7 @@ class Engine:
         is_simple = self.protocol.num_views == 1 and self.protocol.is_plain
         for item in items:
             own = (self.buckets.shape(_size(item.image)), item.image.dtype) if is_simple else None
-            limit = self.batch_size(own[0]) if own else 1  # otherwise its views make batches
+            limit = self.batch_size(own[0]) if own else 1  # otherwise an image's views are batched
             if group and (own != shape or len(group) >= limit):
                 yield group
                 group = []
@@ -302,18 +297,7 @@ class Engine:
     def _pieces(
         self, item: Item[Any], views: list[View], first: int, logits: "_Logits", take: _Take
     ) -> None:
-        """Starts all pieces of one image, top to bottom.
-
-        Args:
-          item: the image.
-          views: the image's views.
-          first: number of the first view in `logits`.
-          logits: outputs of the network for the group.
-          take: gets each piece.
-
-        Raises:
-          TooLargeError: the network needs more memory than there is.
-        """
+        """Starts all pieces of an image, top to bottom; `first` is its first view in `logits`."""
         logits.size = item.size
         rows, columns = self._piece
         last: jax.Array | None = None
@@ -337,7 +321,7 @@ class Engine:
                     logits.forget(first + number)
 
     def _cut(self, axis: Axis, start: int, length: int) -> list[Axis]:
-        """Returns a part of a table at its fixed length; nothing if its scale is 0 throughout."""
+        """Returns part of a table, padded to `length`; no table if its scale is 0 throughout."""
         index, weight, scale = (table[..., start : start + length] for table in axis)
         if not scale.any():
             return []
@@ -347,16 +331,10 @@ class Engine:
         return [Axis(pad(index), weight, scale.astype(self._dtype))]
 
     def _run_network(self, turn: int, views: Sequence[View], shape: Shape, size: Size) -> jax.Array:
-        """Returns the logits of a batch; rows beyond `views` mean nothing.
-
-        Args:
-          turn: number of the device.
-          views: at most a batch.
-          shape: the shape that all views share.
-          size: size of the image in work, for messages.
+        """Returns the logits of a batch on device number `turn`; rows beyond `views` mean nothing.
 
         Raises:
-          TooLargeError: the network needs more memory than there is.
+          TooLargeError: the network needs more memory than there is; names the image's `size`.
         """
         batch, (height, width) = self.batch_size(shape), shape.size
         images = np.zeros((batch, height, width, 3), views[0].image.dtype)
@@ -367,8 +345,7 @@ class Engine:
             if valid_size is not None:
                 valid_size[row] = h, w
         device = self._devices[turn]
-        variables = self._variables[turn]
-        arguments = variables, *jax.device_put((images, valid_size), device)
+        arguments = self._variables[turn], *jax.device_put((images, valid_size), device)
         key = ProgramKey(device, batch, shape, images.dtype)
         if key not in self.programs:
             if key not in self._refused:
@@ -383,7 +360,7 @@ class Engine:
 def _assemble(
     decide: Callable[[_Term], tuple[jax.Array, ...]], item: Item[Any], device: jax.Device
 ) -> _Job[list[np.ndarray]]:
-    """Returns the job that puts the arrays of an image's pieces together on the host."""
+    """Returns the job that joins the arrays of an image's pieces on the host."""
     pieces: list[tuple[Window, tuple[jax.Array, ...]]] = []
 
     def take(window: Window, term: _Term) -> jax.Array:

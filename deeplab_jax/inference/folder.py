@@ -1,6 +1,6 @@
 """Predictions for files and folders of images.
 
-Importing this loads no JAX: what is wrong with paths, formats and files shows before.
+Importing this loads no JAX: paths, formats and files are checked before.
 """
 
 import os
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from deeplab_jax.inference.segmenter import Segmenter
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
-_WRITERS = 2  # threads; as many more predictions wait for them
+_WRITERS = 2  # threads; as many predictions wait beside those being written
 
 
 def predict_files(
@@ -76,11 +76,8 @@ def find_images(paths: Sequence[str], output: str = "") -> dict[Path, str]:
     """Returns the image files among and below `paths`, each with the name of its results.
 
     Images of a folder come sorted, a folder's own before those of its subfolders, and have their
-    path in the folder as name. Hidden files and folders and links to folders are left out.
-
-    Args:
-      paths: files and folders.
-      output: a folder to leave out.
+    path in the folder as name. Hidden files and folders, links to folders and the folder `output`
+    are left out.
 
     Raises:
       DataError: a path does not exist, or there is no image.
@@ -113,7 +110,7 @@ def _walk(top: Path, skipped: Path) -> list[Path]:
             for name in folders
             if not name.startswith(".") and Path(root, name).resolve() != skipped
         )
-        # Hidden ones, such as "._x.jpg" of macOS, are no pictures.
+        # Hidden files, such as "._x.jpg" of macOS, are no pictures.
         images += [
             Path(root, name)
             for name in sorted(files)
@@ -125,7 +122,7 @@ def _walk(top: Path, skipped: Path) -> list[Path]:
 def check_output(
     images: Mapping[Path, str], output: str, formats: Sequence[str], force: bool
 ) -> None:
-    """Refuses to write two results to one file, results over images, or into a file.
+    """Refuses results that would overwrite each other, images, or without `force` older results.
 
     Raises:
       DataError: two results, or a result and an image, would have one path.
@@ -189,6 +186,6 @@ def _write_all(
                     finish()
             while pending:
                 finish()
-        finally:  # files in work are completed, others not begun
+        finally:  # completes files being written; does not begin others
             pool.shutdown(cancel_futures=True)
     return broken

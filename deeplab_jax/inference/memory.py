@@ -1,4 +1,4 @@
-"""Refusal of images that need more memory than a device has."""
+"""Check of the memory that an image needs on a device."""
 
 from pathlib import Path
 
@@ -14,13 +14,10 @@ class TooLargeError(ResourceError):
 
 
 def check_memory(program: Compiled, free: int | None, size: Size, is_slide: bool) -> None:
-    """Refuses an image before the system ends the process for it.
+    """Refuses an image that would exhaust memory, for which the system would end the process.
 
-    Args:
-      program: the compiled network.
-      free: free memory in bytes; None where unknown, which refuses nothing.
-      size: (height, width) of the image, for the message.
-      is_slide: whether the network sees windows of the image.
+    `free` is in bytes; None, where unknown, refuses nothing. The image's `size`, (height, width),
+    and `is_slide` are for the message.
 
     Raises:
       TooLargeError: the program needs more memory than is free.

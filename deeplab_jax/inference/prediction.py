@@ -1,8 +1,8 @@
-"""A segmented image: the files of each format, and numbers about its classes.
+"""A segmented image: its files in each format, and numbers about its classes.
 
-Files appear whole, under a temporary name first. An image's JSON comes last, so it stands for all
-files of the image. The two submission formats have folders of their own: Cityscapes' evaluator
-takes every PNG below its folder that begins like the image for a prediction.
+Files are written atomically. An image's JSON comes last, so that it proves the other files of the
+image complete. The two submission formats have folders of their own: Cityscapes' evaluator takes
+every PNG below its folder whose name begins like the image's for a prediction.
 """
 
 import difflib
@@ -45,8 +45,7 @@ class Prediction:
       class_names: C names.
       file: the image's file; None for an array.
       source: origin of the labels: "checkpoint", "step" and "protocol".
-      probabilities: computes the probabilities of all classes, see `ProbabilityStream`; None if
-        they cannot be computed.
+      probabilities: computes the probabilities of all classes; None if they cannot be computed.
     """
 
     labels: np.ndarray
@@ -109,13 +108,8 @@ class Prediction:
         cityscapes: cityscapes/<city>_<sequence>_<frame>_pred_labelIds.png, ids for the server.
         ade: ade/NAME.png, 1 to 150 for the server.
 
-        Args:
-          directory: made if it is missing.
-          formats: names of formats.
-          force: replace files that exist.
-
-        Returns:
-          The files, in the order of `formats`, then the JSON.
+        A missing directory is made; `force` replaces files that exist. Returns the files in the
+        order of `formats`, then the JSON.
 
         Raises:
           ConfigError: a format is unknown or not for these classes, or a file exists.
@@ -134,7 +128,7 @@ class Prediction:
 
 
 def check_formats(names: Iterable[str]) -> tuple[str, ...]:
-    """Returns the names of formats, each once.
+    """Returns the names without repetitions.
 
     Raises:
       ConfigError: a format is unknown, or there is none.
@@ -149,10 +143,10 @@ def check_formats(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def check_classes(formats: Iterable[str], class_names: Sequence[str]) -> None:
-    """Refuses a submission format for a network of other classes.
+    """Checks that submission formats are those of the network's classes.
 
     Raises:
-      ConfigError: names the format's classes.
+      ConfigError: a format is for other classes.
     """
     for name in formats:
         dataset = FORMATS[name].dataset
@@ -220,7 +214,7 @@ def _write_probabilities(prediction: Prediction, file: BinaryIO) -> None:
         if window[1].stop >= width:
             array.write(band.data.cast("B"))
 
-    # Level 1: higher ones take several times as long for a few percent.
+    # Level 1: higher levels take several times as long and save a few percent.
     with (
         zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
         archive.open("probabilities.npy", "w", force_zip64=True) as array,
@@ -254,7 +248,7 @@ class _Format(NamedTuple):
     """An output format.
 
     Attributes:
-      path: from the name of an image to the path of its file.
+      path: returns the path of the file for the name of an image.
       write: writes a prediction.
       dataset: data set of the required classes; "" for any classes.
     """

@@ -1,9 +1,8 @@
 """Evaluation protocols: the inputs of the network, and how its outputs become scores.
 
-All follow the reference (spec section 7): whole image or sliding window, several scales,
-flip, softmax before or after resizing. All resizing is linear along each axis, so that a protocol
-comes down to tables: the elements of the network's output that make up a row or column of the
-result.
+All follow the reference (spec section 7): whole image or sliding window, several scales, flip,
+softmax before or after resizing. All resizing is linear along each axis, so that a protocol is a
+set of tables: for each row or column of the result, the elements of the network's output in it.
 """
 
 import math
@@ -22,7 +21,7 @@ _OUTPUT_STRIDE = 4  # of the network's logits
 
 
 class Axis(NamedTuple):
-    """A table by which N rows (or columns) of the result come from the network's output.
+    """A table of the elements of the network's output in N rows (or columns) of the result.
 
     Attributes:
       index: int32 (2, N), two neighbours in the output for each row.
@@ -42,7 +41,7 @@ class View:
     Attributes:
       image: (h, w, 3), uint8 RGB, or floating point and normalised; floating point in all views of
         a protocol that is not plain.
-      parts: tables for rows and columns; each pair adds a resized output to the scores.
+      parts: pairs of tables, for rows and columns; each adds a resized output to the scores.
     """
 
     image: np.ndarray
@@ -51,7 +50,7 @@ class View:
 
 @dataclass(frozen=True)
 class EvalProtocol:
-    """The way from an image to scores; its text stands beside every number.
+    """The computation of scores from an image; `str` describes it beside every number.
 
     Attributes:
       mode: "whole" or "slide".
@@ -157,7 +156,7 @@ def read_protocol(eval_config: EvalConfig) -> EvalProtocol:
 def sampling(size: int, length: int, factor: float | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Returns the table of linear resizing along one axis: half-pixel centres, clamped edges.
 
-    `models.ops` has tables of its own, on the device and in the rounding that training has.
+    `models.ops` has tables of its own, with the rounding of training.
 
     Args:
       size: elements of the result.
@@ -174,7 +173,7 @@ def sampling(size: int, length: int, factor: float | None = None) -> tuple[np.nd
         low = np.minimum(source.astype(np.int64), length - 1)
         weight = source - low
     else:
-        position = np.maximum((2 * output + 1) * length - size, 0)  # whole numbers: exact
+        position = np.maximum((2 * output + 1) * length - size, 0)  # exact, in integers
         low = np.minimum(position // (2 * size), length - 1)
         weight = (position - 2 * size * low) / (2 * size)
     weight = np.where(low == length - 1, 0, weight)

@@ -17,7 +17,6 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from deeplab_jax import checkpoint
-from deeplab_jax.checkpoint import EVAL_ITEMS
 from deeplab_jax.config import Config
 from deeplab_jax.config.recipe import apply_overrides
 from deeplab_jax.data import workers
@@ -30,6 +29,7 @@ from deeplab_jax.inference.prediction import Prediction
 from deeplab_jax.inference.protocol import read_protocol
 from deeplab_jax.models import build_model, init_variables
 from deeplab_jax.utils import compile_cache
+from deeplab_jax.utils.trees import placed
 
 Image = str | Path | np.ndarray  # a file, or uint8 (H, W, 3) RGB
 _THREADS = min(4, os.cpu_count() or 1)  # reading files ahead
@@ -65,13 +65,9 @@ class Segmenter:
     """
 
     def __init__(self, path: Path, info: checkpoint.Info, config: Config, variables: Variables):
-        self.path = path
-        self.step = info.step
-        self.config = config
-        self.class_names = info.class_names
-        self.palette = info.palette
-        self.model = build_model(config.model)
-        self.variables = variables
+        self.path, self.step, self.config = path, info.step, config
+        self.class_names, self.palette = info.class_names, info.palette
+        self.model, self.variables = build_model(config.model), variables
         self._logits = jax.jit(partial(network_logits, self.model))
 
     @cached_property
@@ -109,12 +105,9 @@ class Segmenter:
         return self._prediction(origin, arrays)
 
     def segment(self, images: Sequence[Image]) -> Iterator[Prediction | DataError]:
-        """Yields the segmentation of each image, in order; files are read ahead.
+        """Yields each image's segmentation as a call does, in order; files are read ahead.
 
         For a file that cannot be used, or an image too large for memory, the error is yielded.
-
-        Args:
-          images: as for a call.
         """
         self.engine.plan(self._input_sizes(images))
         errors: dict[int, DataError] = {}
@@ -148,7 +141,7 @@ class Segmenter:
             yield errors[index]
 
     def _item(self, image: Image, position: int = 0) -> Item[_Origin]:
-        """Returns an image, fitted for the network."""
+        """Returns an image, resized to the network's input."""
         name, file = "image", None
         if isinstance(image, np.ndarray):
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
@@ -179,15 +172,14 @@ class Segmenter:
     def _input_sizes(self, images: Sequence[Image]) -> Iterator[Size]:
         for image in images:
             try:
-                height, width = (
-                    image.shape[:2] if isinstance(image, np.ndarray) else read_size(image)
-                )
+                shape = image.shape[:2] if isinstance(image, np.ndarray) else read_size(image)
             except DataError:
                 continue  # reading the image will report it
+            height, width = shape
             yield self._fit((height, width))
 
     def _fit(self, size: Size) -> Size:
-        """Returns the size (height, width) at which the network sees an image."""
+        """Returns the size (height, width) of the network's input for an image's size."""
         base = self.config.eval.resize_base
         return fit_size(*size, base) if base else size
 
@@ -220,11 +212,8 @@ def load(path: str | Path, step: int | str = "latest", overrides: Sequence[str] 
     config = apply_overrides(info.config, overrides)
     model = build_model(config.model)
     abstract = jax.eval_shape(lambda: init_variables(model, 0))
-    place = SingleDeviceSharding(jax.local_devices()[0])
-    abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), abstract
-    )
-    items = {item: abstract[variable] for variable, item in EVAL_ITEMS.items()}
+    abstract = placed(abstract, SingleDeviceSharding(jax.local_devices()[0]))
+    items = {item: abstract[variable] for variable, item in checkpoint.EVAL_ITEMS.items()}
     restored = checkpoint.restore(path, info.step, items, allow_cast=True)
-    variables = {variable: restored[item] for variable, item in EVAL_ITEMS.items()}
+    variables = {variable: restored[item] for variable, item in checkpoint.EVAL_ITEMS.items()}
     return Segmenter(Path(path), info, config, variables)

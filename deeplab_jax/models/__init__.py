@@ -27,10 +27,10 @@ def build_model(model: "ModelConfig", platform: str | None = None) -> DeepLabV3P
 
     Args:
       model: `config.model`.
-      platform: "cpu", "gpu" or "tpu"; JAX's default backend if None.
+      platform: as in `ComputePolicy`; JAX's default backend if None.
 
     Raises:
-      ConfigError: float64 is asked for and JAX does not run in it.
+      ConfigError: float64 is asked for and JAX is not in 64-bit mode.
     """
     if model.dtype == "float64" and jnp.zeros((), float).dtype != jnp.float64:
         what = "float64 needs JAX in 64-bit mode"

@@ -12,11 +12,12 @@ import jax.numpy as jnp
 
 from deeplab_jax.models import ops
 from deeplab_jax.models.layers import Classifier, ComputePolicy, ConvBNReLU, SeparableConvBNReLU
+from deeplab_jax.models.ops import ValidSize
 from deeplab_jax.models.resnet import ResNet
 
 
 class Output(NamedTuple):
-    """What the network returns.
+    """The network's output.
 
     Attributes:
       logits: (B, ceil(H / 4), ceil(W / 4), C), float32 or wider.
@@ -35,9 +36,7 @@ class ASPP(nn.Module):
     policy: ComputePolicy
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, is_train: bool, valid_size: jax.Array | None = None
-    ) -> jax.Array:
+    def __call__(self, x: jax.Array, is_train: bool, valid_size: ValidSize = None) -> jax.Array:
         """Returns (B, H, W, features)."""
         branches = [ConvBNReLU(self.features, self.policy, name="branch0")(x, is_train)]
         for index, rate in enumerate(self.atrous_rates, 1):
@@ -45,14 +44,14 @@ class ASPP(nn.Module):
             branches.append(branch(x, is_train, valid_size))
         pooled = self._image_mean(x, valid_size)
         pooled = ConvBNReLU(self.features, self.policy, name="image_pool")(pooled, is_train)
-        # Wide, for the gradient of a broadcast is a sum over the map.
+        # Wide, as the gradient of a broadcast is a sum over the map.
         wide = jnp.broadcast_to(pooled.astype(self.policy.wide_dtype), branches[0].shape)
         branches.append(wide.astype(x.dtype))
         x = jnp.concatenate(branches, -1)  # (B, H, W, 5 * features)
         return ConvBNReLU(self.features, self.policy, 3, name="merge")(x, is_train, valid_size)
 
-    def _image_mean(self, x: jax.Array, valid_size: jax.Array | None) -> jax.Array:
-        """Returns the mean of each picture (B, 1, 1, C), padding left out."""
+    def _image_mean(self, x: jax.Array, valid_size: ValidSize) -> jax.Array:
+        """Returns the mean of each picture without its padding, (B, 1, 1, C)."""
         dtype = self.policy.wide_dtype
         if valid_size is None:
             return jnp.mean(x, (1, 2), dtype, keepdims=True).astype(x.dtype)
@@ -62,7 +61,7 @@ class ASPP(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Joins ASPP's output with the first layer's and refines it."""
+    """Concatenates ASPP's output and the first layer's, and refines them by two convolutions."""
 
     features: int
     low_level_features: int
@@ -74,12 +73,9 @@ class Decoder(nn.Module):
         x: jax.Array,
         low_level: jax.Array,
         is_train: bool,
-        valid_sizes: tuple[jax.Array | None, jax.Array | None] = (None, None),
+        valid_sizes: tuple[ValidSize, ValidSize] = (None, None),  # of `x` and of `low_level`
     ) -> jax.Array:
-        """Returns (B, h, w, features) at the size of `low_level` (B, h, w, channels).
-
-        `valid_sizes` are those of `x` and of `low_level`.
-        """
+        """Returns (B, h, w, features) at the size of `low_level` (B, h, w, channels)."""
         size, (before, valid_size) = low_level.shape[1:3], valid_sizes
         if before is None or valid_size is None:
             x = ops.resize_bilinear(x, size)
@@ -132,7 +128,7 @@ class DeepLabV3Plus(nn.Module):
         images: jax.Array,
         is_train: bool = False,
         use_dropout: bool = False,
-        valid_size: jax.Array | None = None,
+        valid_size: ValidSize = None,
     ) -> Output:
         """Computes logits.
 
@@ -141,9 +137,9 @@ class DeepLabV3Plus(nn.Module):
           is_train: normalise with the batch's statistics and update the running ones
             (collection "batch_stats" must be mutable).
           use_dropout: drop channels (needs the "dropout" random stream).
-          valid_size: int32 (B, 2), true (height, width) of images that are padded below and on the
-            right, not in training; the logits of their top left ceil(valid_size / 4) are those
-            of the images without padding, others mean nothing. None: there is no padding.
+          valid_size: true sizes of images that are padded below and on the right, not in training.
+            The logits of their top left ceil(valid_size / 4) are those of the images without
+            padding; others are meaningless.
 
         Returns:
           Logits of both heads. Under `jit` a head whose result is not used costs nothing.

@@ -1,4 +1,4 @@
-"""Convolution with its norm and activation, and what surrounds it.
+"""Convolutions with batch norm and activation, and the classifier.
 
 Padding is symmetric and explicit: "SAME" shifts a strided convolution by one pixel against
 PyTorch. Initial values are PyTorch's defaults. Kernels are HWIO, pictures NHWC.
@@ -14,19 +14,20 @@ import numpy as np
 from jax import lax
 
 from deeplab_jax.models import ops
+from deeplab_jax.models.ops import ValidSize
 
 BN_EPSILON = 1e-5
 BN_MOMENTUM = 0.1  # share of the new value, PyTorch's convention
 
 
 class ComputePolicy(NamedTuple):
-    """How to compute, chosen once when the model is built.
+    """Dtype, platform and norm mode of a network, chosen once when it is built.
 
     Attributes:
       dtype: type of the activations: float32, bfloat16 or float64.
       platform: "cpu", "cpu_mesh", "gpu" or "tpu", for operations with more than one form.
       freeze_batch_norm: normalise with the running statistics in training too.
-      is_folded: norms are part of the kernels and biases, as `fold_batch_norm` makes them.
+      is_folded: the variables are those of `fold_batch_norm`.
     """
 
     dtype: jnp.dtype = jnp.float32
@@ -77,7 +78,7 @@ def _normalize(x: jax.Array, scale: jax.Array, bias: jax.Array, centre: jax.Arra
 def _normalize_forward(
     x: jax.Array, scale: jax.Array, bias: jax.Array, centre: jax.Array
 ) -> tuple[_Normal, _Residuals]:
-    # One pass: sums around a value near the mean do not cancel, as plain E[x^2] - E[x]^2 does.
+    # One pass over values shifted by about the mean: plain E[x^2] - E[x]^2 would cancel.
     shifted = x.astype(scale.dtype) - _per_channel(centre)
     first = jnp.mean(shifted, _NHW)
     second = jnp.mean(jnp.square(shifted), _NHW)
@@ -106,8 +107,8 @@ _normalize.defvjp(_normalize_forward, _normalize_backward)
 class BatchNorm(nn.Module):
     """Batch normalisation with PyTorch's statistics: the running variance is the unbiased one.
 
-    Under `jit` the batch is the global one, so this is synchronised batch norm on any number of
-    devices. The gradient through the statistics is hand-written: one reduction each way.
+    Under `jit` the batch is the global one: batch norm is synchronised over all devices. The
+    gradient through the statistics is hand-written, with one reduction each way.
     """
 
     policy: ComputePolicy
@@ -146,9 +147,9 @@ class BatchNorm(nn.Module):
 
 
 def fold_batch_norm(variables: Any) -> dict[str, Any]:
-    """Returns the variables of the network whose `ComputePolicy.is_folded`, as NumPy arrays.
+    """Returns the variables of the network with `ComputePolicy.is_folded`, as NumPy arrays.
 
-    With running statistics a norm is y = a x + b per channel: a goes into the kernel before it, b
+    With running statistics a norm is y = a x + b per channel: a multiplies the kernel before it, b
     is the norm's bias. Computed in float64, returned in the dtypes of the parameters.
 
     Args:
@@ -180,10 +181,10 @@ class Conv(nn.Module):
     is_depthwise: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, valid_size: jax.Array | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, valid_size: ValidSize = None) -> jax.Array:
         """Returns (B, ceil(H / stride), ceil(W / stride), features).
 
-        `valid_size` is that of `x`; outside it a kernel sees zeros, whatever `x` holds there.
+        A kernel sees zeros outside the `valid_size` of `x`.
         """
         inputs = 1 if self.is_depthwise else x.shape[-1]
         shape = (self.kernel_size, self.kernel_size, inputs, self.features)
@@ -213,9 +214,7 @@ class ConvBNReLU(nn.Module):
     use_relu: bool = True
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, is_train: bool, valid_size: jax.Array | None = None
-    ) -> jax.Array:
+    def __call__(self, x: jax.Array, is_train: bool, valid_size: ValidSize = None) -> jax.Array:
         """Returns (B, ceil(H / stride), ceil(W / stride), features)."""
         x = Conv(
             self.features,
@@ -238,9 +237,7 @@ class SeparableConvBNReLU(nn.Module):
     dilation: int = 1
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, is_train: bool, valid_size: jax.Array | None = None
-    ) -> jax.Array:
+    def __call__(self, x: jax.Array, is_train: bool, valid_size: ValidSize = None) -> jax.Array:
         """Returns (B, H, W, features)."""
         x = ConvBNReLU(
             x.shape[-1],
@@ -270,11 +267,5 @@ class Classifier(nn.Module):
         # PyTorch draws the bias from the same interval as the kernel.
         bias = self.param("bias", lambda key: uniform_fan_in(key, shape, dtype)[0, 0, 0])
         kernel = kernel.astype(self.policy.dtype)
-        return ops.conv1x1(x, kernel, precision=self.policy.precision, dtype=dtype) + _per_channel(
-            bias
-        )
-
-
-def add_and_relu(x: jax.Array, identity: jax.Array) -> jax.Array:
-    """Returns relu(x + identity): the end of a residual block."""
-    return nn.relu(x + identity)
+        logits = ops.conv1x1(x, kernel, precision=self.policy.precision, dtype=dtype)
+        return logits + _per_channel(bias)

@@ -1,8 +1,8 @@
-"""Operations whose plain lax form is slow, written in the form that is fast.
+"""Operations whose plain lax form is slow, in their fast form.
 
-Each is proven equal to the plain form, gradients included, in `tests/models/test_ops.py`. Reading
-another row or column goes through `shift` alone, so that a partitioner that splits the image
-height moves only the rows at the seams.
+`tests/models/test_ops.py` compares each with the plain form, gradients included. Other rows and
+columns are read through `shift` alone, so that a partitioner that splits the image height moves
+only the rows at the seams.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,6 +14,8 @@ import numpy as np
 from jax import lax
 
 Arrays = tuple[jax.Array, jax.Array]
+# int32 (B, 2), true (height, width) of pictures padded below and on the right; None: no padding
+ValidSize = jax.Array | None
 
 
 def shift(x: jax.Array, rows: int = 0, columns: int = 0, fill: float = 0) -> jax.Array:
@@ -21,9 +23,9 @@ def shift(x: jax.Array, rows: int = 0, columns: int = 0, fill: float = 0) -> jax
 
     Args:
       x: (B, H, W, C).
-      rows: how far down; negative moves up.
-      columns: how far right; negative moves left.
-      fill: what comes in from outside.
+      rows: pixels down; negative moves up.
+      columns: pixels to the right; negative moves left.
+      fill: value of pixels from outside.
 
     Returns:
       Same shape; element (b, i, j, c) is x[b, i - rows, j - columns, c].
@@ -33,18 +35,13 @@ def shift(x: jax.Array, rows: int = 0, columns: int = 0, fill: float = 0) -> jax
     return lax.pad(x, jnp.asarray(fill, x.dtype), edges)
 
 
-def strided_size(valid_size: jax.Array | None, stride: int) -> jax.Array | None:
-    """Returns the sizes int (B, 2) after layers whose strides multiply to `stride`, rounded up."""
+def strided_size(valid_size: ValidSize, stride: int) -> ValidSize:
+    """Returns the sizes after layers whose strides multiply to `stride`, rounded up."""
     return None if valid_size is None else (valid_size + stride - 1) // stride
 
 
-def mask_padding(x: jax.Array, valid_size: jax.Array | None) -> jax.Array:
-    """Returns `x` (B, H, W, C), zero outside each picture's top left `valid_size`.
-
-    Args:
-      x: pictures padded below and on the right.
-      valid_size: int32 (B, 2), true (height, width) of each; None: all of `x`, which is returned.
-    """
+def mask_padding(x: jax.Array, valid_size: ValidSize) -> jax.Array:
+    """Returns `x` (B, H, W, C), zero outside each picture's top left `valid_size`."""
     if valid_size is None:
         return x
     row = lax.broadcasted_iota(jnp.int32, (1, x.shape[1], 1, 1), 1)
@@ -144,11 +141,11 @@ conv3x3_by_products.defvjp(_products_forward, _products_backward)
 
 
 def _taps(x: jax.Array, dilation: int) -> Iterator[jax.Array]:
-    """Yields what each of the nine taps of a 3x3 convolution sees, row by row."""
+    """Yields the input of each of the nine taps of a 3x3 convolution, row by row."""
     height, width = x.shape[1:3]
     for i in range(3):
         down = (1 - i) * dilation
-        # Rows first: where they are split over devices, what travels is not yet padded.
+        # Rows first: where they are split over devices, the rows that move are not yet padded.
         row = shift(x, rows=down) if abs(down) < height else jnp.zeros_like(x)
         padded = jnp.pad(row, ((0, 0), (0, 0), (dilation, dilation), (0, 0)))
         for j in range(3):
@@ -175,7 +172,7 @@ def depthwise_conv3x3(x: jax.Array, kernel: jax.Array, dilation: int, platform: 
         down = (1 - i) * dilation
         if abs(down) >= height:
             continue  # this row of taps sees only padding
-        # Columns first, then one shift of their sum: a third of the shifts.
+        # One shift for the sum of three columns, not one for each.
         row = x * kernel[i, 1].reshape(1, 1, 1, -1)
         for j in (0, 2) if dilation < width else ():
             column = padded[:, :, j * dilation : j * dilation + width]
@@ -208,7 +205,7 @@ def _depthwise_kernel_by_taps(x: jax.Array, g: jax.Array, dilation: int) -> jax.
 
 
 def _depthwise_kernel_by_rows(x: jax.Array, g: jax.Array, dilation: int) -> jax.Array:
-    """One pass over the rows, which stays in a processor's cache; gathers all on a mesh."""
+    """One pass over the rows, which fits a processor's cache; on a mesh it gathers all rows."""
     batch, height, width, channels = x.shape
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     d = dilation
@@ -231,15 +228,9 @@ def _depthwise_kernel_by_rows(x: jax.Array, g: jax.Array, dilation: int) -> jax.
 
 @jax.custom_vjp
 def max_pool3x3(x: jax.Array) -> jax.Array:
-    """Takes the maximum over 3x3 pixels at stride 2, padding 1.
+    """Returns the maxima over 3x3 pixels at stride 2, padding 1, (B, ceil(H / 2), ceil(W / 2), C).
 
     The gradient goes to the first of equal maxima in reading order, as PyTorch's does.
-
-    Args:
-      x: (B, H, W, C), floating point.
-
-    Returns:
-      (B, ceil(H / 2), ceil(W / 2), C).
     """
     window, strides = (1, 3, 3, 1), (1, 2, 2, 1)
     return lax.reduce_window(
@@ -248,8 +239,8 @@ def max_pool3x3(x: jax.Array) -> jax.Array:
 
 
 def _max_pool_forward(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, tuple[int, ...]]]:
-    # Which tap won is kept, not found again by comparing with the maximum: a compiler may compute
-    # a value twice, and rounded otherwise the second time no tap would equal it.
+    # The winning tap is kept, not found again by comparing with the maximum: a compiler may compute
+    # a value twice with different rounding, and no tap would equal it.
     height, width = x.shape[1:3]
     edges = [(0, 0, 0), (0, height % 2, 0), (0, width % 2, 0), (0, 0, 0)]
     even = lax.pad(x, jnp.asarray(-jnp.inf, x.dtype), edges)
@@ -317,13 +308,13 @@ def resize_valid(
       x: (B, H, W, C), padded.
       size: (height, width) of the result, padding included.
       valid_size: int32 (B, 2), true sizes in `x`.
-      new_size: int32 (B, 2), true sizes in the result; what lies outside means nothing.
+      new_size: int32 (B, 2), true sizes in the result; values outside are meaningless.
     """
     wide = jnp.promote_types(x.dtype, jnp.float32)
     for axis in (2, 1):
         output = jnp.arange(size[axis - 1], dtype=jnp.int32)[None]
         length, new = valid_size[:, axis - 1, None], new_size[:, axis - 1, None]
-        # Whole numbers: source + 1/2 = (2 i + 1) length / (2 new), rounded once, in the weight.
+        # In integers: source + 1/2 = (2 i + 1) length / (2 new), rounded once, in the weight.
         source = jnp.maximum((2 * output + 1) * length - new, 0)
         low = jnp.minimum(source // (2 * new), length - 1)
         weight = (source - 2 * new * low).astype(wide) / (2 * new).astype(wide)
@@ -335,7 +326,7 @@ def resize_valid(
 
 
 def _upsample(x: jax.Array, factor: int, axis: int) -> jax.Array:
-    """Integer factor: each of the `factor` phases mixes an element with one neighbour."""
+    """Resizes by an integer factor: each of its phases mixes an element with one neighbour."""
     length = x.shape[axis]
     index = lax.broadcasted_iota(jnp.int32, x.shape, axis)
     name = "rows" if axis == 1 else "columns"
@@ -359,7 +350,7 @@ def _sampling(size: int, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _interpolate(x: jax.Array, size: int, axis: int) -> jax.Array:
-    """Any factor: gathers the two neighbours along one axis and mixes them."""
+    """Resizes by any factor: gathers the two neighbours along one axis and mixes them."""
     low, high, weight = _sampling(size, x.shape[axis])
     shape = [size if k == axis else 1 for k in range(x.ndim)]
     share = jnp.asarray(weight.reshape(shape), x.dtype)
@@ -371,7 +362,7 @@ def _interpolate_forward(x: jax.Array, size: int, axis: int) -> tuple[jax.Array,
 
 
 def _interpolate_backward(size: int, axis: int, length: int, g: jax.Array) -> tuple[jax.Array]:
-    # The gradient of a gather is a scatter, which is slow everywhere; a product is not.
+    # As a matrix product: the gradient of a gather is a scatter, which is slow everywhere.
     low, high, weight = _sampling(size, length)
     matrix = np.zeros((length, size))
     np.add.at(matrix, (low, np.arange(size)), 1 - weight)

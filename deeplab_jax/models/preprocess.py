@@ -1,4 +1,4 @@
-"""From bytes to what the network takes: ImageNet normalisation, and zeros in the padding."""
+"""Preprocessing of images for the network: ImageNet normalisation, and zeros in the padding."""
 
 from typing import Any, TypeVar
 
@@ -14,10 +14,10 @@ Array = TypeVar("Array", np.ndarray, jax.Array)
 
 
 def normalize(image: Array, dtype: Any = np.float32) -> Array:
-    """Returns (image - MEAN) * (1 / STD) per channel, in `dtype`, on the device the image is on.
+    """Returns (image - MEAN) * (1 / STD) per channel, in `dtype`, on the image's device.
 
     Args:
-      image: (..., 3) RGB, 0 to 255; NumPy's stays NumPy's.
+      image: (..., 3) RGB, 0 to 255; a NumPy array gives a NumPy array.
       dtype: floating type of the result.
     """
     shape = (1,) * (image.ndim - 1) + (3,)
@@ -25,7 +25,7 @@ def normalize(image: Array, dtype: Any = np.float32) -> Array:
 
 
 def preprocess(image: jax.Array, label: jax.Array, box: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Turns a batch of bytes into images and labels.
+    """Returns the network's images and labels of a batch of bytes.
 
     Args:
       image: uint8 (B, H, W, 3) RGB.

@@ -8,7 +8,8 @@ import flax.linen as nn
 import jax
 
 from deeplab_jax.models import ops
-from deeplab_jax.models.layers import ComputePolicy, ConvBNReLU, add_and_relu
+from deeplab_jax.models.layers import ComputePolicy, ConvBNReLU
+from deeplab_jax.models.ops import ValidSize
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 _STRIDES = {8: (1, 2, 1, 1), 16: (1, 2, 2, 1)}
@@ -16,7 +17,7 @@ _DILATIONS = {8: (1, 1, 2, 4), 16: (1, 1, 1, 2)}
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions around an identity (ResNet-18 and 34); only the first is dilated."""
+    """Two 3x3 convolutions and a shortcut (ResNet-18 and 34); only the first is dilated."""
 
     features: int
     stride: int
@@ -24,9 +25,7 @@ class BasicBlock(nn.Module):
     policy: ComputePolicy
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, is_train: bool, valid_size: jax.Array | None = None
-    ) -> jax.Array:
+    def __call__(self, x: jax.Array, is_train: bool, valid_size: ValidSize = None) -> jax.Array:
         """Returns (B, ceil(H / stride), ceil(W / stride), features)."""
         identity = x
         if self.stride > 1 or x.shape[-1] != self.features:
@@ -40,11 +39,11 @@ class BasicBlock(nn.Module):
         x = ConvBNReLU(self.features, self.policy, 3, use_relu=False, name="conv2")(
             x, is_train, valid_size
         )
-        return add_and_relu(x, identity)
+        return nn.relu(x + identity)
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 (stride and dilation), 1x1 to four times the features, around an identity."""
+    """1x1, 3x3 (stride and dilation), 1x1 to four times the features, and a shortcut."""
 
     features: int
     stride: int
@@ -52,9 +51,7 @@ class Bottleneck(nn.Module):
     policy: ComputePolicy
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, is_train: bool, valid_size: jax.Array | None = None
-    ) -> jax.Array:
+    def __call__(self, x: jax.Array, is_train: bool, valid_size: ValidSize = None) -> jax.Array:
         """Returns (B, ceil(H / stride), ceil(W / stride), 4 * features)."""
         identity = x
         out = 4 * self.features
@@ -67,7 +64,7 @@ class Bottleneck(nn.Module):
             x, is_train, valid_size
         )
         x = ConvBNReLU(out, self.policy, use_relu=False, name="conv3")(x, is_train)
-        return add_and_relu(x, identity)
+        return nn.relu(x + identity)
 
 
 class Stem(nn.Module):
@@ -78,9 +75,7 @@ class Stem(nn.Module):
     policy: ComputePolicy
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, is_train: bool, valid_size: jax.Array | None = None
-    ) -> jax.Array:
+    def __call__(self, x: jax.Array, is_train: bool, valid_size: ValidSize = None) -> jax.Array:
         """Returns (B, ceil(H / 2), ceil(W / 2), features)."""
         if self.kind == "7x7":
             conv = ConvBNReLU(self.features, self.policy, 7, stride=2, name="conv1")
@@ -102,7 +97,7 @@ class ResNet(nn.Module):
       width: channels of the stem and of the first layer's 3x3 convolutions.
       stem: "deep" (three 3x3 convolutions) or "7x7".
       multi_grid: dilations of the last layer's blocks in place of its own; () for none.
-      remat: layers (1 to 4) of whose blocks only the inputs are kept for the backward pass.
+      remat: layers (1 to 4) whose blocks are computed again in the backward pass.
     """
 
     depth: int
@@ -115,11 +110,11 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, is_train: bool, valid_size: jax.Array | None = None
+        self, x: jax.Array, is_train: bool, valid_size: ValidSize = None
     ) -> tuple[jax.Array, ...]:
         """Returns the feature maps of layers 1 to 4, NHWC."""
         x = Stem(self.width, self.stem, self.policy, name="stem")(x, is_train, valid_size)
-        # Zeros around what is not negative change no maximum.
+        # Zeros change no maximum, as ReLU leaves nothing negative.
         x = ops.mask_padding(x, ops.strided_size(valid_size, 2))
         valid_size = ops.strided_size(valid_size, 4)
         x = ops.max_pool3x3(x)

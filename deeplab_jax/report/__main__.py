@@ -1,8 +1,8 @@
-"""Command: one page to read about a checkpoint's evaluation.
+"""Command: writes a page about a checkpoint's evaluation.
 
     python -m deeplab_jax.report runs/camvid_r50_os16
 
-`evaluate` writes it too. The page, `report.html`, is one file and needs no network.
+`evaluate` writes it too. The page, `report.html`, loads no other file.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Tells whether a JSON value is an evaluation as this version writes it, before a page uses it."""
+"""Check of a JSON value against the `evaluation.json` that this version writes."""
 
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints, is_typeddict
@@ -13,10 +13,10 @@ _PER_CLASS = ("iou", "accuracy", "precision", "f1", "frequency", "worst_image", 
 
 
 def find_fault(result: Any) -> str:
-    """Returns what is wrong with the content of an `evaluation.json`, "" if nothing is.
+    """Returns the first fault in the content of an `evaluation.json`, "" if there is none.
 
-    Looks at every field's presence and type, at the number of classes and images, and at whether
-    IoU and frequency are those of the confusion matrix.
+    Checks every field's presence and type, the numbers of classes and images, and whether IoU and
+    frequency are those of the confusion matrix.
     """
     return (
         _fault_of_type(result, Evaluation, "")
@@ -47,7 +47,7 @@ def _fault_of_type(value: Any, kind: Any, place: str) -> str:
 
 
 def _is_of(value: Any, kind: Any) -> bool:
-    """Tells whether a value has the type of an annotation; fields of objects are not looked at."""
+    """Tells whether a value has the type of an annotation, without the fields of objects."""
     items = get_args(kind)
     if isinstance(kind, UnionType):
         return value is None or _is_of(value, items[0])
@@ -87,7 +87,7 @@ def _fault_of_lengths(result: dict[str, Any]) -> str:
 
 
 def _fault_of_scores(result: dict[str, Any]) -> str:
-    """Finds scores that are not those of the matrix, such as a class that occurs without an IoU."""
+    """Finds scores that are not those of the matrix, such as a null IoU of a class that occurs."""
     if sum(map(sum, result["confusion"])) > _MAX_PIXELS:
         return "confusion has more pixels than can be counted"
     total = metrics.areas_of(np.array(result["confusion"], np.int64))

@@ -1,12 +1,13 @@
-"""Class colours that people with either common form of colour blindness can tell apart."""
+"""Class colours that people with protanopia or deuteranopia can tell apart."""
 
 import numpy as np
 
 # Okabe and Ito, "Color Universal Design" (2008), black last: it hides in dark pictures.
 _OKABE_ITO = "e69f00 56b4e9 009e73 f0e442 0072b2 d55e00 cc79a7 000000"
 
-# Linear RGB as it is seen without middle or long cones: Machado, Oliveira, Fernandes, "A
-# Physiologically-based Model for Simulation of Color Vision Deficiency" (2009), severity 1.
+# Linear RGB as seen with all cones, without middle ones (deuteranopia) and without long ones
+# (protanopia): Machado, Oliveira, Fernandes, "A Physiologically-based Model for Simulation of
+# Color Vision Deficiency" (2009), severity 1.
 _VISIONS = np.array(
     [
         np.eye(3),
@@ -14,7 +15,7 @@ _VISIONS = np.array(
         [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]],
     ]
 )
-# Linear RGB to OKLab, where distances are about as people see them: B. Ottosson (2020).
+# Linear RGB to OKLab, a space with about perceptual distances: B. Ottosson (2020).
 _TO_LMS = np.array([[0.4122, 0.5363, 0.0514], [0.2119, 0.6807, 0.1074], [0.0883, 0.2817, 0.6300]])
 _TO_LAB = np.array(
     [[0.2105, 0.7936, -0.0041], [1.9780, -2.4286, 0.4506], [0.0259, 0.7828, -0.8087]]

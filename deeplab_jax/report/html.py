@@ -1,4 +1,4 @@
-"""Building of markup: everything that is not `Html` is text, and is escaped."""
+"""Building of markup: every child that is not `Html` is escaped."""
 
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -8,7 +8,7 @@ _VOID = ("br", "img", "input")
 
 
 class Html(str):
-    """Text that is markup already."""
+    """Text that is markup."""
 
     __slots__ = ()
 
@@ -16,11 +16,8 @@ class Html(str):
 def tag(name: str, *children: object, **attributes: object) -> Html:
     """Returns an element.
 
-    Args:
-      name: the element's name.
-      children: `Html`, or values whose text is escaped.
-      attributes: "_" stands for "-", and a last "_" is dropped (`class_`). None and False leave an
-        attribute out; True writes one without a value.
+    In names of attributes "_" stands for "-", and a last "_" is dropped (`class_`). None and False
+    leave an attribute out; True writes one without a value.
     """
     parts = [f"<{name}"]
     for key, value in attributes.items():
@@ -35,7 +32,7 @@ def tag(name: str, *children: object, **attributes: object) -> Html:
 
 
 def join(children: Iterable[object]) -> Html:
-    """Returns `Html` or escaped text in a row."""
+    """Returns the children's markup in a row."""
     return Html("".join(c if isinstance(c, Html) else escape(str(c)) for c in children))
 
 
@@ -48,7 +45,7 @@ def percent(value: float | None, digits: int = 1) -> str:
 def table(
     head: Iterable[object], rows: Iterable[Sequence[object]], label: str, class_: str
 ) -> Html:
-    """Returns a table that scrolls by itself where it is wider than the page.
+    """Returns a table in a `scroller`.
 
     Args:
       head: titles of the columns.
@@ -61,10 +58,9 @@ def table(
         tag("tr", tag("th", first, scope="row"), *(tag("td", cell) for cell in cells))
         for first, *cells in rows
     ]
-    inner = tag("table", tag("thead", top), tag("tbody", *body), class_=class_)
-    return scroller(inner, label)
+    return scroller(tag("table", tag("thead", top), tag("tbody", *body), class_=class_), label)
 
 
 def scroller(inner: Html, label: str) -> Html:
-    """Returns a box that scrolls sideways, also by keyboard, and keeps the page from doing so."""
+    """Returns a box that scrolls sideways, also by keyboard, where it is wider than the page."""
     return tag("div", inner, class_="scroller", tabindex=0, role="region", aria_label=label)

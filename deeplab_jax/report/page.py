@@ -1,4 +1,4 @@
-"""The page: sections in a template, with style and script inside."""
+"""The page: sections in a template, with inline style and script."""
 
 import json
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ class PageContent(NamedTuple):
       log: curves of the training.
       palette: uint8 (C, 3), RGB.
       pictures: the worst images, then the best.
-      notes: sentences on what is missing, and why.
+      notes: sentences on missing parts, with the reason.
     """
 
     evaluation: Evaluation
@@ -94,7 +94,7 @@ def _headline(content: PageContent) -> Html:
 
 
 def _classes(result: Evaluation) -> Html:
-    """Returns the table of classes, worst first; those that occur nowhere at the end."""
+    """Returns the table of classes, worst first, absent ones last."""
     iou, share = result["iou"], result["frequency"]
     most = max([*share, 1e-9])
     order = sorted(range(len(iou)), key=lambda c: (iou[c] is None, iou[c] or 0, -share[c]))

@@ -39,13 +39,13 @@ class ScoredImage(NamedTuple):
     prediction: np.ndarray
 
     def is_as_evaluated(self) -> bool:
-        """Tells whether this prediction has the score of the evaluation."""
+        """Tells whether the mean IoU of this prediction is within 0.01 of the evaluation's."""
         counted = self.truth != IGNORE_INDEX
         both = [labels[counted] for labels in (self.truth, self.prediction)]
         hits = both[0][both[0] == both[1]]
         areas = np.stack([np.bincount(part, minlength=256) for part in (hits, *both)])
         score = metrics.mean(metrics.iou(areas))
-        # Other threads or devices round otherwise, which changes some pixels.
+        # Other numbers of threads or devices change the rounding, and thereby some pixels.
         return abs(float(score) - self.mean_iou) < 0.01
 
 
@@ -68,12 +68,8 @@ def worst_and_best(
 ) -> Iterator[ScoredImage]:
     """Yields the worst images and then the best, none twice.
 
-    Images without a score, and those that the data set lacks, are left out.
-
-    Args:
-      evaluation: the scores.
-      dataset: the evaluated data set.
-      predict: uint8 (H, W, 3) RGB -> uint8 (H, W) classes.
+    Images without a score, and images that the data set lacks, are left out. `predict` maps uint8
+    (H, W, 3) RGB to classes, uint8 (H, W).
 
     Raises:
       DataError: an image cannot be read.
@@ -88,8 +84,7 @@ def worst_and_best(
 
 
 def embed(images: Sequence[ScoredImage]) -> list[Picture]:
-    """Returns all images as data URIs, shrunk until they fit into `MAX_BYTES` together."""
-    pictures: list[Picture] = []
+    """Returns all images as data URIs, shrunk until together they fit into `MAX_BYTES`."""
     for side in _SIDES:
         pictures = [_embed(image, side) for image in images]
         if sum(picture.size for picture in pictures) <= MAX_BYTES:

@@ -1,4 +1,4 @@
-"""Curves and bars as plain SVG; the page's style sheet gives their colours."""
+"""Curves and bars as SVG, coloured by the page's style sheet."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -28,12 +28,8 @@ class Series(NamedTuple):
 def line_plot(title: str, series: Sequence[Series], unit: str = "") -> Html:
     """Returns a figure of lines over optimiser steps.
 
-    The vertical axis starts at 0 where the lowest value is positive and below 0.7 of the highest.
-
-    Args:
-      title: quantity of the vertical axis.
-      series: lines of finite numbers, which are thinned to 300 points each.
-      unit: text after the numbers of the vertical axis.
+    The vertical axis starts at 0 where the lowest value is positive and below 0.7 of the highest;
+    `unit` follows its numbers. Lines of finite numbers are thinned to 300 points each.
     """
     thinned = [Series(_thin(line.points), line.class_) for line in series]
     xs = [x for line in thinned for x, _ in line.points]
@@ -57,7 +53,7 @@ def line_plot(title: str, series: Sequence[Series], unit: str = "") -> Html:
 
 
 def bar(share: float, class_: str = "") -> Html:
-    """Returns a horizontal bar that is filled to a share in [0, 1]."""
+    """Returns a horizontal bar filled to `share`, in [0, 1]."""
     filled = tag("rect", width=f"{100 * share:.2f}", height=10)
     box = {"viewBox": "0 0 100 10", "preserveAspectRatio": "none"}
     return tag("svg", filled, class_=f"bar {class_}".strip(), aria_hidden="true", **box)
@@ -70,7 +66,7 @@ def _grid(
     corner: Point,
     unit: str,
 ) -> Html:
-    """Returns lines and numbers of both axes."""
+    """Returns the grid lines and numbers of both axes."""
     parts = []
     for value in y_ticks:
         y = f"{place(corner[0], value)[1]:.1f}"

@@ -1,4 +1,4 @@
-"""What an evaluation says: sentences, confusions, departures from the recipe, curves."""
+"""Interpretation of an evaluation: sentences, confusions, departures from the recipe, curves."""
 
 import json
 import math
@@ -15,13 +15,10 @@ _HARDLY = 0.01  # IoU below which a class counts as hardly found
 
 
 class Confusion(NamedTuple):
-    """Pixels of one class that are taken for another.
+    """The number of pixels of class `truth` predicted as class `prediction`.
 
     Attributes:
-      truth: the class.
-      prediction: the class that it is taken for.
-      pixels: number of pixels.
-      of_class: share of the class's pixels.
+      of_class: share of the true class's pixels.
       of_errors: share of all wrong pixels.
     """
 
@@ -45,7 +42,7 @@ def confusions(matrix: Sequence[Sequence[int]]) -> list[Confusion]:
 
 
 def reading_help(result: Evaluation) -> str:
-    """Returns which class fails, for what, on which image, and how sure the mean is."""
+    """Returns sentences on the worst class, missing classes, the worst image and the interval."""
     iou, names = result["iou"], result["class_names"]
     sentences = []
     occurring = {c: iou[c] or 0.0 for c, share in enumerate(result["frequency"]) if share}

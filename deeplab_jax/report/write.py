@@ -1,4 +1,4 @@
-"""Gathers the content of a page, and writes it."""
+"""Writing of the page: its content gathered, then built."""
 
 import json
 from collections.abc import Sequence
@@ -22,10 +22,8 @@ _LOG = "log.jsonl"  # of a run, in its work directory
 def write_again(folder: Path, output: Path, overrides: Sequence[str]) -> None:
     """Writes the page of an evaluated checkpoint; without pictures if they cannot be made.
 
-    Args:
-      folder: the checkpoint, with `evaluation.json` in it.
-      output: the page.
-      overrides: "--config.data.root=elsewhere" and the like, after those of the evaluation.
+    `folder` is the checkpoint directory, with `evaluation.json`. Overrides, such as
+    "--config.data.root=elsewhere", are applied after the evaluation's own.
 
     Raises:
       ConfigError: `evaluation.json` is not of this version, or an override cannot be used.
@@ -50,15 +48,11 @@ def write_again(folder: Path, output: Path, overrides: Sequence[str]) -> None:
 
 
 def write_evaluated(segmenter: Segmenter, json_file: Path | None = None) -> None:
-    """Writes the page about an evaluation that `evaluate_checkpoint` has just written.
+    """Writes the page about the evaluation that `evaluate_checkpoint` has just written.
 
-    Of several hosts the first writes it. Nothing is written where `json_file` is not a file, such
-    as /dev/stdout.
-
-    Args:
-      segmenter: the evaluated network.
-      json_file: as for `evaluate_checkpoint`. The page is `<its stem>_report.html` beside it, or
-        `report.html` in the checkpoint by default.
+    The page is `report.html` in the checkpoint, or with `json_file`, as for `evaluate_checkpoint`,
+    `<its stem>_report.html` beside it. The first host writes it. Nothing is written if `json_file`
+    is not a regular file, such as /dev/stdout.
     """
     output = segmenter.path / "report.html"
     if json_file:
@@ -78,8 +72,7 @@ def read_evaluation(path: Path) -> Evaluation:
         evaluation: Evaluation = json.loads(path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
         raise _unusable(path, f"no JSON: {clip(str(error))}") from error
-    fault = checking.find_fault(evaluation)
-    if fault:
+    if fault := checking.find_fault(evaluation):
         raise _unusable(path, fault)
     return evaluation
 

@@ -1,1 +1,1 @@
-"""The training run: its plan, its step, its loop, and what its work directory holds."""
+"""The training run: its plan, its step, its loop and its work directory."""

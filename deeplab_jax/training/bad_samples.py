@@ -1,7 +1,7 @@
-"""Leaving out training samples that cannot be read, on request and before the first step.
+"""Search for training samples that cannot be read, on request and before the first step.
 
-Which are left out is written to `<workdir>/bad_samples.txt` and read back by a continuation, so the
-order of samples stays a function of the seed and of the ids that remain.
+They are listed in `<workdir>/bad_samples.txt` and left out. A continued run reads the list, so that
+the order of samples stays a function of the seed and of the ids that remain.
 """
 
 from collections.abc import Container
@@ -26,18 +26,17 @@ def leave_out(dataset: Dataset, limit: int, workdir: Path, is_continued: bool) -
       dataset: the training split.
       limit: `config.data.max_bad_samples`; 0 reads nothing.
       workdir: created if missing.
-      is_continued: a run has saved there: its list counts, and nothing is read again. Of several
-        hosts the first reads, for all.
+      is_continued: use the list of the run in `workdir` instead of reading samples.
 
     Raises:
-      DataError: more samples are bad.
+      DataError: more samples are bad than `limit`.
       ReaderError: reading one does not end.
     """
     if not limit:
         return dataset
     path, listed = workdir / _FILE, None
     with hosts.sync_errors():
-        if hosts.is_primary():  # others may see an older list for a while
+        if hosts.is_primary():  # alone: others may see an older list for a while
             if not (is_continued and path.is_file()):
                 found = _find(dataset)
                 with atomic_write(path) as file:
@@ -57,7 +56,7 @@ def leave_out(dataset: Dataset, limit: int, workdir: Path, is_continued: bool) -
 
 
 def without_listed(dataset: Dataset, workdir: Path) -> Dataset:
-    """Returns the data set without the samples that a run in `workdir` left out, if it did.
+    """Returns the data set without the samples that a run in `workdir` has left out, if any.
 
     Raises:
       DataError: the list cannot be read.
@@ -80,7 +79,7 @@ def _read(path: Path) -> dict[str, str]:
 
 
 def _find(dataset: Dataset) -> dict[str, str]:
-    """Returns {id: why it cannot be used}, after reading every sample once."""
+    """Returns {id: reason} of the bad samples, after reading every sample once."""
     total, names = len(dataset), dataset.source.names
     print(f"reading {total} training samples, to leave out bad ones", flush=True)
     read = partial(_fault, dataset)

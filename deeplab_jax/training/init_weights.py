@@ -1,6 +1,6 @@
-"""What a new run starts from: drawn weights, a backbone's, or another network's.
+"""Initial weights of a new run: drawn, those of a backbone, or those of another network.
 
-What is named is checked before anything compiles or is written, by its list of arrays.
+A checkpoint is checked by its list of arrays, before anything compiles or is written.
 """
 
 from collections.abc import Sequence
@@ -12,24 +12,20 @@ from deeplab_jax.config import Config
 from deeplab_jax.errors import CheckpointError, ConfigError, shorten
 from deeplab_jax.models import build_model, init_variables
 from deeplab_jax.training.state import State
-from deeplab_jax.utils.trees import PyTree
+from deeplab_jax.utils.trees import PyTree, placed
 
-_CLASSIFIERS = ("aux_classifier", "classifier")  # what config.init.head=skip leaves as drawn
+_CLASSIFIERS = ("aux_classifier", "classifier")  # left as drawn by config.init.head=skip
 
 
 def check_init(config: Config, class_names: Sequence[str]) -> list[str]:
-    """Refuses a start that cannot be made; reads no array and compiles nothing.
+    """Checks `config.init` against the checkpoint; reads no array and compiles nothing.
 
-    Args:
-      config: the run's configuration.
-      class_names: names of the data set's classes.
-
-    Returns:
-      What is legal but probably not meant.
+    Returns a line for each setting that is legal but probably a mistake, such as classes whose
+    names differ from the data set's `class_names`.
 
     Raises:
       ConfigError: the recipe needs a backbone or a checkpoint, and names neither.
-      CheckpointError: what is named cannot be read, is of another kind, or does not fit.
+      CheckpointError: the checkpoint cannot be read, is of another kind, or does not fit.
     """
     if config.init.checkpoint:
         return _check_checkpoint(config, class_names)
@@ -62,7 +58,7 @@ def _check_checkpoint(config: Config, class_names: Sequence[str]) -> list[str]:
             what += f"; {there} classes there, {here} here"
             fix = "new classifiers: --config.init.head=skip; all else must be as it was saved"
         raise CheckpointError(path, what, fix)
-    pairs = zip(info.class_names, class_names, strict=False)  # no names: not known
+    pairs = zip(info.class_names, class_names, strict=False)  # converted weights may have no names
     changed = [f"{i}: {there} -> {here}" for i, (there, here) in enumerate(pairs) if there != here]
     if is_skipped or not changed:
         return []
@@ -73,11 +69,7 @@ def _check_checkpoint(config: Config, class_names: Sequence[str]) -> list[str]:
 
 
 def load_init(state: State, config: Config) -> State:
-    """Returns `state` with what the configuration names in place of drawn weights.
-
-    Raises:
-      CheckpointError: it does not fit.
-    """
+    """Returns `state` with the weights that `config.init` names; raises as `checkpoint.restore`."""
     if config.init.checkpoint:
         return load_checkpoint(state, config)
     backbone = config.init.backbone
@@ -85,14 +77,14 @@ def load_init(state: State, config: Config) -> State:
 
 
 def load_checkpoint(state: State, config: Config) -> State:
-    """Returns `state` with a network's weights and statistics, and says which; the rest stays.
+    """Returns `state` with the weights and statistics of `config.init.checkpoint`; prints a line.
 
     Raises:
       CheckpointError: it does not fit.
     """
     path = config.init.checkpoint
     info = checkpoint.read_info(path)
-    abstract = _place(_wanted(config, info), state["step"].sharding)
+    abstract = placed(_wanted(config, info), state["step"].sharding)
     loaded = checkpoint.restore(path, info.step, abstract, allow_cast=True)
     skipped = _CLASSIFIERS if config.init.head == "skip" else ()
     for variables in loaded.values():
@@ -119,25 +111,16 @@ def load_backbone(state: State, path: str) -> State:
       CheckpointError: it does not fit.
     """
     items = {name: state[name]["backbone"] for name in ("params", "batch_stats")}
-    abstract = _place(items, jax.tree.leaves(items)[0].sharding)
+    abstract = placed(items, jax.tree.leaves(items)[0].sharding)
     loaded = checkpoint.restore(path, "latest", abstract, allow_cast=True)
     print(f"backbone: {len(jax.tree.leaves(loaded))} tensors from {path}", flush=True)
     return state | {name: state[name] | {"backbone": loaded[name]} for name in loaded}
 
 
 def _wanted(config: Config, info: checkpoint.Info) -> dict[str, PyTree]:
-    """Returns shapes and types that the checkpoint must have, classifiers included.
-
-    With head=skip those are of its own number of classes: they are read, and left out after.
-    """
+    """Returns the shapes and types that the checkpoint must have."""
     model = build_model(config.model)
-    if config.init.head == "skip":
+    if config.init.head == "skip":  # its classifiers are read, then dropped
         assert info.config is not None  # see check_init
         model = model.clone(num_classes=info.config.model.num_classes)
     return jax.eval_shape(lambda: init_variables(model, 0))
-
-
-def _place(tree: PyTree, sharding: jax.sharding.Sharding) -> PyTree:
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
-    )

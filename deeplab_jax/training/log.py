@@ -1,4 +1,4 @@
-"""What a run tells while it works: a JSON line per logged step, and a line for people."""
+"""Output of a run under way: a JSON line per logged step, and a line on the terminal."""
 
 import json
 import os
@@ -12,19 +12,19 @@ from typing import Any
 from deeplab_jax.utils.atomic import atomic_write
 from deeplab_jax.utils.progress import PLAIN_SECONDS, discard
 
-_SMOOTHING = 0.9  # of the loss that people see
+_SMOOTHING = 0.9  # weight of the past in the printed loss
 
 
 class JsonLog:
-    """A file of JSON lines that a continued run goes on writing.
+    """A file of JSON lines to which a continued run appends.
 
     Each line has "event": "train" (a step), "eval" or "end", and "step": optimiser steps done.
     """
 
     def __init__(self, path: Path | None, step: int):
-        """Opens `path` and drops what was logged after `step`, and the end: both come again.
+        """Opens `path` and drops the end and lines after `step`, which will be written again.
 
-        Without a path nothing is kept: another host writes the log.
+        Without a path, for hosts other than the first, lines go nowhere.
         """
         if path is None:
             path = Path(os.devnull)
@@ -58,22 +58,19 @@ class Speed:
 
     def __init__(self, batch_size: int):
         self._batch_size = batch_size
-        self._reset()
+        self.pause()
 
-    def _reset(self) -> None:
+    def pause(self) -> None:
+        """Starts anew, as after time that was not training, such as an evaluation."""
         self._start, self._waited, self._steps = time.perf_counter(), 0.0, 0
 
     def waited(self, seconds: float) -> None:
-        """Adds time that passed before a batch was there."""
+        """Adds time spent waiting for a batch."""
         self._waited += seconds
 
     def finished_step(self) -> None:
-        """Counts a step that is done."""
+        """Counts a finished step."""
         self._steps += 1
-
-    def pause(self) -> None:
-        """Forgets time that was not training, such as an evaluation."""
-        self._reset()
 
     def read(self) -> dict[str, float]:
         """Returns "images_per_second" and "data_wait" (fraction), and starts anew."""
@@ -82,7 +79,7 @@ class Speed:
             "images_per_second": round(self._steps * self._batch_size / elapsed, 2),
             "data_wait": round(min(self._waited / elapsed, 1), 4),
         }
-        self._reset()
+        self.pause()
         return values
 
 
@@ -90,12 +87,9 @@ class Display:
     """One live line on a terminal, else a plain line now and then."""
 
     def __init__(self, total: int, done: int, on_gone: Callable[[], None] = lambda: None):
-        """Shows nothing yet.
+        """Shows a run of `total` optimiser steps, of which `done` are done; prints nothing yet.
 
-        Args:
-          total: optimiser steps of the run.
-          done: optimiser steps that are done already.
-          on_gone: called when the reader of the output has gone, as in `... | head`.
+        `on_gone` is called when the reader of the output has gone, as in `... | head`.
         """
         self._total, self._first = total, done
         self._on_gone = on_gone
@@ -128,12 +122,9 @@ class Display:
             self._print(text)
 
     def step(self, step: int, values: dict[str, float], is_last: bool) -> None:
-        """Shows a finished step.
+        """Shows a finished step: on a terminal each, else one in ten seconds and the last.
 
-        Args:
-          step: optimiser steps done.
-          values: "loss", "lr", "images_per_second" and "data_wait".
-          is_last: print even if a line was printed just now.
+        `values` are "loss", "lr", "images_per_second" and "data_wait".
         """
         keep = _SMOOTHING if self._loss is not None else 0.0
         self._loss = keep * (self._loss or 0.0) + (1 - keep) * values["loss"]

@@ -28,15 +28,14 @@ from deeplab_jax.training.signals import interrupted, stop_signals
 from deeplab_jax.training.state import State, eval_variables, tree_hash
 from deeplab_jax.training.step import Metrics, make_train_step
 
-_FAILED = 255  # a host's vote to save and end, as it cannot go on; others are signals' numbers
+_FAILED = 255  # vote of a host that cannot go on; other votes are numbers of signals
 
 
 def train(config: Config | ConfigDict, workdir: str | Path) -> dict[str, int | str]:
     """Trains until the plan is done, continuing what `workdir` already holds.
 
-    Which samples, augmentation and dropout a step sees is a function of (seed, step); so an
-    interrupted run that is continued on the same topology ends bit for bit where an uninterrupted
-    one does.
+    A step's samples, augmentation and dropout are a function of (seed, step). So an interrupted run
+    that is continued on the same topology ends with the same bits as an uninterrupted one.
 
     Args:
       config: the run's configuration.
@@ -46,11 +45,11 @@ def train(config: Config | ConfigDict, workdir: str | Path) -> dict[str, int | s
       {"step": the plan's last step, "params_sha256": hash of the final parameters}.
 
     Raises:
-      ConfigError: a value cannot be used, or differs from the run's that is being continued; or
-        another process trains in `workdir`.
+      ConfigError: a value cannot be used, or differs from the continued run's; or another process
+        trains in `workdir`.
       DataError: a data set or sample cannot be used; the state was saved.
-      NumericError: the loss or a gradient is not finite, or devices no longer hold the same state;
-        nothing was saved since.
+      NumericError: the loss, a gradient or the new state is not finite, or devices hold different
+        states; the state was not saved.
       Interrupted: Ctrl-C, SIGTERM, or a closed pipe, as in `... | head`; the state was saved.
       ReaderError: a thread or process that reads samples died or hangs; the state was saved.
       ResourceError: a checkpoint could not be written, or another host is gone.
@@ -64,7 +63,7 @@ def train(config: Config | ConfigDict, workdir: str | Path) -> dict[str, int | s
                 f"already finished: {setup.workdir} holds step {setup.start} of {setup.plan.total}",
                 flush=True,
             )
-            # A kill may have cut the end of the log off.
+            # A kill may have cut off the end of the log.
             return log_end(JsonLog(_log_path(setup), setup.start), state)
         print(describe(setup), flush=True)
         with stop_signals() as stop:
@@ -72,7 +71,7 @@ def train(config: Config | ConfigDict, workdir: str | Path) -> dict[str, int | s
 
 
 def describe(setup: RunSetup) -> str:
-    """Returns a run in one line: data, length, devices, place."""
+    """Returns a run in one line: data, length, devices, work directory."""
     config, plan = setup.config, setup.plan
     return (
         f"{config.name}: {len(setup.dataset)} training and {len(setup.validation)} validation"
@@ -90,17 +89,11 @@ class Run:
     """One process's part of a run, between its start and its exit.
 
     Attributes:
-      state: after the last step that was done; None while a step is under way, that takes it.
+      state: state after the last finished step; None while a step, which it is donated to, runs.
     """
 
     def __init__(self, setup: RunSetup, state: State, stop: list[int]):
-        """Compiles and opens nothing yet.
-
-        Args:
-          setup: what the run is.
-          state: where it starts.
-          stop: receives the numbers of signals that ask to stop.
-        """
+        """Compiles and opens nothing yet; `stop` receives the numbers of signals to stop for."""
         self.setup, self.config, self.plan = setup, setup.config, setup.plan
         self.state: State | None = state
         self.stop = stop
@@ -111,14 +104,14 @@ class Run:
         self.info = setup.info
         self.replicas = Replicas(setup.mesh)
         self.poll = hosts.Poll()
-        self.failure: Exception | None = None  # of this host's reading
-        self.agreed = 0  # what all hosts stop for: a signal's number, or _FAILED
+        self.failure: Exception | None = None  # while reading on this host
+        self.agreed = 0  # vote that all hosts stop for: a signal's number, or _FAILED
         self.speed = Speed(self.config.train.batch_size)
-        # (step, row ids, metrics) whose values are not yet read
+        # (step, row ids, metrics), the metrics still on the device
         self.pending: deque[tuple[int, np.ndarray, Metrics]] = deque()
 
     def go(self) -> dict[str, int | str]:
-        """Trains to the end, or to the first error, which is raised once the state is safe."""
+        """Trains to the end, or to the first error, which is raised after the state is saved."""
         with hosts.sync_errors():
             self.log = JsonLog(_log_path(self.setup), self.setup.start)
         # A closed pipe, as in `... | head`, stops the run as a signal does.
@@ -126,7 +119,7 @@ class Run:
         self.display = Display(self.plan.total, self.setup.start, on_gone)
         with self.display.live(), checkpoint.Saver(self.setup.workdir) as self.saver:
             try:
-                if self.config.mesh.check_every_steps:  # they may have read different files
+                if self.config.mesh.check_every_steps:  # hosts may have read different files
                     self._compare_devices(self.setup.start)
                 try:
                     self._steps()
@@ -140,10 +133,9 @@ class Run:
                 self.log.close()
 
     def _steps(self) -> None:
-        """Runs the steps that are left, each followed by what is due after it."""
-        batches = mesh_lib.to_devices(
-            self._batches(), self.setup.mesh, self.config.train.batch_size
-        )
+        """Runs the steps that are left, each followed by the work due after it."""
+        batch_size = self.config.train.batch_size
+        batches = mesh_lib.to_devices(self._batches(), self.setup.mesh, batch_size)
         if self.setup.is_evaluation_owed:
             self._evaluate(self.setup.start)
             self._stop_if_agreed(self.setup.start)
@@ -153,7 +145,7 @@ class Run:
             state, self.state = self._whole(), None
             self.state, metrics = self.train_step(state, *on_device[1:])
             self.pending.append((step, batch.index, metrics))
-            self._read_metrics(keep=1)  # one step late: the device is never kept waiting
+            self._read_metrics(keep=1)  # a step late, so that the device never waits
             self._do_what_is_due(step)
             self._agree()
             self._stop_if_agreed(step)
@@ -163,10 +155,10 @@ class Run:
         return self.state
 
     def _stop_if_agreed(self, step: int) -> None:
-        """Raises what all hosts have agreed to stop for."""
+        """Raises the error or signal that all hosts have agreed to stop for."""
         if self.agreed == _FAILED:
             common = hosts.synced_error(self.failure)
-            assert common is not None  # one host has voted so
+            assert common is not None  # a host has voted _FAILED
             raise common
         if self.agreed:
             raise interrupted(self.agreed, step, self.plan.total)
@@ -178,27 +170,23 @@ class Run:
         began = time.perf_counter()
         if is_first:  # hosts cannot vote yet
             with hosts.sync_errors():
-                first = next(batches, None)
+                got = next(batches, None)
                 if self.failure is not None:
                     raise self.failure
-            assert first is not None  # steps are left
-            got = first
+            assert got is not None  # steps are left
         else:
             got = next(batches)
         self.speed.waited(time.perf_counter() - began)
         return got
 
     def _agree(self) -> None:
-        """Lets all hosts know what one of them must stop for; they learn it a step later.
-
-        The batches that are read ahead last until then when reading is what failed.
-        """
+        """Votes on stopping; hosts learn the result a step later, for which batches are ahead."""
         if not self.agreed:
             own = self.stop[0] if self.stop else 0
             self.agreed = self.poll.ask(own if self.failure is None else _FAILED)
 
     def _batches(self) -> Iterator[TrainBatch]:
-        """Yields batches of this host's rows; of several hosts, a failure only ends them."""
+        """Yields batches of this host's rows; with several hosts, a failure only ends them."""
         config = self.config
         rows = mesh_lib.local_rows(self.setup.mesh, config.train.batch_size)
         steps = range(self.setup.start, self.plan.total)
@@ -248,7 +236,7 @@ class Run:
         self.speed.pause()
 
     def _evaluate(self, step: int) -> dict[str, float] | None:
-        """Evaluates and logs; None when asked to stop, in which case the continuation does it."""
+        """Evaluates and logs; None when asked to stop, and the continued run evaluates."""
         result = self.evaluate(eval_variables(self._whole()), should_stop=lambda: bool(self.stop))
         if result is None:
             self.agreed = max(hosts.all_gather(self.stop[0] if self.stop else 0))
@@ -260,7 +248,7 @@ class Run:
         return {"mean_iou": result.mean_iou}
 
     def _compare_devices(self, step: int) -> None:
-        """Refuses to go on, or to save, when devices no longer hold the same state."""
+        """Raises if devices no longer hold the same state."""
         self.replicas.check(self._whole(), step, self._kept())
 
     def _kept(self) -> str:
@@ -274,7 +262,7 @@ class Run:
         self.saver.save(step, items, self.info, metrics)
 
     def _save_last(self, reason: Exception | None) -> None:
-        """Saves what is worth saving when a run ends for `reason`, and waits for the disk."""
+        """Saves the state of a run that ends for `reason`, if it can, and waits for the disk."""
         if self.state is not None and _can_save(reason):
             self._read_metrics()
             step = int(self.state["step"])
@@ -284,15 +272,15 @@ class Run:
 
 
 def _can_save(reason: Exception | None) -> bool:
-    """Tells whether the state is whole, and all hosts are here to save it."""
+    """Tells whether the state is whole, and all hosts take part in saving it."""
     if reason is None or isinstance(reason, Interrupted | DataError | ReaderError):
-        return True  # hosts have agreed in these
+        return True  # hosts have agreed on these
     lost = NumericError | ResourceError | jax.errors.JaxRuntimeError
     return not hosts.are_multiple() and not isinstance(reason, lost)
 
 
 def log_end(log: JsonLog, state: State) -> dict[str, int | str]:
-    """Logs and prints the end of a run, and returns what `train` does."""
+    """Logs and prints the end of a run; returns the result of `train`."""
     step, digest = int(state["step"]), tree_hash(state["params"])
     log.write("end", step, {"params_sha256": digest})
     print(f"parameters {digest[:16]}", flush=True)

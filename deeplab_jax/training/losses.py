@@ -8,7 +8,7 @@ from deeplab_jax.models import ops
 
 
 def row_weights(labels: jax.Array, num_groups: int, ignore_index: int = 255) -> jax.Array:
-    """Returns what each row of the batch must weigh for the loss to be a mean over groups' means.
+    """Returns the weights of rows that make the loss the mean of the groups' means.
 
     Args:
       labels: int (B, H, W), class ids or `ignore_index`.
@@ -45,7 +45,7 @@ def segmentation_loss(
       logits: (B, h, w, C), resized to the labels' size here.
       aux_logits: (B, h', w', C), resized to the labels' size here.
       labels: int (B, H, W), class ids or `ignore_index`.
-      weights: (B,), of each row's sum over pixels: `row_weights` of the whole batch.
+      weights: (B,), `row_weights` of the whole batch; each multiplies its row's sum over pixels.
       aux_weight: weight of the auxiliary head's loss.
       ignore_index: label of pixels that do not count.
 

@@ -12,28 +12,18 @@ def poly_schedule(lr: float, min_lr: float, power: float, total_steps: int) -> o
     The first step (0) uses exactly `lr`; the last (total_steps - 1) stays above `min_lr`.
     """
     schedule = optax.polynomial_schedule(lr, min_lr, power, total_steps)
-    # As a float, the step keeps the precision JAX runs in; an int32 would end in float32.
+    # As a float, the step has the precision that JAX runs in; int32 would give float32.
     return lambda step: schedule(jnp.asarray(step, float))
 
 
 def build_optimizer(
     train: TrainConfig, total_steps: int
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """Builds the optimiser of the table.
+    """Returns the optimiser of the table and its schedule.
 
     d = gradient + weight_decay * p on every parameter, norms and biases included;
     v = momentum * v + d; p = p - lr(step) * v.
-
-    Args:
-      train: `config.train`.
-      total_steps: T of the schedule.
-
-    Returns:
-      The optimiser and its schedule.
     """
     schedule = poly_schedule(train.lr, train.min_lr, train.poly_power, total_steps)
-    optimizer = optax.chain(
-        optax.add_decayed_weights(train.weight_decay),
-        optax.sgd(schedule, momentum=train.momentum),
-    )
-    return optimizer, schedule
+    decay = optax.add_decayed_weights(train.weight_decay)
+    return optax.chain(decay, optax.sgd(schedule, momentum=train.momentum)), schedule

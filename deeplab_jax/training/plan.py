@@ -1,4 +1,4 @@
-"""How long a run trains, what is due when, and which batches its steps see."""
+"""Length of a run, the steps of its evaluations and saves, and its batches."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from deeplab_jax.errors import DataError
 
 @dataclass(frozen=True)
 class Plan:
-    """How long to train and what is due when, in optimiser steps."""
+    """Length of a run, and steps between its saves and evaluations, in optimiser steps."""
 
     total: int
     steps_per_epoch: int
@@ -22,7 +22,7 @@ class Plan:
         return step % self.eval_every == 0 or step == self.total
 
     def is_save_due(self, step: int) -> bool:
-        """Tells whether to save after `step` steps; evaluated ones always, for the best."""
+        """Tells whether to save after `step` steps; always after evaluated ones, for the best."""
         return step % self.save_every == 0 or self.is_eval_due(step)
 
 
@@ -33,7 +33,7 @@ def steps_per_epoch(config: Config, num_samples: int) -> int:
 
 
 def total_steps(config: Config, num_samples: int) -> int:
-    """Returns the number of optimiser steps of the whole run: T of the schedule."""
+    """Returns the number of optimiser steps of the whole run, T of the schedule."""
     return config.train.steps or config.train.epochs * steps_per_epoch(config, num_samples)
 
 
@@ -41,7 +41,7 @@ def make_plan(config: Config, num_samples: int) -> Plan:
     """Returns the plan of a run over `num_samples` training images.
 
     Raises:
-      DataError: they are fewer than one batch.
+      DataError: the images do not fill one batch.
     """
     per_epoch = steps_per_epoch(config, num_samples)
     if per_epoch < 1:
@@ -60,7 +60,7 @@ def read_batches(
     rows: Sequence[int],
     num_workers: int,
 ) -> Iterator[TrainBatch]:
-    """Yields the batches of a run's steps, as many of their rows as are asked for."""
+    """Yields the batches of a run's steps, reduced to some of their rows."""
     data = config.data
     return train_batches(
         dataset,

@@ -1,7 +1,7 @@
-"""The start of a run: what it is, gathered once, checked once, agreed on by all hosts.
+"""The start of a run: its facts, gathered once, checked once, compared between all hosts once.
 
-`gather` looks at everything that decides a run and changes nothing. `claim` makes the work
-directory this run's own. `restore_or_init` makes the state that training starts from.
+`gather` reads everything that decides a run and changes nothing. `claim` locks the work directory.
+`restore_or_init` returns the state that training starts from.
 """
 
 import dataclasses
@@ -30,19 +30,19 @@ from deeplab_jax.training.state import State, init_state, restore_state
 
 @dataclasses.dataclass(frozen=True)
 class RunSetup:
-    """What a run is, before its first step; the same on all hosts.
+    """The facts of a run before its first step, the same on all hosts.
 
     Attributes:
-      config: checked.
-      workdir: where it is saved.
+      config: the checked configuration.
+      workdir: the work directory.
       dataset: the training split, without samples that were left out.
-      validation: the data set that is evaluated.
-      plan: its length and what is due when.
+      validation: the validation split.
+      plan: length, and steps of evaluations and saves.
       mesh: the devices.
       model: the network, for initial weights and evaluation.
       step: the latest saved step; None for a new run.
       saved: the description of that step; None for a new run.
-      notes: what is legal but probably not meant, a line each.
+      notes: a line for each setting that is legal but probably a mistake.
     """
 
     config: Config
@@ -58,12 +58,12 @@ class RunSetup:
 
     @property
     def start(self) -> int:
-        """Optimiser steps that are done already."""
+        """Optimiser steps done before."""
         return self.step or 0
 
     @property
     def is_evaluation_owed(self) -> bool:
-        """Whether the run stopped in, or failed in, the evaluation of its latest step."""
+        """Whether the run stopped or failed while evaluating its latest step."""
         is_evaluated = self.saved is None or self.saved.metrics is not None
         return not is_evaluated and self.plan.is_eval_due(self.start)
 
@@ -85,7 +85,7 @@ class RunSetup:
         )
 
     def facts(self) -> dict[str, object]:
-        """Returns what must be equal on all hosts, by name."""
+        """Returns the facts that must be equal on all hosts, by name."""
         values = {k: v for k, v in flatten(self.config).items() if not is_local(k)}
         return {
             **hosts.software(),
@@ -97,13 +97,13 @@ class RunSetup:
 
 
 def gather(config: Config | ConfigDict, workdir: str | Path) -> RunSetup:
-    """Returns what a run in `workdir` is; nothing is written, and no array is read.
+    """Returns the facts of a run in `workdir`; writes nothing and reads no array.
 
     Raises:
-      ConfigError: a value cannot be used; it differs from the run's that is being continued, or
-        between hosts; or `workdir` is not seen by all hosts.
+      ConfigError: a value cannot be used, or differs from the continued run's or between hosts; or
+        hosts do not see `workdir`.
       DataError: a data set cannot be used.
-      CheckpointError: what the run starts from cannot be used.
+      CheckpointError: the checkpoint or backbone that the run starts from cannot be used.
       ResourceError: a host cannot write to `workdir`.
     """
     with hosts.sync_errors():
@@ -125,7 +125,7 @@ def _look(config: Config, workdir: Path) -> RunSetup:
         notes += check_init(config, dataset.class_names)
     else:
         saved = workdir_lib.read_run(workdir, step, config)
-        if not data.max_bad_samples:  # else when it is known which samples are left out
+        if not data.max_bad_samples:  # otherwise `claim` does, without the bad samples
             workdir_lib.check_same_data(workdir, saved, dataset)
     plan = make_plan(config, len(dataset))
     return RunSetup(
@@ -135,11 +135,9 @@ def _look(config: Config, workdir: Path) -> RunSetup:
 
 @contextmanager
 def claim(setup: RunSetup) -> Iterator[RunSetup]:
-    """Holds the work directory for this run while the block runs.
+    """Holds the work directory while the block runs; yields the setup without bad samples.
 
-    Yields:
-      The setup, without the training samples that cannot be read where the configuration allows
-      to leave them out: finding them takes a while, and needs a place to list them.
+    Bad samples are searched for here: that takes a while, and lists them in the directory.
 
     Raises:
       ConfigError: another process trains there.
@@ -158,7 +156,7 @@ def claim(setup: RunSetup) -> Iterator[RunSetup]:
 
 
 def restore_or_init(setup: RunSetup) -> State:
-    """Returns the state of the latest saved step, or that before the first.
+    """Returns the state of the latest saved step, or the initial state of a new run.
 
     Raises:
       CheckpointError: a checkpoint does not fit, or is damaged.
@@ -171,7 +169,7 @@ def restore_or_init(setup: RunSetup) -> State:
                 print(f"continuing at step {setup.step} of {plan.total}", flush=True)
             return state
         optimizer, _ = build_optimizer(config.train, plan.total)
-        # Hundreds of small draws: optimising them takes a processor longer than running them.
+        # On a processor, optimising these hundreds of small draws takes longer than running them.
         options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
         init = jax.jit(
             lambda: init_state(setup.model, optimizer, config.seed),

@@ -1,4 +1,4 @@
-"""Being asked to stop: signals that are remembered until the step ends, and what is said then."""
+"""Signals to stop a run, remembered until the step under way ends."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ def stop_signals() -> Iterator[list[int]]:
             signal.signal(other, handler)
         with suppress(BrokenPipeError):
             text = b"\nstopping after this step; again to quit at once\n"
-            os.write(2, text)  # print may be at work
+            os.write(2, text)  # not print, which the signal may have interrupted
 
     try:
         for number in (int(signal.SIGINT), int(signal.SIGTERM)):
@@ -37,7 +37,7 @@ def stop_signals() -> Iterator[list[int]]:
 
 
 def interrupted(number: int, step: int, total: int) -> Interrupted:
-    """Returns what a run that was stopped by a signal ends with."""
+    """Returns the error with which a run stopped by a signal ends."""
     name = signal.Signals(number).name
     what = f"stopped by {name} and saved at step {step} of {total}"
     return Interrupted("train", what, "repeat the command to go on", 128 + number)

@@ -3,9 +3,9 @@
     step         int32 scalar: optimiser steps done
     params       parameters, float32 or wider
     batch_stats  running statistics of the norms
-    opt_state    of the optimiser
+    opt_state    state of the optimiser
 
-Nothing random is kept: every draw is a function of the seed and the step.
+There is no random state: every draw is a function of the seed and the step.
 """
 
 import hashlib
@@ -18,12 +18,11 @@ import optax
 from jax.sharding import Mesh
 
 from deeplab_jax import checkpoint
-from deeplab_jax.checkpoint import EVAL_ITEMS
 from deeplab_jax.config import Config
 from deeplab_jax.distributed.mesh import replicated
 from deeplab_jax.models import DeepLabV3Plus, build_model, init_variables
 from deeplab_jax.training.optimizer import build_optimizer
-from deeplab_jax.utils.trees import PyTree
+from deeplab_jax.utils.trees import PyTree, placed
 
 State = dict[str, PyTree]
 
@@ -44,8 +43,8 @@ def start_state(variables: dict[str, PyTree], optimizer: optax.GradientTransform
 
 
 def eval_variables(state: State) -> dict[str, PyTree]:
-    """Returns the variables that are evaluated and exported: those of `EVAL_ITEMS`."""
-    return {variable: state[item] for variable, item in EVAL_ITEMS.items()}
+    """Returns {"params", "batch_stats"} for evaluation and export."""
+    return {variable: state[item] for variable, item in checkpoint.EVAL_ITEMS.items()}
 
 
 def restore_state(workdir: Path, step: int, config: Config, mesh: Mesh) -> State:
@@ -55,19 +54,16 @@ def restore_state(workdir: Path, step: int, config: Config, mesh: Mesh) -> State
       CheckpointError: it does not fit the configuration, or is damaged.
     """
     whole = replicated(mesh)
-    abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
-        abstract_state(config),
-    )
+    abstract = placed(abstract_state(config), whole)
     del abstract["step"]
     state = checkpoint.restore(workdir, step, abstract)
-    # Not `device_put`, which compares the value over all hosts: one may have failed before.
+    # Not `device_put`, which compares the value between hosts, of which one may have failed.
     first = jax.make_array_from_callback((), whole, lambda _: np.int32(step))
     return {"step": first, **state}
 
 
 def abstract_state(config: Config) -> dict[str, PyTree]:
-    """Returns shapes and types of a run's state."""
+    """Returns the shapes and types of a run's state."""
     model = build_model(config.model)
     optimizer, _ = build_optimizer(config.train, 1)
     return jax.eval_shape(lambda: init_state(model, optimizer, config.seed))

@@ -1,4 +1,4 @@
-"""One optimiser step: take gradients, update the state."""
+"""One optimiser step: gradients, then the update of the state."""
 
 from collections.abc import Callable
 
@@ -31,16 +31,9 @@ def gradients(
 ) -> tuple[PyTree, PyTree, dict[str, jax.Array]]:
     """Returns (gradient, batch_stats, losses), summed over the parts of a batch.
 
-    Args:
-      loss_fn: (params, batch_stats, batch, key) -> (loss, (batch_stats, losses)) whose losses are
-        sums over rows.
-      parts: the batch is taken in so many, one after the other, each starting from the statistics
-        that the one before it left. Part k holds the rows that are k modulo `parts`, which lie on
-        every device.
-      params: parameters.
-      batch_stats: running statistics.
-      batch: pytree of arrays (B, ...).
-      key: random key of dropout; each part draws from a key of its own split from this one.
+    Parts are computed one after the other, each from the statistics that the one before left and
+    with its own split of `key` for dropout. Part k holds the rows that are k modulo `parts`, which
+    lie on every device. `batch` is a pytree of arrays (B, ...); losses are sums over rows.
     """
     value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
 
@@ -69,11 +62,7 @@ def gradients(
 
 
 def make_loss(model: DeepLabV3Plus, aux_weight: float, use_dropout: bool) -> LossFunction:
-    """Returns the loss whose gradient a step takes.
-
-    It maps (params, batch_stats, (images, labels, weights of `row_weights`), dropout's key) to
-    (loss, (new batch_stats, losses)).
-    """
+    """Returns the loss of a step; its batch is (images, labels, weights of `row_weights`)."""
 
     def loss_fn(
         params: PyTree, batch_stats: PyTree, batch: PyTree, key: jax.Array
@@ -102,7 +91,7 @@ def make_update(
 
     Args:
       model: the network.
-      config: the run's; `seed` and `train` are read.
+      config: the run's configuration, of which `seed` and `train` are read.
       total_steps: T of the schedule.
       use_dropout: off for comparing with another implementation.
 
@@ -113,7 +102,6 @@ def make_update(
     """
     optimizer, schedule = build_optimizer(config.train, total_steps)
     train = config.train
-
     loss_fn = make_loss(model, train.aux_weight, use_dropout)
 
     def update(state: State, images: jax.Array, labels: jax.Array) -> tuple[State, Metrics]:
@@ -130,7 +118,7 @@ def make_update(
             "batch_stats": batch_stats,
             "opt_state": opt_state,
         }
-        # The new weights and statistics too: squares overflow while the loss still looks well.
+        # The new weights and statistics too: squares overflow while the loss is still finite.
         size = losses["loss"] + grad_norm + optax.global_norm((new_state["params"], batch_stats))
         metrics = {
             **losses,
@@ -151,7 +139,7 @@ def make_train_step(
 ) -> Callable[..., tuple[State, Metrics]]:
     """Returns the jitted step(state, image, label, box) -> (state, metrics) over the mesh.
 
-    The batch, and by the mesh its images' rows, are split over devices; everything else is
+    The batch, and with `mesh.spatial` its rows of pixels, is split over devices; everything else is
     replicated. The state is donated.
     """
     model = build_model(config.model, mesh_lib.platform(mesh))

@@ -1,4 +1,4 @@
-"""A run's directory: one process at a time, and what it was begun with.
+"""A run's work directory: its lock, its configuration, and checks before it is continued.
 
 <workdir>/config.json    the resolved configuration, for people
 <workdir>/log.jsonl      see `log.JsonLog`
@@ -24,12 +24,6 @@ from deeplab_jax.utils.atomic import atomic_write
 def held(workdir: Path, config: Config) -> Iterator[None]:
     """Locks `workdir` while the block runs, and writes `config.json` there.
 
-    An unusable place shows here, before anything compiles.
-
-    Args:
-      workdir: created if missing.
-      config: the run's configuration.
-
     Raises:
       ConfigError: another process trains there; on all hosts.
       OSError: it cannot be written.
@@ -45,10 +39,10 @@ def held(workdir: Path, config: Config) -> Iterator[None]:
 
 @contextmanager
 def lock(workdir: Path) -> Iterator[None]:
-    """Keeps other processes from training in `workdir` meanwhile; creates it.
+    """Locks `workdir`, created if missing, against other processes while the block runs.
 
-    The system releases the lock when the process ends, however it does. Where the file system has
-    no locks there is no protection. Of several hosts the first holds it for all.
+    The system releases the lock when the process ends in any way. Without locks in the file system
+    there is no protection. The first of several hosts holds the lock for all.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     if not hosts.is_primary():
@@ -74,8 +68,8 @@ def read_run(workdir: Path, step: int, config: Config) -> checkpoint.Info:
     """Returns the description of a saved step that `config` may continue.
 
     Raises:
-      ConfigError: `workdir` holds a run with another configuration (says where it differs), or
-        something that is not a run.
+      ConfigError: `workdir` holds a run with another configuration, whose differences are named, or
+        a checkpoint that is no run.
     """
     info = checkpoint.read_info(workdir, step)
     if info.kind != "run" or info.config is None:
@@ -100,6 +94,5 @@ def check_same_data(workdir: Path, info: checkpoint.Info, dataset: Dataset) -> N
     if not info.data:
         print(f"{workdir}: on which data it was trained is not known, so that is not compared")
     elif info.data != dataset.fingerprint():
-        assert info.config is not None  # a run's
         what = f"trained on {info.data}, and its training split is now {dataset.fingerprint()}"
         raise ConfigError(str(workdir), what, "restore the data, or choose another --workdir")

@@ -1,4 +1,4 @@
-"""Files that appear under their name when they are complete, or never."""
+"""Atomic writing: a file appears under its name when it is complete, or never."""
 
 import os
 from collections.abc import Iterator

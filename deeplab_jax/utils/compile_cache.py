@@ -41,11 +41,7 @@ def enable() -> Path | None:
 
 
 def _make_private(folder: Path) -> Path:
-    """Returns the folder, made if missing with mode 0700; folders that exist are left as they are.
-
-    Raises:
-      OSError: it cannot be made, or others could put programs there.
-    """
+    """Returns the folder, made with mode 0700 if missing; OSError if others can write there."""
     for path in [*reversed(folder.parents), folder]:
         path.mkdir(mode=0o700, exist_ok=True)  # another process may make it meanwhile
     for path in (folder.parent, folder):
@@ -57,7 +53,7 @@ def _make_private(folder: Path) -> Path:
 
 
 def _machine() -> str:
-    """Returns a name for this kind of processor; programs for another kind would crash."""
+    """Returns a name for this kind of processor: programs of another kind would crash."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         features = next(line for line in lines if line.startswith(("flags", "Features")))

@@ -51,5 +51,5 @@ def counting(
 
 
 def discard(stream: TextIO) -> None:
-    """Sends a standard stream nowhere from here on, since its reader has gone."""
+    """Redirects a standard stream, whose reader has gone, to the null device."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

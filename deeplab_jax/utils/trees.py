@@ -1,4 +1,4 @@
-"""JAX's nested containers: a word for them, and what differs between two."""
+"""JAX's nested containers of arrays: their type, their placement, and differences of two."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
@@ -11,15 +11,20 @@ from deeplab_jax.errors import shorten
 PyTree: TypeAlias = Any  # nested mappings and tuples of arrays, or of their shapes and types
 
 
+def placed(tree: PyTree, sharding: jax.sharding.Sharding) -> PyTree:
+    """Returns the `jax.ShapeDtypeStruct` of every leaf, with a sharding."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
+    )
+
+
 def differences(
     saved: Mapping[str, PyTree], wanted: Mapping[str, PyTree], allow_cast: bool
 ) -> list[str]:
     """Returns one phrase for each kind of difference in names, shapes and types; [] if none.
 
-    Args:
-      saved: trees of leaves with `shape` and `dtype`, by item.
-      wanted: the same, of what is needed.
-      allow_cast: floating types may differ.
+    Both are trees of leaves with `shape` and `dtype`, by item. With `allow_cast` floating types may
+    differ.
     """
     old, new = _by_path(saved), _by_path(wanted)
     missing, unexpected = new.keys() - old.keys(), old.keys() - new.keys()
@@ -34,7 +39,7 @@ def differences(
                 dtypes.append(f"{name}: {there.dtype} saved, {here.dtype} wanted")
     if not (missing or unexpected or shapes or dtypes):
         return []
-    # "0 unexpected" tells a smaller model from another one, so the first two are always there.
+    # Always both: "0 unexpected" tells a smaller model from another one.
     phrases = [_count(missing, "parameters missing"), _count(unexpected, "unexpected")]
     if shapes:
         phrases.append(_count(shapes, "of another shape"))
@@ -49,6 +54,6 @@ def _count(names: Iterable[str], text: str) -> str:
 
 
 def _by_path(items: Mapping[str, PyTree]) -> dict[str, Any]:
-    """Returns leaves by path; a NamedTuple's fields and the dict Orbax reads back are alike."""
+    """Returns leaves by path, equal for a NamedTuple and the dict in which Orbax returns it."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(dict(items))
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}

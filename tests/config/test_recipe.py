@@ -1,13 +1,10 @@
 import re
-from pathlib import Path
 
 import pytest
 
 from deeplab_jax import config
 from deeplab_jax.config.recipe import apply_overrides, load_recipe
 from deeplab_jax.errors import ConfigError
-
-CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 @pytest.fixture
@@ -26,9 +23,9 @@ def override(*texts):
     return apply_overrides(config.get_config("folder"), [f"--config.{text}" for text in texts])
 
 
-def test_recipe_loads_from_any_directory(tmp_path, monkeypatch):
+def test_recipe_loads_from_any_directory(repository, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    c = load_recipe(str(CONFIGS / "voc_r101_os8.py"), ["--config.seed=5"])
+    c = load_recipe(str(repository / "configs" / "voc_r101_os8.py"), ["--config.seed=5"])
     assert (c.name, c.model.depth, c.seed) == ("voc_r101_os8", 101, 5)
 
 

@@ -1,12 +1,9 @@
-import importlib.util
 import re
-from pathlib import Path
 
 import pytest
 
 from deeplab_jax import config
 
-RECIPES = Path(__file__).parents[2] / "configs"
 ROWS = {f"{name}_r{depth}_os{os}": (name, depth, os) for name, depth, os in config.PUBLISHED_MIOU}
 OTHERS = ["camvid_r18_os16", "camvid_r50_os16", "quickstart"]
 
@@ -24,33 +21,32 @@ BY_DATASET = {
 BY_OUTPUT_STRIDE = {"model.output_stride", "model.atrous_rates"}
 
 
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, RECIPES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def load(load_script):
+    """Returns load(name) -> the recipe's module."""
+    return lambda name: load_script(name, "configs")
 
 
-def test_there_is_a_recipe_for_each_row_and_no_stray_file():
+def test_there_is_a_recipe_for_each_row_and_no_stray_file(repository):
     assert len(ROWS) == 12
-    assert {path.stem for path in RECIPES.glob("*.py")} == {*ROWS, *OTHERS}
+    assert {path.stem for path in (repository / "configs").glob("*.py")} == {*ROWS, *OTHERS}
 
 
 @pytest.mark.parametrize("name", [*ROWS, *OTHERS])
-def test_recipe_is_valid_and_locked(name):
+def test_recipe_is_valid_and_locked(load, name):
     c = load(name).get_config()
     config.validate(c)
     assert c.is_locked
 
 
 @pytest.mark.parametrize("name", [*ROWS, *OTHERS])
-def test_recipe_survives_json(name):
+def test_recipe_survives_json(load, name):
     c = load(name).get_config()
     assert config.from_dict(c.to_dict()) == config.freeze(c)
 
 
 @pytest.mark.parametrize(("name", "row"), ROWS.items())
-def test_docstring_tells_the_row_and_its_command(name, row):
+def test_docstring_tells_the_row_and_its_command(load, name, row):
     text, c = load(name).__doc__, load(name).get_config()
     assert f"ResNet-{row[1]}, output stride {row[2]}" in text
     assert f"mean IoU {config.PUBLISHED_MIOU[row]:.2f} %" in text
@@ -62,7 +58,7 @@ def test_docstring_tells_the_row_and_its_command(name, row):
 
 
 @pytest.mark.parametrize(("name", "row"), ROWS.items())
-def test_rows_differ_only_in_what_the_table_says(name, row):
+def test_rows_differ_only_in_what_the_table_says(load, name, row):
     ours = config.flatten(load(name).get_config())
     for other, (dataset, depth, output_stride) in ROWS.items():
         theirs = config.flatten(load(other).get_config())
@@ -74,11 +70,11 @@ def test_rows_differ_only_in_what_the_table_says(name, row):
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_table_recipe_does_not_choose_random_weights_by_itself(name):
+def test_table_recipe_does_not_choose_random_weights_by_itself(load, name):
     assert load(name).get_config().init.backbone == ""
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_every_tap_of_the_largest_rate_is_trained(name):
+def test_every_tap_of_the_largest_rate_is_trained(load, name):
     c = load(name).get_config()
     assert min(c.data.crop_size) > max(c.model.atrous_rates) * c.model.output_stride

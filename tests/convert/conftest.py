@@ -1,5 +1,6 @@
 """State dicts of width-reduced networks in every dialect, their recipe, and the commands."""
 
+import dataclasses
 import functools
 import sys
 from pathlib import Path
@@ -11,7 +12,6 @@ import pytest
 from convert import keymap
 from convert.pth import write_pth
 from convert.source import abstract_variables
-from deeplab_jax import cli
 from deeplab_jax.config import freeze, get_config
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -29,19 +29,6 @@ def get_config():
 {changes}    return c
 """
 _STEMS = {name: dialect.stem for name, dialect in keymap.DIALECTS.items()}
-
-
-@pytest.fixture
-def call(capsys):
-    """Returns call(*argv) -> (exit code, standard output, standard error) of `deeplab`."""
-
-    def call(*argv):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            cli.main([str(argument) for argument in argv])
-        return end.value.code, *capsys.readouterr()
-
-    return call
 
 
 @pytest.fixture
@@ -132,11 +119,10 @@ def import_run(convert, run_recipe):
 
 @functools.cache
 def _shapes(depth, stem, classes):
-    config = get_config("folder", depth=depth)
-    model = config.model
-    model.width, model.stem, model.num_classes = 4, stem, classes
-    model.head_channels, model.low_level_channels, model.aux_channels = 10, 3, 7
-    return abstract_variables(freeze(config).model)
+    model = freeze(get_config("folder", depth=depth)).model
+    widths = {"width": 4, "head_channels": 10, "low_level_channels": 3, "aux_channels": 7}
+    # Not checked: some tests want class counts that a configuration refuses.
+    return abstract_variables(dataclasses.replace(model, stem=stem, num_classes=classes, **widths))
 
 
 @pytest.fixture

@@ -1,5 +1,4 @@
 import functools
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -16,7 +15,7 @@ from deeplab_jax.models import ComputePolicy, build_model
 from deeplab_jax.models.resnet import ResNet
 from deeplab_jax.training.init_weights import load_backbone
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+_DEEP = pytest.mark.parity("ResNet-50; ResNet-18 is in the first tier")
 
 
 def test_converted_network_computes_what_its_weights_say(convert, make_tensors):
@@ -183,7 +182,13 @@ def test_backbone_with_the_other_stem_is_refused_by_a_run(convert, make_tensors,
         load_backbone(state, str(out))
 
 
-@pytest.mark.parametrize("name", ["v1c_resnet50", "torchvision_resnet18", "torchvision_resnet50"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "torchvision_resnet18",
+        *(pytest.param(f"{stem}_resnet50", marks=_DEEP) for stem in ("v1c", "torchvision")),
+    ],
+)
 def test_golden_stages_of_an_imagenet_network(convert, measure, recipe, name):
     code, _, err, out = convert(recipe.draw_weights(name))
     assert (code, err) == (0, "")
@@ -245,17 +250,18 @@ def _assert_golden(out, measure, name):
         ("mmseg_r101_d16mg124_c19", ["--output-stride=16", "--multi-grid=1,2,4"]),
     ],
 )
+@pytest.mark.parity("whole networks; narrow ones are converted and computed in the first tier")
 def test_golden_logits_of_mmsegmentation(convert, measure, recipe, name, flags):
     code, _, err, out = convert({"meta": {}, "state_dict": recipe.draw_weights(name)}, *flags)
     assert (code, err) == (0, "")
     _assert_golden(out, measure, name)
 
 
-@pytest.mark.slow
+@pytest.mark.slow("ResNet-101; smaller networks of every dialect are compared above")
 @pytest.mark.parametrize(("name", "row"), [("r101_d16_c21", "voc_r101_os16")])
-def test_golden_logits_of_a_table_row(convert, measure, recipe, name, row):
+def test_golden_logits_of_a_table_row(repository, convert, measure, recipe, name, row):
     code, _, err, out = convert(
-        {"model": recipe.draw_weights(name)}, "--config", CONFIGS / f"{row}.py"
+        {"model": recipe.draw_weights(name)}, "--config", repository / "configs" / f"{row}.py"
     )
     assert (code, err) == (0, "")
     _assert_golden(out, measure, name)

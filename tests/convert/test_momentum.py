@@ -261,6 +261,7 @@ def test_run_without_momentum_is_refused(make_tensors, export, run_recipe, tmp_p
 # --- Going on
 
 
+@pytest.mark.process("trains, exports and imports in turn; the parts are in the first tier")
 def test_train_continues_an_imported_run(call, make_run, import_run, export, make_tree,
                                          run_recipe, monkeypatch):  # fmt: skip
     devices = jax.devices()[:1]  # for one the step compiles sooner
@@ -355,6 +356,7 @@ def story(torch_reference, x64, run_recipe, tmp_path_factory):
     return _Story(torch_reference, tmp_path_factory.mktemp("story"), run_recipe)
 
 
+@pytest.mark.parity("a long story of steps; three are replayed in test_replay.py")
 def test_replay_continues_as_pytorch_does(story, capsys):
     out = story.folder / "replayed.pth"
     flags = ["--optimizer", *story.flags, f"--total-steps={made.TOTAL}", "--steps=5"]
@@ -367,6 +369,7 @@ def test_replay_continues_as_pytorch_does(story, capsys):
     story.assert_equal_file(read_pth(out), 8)
 
 
+@pytest.mark.parity("a long story of steps; three are replayed in test_replay.py")
 def test_import_continues_as_pytorch_does_and_goes_back(story):
     directory, back = story.folder / "run", story.folder / "back.pth"
     _run(["from-pytorch", "--checkpoint", story.path, "--output", directory, "--optimizer",

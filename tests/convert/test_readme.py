@@ -81,6 +81,7 @@ def run(call, folder, compile_quickly):
     return run
 
 
+@pytest.mark.process("runs every command; each has tests of its own in the first tier")
 def test_commands_of_the_readme_run_in_their_order(run):
     outputs = [(words, run(words)) for words in commands()]
     assert len(outputs) == 12

@@ -14,7 +14,6 @@ from deeplab_jax.config.recipe import load_recipe
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 # The step that test_momentum.py compiles too: so are recipe, schedule and batches.
 STEP = ["--config.model.dtype=float64", "--config.train.loss_groups=2"]
 FIELDS = ["step", "lr", "loss_main", "loss_aux", "loss", "grad_norm"]
@@ -108,9 +107,9 @@ def test_steps_of_two_processes_equal_pytorchs(replay, torch_reference, recipe_f
         np.testing.assert_allclose(got["model"][key], value, rtol=1e-6, atol=1e-12, err_msg=key)
 
 
-@pytest.mark.slow
+@pytest.mark.slow("minutes of ResNet-50; narrow networks are replayed above")
 @pytest.mark.parametrize("name", ["r50_d16_c21", "r50_d8_c21"])
-def test_golden_training_is_replayed(replay, measure, recipe, name):
+def test_golden_training_is_replayed(repository, replay, measure, recipe, name):
     facts = measure.facts("train.json")[name]
     batch, _, height, width = facts["input_shape"]
     images = measure.draw_images(facts["name"], facts["input_shape"])
@@ -119,7 +118,7 @@ def test_golden_training_is_replayed(replay, measure, recipe, name):
     code, text, err, path = replay(
         "--dtype=float64",
         checkpoint={"model": before},
-        recipe=CONFIGS / f"voc_r50_os{measure.parse(name)[1]}.py",
+        recipe=repository / "configs" / f"voc_r50_os{measure.parse(name)[1]}.py",
         batches={"images": images[None], "labels": labels[None].astype(np.int64)},
         steps=5,
     )

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from deeplab_jax import config
-from deeplab_jax.data import TrainBatch, train_batches
+from deeplab_jax.data import TrainBatch, open_dataset, train_batches
+from deeplab_jax.errors import DataError
 
 
 @pytest.fixture(scope="session")
@@ -68,3 +69,16 @@ def assert_equal():
                 np.testing.assert_array_equal(*(getattr(b, name) for b in pair), err_msg=name)
 
     return assert_equal
+
+
+@pytest.fixture(scope="session")
+def open_error():
+    """Returns open_error(data, num_classes, split, kind=DataError) -> the error's one line."""
+
+    def open_error(data, num_classes, split, kind=DataError):
+        with pytest.raises(kind) as caught:
+            open_dataset(data, num_classes, split)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    return open_error

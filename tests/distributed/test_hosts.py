@@ -6,8 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -16,16 +14,14 @@ import pytest
 from deeplab_jax import checkpoint
 from deeplab_jax.config.recipe import load_recipe
 from deeplab_jax.data.classes import colormap
-from deeplab_jax.distributed import cluster
-from deeplab_jax.distributed import mesh as mesh_lib
-from deeplab_jax.distributed.replicas import Replicas, checksum
-from deeplab_jax.distributed.shared_dir import as_path
-from deeplab_jax.errors import ConfigError, NumericError
 from deeplab_jax.models import build_model, init_variables
 
 TRAIN = [sys.executable, "-m", "deeplab_jax.train"]
 SECONDS = 300  # by which any run here has ended
 TOTAL = 20
+_PAIR = pytest.mark.process(
+    "starts two processes or more; one pair that trains is in the first tier"
+)
 
 # Losses of 4 groups; dropout that would show any change of rows; saved only when told to.
 CHANGES = """
@@ -110,17 +106,11 @@ cli.run(train.main, sys.argv[2:])
 
 
 @pytest.fixture(scope="module")
-def memo():
-    return {}
-
-
-@pytest.fixture
-def root(memo, make_tree, tiny_recipe):
+def root(make_tree, tiny_recipe):
     """The folder with the data and the recipe."""
-    if "root" not in memo:
-        memo["root"] = make_tree("folder", num_train=8, num_val=5)
-        (memo["root"] / "tiny.py").write_text(tiny_recipe(CHANGES))
-    return memo["root"]
+    root = make_tree("folder", num_train=8, num_val=5)
+    (root / "tiny.py").write_text(tiny_recipe(CHANGES))
+    return root
 
 
 @pytest.fixture
@@ -199,6 +189,7 @@ def error_lines(errors):
 # One run on changing hosts and devices
 
 
+@_PAIR
 def test_run_goes_on_with_other_hosts_and_devices_and_ends_as_on_one(root, environment, tmp_path):
     wide = environment | {"JAX_ENABLE_X64": "1"}
     options = ["--config.model.dtype=float64"]
@@ -247,6 +238,7 @@ def test_run_goes_on_with_other_hosts_and_devices_and_ends_as_on_one(root, envir
     }
 
 
+@_PAIR
 def test_death_of_a_host_ends_the_others_and_the_run_goes_on_where_it_saved(
     root, environment, tmp_path
 ):
@@ -268,7 +260,7 @@ def test_death_of_a_host_ends_the_others_and_the_run_goes_on_where_it_saved(
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.slow("waits for a save that cannot be written")
 def test_host_that_cannot_write_ends_all_and_the_run_goes_on(root, environment, tmp_path):
     start = drive("checkpoint._WRITE_SECONDS = 10")
     command = train(root, tmp_path, "--config.checkpoint.every_steps=3", start=start)
@@ -286,6 +278,7 @@ def test_host_that_cannot_write_ends_all_and_the_run_goes_on(root, environment, 
 # What one host has, all are told of
 
 
+@_PAIR
 def test_sample_that_one_host_cannot_read_ends_all_with_the_same_line(root, environment, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(root, other)
@@ -303,6 +296,7 @@ def test_sample_that_one_host_cannot_read_ends_all_with_the_same_line(root, envi
     assert "(process 1)" in first[0]
 
 
+@_PAIR
 def test_sample_that_one_host_cannot_read_later_ends_all_with_the_same_saved_step(
     root, environment, tmp_path
 ):
@@ -342,6 +336,7 @@ def save_weights(root):
     return save_weights
 
 
+@_PAIR
 def test_checkpoint_that_one_host_cannot_read_ends_all_with_the_same_line(
     root, environment, tmp_path, save_weights
 ):
@@ -361,6 +356,7 @@ def test_checkpoint_that_one_host_cannot_read_ends_all_with_the_same_line(
     assert "(process 1): cannot be restored" in first[0]
 
 
+@_PAIR
 def test_evaluation_of_other_weights_on_one_host_is_refused_by_all(
     root, environment, tmp_path, save_weights
 ):
@@ -385,6 +381,7 @@ def test_stop_while_evaluating_is_common_and_leaves_the_evaluation_owed(
     assert not any(line["event"] == "eval" for line in lines_of(tmp_path))
 
 
+@_PAIR
 def test_copy_that_drifts_away_on_one_host_stops_all_and_is_never_saved(
     root, environment, tmp_path
 ):
@@ -417,6 +414,7 @@ REFUSED = {
 }
 
 
+@_PAIR
 @pytest.mark.parametrize("name", REFUSED)
 def test_all_hosts_refuse(name, root, environment, tmp_path):
     options, own, expected = REFUSED[name]
@@ -431,6 +429,7 @@ def test_all_hosts_refuse(name, root, environment, tmp_path):
     assert not workdir.exists()
 
 
+@_PAIR
 def test_work_directory_that_is_not_shared_is_refused_by_all(root, environment, tmp_path):
     start = drive("shared_dir._PATIENCE = 1")
     command = [*start, "--config", root / "tiny.py", f"--config.data.root={root}"]
@@ -443,117 +442,3 @@ def test_work_directory_that_is_not_shared_is_refused_by_all(root, environment, 
     assert f"it is {folders[0]} and {folders[1]} there" in first[0]
     assert "use an absolute path that every host mounts" in second[0]
     assert not any(folder.exists() for folder in folders)
-
-
-# Without other processes
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (("10.0.0.2:80", None, None), "add --num-processes and --process-id"),
-        ((None, 2, 0), "add --coordinator"),
-        (("10.0.0.2", 2, 1), "10.0.0.2 is not HOST:PORT"),
-        (("10.0.0.2:80", 2, 2), "must be from 0 to 1"),
-        (("10.0.0.2:80", 0, 0), "must be 1 or more"),
-    ],
-)
-def test_flags_that_do_not_fit_are_refused(arguments, expected):
-    with pytest.raises(ConfigError, match=expected):
-        cluster.initialize(*arguments)
-
-
-def test_coordinator_that_does_not_answer_is_one_line(environment):
-    code = "from deeplab_jax.distributed import cluster\n"
-    code += "cluster.initialize('127.0.0.1:9', 2, 1, seconds=1)"
-    codes, _, errors = Run([[sys.executable, "-c", code]], environment).end()
-    assert codes == [5]
-    assert errors[0].count("\n") == 1
-    assert errors[0].startswith("error: --coordinator: 127.0.0.1:9 does not answer (")
-
-
-SRUN = {
-    "SLURM_JOB_ID": "7",
-    "SLURM_STEP_NODELIST": "n[1-2]",
-    "SLURM_NTASKS": "2",
-    "SLURM_PROCID": "0",
-    "SLURM_LOCALID": "0",
-}
-
-
-@pytest.mark.parametrize(
-    ("environ", "expected"),
-    [
-        ({}, None),
-        ({**SRUN}, {"cluster_detection_method": "slurm"}),
-        (
-            {**SRUN, "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "2"},
-            {"cluster_detection_method": "slurm", "local_device_ids": []},
-        ),
-        ({**SRUN, "SLURM_STEP_NUM_TASKS": "1"}, None),
-        ({**SRUN, "SLURM_NTASKS": "1"}, None),
-        (
-            {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:3"},
-            {"cluster_detection_method": "ompi"},
-        ),
-        ({"OMPI_COMM_WORLD_SIZE": "1"}, None),
-        ({"TPU_WORKER_HOSTNAMES": "a,b", "TPU_SKIP_MDS_QUERY": "1"}, {}),
-        ({"TPU_WORKER_HOSTNAMES": "localhost"}, None),
-        ({"MEGASCALE_NUM_SLICES": "2"}, {}),
-        ({"TPU_WORKER_HOSTNAMES": "a,b", "JAX_PLATFORMS": "cpu"}, None),
-        ({"TPU_ML_PLATFORM": "JAX"}, {}),
-    ],
-)
-def test_cluster_is_found_in_the_environment(environ, expected):
-    assert cluster._find_cluster(environ) == expected
-
-
-def test_address_is_no_work_directory():
-    for text in ("gs://bucket/run", "gs:/bucket/run", "s3://bucket"):
-        with pytest.raises(ConfigError, match="is an address"):
-            as_path(text)
-    assert as_path("runs/a:b") == Path("runs/a:b")
-
-
-def test_hosts_with_other_numbers_of_devices_are_refused(monkeypatch):
-    devices = [SimpleNamespace(process_index=host) for host in (0, 0, 2)]
-    monkeypatch.setattr(jax, "devices", lambda: devices)
-    monkeypatch.setattr(jax, "process_count", lambda: 3)
-    with pytest.raises(ConfigError, match="2 on process 0, 0 on process 1, 1 on process 2"):
-        cluster._check_devices()
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "bool"])
-def test_checksum_sees_each_bit_and_each_place(dtype):
-    x = np.asarray(np.arange(8) % 2, dtype)
-    sums = {int(checksum({"a": x}))}
-    for k in range(8):
-        changed = x.copy()
-        changed[k] = not changed[k]
-        sums.add(int(checksum({"a": changed})))
-    assert len(sums) == 9
-    if dtype == "float32":
-        for values in ([1, -1, 3], [-1, 1, 3], [1, 2, 5], [-1, -2, 5], [2, 1, 5]):
-            sums.add(int(checksum({"a": np.asarray(values, dtype)})))
-        assert len(sums) == 14
-    assert int(checksum([x, x[:3]])) != int(checksum([x[:3], x]))
-
-
-def test_copies_without_a_majority_are_all_named():
-    mesh = mesh_lib.make_mesh(4)
-    parts = [jax.device_put(np.float32([k // 2]), d) for k, d in enumerate(jax.devices())]
-    bad = jax.make_array_from_single_device_arrays((1,), mesh_lib.replicated(mesh), parts)
-    with pytest.raises(NumericError, match=r"device 0 .* device 3 .*none is in the majority"):
-        Replicas(mesh).check({"a": bad}, 3, "kept")
-
-
-def test_copy_that_differs_is_found_on_one_host():
-    mesh = mesh_lib.make_mesh(4)
-    whole = mesh_lib.replicated(mesh)
-    values = np.arange(6, dtype=np.float32)
-    replicas = Replicas(mesh)
-    replicas.check({"a": jax.device_put(values, whole)}, 3, "kept")
-    parts = [jax.device_put(values + (k == 2) * 1e-6, d) for k, d in enumerate(jax.devices())]
-    bad = jax.make_array_from_single_device_arrays((6,), whole, parts)
-    with pytest.raises(NumericError, match=r"device 2 of .* has .*; 3 of 4 have .* kept"):
-        replicas.check({"a": bad}, 3, "kept")

@@ -27,6 +27,9 @@ COLLECTIVES = {
 }
 
 
+EIGHT_DEVICES = pytest.mark.process("minutes on eight virtual devices; two are in the first tier")
+
+
 def run(depth, output_stride, height, *ways):
     argv = [sys.executable, Path(__file__).with_name("spatial.py"), depth, output_stride, height]
     done = subprocess.run([*map(str, argv), *ways], capture_output=True, text=True)
@@ -34,6 +37,13 @@ def run(depth, output_stride, height, *ways):
     return {line["mesh"]: line for line in map(json.loads, done.stdout.splitlines())}
 
 
+def test_rows_split_over_two_devices_compute_what_one_device_does():
+    result = run(18, 16, 64, "1x2")["1x2"]
+    assert (np.array(result["errors"]) < TOLERANCES).all(), result["errors"]
+    assert result["collectives"].keys() == {"all-reduce", "collective-permute"}
+
+
+@EIGHT_DEVICES
 @pytest.mark.parametrize(("depth", "output_stride"), [(50, 16), (18, 8)])
 def test_split_rows_compute_what_one_device_does(depth, output_stride):
     ways = [way for *key, way in COLLECTIVES if key == [depth, output_stride]]
@@ -45,6 +55,7 @@ def test_split_rows_compute_what_one_device_does(depth, output_stride):
         assert counts == COLLECTIVES[depth, output_stride, way]
 
 
+@EIGHT_DEVICES
 def test_bands_that_are_uneven_deep_in_the_network_are_exact_too_but_gather():
     # Refused all the same: a prototype's gradient was wrong here, where loss and statistics were
     # right, and what uneven bands need is a gather.

@@ -1,7 +1,4 @@
 import json
-import runpy
-from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +6,6 @@ import pytest
 
 from deeplab_jax.dry_run import compiled
 
-SCRIPT = Path(__file__).parents[2] / "docs" / "write_pods.py"
 PAGE = """# Pods
 Prose stays.
 <!-- table: tpu -->
@@ -50,8 +46,8 @@ TABLES = {
 
 
 @pytest.fixture(scope="module")
-def script():
-    return SimpleNamespace(**runpy.run_path(str(SCRIPT)))
+def script(load_script):
+    return load_script("write_pods", "docs")
 
 
 @pytest.fixture(scope="module")

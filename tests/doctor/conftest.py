@@ -6,39 +6,39 @@ from pathlib import Path
 
 import pytest
 
-from deeplab_jax import cli
 from deeplab_jax.config.recipe import load_recipe
 from deeplab_jax.doctor import layouts, propose, recipe, survey
 
 sys.path.insert(0, str(Path(__file__).parent))  # test modules import `planted`
 
-RECIPE = Path(__file__).parents[2] / "configs" / "camvid_r50_os16.py"
-
 
 @pytest.fixture(scope="session")
-def recipe_flags():
+def recipe_flags(repository):
     """Returns recipe_flags(root) -> flags of a recipe whose data is a `make_tree("folder")`."""
 
     def recipe_flags(root):
         fields = (f"data.root={root}", "model.num_classes=4", "data.class_names=")
-        return ["--config", RECIPE, *(f"--config.{field}" for field in fields)]
+        return [
+            "--config",
+            repository / "configs/camvid_r50_os16.py",
+            *(f"--config.{field}" for field in fields),
+        ]
 
     return recipe_flags
 
 
 @pytest.fixture
-def doctor(capsys, tmp_path):
+def doctor(call, tmp_path):
     """Returns doctor(*argv) -> (exit code, output, errors, contents of --json or None)."""
 
-    def call(*argv):
+    def doctor(*argv):
         report = tmp_path / "report.json"
         report.unlink(missing_ok=True)
-        with pytest.raises(SystemExit) as end:
-            cli.main(["doctor", *map(str, argv), "--json", str(report)])
+        outcome = call("doctor", *argv, "--json", report)
         found = json.loads(report.read_text()) if report.exists() else None
-        return end.value.code, *capsys.readouterr(), found
+        return *outcome, found
 
-    return call
+    return doctor
 
 
 @pytest.fixture

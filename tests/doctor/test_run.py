@@ -104,6 +104,7 @@ def as_camvid(root, shared):
                 (Image.fromarray(label) if picture is label else picture).save(path)
 
 
+@pytest.mark.process("trains; what is proposed is checked in test_propose.py")
 def test_voc_layout_trains_by_its_proposal(make_tree, tmp_path, monkeypatch):
     root, recipe, workdir = make_tree("voc"), tmp_path / "mine.py", tmp_path / "run"
     monkeypatch.chdir(root.parent)
@@ -114,7 +115,7 @@ def test_voc_layout_trains_by_its_proposal(make_tree, tmp_path, monkeypatch):
     assert [entry["event"] for entry in log] == ["train", "train", "eval", "end"]
 
 
-@pytest.mark.slow  # compiles a network twice more
+@pytest.mark.slow("compiles a network twice more")
 def test_public_camvid_trains_by_its_proposal(shared, tmp_path):
     as_camvid(tmp_path / "camvid", shared)
     recipe, workdir = tmp_path / "mine.py", tmp_path / "run"

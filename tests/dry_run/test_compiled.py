@@ -7,6 +7,8 @@ from deeplab_jax.config import freeze, get_config
 from deeplab_jax.dry_run import compiled
 from deeplab_jax.models import ops
 
+_COMPILER = pytest.mark.slow("needs a hardware compiler, and minutes of it")
+
 
 @pytest.fixture(scope="module")
 def layouts():
@@ -131,6 +133,7 @@ def small():
     return freeze(config)
 
 
+@pytest.mark.parity("compiles the step; figures of small programs are in the first tier")
 def test_the_step_that_is_compiled_is_the_runs(small, compile_quickly):
     devices = jax.devices()
     got = compiled.compile_step(compiled.lower_step(small, devices))
@@ -162,7 +165,7 @@ def test_cudnn_gets_dilated_kernels_gradients_only_as_products(convolve, count, 
     assert len(got.unrecognised) == count, got.unrecognised
 
 
-@pytest.mark.slow
+@_COMPILER
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_cudnn_gets_every_kernels_gradient_of_the_network(dtype, compile_run):
     config = get_config("voc", 50, 8)
@@ -170,7 +173,7 @@ def test_cudnn_gets_every_kernels_gradient_of_the_network(dtype, compile_run):
     assert compile_run(freeze(config), "h200").unrecognised == ()
 
 
-@pytest.mark.slow
+@_COMPILER
 def test_gpus_sum_as_often_as_a_tpu_slice(compile_run):
     config = get_config("ade20k", 50, 16)
     config.model.dtype = "bfloat16"
@@ -179,7 +182,7 @@ def test_gpus_sum_as_often_as_a_tpu_slice(compile_run):
     assert got.collectives["all-reduce"][0] <= 125
 
 
-@pytest.mark.slow
+@_COMPILER
 @pytest.mark.parametrize(
     ("name", "dataset", "spatial", "kinds"),
     [

@@ -15,7 +15,6 @@ from deeplab_jax.dry_run import gather, hardware
 from deeplab_jax.dry_run import text as text_lib
 from deeplab_jax.errors import ConfigError, DataError, ResourceError
 
-ROOT = Path(__file__).parents[2]
 MIB = 2**20
 
 TINY = ("model.width=8", "model.head_channels=16", "model.aux_channels=16",
@@ -42,7 +41,7 @@ def tree(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
-def test_the_command_writes_nothing_and_tells_all(tmp_path, tiny):
+def test_the_command_writes_nothing_and_tells_all(repository, tmp_path, tiny):
     recipe = tmp_path / "tiny.py"
     recipe.write_text(
         "from deeplab_jax import config\n"
@@ -54,8 +53,8 @@ def test_the_command_writes_nothing_and_tells_all(tmp_path, tiny):
     changes = [f"--config.{change}" for change in (*TINY, f"data.root={tiny.data.root}")]
     command = [sys.executable, "-m", "deeplab_jax.train", "--config", str(recipe), "--dry-run",
                "--hardware=cpu:2", "--workdir", str(tmp_path / "runs/tiny"), *changes]  # fmt: skip
-    environment = {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1",
-                   "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # fmt: skip
+    environment = {"HOME": str(tmp_path), "PYTHONPATH": str(repository)}
+    environment |= {"PYTHONDONTWRITEBYTECODE": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     got = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert got.returncode == 0, got.stderr
     assert (tree(tmp_path), tree(data)) == before
@@ -114,8 +113,8 @@ def test_hardware_is_for_a_dry_run(tmp_path):
         train.main(["--config", "x.py", "--hardware", "h200"])
 
 
-def test_a_dry_run_has_no_other_processes():
-    recipe = str(ROOT / "configs/voc_r50_os16.py")
+def test_a_dry_run_has_no_other_processes(repository):
+    recipe = str(repository / "configs/voc_r50_os16.py")
     with pytest.raises(ConfigError, match="name the devices of all hosts with --hardware"):
         train.main(["--config", recipe, "--dry-run", "--num-processes", "2"])
 
@@ -160,7 +159,7 @@ def test_the_estimate_divides_over_batch_and_rows(tiny):
     ("kind", "dtype", "maps", "pictures", "kernels"),
     [("tpu", "bfloat16", 654, 604, 88), ("gpu", "float32", 1305, 604, 69)],
 )
-@pytest.mark.slow
+@pytest.mark.slow("traces ResNet-50 at full size")
 def test_what_the_estimate_is_made_from(kind, dtype, maps, pictures, kernels):
     config = change(get_config("ade20k", 50, 16), f"model.dtype={dtype}")
     kept = estimate_lib.kept_bytes(config, kind)
@@ -168,7 +167,7 @@ def test_what_the_estimate_is_made_from(kind, dtype, maps, pictures, kernels):
         maps, pictures, kernels]  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.slow("compiles ResNet-50 for a GPU")
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_the_estimate_is_near_the_compilers_figure(dtype, compile_run):
     config = change(get_config("voc", 50, 16), f"model.dtype={dtype}")

@@ -2,24 +2,10 @@
 
 import pytest
 
-from deeplab_jax import cli
-
 
 @pytest.fixture(scope="module", autouse=True)
 def _compile_quickly(compile_quickly):
     """Every module here trains."""
-
-
-@pytest.fixture
-def call(capsys):
-    """Returns call(*argv) -> (exit code, standard output, standard error)."""
-
-    def call(*argv):
-        with pytest.raises(SystemExit) as end:
-            cli.main([str(argument) for argument in argv])
-        return end.value.code, *capsys.readouterr()
-
-    return call
 
 
 @pytest.fixture
@@ -42,7 +28,7 @@ def fails(call):
 
 @pytest.fixture(scope="package")
 def memo():
-    """What the tests share; `make_tree` cannot be asked from a wider scope."""
+    """The run that the tests share; `call` cannot be asked from a wider scope."""
     return {}
 
 

@@ -33,6 +33,7 @@ def log(workdir):
     return [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.process("trains; what is left out is checked below")
 def test_bad_samples_are_left_out_and_listed(damaged, train, call, tmp_path):
     root, bad = damaged(0)
     code, out, err = call(*train(root, "max_bad_samples=2"))
@@ -45,7 +46,7 @@ def test_bad_samples_are_left_out_and_listed(damaged, train, call, tmp_path):
     assert "looks like an HTML page" in lines[1]
 
 
-@pytest.mark.slow
+@pytest.mark.slow("three runs for each of three seeds")
 @SEEDS
 def test_a_run_is_as_if_bad_samples_never_were(damaged, train, call, tmp_path, seed):
     root, bad = damaged(seed)
@@ -108,7 +109,7 @@ def test_more_than_allowed_is_one_line(damaged, train, fails, tmp_path, seed):
     fails(train(root, "max_bad_samples=1"), what, "set config.data.max_bad_samples=2")
 
 
-@pytest.mark.slow
+@pytest.mark.slow("a whole run; unreadable validation images are in test_data_faults.py")
 def test_validation_stays_strict(damaged, train, fails):
     root, _ = damaged(0)
     path = root / "images" / "val" / "000.jpg"

@@ -54,20 +54,9 @@ class FaultySource:
 
 
 @pytest.fixture
-def dataset(make_tree, data_config):
-    return open_dataset(data_config("folder", make_tree("folder", num_train=12)), 4, "train")
-
-
-@pytest.fixture
-def data_config():
-    from deeplab_jax import config
-
-    def make(name, root):
-        data = config.get_config(name).data
-        data.root = str(root)
-        return data
-
-    return make
+def dataset(make_tree, narrow_config):
+    config = narrow_config(f"data.root={make_tree('folder', num_train=12)}")
+    return open_dataset(config.data, 4, "train")
 
 
 def with_fault(dataset, fault, **options):
@@ -203,6 +192,7 @@ def test_process_that_dies_or_hangs_is_told_with_its_sample(
     assert workers_lib._children() == []
 
 
+@pytest.mark.process("waits ten seconds for a process that is stopped")
 def test_process_that_is_stopped_between_samples_is_told_by_its_last(dataset, monkeypatch):
     monkeypatch.setattr(workers_lib, "PATIENCE", 8)  # starved, it also misses beats
     batches = train_batches(dataset, num_workers=1, **OPTIONS)
@@ -235,6 +225,10 @@ def test_process_that_does_not_start_is_told(dataset, monkeypatch):
 # Training
 
 TIMES = ("images_per_second", "data_wait")
+_WHOLE_RUN = pytest.mark.process(
+    "trains with reading processes; their deaths are in the first tier"
+)
+_RUNS = pytest.mark.slow("minutes of whole runs with reading processes")
 
 CHANGES = """
 name = "tiny"
@@ -324,6 +318,7 @@ def check_names_a_sample(line, process, seconds):
     assert f"its mask {process.root}/labels/train/" in line
 
 
+@_WHOLE_RUN
 def test_run_whose_reader_is_killed_names_the_sample_and_saves(start):
     process = start()
     wait_for_step(process, 3)
@@ -334,7 +329,7 @@ def test_run_whose_reader_is_killed_names_the_sample_and_saves(start):
     assert checkpoint.latest_step(process.workdir) >= 3
 
 
-@pytest.mark.slow
+@_RUNS
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_run_continued_after_a_lost_reader_equals_an_uninterrupted_one(start, memo, number, seed):
@@ -354,7 +349,7 @@ def test_run_continued_after_a_lost_reader_equals_an_uninterrupted_one(start, me
     assert log_of(process) == memo
 
 
-@pytest.mark.slow
+@_RUNS
 @pytest.mark.parametrize("seed", range(3))
 def test_signal_to_the_whole_group_saves_and_ends_the_readers(start, seed):
     process = start()
@@ -365,7 +360,7 @@ def test_signal_to_the_whole_group_saves_and_ends_the_readers(start, seed):
     assert checkpoint.latest_step(process.workdir) > 5 * seed
 
 
-@pytest.mark.slow
+@_RUNS
 def test_signal_to_the_group_while_the_readers_start_is_the_runs_to_handle(start):
     process = start()
     while len(workers(process)) < 2:
@@ -376,7 +371,7 @@ def test_signal_to_the_group_while_the_readers_start_is_the_runs_to_handle(start
     assert all_ended(process)
 
 
-@pytest.mark.slow
+@_RUNS
 @pytest.mark.parametrize("seed", range(3))
 def test_readers_of_a_killed_run_end(start, seed):
     process = start()
@@ -387,7 +382,7 @@ def test_readers_of_a_killed_run_end(start, seed):
     assert all_ended(process)
 
 
-@pytest.mark.slow
+@_RUNS
 def test_readers_that_start_as_the_run_is_killed_end(start):
     process = start()
     while len(workers(process)) < 2:
@@ -399,7 +394,7 @@ def test_readers_that_start_as_the_run_is_killed_end(start):
     assert all_ended(process)
 
 
-@pytest.mark.slow
+@_RUNS
 def test_pipe_in_place_of_a_mask_ends_a_run(start):
     process = start()
     wait_for_step(process, 1)

@@ -15,8 +15,9 @@ import compact
 import jax
 import measure
 import numpy as np
+import recipe
 
-_PAGE = Path(__file__).parents[2] / "docs" / "parity.md"
+_PAGE = recipe.FOLDER.parents[1] / "docs" / "parity.md"
 _TYPES = ("float64", "float32")
 
 
@@ -41,8 +42,8 @@ Written by `python tests/golden/write_parity.py` on {datetime.date.today()}, {wh
 What is compared, and with what, stands in [tests/golden](../tests/golden/README.md): the
 reference's own code, run in float64 and stored with float32's precision, so that 1e-7 of a value
 is agreement. The columns are our error in float64, ours in float32, and PyTorch's own in float32,
-which is the noise to expect. `scripts/test.sh` holds each quantity to a tolerance; here stands
-what one run gave.
+which is the noise to expect. `scripts/test.sh --all` holds each quantity to a tolerance; here
+stands what one run gave.
 """
 
 

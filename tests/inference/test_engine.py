@@ -11,6 +11,10 @@ from deeplab_jax.inference.protocol import EvalProtocol, sampling
 from deeplab_jax.models import ComputePolicy, DeepLabV3Plus, ops
 from deeplab_jax.models.preprocess import normalize
 
+_MANY_PROGRAMS = pytest.mark.parity(
+    "compiles many shapes; one window and its flips are in the first tier"
+)
+
 
 def test_confusion_by_hand():
     prediction = np.array([[0, 1, 2], [2, 2, 0]], np.uint8)
@@ -41,6 +45,7 @@ def plain_scores(network, image, size):
     return np.asarray(ops.resize_bilinear(logits, size)[0])
 
 
+@_MANY_PROGRAMS
 def test_pieces_of_padded_images_equal_the_whole(network):
     engine = Engine(network[0], EvalProtocol()).load(network[1])
     sizes = [(70, 300), (41, 33), (1, 40)]  # more than a piece in either direction, less, a line
@@ -75,6 +80,7 @@ def test_many_sizes_need_few_programs(network):
     assert len(engine.programs) <= 3
 
 
+@_MANY_PROGRAMS
 def test_batches_change_nothing(network, monkeypatch):
     sizes = [(40, 50), (40, 50), (33, 50), (40, 50), (20, 20), (40, 50)]
     items = [Item(k, picture(k, *size), size) for k, size in enumerate(sizes)]
@@ -88,7 +94,7 @@ def test_batches_change_nothing(network, monkeypatch):
     assert len(several.programs) == len(one.programs)
 
 
-@pytest.mark.parametrize("softmax_first", [False, True])
+@pytest.mark.parametrize("softmax_first", [False, pytest.param(True, marks=_MANY_PROGRAMS)])
 def test_windows_and_flips_equal_a_plain_loop(network, monkeypatch, softmax_first):
     image, size, crop, stride = picture(0, 50, 45), (61, 80), (32, 48), (20, 30)
     protocol = EvalProtocol("slide", crop, stride, flip=True, softmax_first=softmax_first)
@@ -112,6 +118,7 @@ def test_windows_and_flips_equal_a_plain_loop(network, monkeypatch, softmax_firs
     np.testing.assert_allclose(got, total / 2, atol=1e-5 * np.abs(total).max())
 
 
+@_MANY_PROGRAMS
 @pytest.mark.parametrize("mode", ["slide", "whole"])
 @pytest.mark.parametrize("scales", [(1.0, 1.25), (1.25, 1.0, 0.75)])
 def test_views_of_several_scales_share_batches(network, monkeypatch, mode, scales):
@@ -131,6 +138,7 @@ def test_views_of_several_scales_share_batches(network, monkeypatch, mode, scale
         np.testing.assert_allclose(results[1][key][0], expected, rtol=0, atol=atol)
 
 
+@_MANY_PROGRAMS
 def test_images_of_two_dtypes_do_not_share_a_batch(network, monkeypatch):
     images = [picture(0, 40, 50), normalize(picture(1, 40, 50)), picture(2, 40, 50)]
     engine = Engine(network[0], EvalProtocol()).load(network[1])
@@ -141,6 +149,7 @@ def test_images_of_two_dtypes_do_not_share_a_batch(network, monkeypatch):
         np.testing.assert_allclose(got[k][0], expected, atol=1e-5 * np.abs(expected).max())
 
 
+@_MANY_PROGRAMS
 def test_several_scales_need_few_programs(network):
     engine = Engine(network[0], EvalProtocol(scales=(0.75, 1.0, 1.25))).load(network[1])
     rng = np.random.default_rng(3)

@@ -23,6 +23,7 @@ def golden_protocol(case):
     )
 
 
+@pytest.mark.parity("ResNet-50; plain loops of the protocols are in test_engine.py")
 def test_scores_of_every_protocol_equal_pytorchs(measure, recipe):
     with jax.enable_x64(True):
         cases = measure.facts("inference.json")

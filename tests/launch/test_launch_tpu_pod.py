@@ -12,6 +12,10 @@ LOCAL, POD = ("--hosts", "local:2"), ("--tpu", "pod", "--zone", "here")
 
 # ---- What is asked for
 
+_PLACES = pytest.mark.process(
+    "seconds of waiting; a start, a restart and a stop are in the first tier"
+)
+
 
 def test_help_names_every_option(place):
     code, output, errors = place.start(place.launch_path, "--help").end()
@@ -92,6 +96,7 @@ def test_killed_process_stops_the_others_and_all_start_again(place):
     assert place.log(1).count("exit code") == 2  # of both starts
 
 
+@_PLACES
 def test_restarts_end_and_wait_twice_as_long_each_time(place):
     code, output, _ = place.run(*LOCAL, "--max-restarts", 2, act="143", LAUNCH_BACKOFF=1)
     assert code == 143
@@ -101,6 +106,7 @@ def test_restarts_end_and_wait_twice_as_long_each_time(place):
     assert "exit code 143 (host:code 0:143 1:143) after 2 restarts in a row" in output
 
 
+@_PLACES
 def test_long_run_ends_a_row_of_restarts(place):
     acts = "143,143,143,done"
     code, output, _ = place.run(*LOCAL, "--max-restarts", 1, act=acts, LAUNCH_HEALTHY=0)
@@ -152,6 +158,7 @@ def test_asked_to_stop_waits_for_the_save(place, number, code):
     assert "0:143 1:143" in output
 
 
+@_PLACES
 def test_asked_to_stop_waits_for_what_the_command_started(place):
     script = f'{sys.executable} program.py 1:slow "$@"; true'  # a shell that ends at once
     process = place.start(place.launch_path, *LOCAL, "--", "bash", "-c", script, "shell")
@@ -172,6 +179,7 @@ def test_asked_to_stop_twice_kills(place):
     assert not place.alive()
 
 
+@_PLACES
 def test_asked_to_stop_between_starts(place):
     process = place.launch(*LOCAL, act="143", LAUNCH_BACKOFF=60)
     place.until(lambda: "exit code" in place.log(0) and "exit code" in place.log(1))
@@ -180,6 +188,7 @@ def test_asked_to_stop_between_starts(place):
     assert place.counts("start") == [1, 1]
 
 
+@_PLACES
 def test_what_a_killed_launcher_left_is_found_and_stopped(place):
     place.running().kill()
     code, output, errors = place.run(*LOCAL)
@@ -195,6 +204,7 @@ def test_what_a_killed_launcher_left_is_found_and_stopped(place):
     assert place.run(*LOCAL)[0] == 0
 
 
+@_PLACES
 def test_stop_ends_a_living_launcher_too(place):
     process = place.running()
     assert place.stop().end()[0] == 0
@@ -206,6 +216,7 @@ def test_stop_ends_a_living_launcher_too(place):
     assert place.run(*LOCAL)[0] == 0  # another launch may
 
 
+@_PLACES
 def test_stop_twice_does_not_cut_the_save_off(place):
     place.running("slow")
     first = place.stop()
@@ -214,6 +225,7 @@ def test_stop_twice_does_not_cut_the_save_off(place):
     assert place.counts("term") == place.counts("saved") == [1, 1]
 
 
+@_PLACES
 def test_stop_between_starts_holds_the_next_one_back(place):
     process = place.launch(*LOCAL, act="143", LAUNCH_BACKOFF=6)
     place.until(lambda: "exit code" in place.log(0) and "exit code" in place.log(1))
@@ -229,6 +241,7 @@ def test_stop_says_which_hosts_it_could_not_ask(place):
     assert "error: hosts gone: could not be asked" in errors
 
 
+@_PLACES
 def test_setup_comes_before_every_start_on_every_host(place):
     (place.root / "set up.sh").write_text('echo "it\'s $(pwd)" >>setup\n[[ -f setup ]]\n')
     assert place.run(*LOCAL, "--setup", "set up.sh", act="1:kill,done")[0] == 0
@@ -278,6 +291,7 @@ def test_slice_that_cannot_be_used_is_one_line(place, state, code, words):
     assert words in errors
 
 
+@_PLACES
 def test_preempted_slice_is_created_anew(place):
     (place.root / "states").write_text("READY PREEMPTED")
     folder = place.root / "new"
@@ -293,6 +307,7 @@ def test_preempted_slice_is_created_anew(place):
     assert (place.root / "host1" / "ready").exists()
 
 
+@_PLACES
 def test_preempted_slice_is_waited_for(place):
     (place.root / "states").write_text("READY PREEMPTED PREEMPTED MAINTENANCE READY")
     code, output, _ = place.run(*POD, "--dir", place.root, act="143,done")
@@ -304,6 +319,7 @@ def test_preempted_slice_is_waited_for(place):
     assert not place.calls("create") + place.calls("delete")
 
 
+@_PLACES
 def test_lost_connection_starts_all_again(place):
     code, output, _ = place.run(*POD, "--dir", place.root, act="1:lose,done")
     assert code == 0
@@ -313,6 +329,7 @@ def test_lost_connection_starts_all_again(place):
     assert "1:71" in output
 
 
+@_PLACES
 def test_stop_reaches_every_host_of_a_slice(place):
     process = place.running(options=[*POD, "--dir", place.root])
     process.send_signal(signal.SIGINT)

@@ -18,7 +18,7 @@ def saved_step(path):
     return max((int(p.name) for p in folder.glob("*") if p.name.isdigit()), default=0)
 
 
-@pytest.mark.slow
+@pytest.mark.slow("two runs on pairs of processes, one of them killed")
 def test_training_goes_on_after_kill_9_where_it_was_saved(place, train):
     place.env |= {"LAUNCH_GRACE": "10", "LAUNCH_SETTLE": "3"}
     launcher = [place.launch_path, "--hosts", "local:2"]
@@ -48,7 +48,7 @@ def test_training_goes_on_after_kill_9_where_it_was_saved(place, train):
     assert losses[0] == losses[1]
 
 
-@pytest.mark.slow
+@pytest.mark.slow("a run on a pair of processes, continued")
 def test_training_stops_with_one_save_for_all(place, train):
     launcher = [place.launch_path, "--hosts", "local:2", "--logs", "logs"]
     process = train(*launcher, "--", workdir="run")
@@ -64,7 +64,7 @@ def test_training_stops_with_one_save_for_all(place, train):
     assert f"continuing at step {step} of 30" in output
 
 
-@pytest.mark.slow
+@pytest.mark.slow("a run on a pair of processes")
 def test_slurm_tasks_find_each_other_and_train(place, train):
     env = {"SLURM_JOB_ID": os.getpid(), "SLURM_NTASKS": 2, "SLURM_CPUS_PER_TASK": 1}
     code, _, errors = train(place.slurm_path, workdir="run", **env).end(400)
@@ -74,7 +74,7 @@ def test_slurm_tasks_find_each_other_and_train(place, train):
     assert "done: 30 steps" in log
 
 
-@pytest.mark.slow
+@pytest.mark.slow("needs the real gcloud")
 def test_gcloud_knows_every_argument(place):
     gcloud = shutil.which("gcloud")
     if gcloud is None:

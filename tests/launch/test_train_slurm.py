@@ -3,6 +3,8 @@ import signal
 
 import pytest
 
+_TASKS = pytest.mark.process("seconds of waiting; a run and a requeue are in the first tier")
+
 
 def requeues(place):
     path = place.root / "requeued"
@@ -34,12 +36,14 @@ def test_saves_before_the_limit_and_is_requeued(place):
     assert place.counts("end") == [1, 1]
 
 
+@_TASKS
 @pytest.mark.parametrize("code", [3, 143])
 def test_does_not_requeue_a_mistake_or_a_stop(place, code):
     assert place.slurm(f"1:{code}", MAX_RESTARTS=5).end()[0] == code
     assert not requeues(place)
 
 
+@_TASKS
 def test_requeues_after_a_death_and_not_for_ever(place):
     code, output, errors = place.slurm("0:kill").end()
     assert (code, requeues(place)) == (0, ["requeue 7"])

@@ -77,36 +77,43 @@ def _highest_precision():
 _FLOAT32 = {"atol": 5e-4, "rtol": 1e-4}
 _FLOAT64 = {"atol": 1e-6, "rtol": 1e-6}  # expected values are stored as float32
 _LONG = [row for row in _ROWS if row.endswith("c21") or row == "r101_d8_c19"]  # have long cases
+_FULL_SIZE = pytest.mark.parity(
+    "half a minute a network; a narrow one is in tests/golden/test_narrow.py"
+)
+_MINUTES = pytest.mark.slow("minutes a network on two cores")
 
 
+@_FULL_SIZE
 @pytest.mark.usefixtures("_highest_precision")
 @pytest.mark.parametrize("name", _ROWS)
 def test_forward_equals_pytorch_in_float32(measure, name):
     _check_forward(measure, name, "float32", _FLOAT32)
 
 
+@_FULL_SIZE
 @pytest.mark.usefixtures("_highest_precision")
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] * n.startswith("r101")) for n in _LONG]
+    "name", [pytest.param(n, marks=[_MINUTES] * n.startswith("r101")) for n in _LONG]
 )
 def test_forward_of_long_images_equals_pytorch_in_float32(measure, name):
     _check_forward(measure, name, "float32", _FLOAT32, is_long=True)
 
 
+@_FULL_SIZE
 @pytest.mark.parametrize("name", [row for row in _ROWS if row.startswith("r50")])
 def test_forward_equals_pytorch_in_float64(measure, name):
     with jax.enable_x64(True):
         _check_forward(measure, name, "float64", _FLOAT64)
 
 
-@pytest.mark.slow
+@_MINUTES
 @pytest.mark.parametrize("name", [row for row in _LONG if row.startswith("r50")])
 def test_forward_of_long_images_equals_pytorch_in_float64(measure, name):
     with jax.enable_x64(True):
         _check_forward(measure, name, "float64", _FLOAT64, is_long=True)
 
 
-@pytest.mark.slow  # XLA compiles bfloat16 slowly on a CPU
+@pytest.mark.slow("XLA compiles bfloat16 slowly on a CPU")
 def test_bfloat16_stays_close_to_float32():
     outputs = {}
     for dtype in ("float32", "bfloat16"):

@@ -1,9 +1,7 @@
 """Evaluations, pages with names that want to be markup, and a browser to see them."""
 
-import importlib.util
 import json
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -130,11 +128,9 @@ def parse():
 
 
 @pytest.fixture(scope="session")
-def browser():
+def browser(load_script):
     """A running headless Chromium."""
-    spec = importlib.util.spec_from_file_location("browser", Path(__file__).with_name("browser.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script("browser", "tests/report")
     if module.find_browser() is None:
         pytest.skip("no Chromium here")
     with module.Browser() as opened:

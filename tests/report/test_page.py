@@ -15,8 +15,6 @@ from deeplab_jax.data.classes import colormap
 from deeplab_jax.evaluation import metrics
 from deeplab_jax.report import page, reading
 
-ROOT = Path(__file__).parents[2]
-
 
 def test_names_never_become_markup(html, content, parse):
     got = parse(html)
@@ -82,15 +80,16 @@ def test_many_classes_show_confusions_instead_of_a_matrix(make_content, parse):
     assert "Most pixels lost" in many
 
 
-def test_wheel_holds_the_page(tmp_path):
+@pytest.mark.process("builds a wheel")
+def test_wheel_holds_the_page(repository, tmp_path):
     pytest.importorskip("setuptools", minversion="77")
     for name in ("pyproject.toml", "README.md", "LICENSE", "deeplab_jax", "convert"):
-        (tmp_path / name).symlink_to(ROOT / name)
+        (tmp_path / name).symlink_to(repository / name)
     code = "from setuptools import build_meta; print(build_meta.build_wheel('.'))"
     command = [sys.executable, "-c", code]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     names = {n for n in zipfile.ZipFile(wheel).namelist() if n.startswith("deeplab_jax/report/")}
-    folder = ROOT / "deeplab_jax" / "report"
+    folder = repository / "deeplab_jax" / "report"
     expected = {f"deeplab_jax/report/{path.name}" for path in folder.iterdir() if path.is_file()}
     assert names == expected

@@ -1,16 +1,14 @@
-import importlib.util
 import json
 import os
-from pathlib import Path
 
 import pytest
 
 from deeplab_jax.data import transforms
 
-_PATH = Path(__file__).parents[2] / "scripts" / "bench_input.py"
-_SPEC = importlib.util.spec_from_file_location("bench_input", _PATH)
-bench_input = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(bench_input)
+
+@pytest.fixture(scope="module")
+def bench_input(load_script):
+    return load_script("bench_input")
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +18,7 @@ def affinity():
     os.sched_setaffinity(0, cores)
 
 
-def test_both_orders_make_one_batch_and_are_timed(make_tree, tmp_path, capsys):
+def test_both_orders_make_one_batch_and_are_timed(bench_input, make_tree, tmp_path, capsys):
     root, path = make_tree("cityscapes"), tmp_path / "out.json"
     arguments = ["--data", root, "--dataset", "cityscapes", "--crop", 48, 64, "--base", 128, 96]
     arguments += ["--rounds", 2, "--batch-size", 12, "--images-per-second", 500, "--json", path]
@@ -34,14 +32,14 @@ def test_both_orders_make_one_batch_and_are_timed(make_tree, tmp_path, capsys):
     assert f"ratio {result['ratio']:.2f}" in capsys.readouterr().out
 
 
-def test_different_batches_are_not_timed(make_tree, monkeypatch):
+def test_different_batches_are_not_timed(bench_input, make_tree, monkeypatch):
     monkeypatch.setattr(transforms, "adjust_brightness", lambda image, delta: image)
     root = str(make_tree("cityscapes"))
     with pytest.raises(AssertionError, match="different batches"):
         bench_input.main(["--data", root, "--dataset", "cityscapes", "--rounds", "1"])
 
 
-def test_drawn_pictures_are_those_of_the_seed(tmp_path):
+def test_drawn_pictures_are_those_of_the_seed(bench_input, tmp_path):
     for name in ("a", "b"):
         bench_input.draw_pictures(tmp_path / name, 3)
     for path in (tmp_path / "a").rglob("*.*"):

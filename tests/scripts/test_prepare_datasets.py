@@ -1,4 +1,3 @@
-import importlib.util
 import io
 import shutil
 import signal
@@ -7,7 +6,6 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -16,32 +14,31 @@ from scipy.io import savemat
 
 from deeplab_jax import cli
 from deeplab_jax.config import get_config
+from deeplab_jax.config.recipe import apply_overrides
 from deeplab_jax.data import open_dataset
 from deeplab_jax.data.images import read_label
 from deeplab_jax.data.writers import archives
 from deeplab_jax.errors import DataError
 
-_PATH = Path(__file__).parents[2] / "scripts" / "prepare_datasets.py"
-_SPEC = importlib.util.spec_from_file_location("prepare_datasets", _PATH)
-prepare_datasets = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(prepare_datasets)
-
 CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 VOC_TAR, SBD_TGZ = "VOCtrainval_11-May-2012.tar", "benchmark.tgz"
 
 
+@pytest.fixture(scope="module")
+def prepare_datasets(load_script):
+    return load_script("prepare_datasets")
+
+
 @pytest.fixture
-def call(capsys):
-    """Returns call(*argv) -> (exit code, standard output, last line of standard error)."""
+def prepare(prepare_datasets, call):
+    """Returns prepare(*argv) -> Outcome of the script, which tells an error in one line."""
 
-    def call(*argv):
-        with pytest.raises(SystemExit) as end:
-            cli.run(prepare_datasets.main, [str(argument) for argument in argv])
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err
-        return end.value.code, out, err.strip()
+    def prepare(*argv):
+        outcome = call(*argv, command=lambda argv: cli.run(prepare_datasets.main, argv))
+        assert "Traceback" not in outcome.err
+        return outcome._replace(err=outcome.err.strip())
 
-    return call
+    return prepare
 
 
 @pytest.fixture
@@ -146,8 +143,7 @@ def keep_folders(folder):
 
 
 def opened(name, root, split):
-    config = get_config(name)
-    config.data.root = str(root)
+    config = apply_overrides(get_config(name), [f"--config.data.root={root}"])
     return open_dataset(config.data, config.model.num_classes, split)
 
 
@@ -158,15 +154,17 @@ def hashes(root):
 
 @pytest.mark.parametrize("name", _MAKERS)
 @pytest.mark.parametrize("keep", [keep_archives, keep_folders])
-def test_archives_or_their_folders_become_the_layout(call, downloads, tmp_path, name, keep):
+def test_archives_or_their_folders_become_the_layout(
+    repository, prepare, downloads, tmp_path, name, keep
+):
     folder, root = downloads(name), tmp_path / "data"
     keep(folder)
     argv = (name, "--archives", folder, "--output", root, "--expect-counts", _COUNTS[name])
-    code, out, err = call(*argv)
+    code, out, err = prepare(*argv)
     assert (code, err) == (0, "")
     assert "complete at" in out
     recipe = out.partition("run deeplab doctor --config ")[2].split()[0]
-    assert (_PATH.parents[1] / recipe).is_file()
+    assert (repository / recipe).is_file()
     assert out.endswith(f" --config.data.root={root} to check every file\n")
     config = get_config(name)
     for split, count in zip(
@@ -180,15 +178,15 @@ def test_archives_or_their_folders_become_the_layout(call, downloads, tmp_path, 
     # Again, without the archives: checked, and not written.
     before = hashes(root)
     shutil.rmtree(folder)
-    code, out, _ = call(*argv)
+    code, out, _ = prepare(*argv)
     assert code == 0
     assert "left as it is" in out
     assert hashes(root) == before
 
 
-def test_voc_and_sbd_are_merged(call, downloads, tmp_path):
+def test_voc_and_sbd_are_merged(prepare, downloads, tmp_path):
     folder, root = downloads("voc"), tmp_path / "data"
-    assert call("voc", "--archives", folder, "--output", root, "--expect-counts", "4,2")[0] == 0
+    assert prepare("voc", "--archives", folder, "--output", root, "--expect-counts", "4,2")[0] == 0
     assert opened("voc", root, "trainaug").ids == ("a", "b", "e", "f")
     assert opened("voc", root, "val").ids == ("c", "d")
     masks = root / "VOCdevkit" / "VOC2012" / "SegmentationClass"
@@ -209,7 +207,7 @@ def test_voc_and_sbd_are_merged(call, downloads, tmp_path):
         (None, "1 masks of its lists are missing (f)"),
     ],
 )
-def test_bad_sbd_masks_are_named(call, downloads, tmp_path, value, what):
+def test_bad_sbd_masks_are_named(prepare, downloads, tmp_path, value, what):
     folder = downloads("voc")
     path = folder / "benchmark_RELEASE" / "dataset" / "cls" / "f.mat"
     path.unlink()
@@ -218,7 +216,9 @@ def test_bad_sbd_masks_are_named(call, downloads, tmp_path, value, what):
     elif value:
         savemat(path, value)
     keep_folders(folder)
-    code, _, err = call("voc", "--archives", folder, "--output", tmp_path, "--expect-counts", "4,2")
+    code, _, err = prepare(
+        "voc", "--archives", folder, "--output", tmp_path, "--expect-counts", "4,2"
+    )
     assert code == 3
     assert what in err
     assert err.startswith("error: sbd/cls")
@@ -226,9 +226,11 @@ def test_bad_sbd_masks_are_named(call, downloads, tmp_path, value, what):
 
 
 @pytest.mark.parametrize("name", _MAKERS)
-def test_another_count_is_an_error_and_leaves_nothing(call, downloads, tmp_path, name):
+def test_another_count_is_an_error_and_leaves_nothing(
+    prepare_datasets, prepare, downloads, tmp_path, name
+):
     root = tmp_path / "data"
-    code, _, err = call(name, "--archives", downloads(name), "--output", root)
+    code, _, err = prepare(name, "--archives", downloads(name), "--output", root)
     assert code == 3
     published = prepare_datasets.OFFICIAL[name].counts
     assert f"images, not {published[0]} - " in err
@@ -236,25 +238,25 @@ def test_another_count_is_an_error_and_leaves_nothing(call, downloads, tmp_path,
     assert not list(root.iterdir())
 
 
-def test_what_is_there_and_incomplete_is_left_alone(call, downloads, tmp_path):
+def test_what_is_there_and_incomplete_is_left_alone(prepare, downloads, tmp_path):
     folder = downloads("voc")  # holds VOC2012 as it is unpacked, without trainaug
     before = hashes(folder)
     argv = ("--archives", folder, "--expect-counts", "4,2", "--output")
-    code, _, err = call("voc", *argv, folder)
+    code, _, err = prepare("voc", *argv, folder)
     assert code == 3
     assert "trainaug.txt" in err
     assert f"or move {folder}/VOCdevkit/VOC2012 away" in err
     assert hashes(folder) == before
-    assert call("voc", *argv, tmp_path / "data")[0] == 0
+    assert prepare("voc", *argv, tmp_path / "data")[0] == 0
 
 
-def test_published_counts():
+def test_published_counts(prepare_datasets):
     counts = {name: official.counts for name, official in prepare_datasets.OFFICIAL.items()}
     assert counts == {"voc": (10582, 1449), "ade20k": (20210, 2000), "cityscapes": (2975, 500)}
 
 
-def test_missing_archives_are_all_named(call, tmp_path):
-    code, _, err = call("voc", "--archives", tmp_path, "--output", tmp_path / "data")
+def test_missing_archives_are_all_named(prepare, tmp_path):
+    code, _, err = prepare("voc", "--archives", tmp_path, "--output", tmp_path / "data")
     assert code == 3
     assert VOC_TAR in err
     assert SBD_TGZ in err
@@ -270,8 +272,8 @@ def test_missing_archives_are_all_named(call, tmp_path):
         (["voc", "--archives", "x", "--output", "y", "--config.seed=1"], "means nothing here"),
     ],
 )
-def test_wrong_arguments_are_one_line(call, argv, text):
-    code, _, err = call(*argv)
+def test_wrong_arguments_are_one_line(prepare, argv, text):
+    code, _, err = prepare(*argv)
     assert code == 2
     assert text in err
     assert "\n" not in err
@@ -280,32 +282,32 @@ def test_wrong_arguments_are_one_line(call, argv, text):
 # Cityscapes
 
 
-def test_cityscapes_kinds_of_masks_must_agree(call, downloads, tmp_path):
+def test_cityscapes_kinds_of_masks_must_agree(prepare, downloads, tmp_path):
     folder = downloads("cityscapes")
     path = folder / "gtFine/val/ulm/ulm_000001_000019_gtFine_labelTrainIds.png"
     label = read_label(path)
     label[3, 4] = 0 if label[3, 4] else 1
     write(path, label)
     keep_folders(folder)
-    code, _, err = call("cityscapes", "--archives", folder, "--output", tmp_path, "--expect-counts",
-                        "3,2")  # fmt: skip
+    argv = ("cityscapes", "--archives", folder, "--output", tmp_path, "--expect-counts", "3,2")
+    code, _, err = prepare(*argv)
     assert code == 3
     name = "CityScapes/gtFine/val/ulm/ulm_000001_000019_gtFine_labelTrainIds.png"
     assert err.startswith(f"error: {name}: contradicts ulm_000001_000019_gtFine_labelIds.png")
 
 
 @pytest.mark.parametrize(("kind", "value"), [("labelIds", 255), ("labelTrainIds", 19)])
-def test_cityscapes_values_must_be_of_the_suffix(call, tmp_path, kind, value):
+def test_cityscapes_values_must_be_of_the_suffix(prepare, tmp_path, kind, value):
     folder, root = _folder(tmp_path / "downloads"), tmp_path / "data"
     make_cityscapes(folder, (kind,))
     argv = ("cityscapes", "--archives", folder, "--output", root, "--expect-counts", "3,2")
-    assert call(*argv)[0] == 0
+    assert prepare(*argv)[0] == 0
     read = opened("cityscapes", root, "train").read(0)
     train_ids = draw(0, 20)
     np.testing.assert_array_equal(read[1], np.where(train_ids == 19, 255, train_ids))
     path = root / f"CityScapes/gtFine/train/ulm/ulm_000000_000019_gtFine_{kind}.png"
     write(path, np.full((9, 12), value, np.uint8))
-    code, _, err = call(*argv)  # what is there is checked
+    code, _, err = prepare(*argv)  # what is there is checked
     assert code == 3
     assert f"{path}: has values {value}; accepted are" in err
     with pytest.raises(DataError, match=f"has values {value}"):
@@ -347,10 +349,10 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_hostile_archives_write_nothing(call, downloads, tmp_path, kind):
+def test_hostile_archives_write_nothing(prepare, downloads, tmp_path, kind):
     folder, root = downloads("voc"), tmp_path / "in" / "data"
     HOSTILE[kind](folder / VOC_TAR)
-    code, _, err = call("voc", "--archives", folder, "--output", root)
+    code, _, err = prepare("voc", "--archives", folder, "--output", root)
     assert code == 3
     assert "its member" in err
     outside = "would be written outside" if kind.split()[-1] in ("parent", "absolute") else "link"
@@ -361,12 +363,12 @@ def test_hostile_archives_write_nothing(call, downloads, tmp_path, kind):
 
 @pytest.mark.parametrize("name", [VOC_TAR, SBD_TGZ, "ADEChallengeData2016.zip"])
 @pytest.mark.parametrize("kept", [0, 0.1, 0.6])
-def test_damaged_archives_are_named(call, downloads, tmp_path, name, kept):
+def test_damaged_archives_are_named(prepare, downloads, tmp_path, name, kept):
     dataset = "ade20k" if name.endswith("zip") else "voc"
     path = downloads(dataset) / name
     path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
     root = tmp_path / "data"
-    code, _, err = call(dataset, "--archives", path.parent, "--output", root)
+    code, _, err = prepare(dataset, "--archives", path.parent, "--output", root)
     assert code == 3
     assert f"{name}: is damaged or cut short" in err
     assert "\n" not in err
@@ -375,11 +377,11 @@ def test_damaged_archives_are_named(call, downloads, tmp_path, name, kept):
 
 
 @pytest.mark.parametrize("name", [VOC_TAR, "ADEChallengeData2016.zip"])
-def test_a_page_in_place_of_an_archive_is_one_line(call, downloads, tmp_path, name):
+def test_a_page_in_place_of_an_archive_is_one_line(prepare, downloads, tmp_path, name):
     dataset = "ade20k" if name.endswith("zip") else "voc"
     path = downloads(dataset) / name
     path.write_text("<html>please log in\n" * 100)
-    code, _, err = call(dataset, "--archives", path.parent, "--output", tmp_path / "data")
+    code, _, err = prepare(dataset, "--archives", path.parent, "--output", tmp_path / "data")
     assert code == 3
     assert f"{path}: is damaged or cut short (file could not be opened successfully; " in err
     assert "it starts with b'<html>please') - download it again" in err
@@ -387,7 +389,7 @@ def test_a_page_in_place_of_an_archive_is_one_line(call, downloads, tmp_path, na
 
 
 @pytest.mark.parametrize("kind", ["images", "annotations"])
-def test_headers_are_read_before_a_data_set_is_complete(call, downloads, tmp_path, kind):
+def test_headers_are_read_before_a_data_set_is_complete(prepare, downloads, tmp_path, kind):
     folder, root = downloads("ade20k"), tmp_path / "data"
     keep_folders(folder)
     path = next((folder / "ADEChallengeData2016" / kind / "validation").iterdir())
@@ -396,7 +398,7 @@ def test_headers_are_read_before_a_data_set_is_complete(call, downloads, tmp_pat
     else:
         write(path, draw(0, 151, (9, 13)))
     argv = ("ade20k", "--archives", folder, "--output", root, "--expect-counts", "3,2")
-    code, out, err = call(*argv)
+    code, out, err = prepare(*argv)
     assert code == 3
     what = {"images": "looks like an HTML page", "annotations": "is 9 x 13 pixels, but its image"}
     assert f"{path.name}: {what[kind]}" in err
@@ -404,17 +406,17 @@ def test_headers_are_read_before_a_data_set_is_complete(call, downloads, tmp_pat
     assert not list(root.iterdir())
 
 
-def test_a_changed_byte_in_a_zip_is_found(call, downloads, tmp_path):
+def test_a_changed_byte_in_a_zip_is_found(prepare, downloads, tmp_path):
     path = downloads("ade20k") / "ADEChallengeData2016.zip"
     data = bytearray(path.read_bytes())
     data[data.index(b"\xff\xd8\xff") + 60] ^= 1
     path.write_bytes(data)
-    code, _, err = call("ade20k", "--archives", path.parent, "--output", tmp_path / "data")
+    code, _, err = prepare("ade20k", "--archives", path.parent, "--output", tmp_path / "data")
     assert code == 3
     assert "ADEChallengeData2016.zip: is damaged" in err
 
 
-def test_too_small_a_disk_is_told_before_writing(call, downloads, tmp_path, monkeypatch):
+def test_too_small_a_disk_is_told_before_writing(prepare, downloads, tmp_path, monkeypatch):
     folder, root = downloads("ade20k"), tmp_path / "data"
     hostile = folder / "ADEChallengeData2016.zip"
     with zipfile.ZipFile(hostile, "w", zipfile.ZIP_DEFLATED) as file:  # 200 kB hold 200 MB
@@ -423,57 +425,57 @@ def test_too_small_a_disk_is_told_before_writing(call, downloads, tmp_path, monk
             file.writestr(name, bytes(50 << 20))
     usage = shutil.disk_usage(tmp_path)._replace(free=150 << 20)
     monkeypatch.setattr(archives.shutil, "disk_usage", lambda path: usage)
-    code, _, err = call("ade20k", "--archives", folder, "--output", root)
+    code, _, err = prepare("ade20k", "--archives", folder, "--output", root)
     assert code == 5
     assert f"{200 << 20} bytes are needed and {150 << 20} are free" in err
     assert not list(root.iterdir())
 
 
-def test_a_killed_run_is_not_taken_for_complete(call, downloads, tmp_path):
+def test_a_killed_run_is_not_taken_for_complete(prepare_datasets, prepare, downloads, tmp_path):
     folder, root = downloads("ade20k"), tmp_path / "data"
     argv = ["ade20k", "--archives", folder, "--output", root, "--expect-counts", "3,2"]
     code = f"""
-import time, sys; sys.argv[0] = {str(_PATH)!r}
+import time, sys; sys.argv[0] = {prepare_datasets.__file__!r}
 from deeplab_jax.data.writers import archives
 write = archives.shutil.copyfileobj
 def slow(*args):
     write(*args); print("written", flush=True); time.sleep(60)
 archives.shutil.copyfileobj = slow
-import runpy; runpy.run_path({str(_PATH)!r}, run_name="__main__")
+import runpy; runpy.run_path({prepare_datasets.__file__!r}, run_name="__main__")
 """
     child = subprocess.Popen([sys.executable, "-c", code, *map(str, argv)], stdout=subprocess.PIPE)
     while b"written" not in child.stdout.readline():
         pass
-    assert call(*argv)[2].endswith("is being written by another process - wait for it to end")
+    assert prepare(*argv)[2].endswith("is being written by another process - wait for it to end")
     child.send_signal(signal.SIGKILL)
     child.wait()
     assert [path.name for path in root.iterdir()] == [".ADE20k.ADEChallengeData2016.partial"]
     with pytest.raises(DataError):
         opened("ade20k", root, "train")
-    assert call(*argv)[0] == 0
+    assert prepare(*argv)[0] == 0
     assert [path.name for path in root.iterdir()] == ["ADE20k"]
 
 
 # TFDS
 
 
-def test_tfds_is_written_beside_the_folder_and_once(call, downloads, tmp_path):
+def test_tfds_is_written_beside_the_folder_and_once(prepare, downloads, tmp_path):
     folder, root = downloads("ade20k"), tmp_path / "data"
     argv = ("ade20k", "--archives", folder, "--output", root, "--format", "tfds", "--expect-counts",
             "3,2")  # fmt: skip
-    code, out, err = call(*argv)
+    code, out, err = prepare(*argv)
     assert (code, err) == (0, "")
     assert f"complete at {root}/tfds/ade20k/1.0.0" in out
     before = hashes(root)
-    assert call(*argv)[0] == 0
+    assert prepare(*argv)[0] == 0
     assert hashes(root) == before
-    config = get_config("ade20k")
-    config.data.root, config.data.source = str(root), "tfds"
+    overrides = [f"--config.data.root={root}", "--config.data.source=tfds"]
+    config = apply_overrides(get_config("ade20k"), overrides)
     assert open_dataset(config.data, 150, "val").ids == opened("ade20k", root, "val").ids
 
 
-def test_help_loads_nothing_heavy():
-    command = [sys.executable, "-X", "importtime", str(_PATH), "--help"]
+def test_help_loads_nothing_heavy(prepare_datasets):
+    command = [sys.executable, "-X", "importtime", prepare_datasets.__file__, "--help"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0
     assert "voc,ade20k,cityscapes,cache" in done.stdout

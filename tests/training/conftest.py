@@ -2,7 +2,6 @@
 
 import pytest
 
-from deeplab_jax import cli
 from deeplab_jax.config.recipe import load_recipe
 
 # 4 steps an epoch; saved after 3, 6, 9, 12 and evaluated after 8; so most saves are in mid-epoch.
@@ -19,32 +18,18 @@ def _compile_quickly(compile_quickly):
     """Every module here trains."""
 
 
-@pytest.fixture
-def call():
-    """Returns call(*argv) -> exit code of a command, run in this process."""
-
-    def call(*argv):
-        with pytest.raises(SystemExit) as end:
-            cli.main([str(argument) for argument in argv])
-        return end.value.code
-
-    return call
-
-
 @pytest.fixture(scope="package")
 def memo():
-    """What the tests share; `make_tree` cannot be asked from a wider scope."""
+    """Runs that the tests share; `call` cannot be asked from a wider scope."""
     return {}
 
 
-@pytest.fixture
-def tiny(memo, make_tree, tiny_recipe):
+@pytest.fixture(scope="package")
+def tiny(make_tree, tiny_recipe):
     """The command that trains the tiny recipe, without its work directory."""
-    if "tiny" not in memo:
-        root = make_tree("folder", num_train=16, num_val=2)
-        (root / "tiny.py").write_text(tiny_recipe(CHANGES))
-        memo["tiny"] = ["train", "--config", f"{root}/tiny.py", f"--config.data.root={root}"]
-    return memo["tiny"]
+    root = make_tree("folder", num_train=16, num_val=2)
+    (root / "tiny.py").write_text(tiny_recipe(CHANGES))
+    return ["train", "--config", f"{root}/tiny.py", f"--config.data.root={root}"]
 
 
 @pytest.fixture
@@ -57,6 +42,6 @@ def finished(call, memo, tiny, tmp_path_factory):
     """The work directory of the uninterrupted run; not to be changed."""
     if "finished" not in memo:
         workdir = tmp_path_factory.mktemp("finished")
-        assert call(*tiny, "--workdir", workdir) == 0
+        assert call(*tiny, "--workdir", workdir).code == 0
         memo["finished"] = workdir
     return memo["finished"]

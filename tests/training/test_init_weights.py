@@ -2,13 +2,12 @@ import json
 import os
 import shutil
 import signal
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from deeplab_jax import checkpoint, cli, config
+from deeplab_jax import checkpoint, config
 from deeplab_jax.config import freeze
 from deeplab_jax.distributed import mesh as mesh_lib
 from deeplab_jax.errors import CheckpointError
@@ -19,7 +18,6 @@ from deeplab_jax.training.state import init_state
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 CLASSIFIERS = ("aux_classifier", "classifier")
 NAMES = ("sky", "road", "tree", "car")
 
@@ -91,13 +89,6 @@ def split_classifiers(variables):
 
 def variables_of(state):
     return {name: state[name] for name in ("params", "batch_stats")}
-
-
-def call(*argv):
-    """Runs a command in this process and returns its exit code."""
-    with pytest.raises(SystemExit) as end:
-        cli.main([str(argument) for argument in argv])
-    return end.value.code
 
 
 # A checkpoint
@@ -220,7 +211,7 @@ def break_list(path):
 
 @pytest.mark.parametrize("damage", [remove, break_description, break_list])
 def test_checkpoint_that_cannot_be_read_is_told_before_anything_is_written(
-    write, recipe_text, make_tree, tmp_path, capsys, damage
+    write, recipe_text, make_tree, call, tmp_path, damage
 ):
     path, *_ = write()
     damage(path)
@@ -228,8 +219,8 @@ def test_checkpoint_that_cannot_be_read_is_told_before_anything_is_written(
     (root / "tiny.py").write_text(recipe_text)
     options = [f"--config.data.root={root}", f"--config.init.checkpoint={path}"]
     workdir = tmp_path / "run"
-    assert call("train", "--config", root / "tiny.py", "--workdir", workdir, *options) == 4
-    out, err = capsys.readouterr()
+    code, out, err = call("train", "--config", root / "tiny.py", "--workdir", workdir, *options)
+    assert code == 4
     assert (out, err.count("\n")) == ("", 1)
     assert f"error: {path}" in err
     assert not workdir.exists()
@@ -244,8 +235,9 @@ def test_table_row_starts_from_a_checkpoint_without_a_backbone(write):
     assert init_weights.check_init(row, ()) == []
 
 
+@pytest.mark.process("trains twice; what is loaded is checked in the first tier")
 def test_fine_tuning_to_other_classes_and_going_on_once_the_source_is_gone(
-    write, recipe_text, make_tree, tmp_path, monkeypatch, capsys
+    write, recipe_text, make_tree, call, tmp_path, monkeypatch
 ):
     root = make_tree("folder", num_train=8, num_val=1, num_classes=3)
     (root / "tiny.py").write_text(recipe_text)
@@ -255,11 +247,9 @@ def test_fine_tuning_to_other_classes_and_going_on_once_the_source_is_gone(
     plain = ["train", "--config", root / "tiny.py", "--workdir", workdir]
     plain += [f"--config.data.root={root}", "--config.model.num_classes=3"]
     plain += [f"--config.init.checkpoint={source}"]
-    capsys.readouterr()
-    assert call(*plain) == 4
-    assert "4 classes there, 3 here - new classifiers: --config.init.head=skip" in (
-        capsys.readouterr().err
-    )
+    code, _, err = call(*plain)
+    assert code == 4
+    assert "4 classes there, 3 here - new classifiers: --config.init.head=skip" in err
     assert not workdir.exists()
 
     tuned = [*plain, "--config.init.head=skip"]
@@ -272,13 +262,13 @@ def test_fine_tuning_to_other_classes_and_going_on_once_the_source_is_gone(
 
     with monkeypatch.context() as patch:
         patch.setattr(loop.JsonLog, "write", write_then_stop)
-        assert call(*tuned) == 143
-    out = capsys.readouterr().out
+        code, out, _ = call(*tuned)
+        assert code == 143
     assert f"tensors from {source} (step 1200); not loaded: " in out
     assert "classifier/kernel (new, 3 classes)\n" in out
     shutil.rmtree(source)
-    assert call(*tuned) == 0
-    out = capsys.readouterr().out
+    code, out, _ = call(*tuned)
+    assert code == 0
     assert "continuing at step 2 of 3" in out
     assert "init:" not in out
     steps = [json.loads(line)["step"] for line in (workdir / "log.jsonl").open()]

@@ -26,10 +26,11 @@ from deeplab_jax.training.state import init_state, tree_hash
 from deeplab_jax.training.step import make_train_step
 
 TOTAL = 14  # the tiny recipe's steps
+MANY_RUNS = pytest.mark.process("trains several times; one kill is in the first tier")
 
 
 @pytest.fixture
-def interrupted(call, memo, tiny, tmp_path_factory, capsys, monkeypatch):
+def interrupted(call, memo, tiny, tmp_path_factory, monkeypatch):
     """What became of a run that was stopped twice in mid-epoch and continued each time."""
     if "interrupted" not in memo:
         got = SimpleNamespace(workdir=tmp_path_factory.mktemp("interrupted"), stops=[], given=[])
@@ -46,13 +47,12 @@ def interrupted(call, memo, tiny, tmp_path_factory, capsys, monkeypatch):
         for number, logged in ((signal.SIGTERM, 4), (signal.SIGINT, 10)):
             with monkeypatch.context() as patch:
                 signal_when_logged(patch, logged, number)
-                code = call(*command)
+                outcome = call(*command)
             last = log_of(got.workdir)[-1]["step"]
             saved = checkpoint.latest_step(got.workdir)
-            got.stops.append((code, saved, last, capsys.readouterr().err))
+            got.stops.append((outcome.code, saved, last, outcome.err))
             got.given = []
-        got.code = call(*command)
-        got.out = capsys.readouterr().out
+        got.code, got.out, _ = call(*command)
         memo["interrupted"] = got
     return memo["interrupted"]
 
@@ -115,6 +115,7 @@ def spy_on_steps(monkeypatch, before=lambda state: state):
 # Going on
 
 
+@MANY_RUNS
 def test_stop_signal_saves_and_says_how_to_go_on(interrupted):
     for (code, saved, last, error), name, step in zip(
         interrupted.stops, ("SIGTERM", "SIGINT"), (5, 11), strict=True
@@ -127,6 +128,7 @@ def test_stop_signal_saves_and_says_how_to_go_on(interrupted):
         )
 
 
+@MANY_RUNS
 def test_interrupted_run_ends_bit_for_bit_as_the_uninterrupted(interrupted, finished):
     assert interrupted.code == 0
     assert "continuing at step 11 of 14" in interrupted.out
@@ -137,7 +139,7 @@ def test_interrupted_run_ends_bit_for_bit_as_the_uninterrupted(interrupted, fini
 
 def test_second_ctrl_c_leaves_at_once(call, tiny, tmp_path, monkeypatch):
     signal_when_logged(monkeypatch, 4, signal.SIGINT, signal.SIGINT)
-    assert call(*tiny, "--workdir", tmp_path) == 130
+    assert call(*tiny, "--workdir", tmp_path).code == 130
     assert checkpoint.latest_step(tmp_path) == 3
 
 
@@ -146,22 +148,22 @@ def test_signals_are_as_before_after_a_run(finished):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_finished_run_says_so(call, tiny, finished, capsys):
+def test_finished_run_says_so(call, tiny, finished):
     log, steps = log_of(finished), steps_on_disk(finished)
-    assert call(*tiny, "--workdir", finished) == 0
-    assert "already finished" in capsys.readouterr().out
+    outcome = call(*tiny, "--workdir", finished)
+    assert outcome.code == 0
+    assert "already finished" in outcome.out
     assert (log_of(finished), steps_on_disk(finished)) == (log, steps)
 
 
-def test_run_killed_after_its_last_save_still_tells_its_hash(
-    call, tiny, finished, tmp_path, capsys
-):
+def test_run_killed_after_its_last_save_still_tells_its_hash(call, tiny, finished, tmp_path):
     shutil.copytree(finished, tmp_path / "run")
     log = tmp_path / "run" / "log.jsonl"
     log.write_text("".join(log.read_text().splitlines(keepends=True)[:-1]))
-    assert call(*tiny, "--workdir", tmp_path / "run") == 0
+    outcome = call(*tiny, "--workdir", tmp_path / "run")
+    assert outcome.code == 0
     assert log_of(tmp_path / "run") == log_of(finished)
-    assert log_of(finished)[-1]["params_sha256"][:16] in capsys.readouterr().out
+    assert log_of(finished)[-1]["params_sha256"][:16] in outcome.out
 
 
 def kill_while_training(command, workdir, environment, rng, lines):
@@ -199,11 +201,11 @@ def test_killed_run_ends_bit_for_bit_as_the_uninterrupted(
     call, tiny, finished, tmp_path, compile_quickly
 ):
     kill_while_training(tiny, tmp_path, compile_quickly, np.random.default_rng(0), lines=4)
-    assert call(*tiny, "--workdir", tmp_path) == 0
+    assert call(*tiny, "--workdir", tmp_path).code == 0
     assert log_of(tmp_path) == log_of(finished)
 
 
-@pytest.mark.slow
+@pytest.mark.slow("three kills for each of three seeds")
 @pytest.mark.parametrize("seed", range(3))
 def test_run_killed_three_times_ends_bit_for_bit_as_the_uninterrupted(
     call, seed, tiny, finished, tmp_path, compile_quickly
@@ -211,11 +213,11 @@ def test_run_killed_three_times_ends_bit_for_bit_as_the_uninterrupted(
     rng = np.random.default_rng(seed)
     for _ in range(3):
         kill_while_training(tiny, tmp_path, compile_quickly, rng, lines=rng.integers(1, 4))
-    assert call(*tiny, "--workdir", tmp_path) == 0
+    assert call(*tiny, "--workdir", tmp_path).code == 0
     assert log_of(tmp_path) == log_of(finished)
 
 
-@pytest.mark.slow
+@pytest.mark.slow("a whole run with reading processes")
 def test_ctrl_c_with_reading_processes_saves(tiny, tmp_path, compile_quickly):
     """A terminal sends Ctrl-C to the processes that read as well."""
     arguments = [*tiny[1:], "--workdir", str(tmp_path), "--config.data.num_workers=2"]
@@ -240,6 +242,7 @@ def test_ctrl_c_with_reading_processes_saves(tiny, tmp_path, compile_quickly):
     assert last.startswith("train: stopped by SIGINT and saved at step ")
 
 
+@MANY_RUNS
 @pytest.mark.parametrize("redirection", ["", "2>&1"])
 def test_reader_of_the_output_that_leaves_stops_the_run_as_a_signal_does(
     call, tiny, finished, tmp_path, compile_quickly, redirection
@@ -254,10 +257,11 @@ def test_reader_of_the_output_that_leaves_stops_the_run_as_a_signal_does(
     assert checkpoint.latest_step(workdir) == 2
     told = f"train: stopped by SIGPIPE and saved at step 2 of {TOTAL} - repeat the command to go on"
     assert got.stderr.strip() == ("" if redirection else told)
-    assert call(*tiny, "--workdir", workdir) == 0
+    assert call(*tiny, "--workdir", workdir).code == 0
     assert log_of(workdir) == log_of(finished)
 
 
+@MANY_RUNS
 def test_failed_evaluation_saves_the_state_and_is_made_up_for(
     call, tiny, finished, tmp_path, monkeypatch
 ):
@@ -267,13 +271,14 @@ def test_failed_evaluation_saves_the_state_and_is_made_up_for(
         raise DataError("mask", "is damaged", "replace it")
 
     monkeypatch.setattr(loop.Evaluator, "__call__", fail)
-    assert call(*tiny, "--workdir", tmp_path) == 3
+    assert call(*tiny, "--workdir", tmp_path).code == 3
     assert checkpoint.latest_step(tmp_path) == 8  # where the first evaluation is due
     monkeypatch.setattr(loop.Evaluator, "__call__", original)
-    assert call(*tiny, "--workdir", tmp_path) == 0
+    assert call(*tiny, "--workdir", tmp_path).code == 0
     assert log_of(tmp_path) == log_of(finished)
 
 
+@MANY_RUNS
 def test_stop_during_evaluation_leaves_it_owed_until_it_is_done(
     call, tiny, finished, tmp_path, monkeypatch
 ):
@@ -285,20 +290,22 @@ def test_stop_during_evaluation_leaves_it_owed_until_it_is_done(
 
     monkeypatch.setattr(loop.Evaluator, "__call__", stop)
     for _ in range(2):  # in the evaluation that is due, then in the one that is made up for
-        assert call(*tiny, "--workdir", tmp_path) == 143
+        assert call(*tiny, "--workdir", tmp_path).code == 143
         assert checkpoint.latest_step(tmp_path) == 8
     monkeypatch.setattr(loop.Evaluator, "__call__", original)
-    assert call(*tiny, "--workdir", tmp_path) == 0
+    assert call(*tiny, "--workdir", tmp_path).code == 0
     assert log_of(tmp_path) == log_of(finished)
 
 
 # The step
 
 
+@MANY_RUNS
 def test_step_compiles_once_from_a_new_state_and_from_a_restored_one(interrupted):
     assert [train_step._cache_size() for train_step in interrupted.jitted] == [1, 1, 1]
 
 
+@MANY_RUNS
 def test_state_is_donated(interrupted):
     assert interrupted.alive == 0
 
@@ -341,11 +348,11 @@ def overwrite(monkeypatch, step, item, name, value):
 
 
 def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_step(
-    call, tiny, tiny_config, tmp_path, monkeypatch, capsys
+    call, tiny, tiny_config, tmp_path, monkeypatch
 ):
     overwrite(monkeypatch, 5, "params", "kernel", np.nan)
-    assert call(*tiny, "--workdir", tmp_path) == 6
-    error = capsys.readouterr().err
+    code, _, error = call(*tiny, "--workdir", tmp_path)
+    assert code == 6
     assert error.count("\n") == 1
     assert "step 5 is not finite: loss nan" in error
     assert f"images {ids_of(tiny_config, 5)} " in error
@@ -354,23 +361,25 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_step(
     assert is_finite(checkpoint.restore(tmp_path, 3, abstract_items(tiny_config)))
 
 
+@MANY_RUNS
 def test_statistics_that_are_not_finite_are_not_saved_though_the_loss_is_finite(
-    call, tiny, tmp_path, monkeypatch, capsys
+    call, tiny, tmp_path, monkeypatch
 ):
     overwrite(monkeypatch, 3, "batch_stats", "var", np.inf)  # training does not read it
-    assert call(*tiny, "--workdir", tmp_path) == 6
-    error = capsys.readouterr().err
+    code, _, error = call(*tiny, "--workdir", tmp_path)
+    assert code == 6
     assert np.isfinite(float(error.split("step 3 is not finite: loss ")[1].split(",")[0]))
     assert "nothing was saved" in error
     assert steps_on_disk(tmp_path) == []
 
 
+@MANY_RUNS
 def test_far_too_large_rate_stops_the_run_and_saves_nothing_that_is_not_finite(
-    call, tiny, tiny_config, tmp_path, capsys
+    call, tiny, tiny_config, tmp_path
 ):
     extreme = ["--config.train.lr=1e30", "--config.checkpoint.every_steps=1"]
-    assert call(*tiny, "--workdir", tmp_path, *extreme) == 6
-    error = capsys.readouterr().err
+    code, _, error = call(*tiny, "--workdir", tmp_path, *extreme)
+    assert code == 6
     assert error.count("\n") == 1
     step = int(error.split(": step ")[1].split(" ")[0])
     assert step <= 4

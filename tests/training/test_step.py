@@ -1,12 +1,13 @@
 """Parity of training with the PyTorch reference (five steps on one batch, dropout off), options."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.extend import core
 
-from deeplab_jax.config import get_config
 from deeplab_jax.distributed import mesh as mesh_lib
 from deeplab_jax.dry_run.compiled import read_collectives
 from deeplab_jax.models import build_model
@@ -15,6 +16,7 @@ from deeplab_jax.training.state import init_state
 from deeplab_jax.training.step import make_update
 
 _RUNS = ["r50_d16_c21", "r50_d8_c21"]
+_FULL_SIZE = pytest.mark.parity("ResNet-50; a narrow network is in tests/golden/test_narrow.py")
 
 
 @pytest.fixture(scope="module", params=_RUNS)
@@ -35,6 +37,7 @@ def _errors(pair):
     return np.abs(got - expected).max(1) / np.abs(expected).max(1)
 
 
+@_FULL_SIZE
 @pytest.mark.parametrize(
     "quantity",
     ["loss_main", "loss_aux", "loss", "grad/l2", "grad/value", "bn_after_1/value", "bn_after_5/l2"]
@@ -44,6 +47,7 @@ def test_training_equals_pytorchs_in_float64(float64_run, quantity):
     assert _errors(float64_run[quantity]).max() < 1e-6
 
 
+@_FULL_SIZE
 def test_norm_rates_and_logits_equal_pytorchs_in_float64(float64_run):
     norm, expected = float64_run["grad_norm"]
     assert norm == pytest.approx(expected, rel=1e-6)
@@ -55,11 +59,13 @@ def test_norm_rates_and_logits_equal_pytorchs_in_float64(float64_run):
 # In float32 rounding is amplified from step to step, by PyTorch as by us.
 
 
+@_FULL_SIZE
 @pytest.mark.parametrize("quantity", ["loss_main", "loss_aux", "loss"])
 def test_losses_stay_within_the_golden_tolerances_in_float32(float32_run, quantity):
     assert (_errors(float32_run[quantity]) < (1e-5, 5e-5, 5e-4, 2e-3, 2e-3)).all()
 
 
+@_FULL_SIZE
 @pytest.mark.parametrize(
     ("quantity", "median", "worst"),
     [
@@ -75,6 +81,7 @@ def test_changes_stay_within_the_golden_tolerances_in_float32(float32_run, quant
     assert errors.max() < worst
 
 
+@_FULL_SIZE
 def test_logits_stay_close_to_pytorchs_in_float32(float32_run):
     logits, expected = float32_run["eval_after_5/logits"]
     assert np.abs(logits - expected).max() < 0.1 * np.abs(expected).max()
@@ -84,16 +91,14 @@ def test_logits_stay_close_to_pytorchs_in_float32(float32_run):
 
 
 PARTS = 2
+IN_PARTS = f"train.gradient_accumulation={PARTS}"
 
 
 @pytest.fixture
-def narrow_config(compile_quickly):
-    c = get_config("folder", depth=18, output_stride=16)
-    c.model.num_classes, c.model.dtype, c.model.dropout_rate = 5, "float64", 0.0
-    c.model.width, c.model.head_channels = 8, 16
-    c.model.low_level_channels, c.model.aux_channels = 4, 8
-    c.train.batch_size, c.train.loss_groups = 4, 2
-    return c
+def narrow(narrow_config, compile_quickly):
+    """Returns narrow(*changes) -> Config of a narrow network in float64, two groups of two."""
+    fields = "model.dtype=float64", "model.dropout_rate=0", "train.batch_size=4"
+    return functools.partial(narrow_config, *fields, "train.loss_groups=2")
 
 
 def _batch():
@@ -126,23 +131,23 @@ def _assert_close(got, expected, rtol):
         assert error <= rtol * np.linalg.norm(other), jax.tree_util.keystr(path)
 
 
-def test_parts_of_a_batch_equal_the_whole_where_norms_are_frozen(narrow_config):
-    narrow_config.model.freeze_batch_norm = True
+def test_parts_of_a_batch_equal_the_whole_where_norms_are_frozen(narrow):
+    frozen = "model.freeze_batch_norm=true"
     with jax.enable_x64(True):
-        whole, metrics = _step(narrow_config)
-        narrow_config.train.gradient_accumulation = PARTS
-        parts, part_metrics = _step(narrow_config)
+        whole, metrics = _step(narrow(frozen))
+        parts, part_metrics = _step(narrow(frozen, IN_PARTS))
     _assert_close(parts["params"], whole["params"], 1e-14)
     _assert_close(parts["opt_state"], whole["opt_state"], 1e-11)  # its momentum is the gradient
     _assert_close(part_metrics, metrics, 1e-12)
 
 
-def test_norms_see_one_part_after_the_other(narrow_config):
-    narrow_config.train.gradient_accumulation = PARTS
+@pytest.mark.parity("compiles the step twice; parts of a batch are in the first tier")
+def test_norms_see_one_part_after_the_other(narrow):
+    c = narrow(IN_PARTS)
     with jax.enable_x64(True):
-        state, _ = _compile(narrow_config)
-        after, _ = _step(narrow_config)
-        model = build_model(narrow_config.model, "cpu")
+        state, _ = _compile(c)
+        after, _ = _step(c)
+        model = build_model(c.model, "cpu")
         variables = {name: state[name] for name in ("params", "batch_stats")}
         images, _ = _batch()
         for k in range(PARTS):
@@ -153,57 +158,58 @@ def test_norms_see_one_part_after_the_other(narrow_config):
     _assert_close(after["batch_stats"], variables["batch_stats"], 1e-12)
 
 
-def test_parts_lie_on_every_device(narrow_config):
-    narrow_config.train.gradient_accumulation = PARTS
+@pytest.mark.parity("compiles for two devices; whole batches on four are in test_mesh.py")
+def test_parts_lie_on_every_device(narrow):
+    c = narrow(IN_PARTS)
     with jax.enable_x64(True):
-        mesh = mesh_lib.mesh_of(narrow_config, jax.devices()[:2])
-        model = build_model(narrow_config.model, "cpu_mesh")
-        optimizer, _ = build_optimizer(narrow_config.train, 10)
+        mesh = mesh_lib.mesh_of(c, jax.devices()[:2])
+        model = build_model(c.model, "cpu_mesh")
+        optimizer, _ = build_optimizer(c.train, 10)
         state = jax.eval_shape(lambda: init_state(model, optimizer, 0))
         whole, rows = mesh_lib.replicated(mesh), mesh_lib.batch_sharding(mesh)
-        update = jax.jit(make_update(model, narrow_config, 10), in_shardings=(whole, rows, rows))
+        update = jax.jit(make_update(model, c, 10), in_shardings=(whole, rows, rows))
         text = update.lower(state, *_batch()).compile().as_text()
     assert read_collectives(text).keys() == {"all-reduce"}
 
 
-def test_recomputed_stages_keep_less_and_give_the_same(narrow_config):
+@pytest.mark.parity("compiles the step twice; parts of a batch are in the first tier")
+def test_recomputed_stages_keep_less_and_give_the_same(narrow):
     images, _ = _batch()
 
-    def forward(params, batch_stats):
-        model, variables = build_model(narrow_config.model), {"params": params}
+    def forward(c, params, batch_stats):
+        model, variables = build_model(c.model), {"params": params}
         variables["batch_stats"] = batch_stats
         return model.apply(variables, images, is_train=True, mutable=["batch_stats"])[0]
 
-    def kept(state):
+    def kept(c, state):
         # What the backward pass needs. A CPU's compiler recomputes nothing, whatever it is told.
         vjp = jax.eval_shape(
-            lambda params: jax.vjp(lambda p: forward(p, state["batch_stats"]), params)[1],
+            lambda params: jax.vjp(lambda p: forward(c, p, state["batch_stats"]), params)[1],
             state["params"],
         )
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(vjp))
 
     sizes = []
     with jax.enable_x64(True):
-        state, update = _compile(narrow_config)
+        state, update = _compile(narrow())
         expected, _ = update(state, *_batch())
-        sizes.append(kept(state))
-        for stages in ((1,), (1, 2), (1, 2, 3, 4)):
-            narrow_config.model.remat = stages
-            sizes.append(kept(state))
-        _, update = _compile(narrow_config)
+        for stages in ("", "1", "1,2", "1,2,3,4"):
+            c = narrow(f"model.remat={stages}")
+            sizes.append(kept(c, state))
+        _, update = _compile(c)
         got, _ = update(state, *_batch())
     _assert_close(got["params"], expected["params"], 1e-13)
     assert sizes == sorted(sizes, reverse=True)
     assert len(set(sizes)) == len(sizes)
 
 
-def test_bfloat16_keeps_weights_statistics_and_loss_in_float32(narrow_config):
-    narrow_config.model.dtype = "bfloat16"
-    model = build_model(narrow_config.model, "gpu")
-    optimizer, _ = build_optimizer(narrow_config.train, 10)
+def test_bfloat16_keeps_weights_statistics_and_loss_in_float32(narrow):
+    c = narrow("model.dtype=bfloat16")
+    model = build_model(c.model, "gpu")
+    optimizer, _ = build_optimizer(c.train, 10)
     state = jax.eval_shape(lambda: init_state(model, optimizer, 0))
     images, labels = _batch()
-    update = make_update(model, narrow_config, 10)
+    update = make_update(model, c, 10)
     jaxpr = jax.make_jaxpr(update)(state, images.astype(np.float32), labels)
     after, metrics = jax.eval_shape(update, state, images.astype(np.float32), labels)
     kinds = {leaf.dtype for leaf in jax.tree.leaves((after, metrics))}

@@ -1,7 +1,6 @@
 """The recipes of the table, made small."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +9,10 @@ from deeplab_jax import config
 from deeplab_jax.config.recipe import load_recipe
 from deeplab_jax.data import open_dataset
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 TABLE = [f"{name}_r{depth}_os{os}" for name, depth, os in config.PUBLISHED_MIOU]
-ORDINARY = ("voc_r50_os8", "cityscapes_r50_os16")  # with ResNet-18; the others are slow
+SMALLER = ("voc_r50_os8", "cityscapes_r50_os16")  # with ResNet-18
+_SMALLER = pytest.mark.process("trains and evaluates; a tiny recipe does in the first tier")
+_OTHERS = pytest.mark.slow("half a minute a row; two rows with ResNet-18 stand for the ten")
 
 # Makes a recipe of the table small; what it trains on and how is left alone.
 SMALL = [
@@ -31,22 +31,22 @@ SMALL = [
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[] if n in ORDINARY else pytest.mark.slow) for n in TABLE]
+    "name", [pytest.param(n, marks=_SMALLER if n in SMALLER else _OTHERS) for n in TABLE]
 )
-def test_table_recipe_trains_and_evaluates(call, name, make_tree, tmp_path):
+def test_table_recipe_trains_and_evaluates(repository, call, name, make_tree, tmp_path):
     dataset = name.split("_")[0]
     root = make_tree(dataset, num_train=9, num_val=1)
-    recipe, workdir = CONFIGS / f"{name}.py", tmp_path / "run"
+    recipe, workdir = repository / "configs" / f"{name}.py", tmp_path / "run"
     options = [*SMALL, "--config.init.backbone=none", f"--config.data.root={root}"]
-    if name in ORDINARY:
+    if name in SMALLER:
         options.append("--config.model.depth=18")
-    assert call("train", "--config", recipe, "--workdir", workdir, *options) == 0
+    assert call("train", "--config", recipe, "--workdir", workdir, *options).code == 0
     log = [json.loads(line) for line in (workdir / "log.jsonl").open()]
     assert [(line["event"], line["step"]) for line in log] == [
         ("train", 1), ("train", 2), ("eval", 2), ("end", 2)
     ]  # fmt: skip
     assert all(np.isfinite(list(line.values())[2:]).all() for line in log[:2])
-    assert call("evaluate", "--checkpoint", workdir) == 0
+    assert call("evaluate", "--checkpoint", workdir).code == 0
 
     result = json.loads((workdir / "evaluation.json").read_text())
     c = load_recipe(recipe, options)
@@ -59,17 +59,19 @@ def test_table_recipe_trains_and_evaluates(call, name, make_tree, tmp_path):
 
 
 def test_table_recipe_without_backbone_says_what_to_do_and_leaves_the_way_free(
-    call, make_tree, tmp_path, capsys
+    repository, call, make_tree, tmp_path
 ):
     root = make_tree("voc", num_train=9, num_val=1)
     workdir = tmp_path / "run"
-    command = ["train", "--config", CONFIGS / "voc_r50_os8.py", "--workdir", workdir, *SMALL]
+    recipe = repository / "configs" / "voc_r50_os8.py"
+    command = ["train", "--config", recipe, "--workdir", workdir, *SMALL]
     command.append(f"--config.data.root={root}")
-    assert call(*command) == 2
-    error = capsys.readouterr().err
+    code, _, error = call(*command)
+    assert code == 2
     assert "config.init.backbone" in error
     assert "--config.init.backbone=DIR" in error
     assert "=none" in error
     # The corrected command is not refused as another configuration: its own error comes next.
-    assert call(*command, "--config.init.backbone=nowhere") == 4
-    assert "nowhere" in capsys.readouterr().err
+    outcome = call(*command, "--config.init.backbone=nowhere")
+    assert outcome.code == 4
+    assert "nowhere" in outcome.err

@@ -241,8 +241,8 @@ def test_room_is_checked_first(make_tree, data_config, tmp_path, monkeypatch):
         write_cache(data, 4, tmp_path / "cache", False)
 
 
-def test_command_writes_a_cache_that_a_recipe_reads(make_tree, tmp_path):
-    script = Path(__file__).parents[3] / "scripts" / "prepare_datasets.py"
+def test_command_writes_a_cache_that_a_recipe_reads(repository, make_tree, tmp_path):
+    script = repository / "scripts" / "prepare_datasets.py"
     recipe = tmp_path / "mine.py"
     recipe.write_text(
         "from deeplab_jax import config\n\n\ndef get_config():\n"
