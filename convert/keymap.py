@@ -220,9 +220,7 @@ def to_shapes(
 
 def describe(dialect: str, depth: int) -> str:
     """Returns words for what a dialect holds, such as "sssegmentation's DeepLabV3+ ..."."""
-    if DIALECTS[dialect].heads:
-        return f"{dialect}'s DeepLabV3+ with ResNet-{depth}"
-    return f"{dialect}'s ResNet-{depth}"
+    return f"{dialect}'s {'DeepLabV3+ with ' if DIALECTS[dialect].heads else ''}ResNet-{depth}"
 
 
 def _flatten(tree: Tree, root: str = "") -> dict[str, Any]:

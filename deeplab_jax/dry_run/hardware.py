@@ -126,14 +126,10 @@ def has_compiler(hardware: Hardware) -> bool:
     """Tells whether the compiler for the hardware is installed."""
     if hardware.kind == "tpu":
         return find_spec("libtpu") is not None
-    return hardware.kind == "cpu" or any(_gpu_plugins())
-
-
-def _gpu_plugins() -> list[str]:
-    names = ("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12")
     with suppress(ModuleNotFoundError):  # no jax_plugins at all
-        return [name for name in names if find_spec(name)]
-    return []
+        plugins = ("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12")
+        return hardware.kind == "cpu" or any(map(find_spec, plugins))
+    return False
 
 
 def compile_devices(hardware: Hardware) -> Sequence["jax.Device"]:
