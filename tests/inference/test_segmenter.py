@@ -10,7 +10,7 @@ from deeplab_jax import checkpoint
 from deeplab_jax.config import freeze, get_config
 from deeplab_jax.errors import CheckpointError, DataError
 from deeplab_jax.inference import segmenter
-from deeplab_jax.models import build_model, init_variables
+from deeplab_jax.models import build_model
 from deeplab_jax.models.preprocess import normalize
 
 pytestmark = pytest.mark.usefixtures("compile_once")
@@ -78,12 +78,12 @@ def picture(seed, height):
     return np.random.default_rng(seed).integers(0, 256, (height, 48, 3), np.uint8)
 
 
-def test_image_that_does_not_fit_is_an_error_in_its_place(tmp_path):
+def test_image_that_does_not_fit_is_an_error_in_its_place(draw_variables, tmp_path):
     config = get_config("folder", depth=18)
     config.model.num_classes, config.model.width, config.model.stem = 5, 8, "7x7"
     config.model.head_channels, config.model.low_level_channels = 8, 4
     config = freeze(config)
-    variables = init_variables(build_model(config.model), 0)
+    variables = draw_variables(build_model(config.model))
     names = tuple("abcde")
     info = SimpleNamespace(step=1, class_names=names, palette=np.zeros((5, 3), np.uint8))
     model = segmenter.Segmenter(tmp_path, info, config, variables)
