@@ -3,6 +3,7 @@
 Output stride, atrous rates and multi-grid leave no trace in weights.
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple, TypeAlias
@@ -19,12 +20,9 @@ MAX_COUNT = 2**62  # of a counter: it is int64, and grows
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
 _ACCEPTED = f"give a state dict of {', '.join(DIALECTS)}"
-_UNITS = {  # whose first axis tells a field of `config.model`
-    "head_channels": "aspp/merge",
-    "low_level_channels": "decoder/low_level",
-    "aux_channels": "aux_head",
-    "num_classes": "classifier",
-}
+# Units whose first axis tells a field of `config.model`.
+_UNITS = {"head_channels": "aspp/merge", "low_level_channels": "decoder/low_level",
+          "aux_channels": "aux_head", "num_classes": "classifier"}  # fmt: skip
 
 
 class MisfitError(CheckpointError):
@@ -137,11 +135,8 @@ def compare(tensors: Mapping[str, np.ndarray], wanted: Shapes, dialect: str) -> 
         wanted = {key: shape for key, shape in wanted.items() if not _is_counter(key)}
     drops = DIALECTS[dialect].drops
     missing = [(key, f"{shape} wanted") for key, shape in wanted.items() if key not in tensors]
-    unexpected = [
-        (shown(key), f"{value.shape} {value.dtype}")
-        for key, value in tensors.items()
-        if key not in wanted and key not in drops
-    ]
+    others = {k: v for k, v in tensors.items() if k not in wanted and k not in drops}
+    unexpected = [(shown(key), f"{value.shape} {value.dtype}") for key, value in others.items()]
     return Misfit(missing, unexpected, list(_changed(tensors, wanted)))
 
 
@@ -177,12 +172,10 @@ def _closest(keys: Iterable[str]) -> tuple[str, int, int, int]:
     of one's own must not hide a layout.
     """
     found, scores = _tails(keys), {}
-    for dialect in DIALECTS:
-        for depth in BLOCKS:
-            known = _tails(key for _, _, key in leaves(depth, dialect))
-            common = (found & known).total()
-            score = common / (found | known).total()
-            scores[dialect, depth, common, known.total()] = score
+    for dialect, depth in itertools.product(DIALECTS, BLOCKS):
+        known = _tails(key for _, _, key in leaves(depth, dialect))
+        common = (found & known).total()
+        scores[dialect, depth, common, known.total()] = common / (found | known).total()
     return max(scores, key=scores.__getitem__)  # the first of equals
 
 

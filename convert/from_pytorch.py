@@ -49,8 +49,7 @@ def main(argv: list[str]) -> None:
     add("--output-stride", type=int, choices=(8, 16), help=text)
     text = "default: 12,24,36 at output stride 8, 6,12,18 at 16"
     add("--atrous-rates", metavar="R,R,R", type=_integers, help=text)
-    text = "dilations of layer 4, as 1,2,4"
-    add("--multi-grid", metavar="D,D,D", type=_integers, help=text)
+    add("--multi-grid", metavar="D,D,D", type=_integers, help="dilations of layer 4, as 1,2,4")
     text = "also momentum and iteration: a run that `train --workdir DIR` continues"
     add_progress_flags(parser, text)
     add("--config.x", metavar="VALUE", help="any field of the recipe")
@@ -208,9 +207,8 @@ def describe_weights(config: "Config", source: "PyTorchFile", counters: dict[str
         numbered = tuple(f"class_{index}" for index in range(count))
         names = tuple(config.data.class_names) or source.class_names or numbered
         palette = source.palette if len(source.palette) == count else colormap(count)
-    return Info(
-        kind="weights", config=config, class_names=names, palette=palette, counters=counters
-    )
+    return Info(kind="weights", config=config, class_names=names, palette=palette,
+                counters=counters)  # fmt: skip
 
 
 def save(output: str, items: "Mapping[str, Tree]", info: "Info") -> None:
@@ -241,10 +239,9 @@ def summary(source: "PyTorchFile", config: "Config", info: "Info") -> list[str]:
         rates = ",".join(map(str, model.atrous_rates))
         grid = f", multi-grid {','.join(map(str, model.multi_grid))}" if model.multi_grid else ""
         lines.append(f"taken as: output stride {model.output_stride}, atrous rates {rates}{grid}")
-    lines.append(
-        f"{len(source.tensors) - len(dropped)} tensors converted, {len(dropped)} dropped"
-        + (f" ({', '.join(dropped)}: its ImageNet classes)" if dropped else "")
-    )
+    which = f" ({', '.join(dropped)}: its ImageNet classes)" if dropped else ""
+    converted = len(source.tensors) - len(dropped)
+    lines.append(f"{converted} tensors converted, {len(dropped)} dropped{which}")
     if source.ignored:
         lines.append(f"not read: {shorten(source.ignored)}")
     return lines

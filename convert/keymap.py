@@ -142,8 +142,8 @@ def to_variables(
     """Converts a PyTorch state dict of a network, or backbone, with `depth` layers of ResNet.
 
     Returns:
-      Variables with kernels HWIO and dtypes kept, of the backbone alone where the dialect is one's;
-      and the norms' counters by our path, none where there is none (files from before 2018).
+      Variables with kernels HWIO and dtypes kept, of the backbone alone for a dialect of backbones;
+      and the norms' counters by our path, none for files from before 2018.
 
     Raises:
       CheckpointError: a key is missing or not known; only the dialect's drops are ignored.
@@ -177,17 +177,11 @@ def to_variables(
 def to_tensors(
     variables: Variables, counters: Mapping[str, int], depth: int, dialect: str = "sssegmentation"
 ) -> dict[str, np.ndarray]:
-    """Converts our variables to a PyTorch state dict, in PyTorch's order.
+    """Returns our variables as a PyTorch state dict, in PyTorch's order.
 
-    Args:
-      variables: of the backbone alone where the dialect is one's.
-      counters: of the norms by our path; a norm that is not there gets 0. None at all gives none,
-        which PyTorch reads as 0.
-      depth: layers of the ResNet.
-      dialect: one of `DIALECTS`.
-
-    Returns:
-      Key -> array; convolutions OIHW, views where possible; counters int64 scalars.
+    A dialect of backbones takes the variables of the backbone alone. `counters` are the norms' by
+    our path: one that is missing becomes 0; with no counters at all the state dict has none, which
+    PyTorch reads as 0. Convolutions are OIHW, views where possible; counters int64 scalars.
 
     Raises:
       CheckpointError: a variable is missing or has no name in the dialect.
@@ -226,9 +220,7 @@ def to_shapes(
 
 def describe(dialect: str, depth: int) -> str:
     """Returns words for what a dialect holds, such as "sssegmentation's DeepLabV3+ ..."."""
-    if DIALECTS[dialect].heads:
-        return f"{dialect}'s DeepLabV3+ with ResNet-{depth}"
-    return f"{dialect}'s ResNet-{depth}"
+    return f"{dialect}'s {'DeepLabV3+ with ' if DIALECTS[dialect].heads else ''}ResNet-{depth}"
 
 
 def _flatten(tree: Tree, root: str = "") -> dict[str, Any]:

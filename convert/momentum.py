@@ -32,12 +32,10 @@ class Progress(NamedTuple):
 
 
 def read_progress(source: PyTorchFile, config: Config, iteration: int | None = None) -> Progress:
-    """Returns what a PyTorch file says about its run.
+    """Returns what a PyTorch file, read with its optimiser, says about its run.
 
-    Args:
-      source: read with its optimiser; its tensors must fit `config.model` (see `to_variables`).
-      config: the recipe that the run follows.
-      iteration: steps done, in place of the file's own count.
+    Its tensors must fit `config.model` (see `to_variables`). `iteration` replaces its count of the
+    steps done.
 
     Raises:
       CheckpointError: it is not the state of the recipe's optimiser, or the count is missing.
@@ -99,10 +97,8 @@ def _read_buffers(
     source: PyTorchFile, state: Mapping[object, object], numbers: Mapping[str, int]
 ) -> dict[str, np.ndarray]:
     """Returns the momentum buffer of each parameter, checked against its tensor; by key."""
-    entries: dict[str, dict[object, object]] = {}
-    for key, number in numbers.items():
-        entry = state.get(number)
-        entries[key] = entry if isinstance(entry, dict) else {}
+    states = {key: state.get(number) for key, number in numbers.items()}
+    entries = {key: entry if isinstance(entry, dict) else {} for key, entry in states.items()}
     others = {shown(str(name)) for entry in entries.values() for name in entry.keys() - {BUFFER}}
     if others:
         _fail(source, f"its optimiser is not SGD with momentum: it keeps {shorten(others)}")
@@ -113,11 +109,8 @@ def _read_buffers(
         what = f"its SGD has the momentum of {len(buffers)} of {len(numbers)} parameters"
         _fail(source, f"{what} (missing: {shorten(missing) or 'none'}; {len(state)} in all)")
     shapes = {key: source.tensors[key].shape for key in buffers}
-    changed = [
-        f"{shown(key)}: {value.shape} {value.dtype}, {shapes[key]} wanted"
-        for key, value in buffers.items()
-        if value.shape != shapes[key] or not is_floating(value.dtype)
-    ]
+    odd = {k: v for k, v in buffers.items() if v.shape != shapes[k] or not is_floating(v.dtype)}
+    changed = [f"{shown(k)}: {v.shape} {v.dtype}, {shapes[k]} wanted" for k, v in odd.items()]
     if changed:
         what = f"{len(changed)} momenta are of another shape or type than their parameters"
         _fail(source, f"{what} ({shorten(changed, 3)})")
@@ -140,15 +133,12 @@ def run_items(
     momentum = progress.momentum
     if momentum is None:
         momentum = jax.tree.map(np.zeros_like, variables["params"])
+    items = {**variables, "momentum": momentum}
     with np.errstate(over="ignore"):
-        trees = jax.tree.map(
-            lambda leaf: np.asarray(leaf, dtype), {**variables, "momentum": momentum}
-        )
-    bad = [
-        jax.tree_util.keystr(path, simple=True, separator="/")
-        for path, leaf in jax.tree_util.tree_leaves_with_path(trees)
-        if not np.isfinite(leaf).all()
-    ]
+        trees = jax.tree.map(lambda leaf: np.asarray(leaf, dtype), items)
+    tree_leaves = jax.tree_util.tree_leaves_with_path(trees)
+    paths = [path for path, leaf in tree_leaves if not np.isfinite(leaf).all()]
+    bad = [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
     if bad:
         what = f"{len(bad)} tensors hold values beyond {np.dtype(dtype).name} ({shorten(bad)})"
         raise CheckpointError(where, what, "use a file from before training went wrong")
@@ -166,12 +156,8 @@ def to_optimizer(
 ) -> dict[str, Any]:
     """Returns the state dict of PyTorch's SGD after `step` steps.
 
-    Args:
-      items: items of a run's step; `opt_state` may be what Orbax reads back.
-      config: the run's configuration.
-      step: optimiser steps done.
-      total_steps: T of the schedule, which gives the rate; None for the rate of the first step.
-      dialect: one of `keymap.DIALECTS`.
+    `items` are those of a run's step; `opt_state` may be what Orbax reads back. `total_steps` is T
+    of the schedule, which gives the rate; None gives the rate of the first step.
 
     Raises:
       CheckpointError: there is no momentum, or none for these parameters.

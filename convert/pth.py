@@ -6,7 +6,9 @@ Nothing in a file is executed (`unpickler`), every zip member's CRC is checked a
 
 import io
 import json
+import math
 import os
+import struct
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -19,8 +21,7 @@ import safetensors.numpy
 
 from convert import shown
 from convert.containers import LimitedFile, is_safetensors, read_checkpoint
-from convert.pickler import pickle_state
-from convert.rebuild import DAMAGED, Malformed, check_bools
+from convert.rebuild import DAMAGED, DTYPES, Malformed, check_bools
 from deeplab_jax.errors import CheckpointError, ResourceError
 
 MAX_HEADER = 8 << 20  # bytes of a safetensors header: 100 000 tensors
@@ -29,6 +30,7 @@ _ALIGNMENT = 64  # of storages in a zip, as PyTorch's own
 _FLOATS = {"F64": "f8", "F32": "f4", "F16": "f2", "BF16": "bfloat16"}
 _OTHERS = {"I64": "i8", "I32": "i4", "I16": "i2", "I8": "i1", "U8": "u1", "BOOL": "?"}
 _SAFETENSORS_DTYPES = {name: np.dtype(code) for name, code in (_FLOATS | _OTHERS).items()}
+_KINDS = {dtype: kind for kind, dtype in DTYPES.items()}  # of PyTorch's storages
 
 
 def read_weights(path: str | os.PathLike) -> object:
@@ -84,7 +86,7 @@ def write_pth(path: str | os.PathLike, obj: object) -> None:
     takes no second copy of the arrays. NumPy arrays and scalars become contiguous tensors.
 
     Raises:
-      CheckpointError: the object holds what `pickler.pickle_state` does not accept.
+      CheckpointError: the object holds what `pickle_state` does not accept.
       ResourceError: the file cannot be written.
     """
     try:
@@ -183,3 +185,76 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(entries) < len(pairs):
         raise Malformed("names a key twice in its header")
     return entries
+
+
+def pickle_state(obj: object) -> tuple[bytes, list[np.ndarray]]:
+    """Returns the pickle of an object, and the arrays that it refers to as storages "0", "1", ...
+
+    The object consists of dict, list, tuple, str, bytes, int, float, bool, None, NumPy arrays and
+    scalars. The protocol is 2, as in `torch.save`; the names in the pickle are not imported here.
+
+    Raises:
+      Malformed: it holds anything else, or itself.
+    """
+    arrays: list[np.ndarray] = []
+    try:
+        return b"\x80\x02" + _pickled(obj, "", arrays) + b".", arrays
+    except RecursionError:
+        raise Malformed("is nested too deeply to be saved", "save tensors alone") from None
+    except UnicodeEncodeError as error:
+        raise Malformed(f"holds text that is no Unicode: {shown(str(error))}", "mend it") from None
+
+
+def _pickled(value: object, where: str, arrays: list[np.ndarray]) -> bytes:
+    """Returns the opcodes that make a value; `where` leads to it from the top."""
+    match value:
+        case None:
+            return b"N"
+        case np.ndarray() | np.generic():  # before float: np.float64 is one
+            return _tensor(np.asarray(value), where, arrays)
+        case bool():
+            return b"\x88" if value else b"\x89"
+        case int():
+            data = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
+            if len(data) <= 255:
+                return b"\x8a" + bytes([len(data)]) + data
+        case float():
+            return b"G" + struct.pack(">d", value)
+        case str():
+            data = value.encode()
+            return b"X" + struct.pack("<I", len(data)) + data
+        case bytes():
+            text = _pickled(value.decode("latin-1"), where, arrays)
+            return b"c_codecs\nencode\n" + text + _pickled("latin1", where, arrays) + b"\x86R"
+        case Mapping():
+            items = [
+                _pickled(key, where, arrays) + _pickled(item, f"{where}.{key}", arrays)
+                for key, item in value.items()
+            ]
+            return b"}(" + b"".join(items) + b"u"
+        case list() | tuple():
+            items = [_pickled(item, f"{where}.{i}", arrays) for i, item in enumerate(value)]
+            begin, end = (b"(", b"t") if isinstance(value, tuple) else (b"](", b"e")
+            return begin + b"".join(items) + end
+    what = f"`{shown(where[1:])}` is a {type(value).__name__}, which is not saved"
+    raise Malformed(what, "leave it out")
+
+
+def _tensor(array: np.ndarray, where: str, arrays: list[np.ndarray]) -> bytes:
+    """Returns the call that rebuilds an array as a contiguous tensor; appends it to `arrays`."""
+    kind = _KINDS.get(array.dtype.newbyteorder("="))
+    if kind is None:
+        what = f"`{shown(where[1:])}` is of type {array.dtype}, which is not saved"
+        raise Malformed(what, f"convert it to one of {', '.join(map(str, _KINDS))}")
+    sizes = [max(size, 1) for size in array.shape]
+    strides = tuple(math.prod(sizes[axis + 1 :]) for axis in range(array.ndim))
+
+    def plain(item: object) -> bytes:
+        return _pickled(item, where, arrays)
+
+    storage = plain("storage") + f"ctorch\n{kind}Storage\n".encode()
+    storage += plain(str(len(arrays))) + plain("cpu") + plain(array.size)
+    arrays.append(array)
+    arguments = b"(" + storage + b"tQ" + plain(0) + plain(array.shape)
+    arguments += plain(strides) + b"\x89ccollections\nOrderedDict\n)R"
+    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + arguments + b"tR"

@@ -1,7 +1,7 @@
 """The functions that a pickle may call, and how much it may use up.
 
-None of them is the function of that name: each is our own, checks every argument, and makes plain
-values or views. `unpickler` runs the pickles.
+Each is our own, not the function of that name: it checks every argument and makes plain values or
+views. `unpickler` runs the pickles.
 """
 
 import math
@@ -21,7 +21,7 @@ DTYPES = {kind: np.dtype(code) for kind, code in (_FLOATS | _OTHERS).items()}
 
 MAX_STEPS = 1_000_000  # opcodes, and objects in the result; ResNet-101 with momentum needs 60 000
 MAX_DIMS = 64  # NumPy's
-MAX_NUMBERS = 10_000  # keys that are numbers: anyone can find some that collide; texts are salted
+MAX_NUMBERS = 10_000  # numeric keys: colliding ones are easy to find; hashes of texts are salted
 MAX_KEY_BITS = 60  # of a number that is a key; beyond, different ones have equal hashes
 MAX_EXPANDED = 256 << 20  # bytes that views may have beyond their storages'
 
@@ -117,15 +117,9 @@ def check_bools(dtype: np.dtype, data: np.ndarray | bytes | bytearray) -> None:
 
 
 def tensor_view(
-    budget: Budget,
-    storage: object,
-    offset: int,
-    shape: Sequence[int],
-    strides: Sequence[int],
-    requires_grad: object = False,
-    hooks: object = None,
-    metadata: object = None,
-) -> np.ndarray:
+    budget: Budget, storage: object, offset: int, shape: Sequence[int], strides: Sequence[int],
+    requires_grad: object = False, hooks: object = None, metadata: object = None,
+) -> np.ndarray:  # fmt: skip
     """Returns a read-only view of a storage, without a copy (_rebuild_tensor_v2).
 
     Offset and strides count elements; stride 0 repeats. A storage without data gives an empty
@@ -263,8 +257,7 @@ STORAGES = {f"torch.{kind}Storage": dtype for kind, dtype in DTYPES.items()}
 STORAGES["torch.storage.UntypedStorage"] = np.dtype(np.uint8)
 TORCH_DTYPES = {f"torch.{dtype.name}" for dtype in DTYPES.values()}
 GLOBALS = {*CALLS, *STORAGES, *TORCH_DTYPES, HISTORY, "numpy.ndarray"}
-MODULES = {
-    "__builtin__": "builtins",
-    "numpy.core.multiarray": "numpy._core.multiarray",
-    "torch.cuda": "torch",  # storages saved from a GPU by old versions
-}
+MODULES = {  # torch.cuda: storages saved from a GPU by old versions
+    "__builtin__": "builtins", "numpy.core.multiarray": "numpy._core.multiarray",
+    "torch.cuda": "torch",
+}  # fmt: skip

@@ -12,15 +12,10 @@ import sys
 from typing import TYPE_CHECKING
 
 from convert import MAX_ITERATION
-from convert.from_pytorch import (
-    add_progress_flags,
-    check_progress_flags,
-    describe_weights,
-    to_run,
-)
+from convert.from_pytorch import add_progress_flags, check_progress_flags, describe_weights, to_run
 from convert.to_pytorch import check_dialect, check_output, to_state_dict, write
 from deeplab_jax import cli
-from deeplab_jax.errors import ConfigError, NumericError
+from deeplab_jax.errors import ConfigError, DataError, NumericError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,8 +60,6 @@ def main(argv: list[str]) -> None:
     if args.steps < 1:
         raise ConfigError("--steps", f"must be 1 or more, got {args.steps}", "change it")
     _check_total(args, 0)
-    from convert.batches import check_labels, read_batches
-
     images, labels = read_batches(args.batches)
     config = read_config(args, overrides, images.shape[1])
     check_labels(args.batches, labels, config.model.num_classes)
@@ -96,9 +89,8 @@ def read_config(args: argparse.Namespace, overrides: list[str], batch_size: int)
     """Returns the recipe for this batch size, one process and the flags' type; overrides win."""
     from deeplab_jax.config.recipe import load_recipe
 
-    own = {"train.batch_size": batch_size, "train.loss_groups": 1}
-    given = [f"--config.{name}={value}" for name, value in own.items()]
-    given.append(f"--config.model.dtype={args.dtype or 'float32'}")
+    given = [f"--config.train.batch_size={batch_size}", "--config.train.loss_groups=1",
+             f"--config.model.dtype={args.dtype or 'float32'}"]  # fmt: skip
     if args.dtype and any(override.startswith("--config.model.dtype=") for override in overrides):
         raise ConfigError("--dtype", "is given beside --config.model.dtype", "give one of them")
     config = load_recipe(args.config, given + overrides)
@@ -106,6 +98,51 @@ def read_config(args: argparse.Namespace, overrides: list[str], batch_size: int)
         what = f"is {config.train.batch_size}, and the batches hold {batch_size} images each"
         raise ConfigError("--config.train.batch_size", what, "leave it out")
     return config
+
+
+def read_batches(path: str) -> "tuple[np.ndarray, np.ndarray]":
+    """Returns a file's images, float32 (S, B, H, W, 3), and labels, integers (S, B, H, W)."""
+    import numpy as np
+
+    wanted = "save it with np.savez(..., images=..., labels=...)"
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            images, labels = archive["images"], archive["labels"]
+    except FileNotFoundError as error:
+        raise DataError(path, "does not exist", "check the path") from error
+    except KeyError as error:
+        raise DataError(path, "lacks the array `images` or `labels`", wanted) from error
+    except Exception as error:  # whatever a file's bytes provoke is the file's fault
+        text = " ".join(str(error).split())[:200]
+        raise DataError(path, f"cannot be read ({type(error).__name__}: {text})", wanted) from error
+    shape = images.shape
+    if images.dtype != np.float32 or images.ndim != 5 or shape[-1] != 3:
+        what = f"`images` is {images.dtype} {shape}, float32 (S, B, H, W, 3) wanted"
+        raise DataError(path, what, "convert it")
+    if labels.dtype.kind not in "iu" or labels.shape != shape[:-1]:
+        what = f"`labels` is {labels.dtype} {labels.shape}, integers {shape[:-1]} wanted"
+        raise DataError(path, what, "convert it: one label for each pixel of `images`")
+    if 0 in shape:
+        raise DataError(path, f"`images` is empty, {shape}", "give at least one batch")
+    if shape[1] < 2:
+        what = "has batches of one image, and the image-pool norm would see one value"
+        raise DataError(path, what, "give two images or more a batch")
+    if not np.isfinite(images).all():
+        raise DataError(path, "`images` holds values that are not finite", "mend them")
+    return images, labels
+
+
+def check_labels(path: str, labels: "np.ndarray", num_classes: int) -> None:
+    """Refuses labels that are neither a class nor ignored."""
+    import numpy as np
+
+    from deeplab_jax.config import IGNORE_INDEX
+
+    bad = ((labels < 0) | (labels >= num_classes)) & (labels != IGNORE_INDEX)
+    if bad.any():
+        value, step = labels[bad][0], np.argwhere(bad)[0][0]
+        what = f"`labels` holds {value} in batch {step}, with {num_classes} classes"
+        raise DataError(path, what, f"use 0 to {num_classes - 1}, and {IGNORE_INDEX} for ignored")
 
 
 def _replay(
@@ -142,12 +179,9 @@ def _replay(
 
 
 def _train(
-    state: "Tree",
-    images: "np.ndarray",
-    labels: "np.ndarray",
-    config: "Config",
+    state: "Tree", images: "np.ndarray", labels: "np.ndarray", config: "Config",
     args: argparse.Namespace,
-) -> "Tree":
+) -> "Tree":  # fmt: skip
     """Does `--steps`, prints their lines, and returns the state after them as NumPy arrays."""
     import jax
 

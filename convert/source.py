@@ -47,13 +47,10 @@ class PyTorchFile:
     def to_variables(
         self, model: ModelConfig, recipe: str = ""
     ) -> tuple[dict[str, Tree], dict[str, int]]:
-        """Converts all tensors.
+        """Returns `keymap.to_variables` of all tensors.
 
-        Args:
-          model: `config.model` of the network that they must fill. A backbone fills its own part.
-          recipe: where `model` comes from, if not from the tensors.
-
-        Returns: as `keymap.to_variables`.
+        They must fill the network of `model`, a backbone its own part. `recipe` names the source of
+        `model` in errors; it is empty if `model` comes from the tensors.
 
         Raises:
           MisfitError: a tensor is missing, left over, or of another shape or type.
@@ -72,11 +69,8 @@ class PyTorchFile:
             closest = f"closest known layout: {describe(dialect, depth)}"
             what = f"does not fit{' ' + recipe if recipe else ''} ({closest}): {misfit.counts()}"
             raise MisfitError(self.path, what, self._advice(model, recipe), misfit.table())
-        bad = [
-            shown(key)
-            for key, value in self.tensors.items()
-            if is_floating(value.dtype) and not np.isfinite(value).all()
-        ]
+        floating = {key: v for key, v in self.tensors.items() if is_floating(v.dtype)}
+        bad = [shown(key) for key, value in floating.items() if not np.isfinite(value).all()]
         if bad:
             what = f"{len(bad)} tensors hold values that are not finite ({shorten(bad)})"
             raise CheckpointError(self.path, what, "use weights from before training went wrong")
@@ -86,11 +80,7 @@ class PyTorchFile:
         if not recipe:
             return "give the whole state dict of such a network"
         fields = self.structure.model.items()
-        flags = [
-            f"--config.model.{name}={value}"
-            for name, value in fields
-            if getattr(model, name) != value
-        ]
+        flags = [f"--config.model.{k}={value}" for k, value in fields if getattr(model, k) != value]
         return f"give the recipe of these weights{', or ' + ' '.join(flags) if flags else ''}"
 
 
@@ -152,9 +142,8 @@ def _classes(meta: dict[object, object], count: object) -> tuple[tuple[str, ...]
     recorded = recorded if isinstance(recorded, dict) else {}
     names = recorded.get("classes", meta.get("CLASSES"))
     no_colors = np.zeros((0, 3), np.uint8)
-    if not isinstance(names, list | tuple) or len(names) != count:
-        return (), no_colors
-    if not all(isinstance(name, str) and name.isprintable() for name in names):
+    is_list = isinstance(names, list | tuple) and len(names) == count
+    if not is_list or not all(isinstance(name, str) and name.isprintable() for name in names):
         return (), no_colors
     try:
         colors = np.array(recorded.get("palette", meta.get("PALETTE")), np.uint8)

@@ -106,13 +106,10 @@ def check_dialect(name: str | None) -> None:
 def to_state_dict(
     where: str, variables: "Variables", info: "Info", dialect: str | None = None
 ) -> tuple[dict[str, "np.ndarray"], str, int]:
-    """Converts the variables of a checkpoint to a state dict.
+    """Converts the variables of a network's or backbone's checkpoint to a state dict.
 
-    Args:
-      where: the checkpoint, for errors.
-      variables: a network's, or a backbone's.
-      info: the checkpoint's description; a run's steps are added to its counters.
-      dialect: None for the first that can hold them.
+    `where` names the checkpoint in errors. A run's steps are added to the counters of `info`.
+    `dialect` None takes the first that can hold the variables.
 
     Returns:
       (tensors by key in PyTorch's order, dialect, depth).
@@ -144,12 +141,9 @@ def to_state_dict(
 
 
 def write(
-    path: str,
-    tensors: dict[str, "np.ndarray"],
-    info: "Info",
-    dialect: str,
-    optimizer: "dict[str, Any] | None" = None,
-) -> None:
+    path: str, tensors: dict[str, "np.ndarray"], info: "Info", dialect: str,
+    optimizer: dict[str, Any] | None = None,
+) -> None:  # fmt: skip
     """Writes a state dict in the format that the path's suffix names."""
     from convert.pth import write_pth, write_safetensors
 

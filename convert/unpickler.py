@@ -14,17 +14,7 @@ from typing import Any
 import numpy as np
 
 from convert import rebuild, shown
-from convert.rebuild import (
-    UNTRUSTED,
-    Array,
-    Global,
-    Key,
-    Malformed,
-    Ordered,
-    Record,
-    Storage,
-    checked_key,
-)
+from convert.rebuild import UNTRUSTED, Array, Global, Key, Malformed, Ordered, Record, Storage
 
 MAX_DEPTH = 100  # of nested containers
 MAX_INT_BITS = 512
@@ -118,7 +108,7 @@ class _Machine:
         top.update(self.pairs(items))
 
     def keys(self, items: list[object]) -> list[Key]:
-        return [checked_key(self.budget, item) for item in items]
+        return [rebuild.checked_key(self.budget, item) for item in items]
 
     def pairs(self, items: list[object]) -> dict[Key, object]:
         return dict(zip(self.keys(items[::2]), items[1::2], strict=True))
@@ -202,7 +192,7 @@ class _Machine:
         match value:
             case dict():
                 return {
-                    checked_key(self.budget, key): self.finish(item, depth + 1)
+                    rebuild.checked_key(self.budget, key): self.finish(item, depth + 1)
                     for key, item in value.items()
                 }
             case list() | tuple():

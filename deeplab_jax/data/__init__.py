@@ -2,20 +2,8 @@
 
 from deeplab_jax.data.dataset import Dataset
 from deeplab_jax.data.open import open_dataset
-from deeplab_jax.data.pipeline import (
-    EvalExample,
-    SampleOrder,
-    TrainBatch,
-    eval_examples,
-    train_batches,
-)
+from deeplab_jax.data.pipeline import SampleOrder, TrainBatch, eval_examples, train_batches
 
 __all__ = [
-    "Dataset",
-    "EvalExample",
-    "SampleOrder",
-    "TrainBatch",
-    "eval_examples",
-    "open_dataset",
-    "train_batches",
-]
+    "Dataset", "SampleOrder", "TrainBatch", "eval_examples", "open_dataset", "train_batches"
+]  # fmt: skip

@@ -37,7 +37,7 @@ class SubsetSource:
     indices: Sequence[int]
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the image and the raw mask; see `SampleSource`."""
+        """Returns the image and the raw mask."""
         return self.source.read(self.indices[index])
 
     def names(self, index: int) -> tuple[str, str]:
@@ -47,24 +47,14 @@ class SubsetSource:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """One split of a data set; picklable, and opens no sample before `read`.
+    """One split of a data set; picklable, and opens no sample before `read`."""
 
-    Attributes:
-      name: "voc", "ade20k", "cityscapes" or "folder".
-      split: name of the split, such as "train".
-      ids: names of the samples, in the source's order.
-      class_names: names of classes 0, ..., C - 1.
-      palette: uint8 (C, 3), RGB.
-      label_map: int16 (65536,), from a mask's value to a class, 255 (ignored) or -1 (invalid).
-      source: reads the samples.
-    """
-
-    name: str
-    split: str
-    ids: tuple[str, ...]
-    class_names: tuple[str, ...]
-    palette: np.ndarray
-    label_map: np.ndarray
+    name: str  # "voc", "ade20k", "cityscapes" or "folder"
+    split: str  # name of the split, such as "train"
+    ids: tuple[str, ...]  # names of the samples, in the source's order
+    class_names: tuple[str, ...]  # names of classes 0, ..., C - 1
+    palette: np.ndarray  # uint8 (C, 3), RGB
+    label_map: np.ndarray  # int16 (65536,): mask value -> class, 255 (ignored), -1 (invalid)
     source: SampleSource
 
     def __len__(self) -> int:
@@ -80,11 +70,13 @@ class Dataset:
         image, raw = self.source.read(index)
         if image.shape[:2] != raw.shape:
             image_name, mask_name = self.source.names(index)
-            what = (
-                f"is {raw.shape[0]} x {raw.shape[1]} pixels (height x width), but its image "
-                f"{image_name} is {image.shape[0]} x {image.shape[1]}"
-            )
-            raise DataError(mask_name, what, _size_fix(image.shape, raw.shape))
+            what = f"is {raw.shape[0]} x {raw.shape[1]} pixels (height x width), but its image "
+            what += f"{image_name} is {image.shape[0]} x {image.shape[1]}"
+            fix = "give both one size"
+            if image.shape[1::-1] == raw.shape:
+                fix += "; it seems that one has an EXIF orientation, by which it is turned when "
+                fix += "read, and the other none: turn the pixels of the one and drop its tag"
+            raise DataError(mask_name, what, fix)
         return image, self.to_classes(index, raw)
 
     def to_classes(self, index: int, raw: np.ndarray) -> np.ndarray:
@@ -105,12 +97,10 @@ class Dataset:
             counts = np.bincount(raw.ravel(), minlength=len(classes))
         bad = np.flatnonzero((counts > 0) & (classes == INVALID))
         if bad.size:
-            raise DataError(
-                self.source.names(index)[1],
-                f"has values {', '.join(value_ranges(bad))}; accepted are "
-                f"{', '.join(value_ranges(np.flatnonzero(self.label_map != INVALID)))}",
-                "correct the mask, config.model.num_classes, or what config.data says of masks",
-            )
+            what = f"has values {', '.join(value_ranges(bad))}; accepted are "
+            what += ", ".join(value_ranges(np.flatnonzero(self.label_map != INVALID)))
+            fix = "correct the mask, config.model.num_classes, or what config.data says of masks"
+            raise DataError(self.source.names(index)[1], what, fix)
         table = classes.astype(np.uint8)
         return cv2.LUT(raw, table) if raw.dtype == np.uint8 else table[raw]
 
@@ -123,11 +113,3 @@ class Dataset:
         """Returns the data set of some of its samples, in the given order."""
         ids = tuple(self.ids[index] for index in indices)
         return dataclasses.replace(self, ids=ids, source=SubsetSource(self.source, tuple(indices)))
-
-
-def _size_fix(image_shape: tuple[int, ...], mask_shape: tuple[int, ...]) -> str:
-    fix = "give both one size"
-    if image_shape[1::-1] == mask_shape:
-        fix += "; it seems that one has an EXIF orientation, by which it is turned when read, and "
-        fix += "the other none: turn the pixels of the one and drop its tag"
-    return fix

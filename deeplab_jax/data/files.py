@@ -22,45 +22,26 @@ OnFault = Callable[[DataError], None]
 
 
 class Files(NamedTuple):
-    """The files of a split.
+    """The files of a split."""
 
-    Attributes:
-      stems: stems of the samples: those of the list, in its order, or all found, sorted.
-      images: {stem: path} of the images found.
-      masks: {stem of the image: path} of the masks found.
-      id_suffix: a sample's id is its stem and this.
-    """
-
-    stems: list[str]
-    images: dict[str, str]
-    masks: dict[str, str]
-    id_suffix: str = ""
+    stems: list[str]  # stems of the samples: those of the list, in its order, or all found, sorted
+    images: dict[str, str]  # {stem: path} of the images found
+    masks: dict[str, str]  # {stem of the image: path} of the masks found
+    id_suffix: str = ""  # follows the stem in a sample's id
 
 
 class SplitPaths(NamedTuple):
-    """Where the files of a split lie under the root; a sample's image and mask share a stem.
+    """Where the files of a split lie under the root; a sample's image and mask share a stem."""
 
-    Attributes:
-      images: folder of the images.
-      masks: folder of the masks.
-      list_file: list of the samples, one id a line; "" without a list.
-      is_list_needed: the list must exist; else every file found is a sample if it does not.
-      image_suffixes: ends of image names.
-      mask_suffixes: ends of mask names, after `mask_suffix`.
-      mask_suffix: part of a mask's name after the stem, such as "_mask".
-      lossy_mask_suffixes: found where no other mask is, to be refused by format.
-      id_suffix: see `Files`.
-    """
-
-    images: str
-    masks: str
-    list_file: str = ""
-    is_list_needed: bool = False
-    image_suffixes: tuple[str, ...] = (".jpg",)
-    mask_suffixes: tuple[str, ...] = (".png",)
-    mask_suffix: str = ""
-    lossy_mask_suffixes: tuple[str, ...] = ()
-    id_suffix: str = ""
+    images: str  # folder
+    masks: str  # folder
+    list_file: str = ""  # list of the samples, one id a line; "" without a list
+    is_list_needed: bool = False  # a missing list is an error; else all files are samples
+    image_suffixes: tuple[str, ...] = (".jpg",)  # ends of image names
+    mask_suffixes: tuple[str, ...] = (".png",)  # ends of mask names, after `mask_suffix`
+    mask_suffix: str = ""  # part of a mask's name after the stem, such as "_mask"
+    lossy_mask_suffixes: tuple[str, ...] = ()  # looked for only to be refused
+    id_suffix: str = ""  # as in `Files`
 
 
 def split_paths(data_config: DataConfig, split: str) -> SplitPaths:
@@ -75,28 +56,14 @@ def split_paths(data_config: DataConfig, split: str) -> SplitPaths:
         part = {"train": "training", "val": "validation"}.get(split, split)
         return SplitPaths(f"{top}/images/{part}", f"{top}/annotations/{part}", f"{top}/{split}.txt")
     if name == "cityscapes":
-        return SplitPaths(
-            f"CityScapes/leftImg8bit/{split}",
-            f"CityScapes/gtFine/{split}",
-            f"CityScapes/{split}.txt",
-            image_suffixes=("_leftImg8bit.png",),
-            mask_suffix=data_config.mask_suffix or LABEL_IDS,
-            id_suffix="_leftImg8bit",
-        )
-    images, masks, list_file = (
-        getattr(data_config, key).replace("{split}", split)
-        for key in ("images", "masks", "split_file")
-    )
-    return SplitPaths(
-        images,
-        masks,
-        list_file,
-        bool(list_file),
-        IMAGE_SUFFIXES,
-        MASK_SUFFIXES,
-        data_config.mask_suffix,
-        LOSSY_SUFFIXES,
-    )
+        top, mask_suffix = "CityScapes", data_config.mask_suffix or LABEL_IDS
+        return SplitPaths(f"{top}/leftImg8bit/{split}", f"{top}/gtFine/{split}",
+                          f"{top}/{split}.txt", image_suffixes=("_leftImg8bit.png",),
+                          mask_suffix=mask_suffix, id_suffix="_leftImg8bit")  # fmt: skip
+    templates = (data_config.images, data_config.masks, data_config.split_file)
+    images, masks, list_file = (text.replace("{split}", split) for text in templates)
+    return SplitPaths(images, masks, list_file, bool(list_file), IMAGE_SUFFIXES, MASK_SUFFIXES,
+                      data_config.mask_suffix, LOSSY_SUFFIXES)  # fmt: skip
 
 
 def _raise(fault: DataError) -> None:
@@ -106,10 +73,7 @@ def _raise(fault: DataError) -> None:
 def find_files(data_config: DataConfig, split: str, on_fault: OnFault = _raise) -> Files:
     """Returns the files of a split; images or masks may be missing.
 
-    Args:
-      data_config: `config.data`.
-      split: name of the split.
-      on_fault: receives the error of one link or name, which is then passed over.
+    `on_fault` receives the error of one link or name, which is then passed over.
 
     Raises:
       DataError: a folder or list is missing or cannot be read, two files have one stem, or a link
@@ -137,17 +101,15 @@ def find_files(data_config: DataConfig, split: str, on_fault: OnFault = _raise) 
     if listed is None:
         stems = sorted(images.keys() | masks.keys())
     else:
-        stems = [_stem(line, images, paths) for line in listed]
-        for line, stem in zip(listed, stems, strict=True):
+        stems = []
+        for line in listed:
+            stem = _stem_of(line, images, paths)
+            if stem not in images:  # spaces around a name count only if an image has them
+                stem = _stem_of(line.strip(), images, paths)
             if stem not in images and stem not in masks:
                 _refuse_columns(line, images, root, paths)
+            stems.append(stem)
     return Files(stems, images, masks, paths.id_suffix)
-
-
-def _stem(line: str, images: dict[str, str], paths: SplitPaths) -> str:
-    """Returns the stem that a line of a list names, as it stands or without spaces around it."""
-    stem = _stem_of(line, images, paths)
-    return stem if stem in images else _stem_of(line.strip(), images, paths)
 
 
 def _stem_of(name: str, images: dict[str, str], paths: SplitPaths) -> str:
@@ -166,17 +128,13 @@ def _refuse_columns(line: str, images: dict[str, str], root: Path, paths: SplitP
     """Refuses a line of several names, or of a name and a number as in VOC's lists of a class."""
     fields = [field for field in re.split(r"[\s,;]+", line) if field]
     suffixes = (*IMAGE_SUFFIXES, *MASK_SUFFIXES)
-    is_known = all(
-        field.lower().endswith(suffixes) or _stem_of(field, images, paths) in images
-        for field in fields
-        if field not in ("-1", "0", "1")
-    )
-    if len(fields) > 1 and is_known:
-        raise DataError(
-            str(root / paths.list_file),
-            f"has a line of {len(fields)} columns ({clip(line.strip())})",
-            f"write one id a line: the path of an image under {paths.images}, without its suffix",
-        )
+    names = [field for field in fields if field not in ("-1", "0", "1")]
+    known = (n.lower().endswith(suffixes) or _stem_of(n, images, paths) in images for n in names)
+    if len(fields) > 1 and all(known):
+        what = f"has a line of {len(fields)} columns ({clip(line.strip())})"
+        fix = "write one id a line: the path of an image under "
+        fix += f"{paths.images}, without its suffix"
+        raise DataError(str(root / paths.list_file), what, fix)
 
 
 def _without(names: list[str], folder: Path, other: Path) -> list[str]:
@@ -218,8 +176,8 @@ def _walk(
                 yield prefix + entry.name
                 continue
             if any(path.startswith(here) for path in above):
-                what = "is a link to a folder it lies in"
-                on_fault(DataError(entry.path, what, "remove the link"))
+                error = DataError(entry.path, "is a link to a folder it lies in", "remove the link")
+                on_fault(error)
                 continue
             yield from _walk(entry.path, f"{prefix}{entry.name}/", inside, (*above, here), on_fault)
 
@@ -233,8 +191,7 @@ def _by_stem(
         suffix = next((s for s in suffixes if name.lower().endswith(s.lower())), "")
         stem, path = name[: len(name) - len(suffix)], str(folder / name)
         if suffix and stem in found:
-            what = f"has the same name as {found[stem]}"
-            on_fault(DataError(path, what, "remove one of them"))
+            on_fault(DataError(path, f"has the same name as {found[stem]}", "remove one of them"))
         elif suffix:
             found[stem] = path
     return found
@@ -246,8 +203,7 @@ def _read_list(root: Path, paths: SplitPaths) -> list[str] | None:
     if not paths.list_file or not os.path.lexists(path):
         if not paths.is_list_needed:
             return None
-        fix = "check config.data.root and the name of the split"
-        raise DataError(str(path), "is missing", fix)
+        raise DataError(str(path), "is missing", "check config.data.root and the name of the split")
     if path.is_symlink() and not os.path.isabs(paths.list_file):
         inside = tuple(os.path.join(os.path.realpath(place), "") for place in (root, path.parent))
         if not os.path.realpath(path).startswith(inside):

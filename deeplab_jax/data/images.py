@@ -32,8 +32,7 @@ LOSSY_FORMATS = ("JPEG", "MPO", "WEBP")  # MPO: a JPEG of several pictures
 _FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 
-# Pillow's own limit only warns, above the size that `_open` refuses; its other warnings precede an
-# error of ours.
+# Pillow's limit lies above the one of `_open`; its other warnings precede an error raised here.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
@@ -102,12 +101,9 @@ def decode_label(name: str, data: bytes) -> np.ndarray:
     """
     mask = _open_mask(name, data)
     if mask.mode not in ("1", "L", "P") and not mask.mode.startswith("I"):
-        raise DataError(
-            name,
-            f"holds colours (mode {mask.mode}), not one class index per pixel",
-            "store masks as grey or palette PNG, or list the colours in classes.json and set "
-            "config.data.mask_format=color",
-        )
+        what = f"holds colours (mode {mask.mode}), not one class index per pixel"
+        fix = "store masks as grey or palette PNG, or list the colours in classes.json and set "
+        raise DataError(name, what, fix + "config.data.mask_format=color")
     args = (mask.tile[0].args if mask.tile else "") or ""
     packing = (args if isinstance(args, str) else str(args[0])).partition(";")[2]
     if mask.mode in ("1", "L") and "I" in packing:
@@ -146,7 +142,7 @@ def write_png_indices(file: str | Path | BinaryIO, label: np.ndarray, palette: n
     `label` is uint8 (H, W), `palette` uint8 (C, 3) RGB; indices from C on are shown black.
     """
     image = Image.fromarray(label)
-    # All 256 entries: with fewer, Pillow packs indices into as few bits as the palette needs.
+    # All 256 entries: with fewer, Pillow packs indices into fewer bits.
     image.putpalette(palette.astype(np.uint8).tobytes().ljust(768, b"\0"))
     image.save(file, "PNG")
 
@@ -204,8 +200,7 @@ def _open(name: str, file: BinaryIO) -> ImageFile.ImageFile:
     if image.width * image.height > MAX_PIXELS:
         raise _too_large(name, f"{image.height} x {image.width} pixels")
     if num_pictures > 1:
-        what = f"holds {num_pictures} pictures"
-        raise DataError(name, what, "keep one picture in a file")
+        raise DataError(name, f"holds {num_pictures} pictures", "keep one picture in a file")
     return image
 
 
@@ -243,8 +238,8 @@ def _to_rgb(name: str, image: ImageFile.ImageFile) -> np.ndarray:
     if image.mode.startswith("I;16"):
         return np.stack([(_pixels(name, image) >> 8).astype(np.uint8)] * 3, -1)
     if image.mode in ("I", "F"):
-        what = "has 32 bits a channel; 8 and 16 are read"
-        raise DataError(name, what, "store it with 8 bits a channel")
+        fix = "store it with 8 bits a channel"
+        raise DataError(name, "has 32 bits a channel; 8 and 16 are read", fix)
     return _pixels(name, image, "RGB")
 
 

@@ -23,17 +23,11 @@ _UNKNOWN = 256  # a class id no palette reaches
 
 
 class Classes(NamedTuple):
-    """The classes of a data set.
+    """The classes of a data set."""
 
-    Attributes:
-      names: names of classes 0, ..., C - 1.
-      palette: uint8 (C, 3), RGB.
-      ignored_colors: uint8 (n, 3), RGB; a colour mask may hold them for ignored pixels.
-    """
-
-    names: tuple[str, ...]
-    palette: np.ndarray
-    ignored_colors: np.ndarray
+    names: tuple[str, ...]  # names of classes 0, ..., C - 1
+    palette: np.ndarray  # uint8 (C, 3), RGB
+    ignored_colors: np.ndarray  # uint8 (n, 3), RGB; a colour mask may hold them for ignored pixels
 
 
 def label_map(data_config: DataConfig, num_classes: int) -> np.ndarray:
@@ -69,8 +63,7 @@ def open_classes(data_config: DataConfig, num_classes: int) -> Classes:
       ConfigError: the data set has another number of classes, or configuration and `classes.json`
         differ.
     """
-    name = data_config.dataset
-    path = Path(data_config.root) / "classes.json"
+    name, path = data_config.dataset, Path(data_config.root) / "classes.json"
     if name in CLASS_NAMES:
         source, classes = name, Classes(CLASS_NAMES[name], PALETTES[name], _colors(()))
     elif path.is_file():
@@ -85,12 +78,10 @@ def open_classes(data_config: DataConfig, num_classes: int) -> Classes:
         names = tuple(data_config.class_names) or tuple(f"class_{i}" for i in range(num_classes))
         palette = _colors(data_config.class_colors) if data_config.class_colors else None
         classes = Classes(names, colormap(len(names)) if palette is None else palette, _colors(()))
-    if len(classes.names) != num_classes:
-        raise ConfigError(
-            "config.model.num_classes",
-            f"is {num_classes}, but {source} has {len(classes.names)} classes",
-            f"set it to {len(classes.names)}",
-        )
+    count = len(classes.names)
+    if count != num_classes:
+        what = f"is {num_classes}, but {source} has {count} classes"
+        raise ConfigError("config.model.num_classes", what, f"set it to {count}")
     return classes
 
 
@@ -119,11 +110,8 @@ def read_classes(path: Path) -> Classes:
             if "color" in entry:
                 palette[index] = entry["color"]
     except _FAULTS as error:
-        raise DataError(
-            str(path),
-            f"is no list of classes ({error!r})",
-            'write ["road", ...] or [{"name": "road", "color": [128, 64, 128]}, ...]',
-        ) from error
+        fix = 'write ["road", ...] or [{"name": "road", "color": [128, 64, 128]}, ...]'
+        raise DataError(str(path), f"is no list of classes ({error!r})", fix) from error
     return Classes(names, palette, ignored)
 
 
@@ -152,14 +140,10 @@ class ColorTable:
                 raise ConfigError("config.data.mask_format=color", what, "correct classes.json")
 
     def __call__(self, name: str, colors: np.ndarray) -> np.ndarray:
-        """Returns the classes of a mask, uint8 (H, W), 255 = ignored.
-
-        Args:
-          name: name of the mask in the error.
-          colors: uint8 (H, W, 3), RGB.
+        """Returns the classes, uint8 (H, W), 255 = ignored, of colours, uint8 (H, W, 3) RGB.
 
         Raises:
-          DataError: a colour is neither a class's nor ignored.
+          DataError: a colour is neither a class's nor ignored; the text starts with `name`.
         """
         palette, codes = self.classes.palette, _codes(colors)
         found = _inverse(palette.tobytes(), self.classes.ignored_colors.tobytes())[codes]
@@ -168,12 +152,10 @@ class ColorTable:
         unknown = np.unique(codes[found == _UNKNOWN])
         color = unknown[0] >> np.array((16, 8, 0)) & 255
         nearest = int(np.abs(palette - color).sum(1).argmin())
-        raise DataError(
-            name,
-            f"has {len(unknown)} colours that are no class, such as {_text(color)}; nearest is "
-            f"{self.classes.names[nearest]}, {_text(palette[nearest])}",
-            'add them to classes.json ("ignore": true for what is no class), or mend the mask',
-        )
+        what = f"has {len(unknown)} colours that are no class, such as {_text(color)}; nearest is "
+        what += f"{self.classes.names[nearest]}, {_text(palette[nearest])}"
+        fix = 'add them to classes.json ("ignore": true for what is no class), or mend the mask'
+        raise DataError(name, what, fix)
 
 
 def _text(color: Iterable[int]) -> str:

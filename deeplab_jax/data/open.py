@@ -6,7 +6,7 @@ from deeplab_jax.data.sources.folder import open_folder
 
 
 def open_dataset(data_config: DataConfig, num_classes: int, split: str) -> Dataset:
-    """Returns a split of the data set that the configuration names, all its files found.
+    """Returns a split of the configured data set, all its files found.
 
     Raises:
       DataError: a folder, list, image or mask is missing, or there are none.

@@ -20,33 +20,20 @@ _MAX_THREADS = 8
 
 
 class TrainBatch(NamedTuple):
-    """Rows of one training step; the device normalises, and sets pixels outside the box to 0.
+    """Rows of one training step; the device normalises, and sets pixels outside the box to 0."""
 
-    Attributes:
-      index: int64 (b,), positions in the data set.
-      image: uint8 (b, h, w, 3), RGB.
-      label: uint8 (b, h, w), classes and 255 = ignored.
-      box: int32 (b, 4), (top, left, bottom, right) of the pixels that are not padding.
-    """
-
-    index: np.ndarray  # type: ignore[assignment]  # over tuple.index
-    image: np.ndarray
-    label: np.ndarray
-    box: np.ndarray
+    index: np.ndarray  # type: ignore[assignment]  # over tuple.index; int64 (b,), in the data set
+    image: np.ndarray  # uint8 (b, h, w, 3), RGB
+    label: np.ndarray  # uint8 (b, h, w), classes and 255 = ignored
+    box: np.ndarray  # int32 (b, 4), (top, left, bottom, right) of the pixels that are not padding
 
 
 class EvalExample(NamedTuple):
-    """One whole image for evaluation.
+    """One whole image for evaluation."""
 
-    Attributes:
-      index: position in the data set.
-      image: uint8 (h, w, 3) RGB, resized for the network.
-      label: uint8 (H, W) at the mask's own size.
-    """
-
-    index: int  # type: ignore[assignment]  # over tuple.index
-    image: np.ndarray
-    label: np.ndarray
+    index: int  # type: ignore[assignment]  # over tuple.index; position in the data set
+    image: np.ndarray  # uint8 (h, w, 3) RGB, resized for the network
+    label: np.ndarray  # uint8 (H, W) at the mask's own size
 
 
 @dataclass(frozen=True)
@@ -78,46 +65,22 @@ def _permutation(seed: int, epoch: int, num_samples: int) -> np.ndarray:
 
 
 def train_batches(
-    dataset: Dataset,
-    *,
-    seed: int,
-    batch_size: int,
-    steps_per_epoch: int,
-    start: int,
-    stop: int,
-    rows: Sequence[int],
-    crop_size: tuple[int, int],
-    resize_base: tuple[int, int],
-    scale_range: tuple[float, float],
-    num_workers: int,
-) -> Iterator[TrainBatch]:
+    dataset: Dataset, *, seed: int, batch_size: int, steps_per_epoch: int, start: int, stop: int,
+    rows: Sequence[int], crop_size: tuple[int, int], resize_base: tuple[int, int],
+    scale_range: tuple[float, float], num_workers: int,
+) -> Iterator[TrainBatch]:  # fmt: skip
     """Yields the given rows of the batches of steps start, ..., stop - 1, in order.
 
-    Args:
-      dataset: the samples.
-      seed: seed of order and augmentation.
-      batch_size: rows of a step over all hosts.
-      steps_per_epoch: number of steps after which a new permutation begins.
-      start: first step.
-      stop: one past the last step.
-      rows: rows of each step to read, in this order.
-      crop_size: (height, width) of every row.
-      resize_base: (long side, short side) that scale 1 fits an image into.
-      scale_range: smallest and largest scale.
-      num_workers: processes that read; 0: threads of this process. Batches do not depend on it.
+    `batch_size` counts the rows of a step over all hosts, `crop_size` is (height, width),
+    `resize_base` the (long, short) side that scale 1 fits an image into, `scale_range` (smallest,
+    largest). With `num_workers` 0 threads of this process read. Batches do not depend on it.
 
     Raises:
       DataError: a sample cannot be used.
       ReaderError: a reading process died, or reading a sample does not end.
     """
-    load = BatchLoader(
-        dataset,
-        SampleOrder(len(dataset), seed, batch_size, steps_per_epoch),
-        tuple(rows),
-        crop_size,
-        resize_base,
-        scale_range,
-    )
+    order = SampleOrder(len(dataset), seed, batch_size, steps_per_epoch)
+    load = BatchLoader(dataset, order, tuple(rows), crop_size, resize_base, scale_range)
     steps, name_of = range(start, stop), dataset.source.names
     if num_workers:
         yield from workers.in_processes(load, steps, num_workers, name_of)
@@ -138,24 +101,16 @@ class BatchLoader:
 
     def __call__(self, step: int) -> TrainBatch:
         """Returns the rows of a step."""
-        number = len(self.rows)
-        batch = TrainBatch(
-            np.empty(number, np.int64),
-            np.empty((number, *self.crop_size, 3), np.uint8),
-            np.empty((number, *self.crop_size), np.uint8),
-            np.empty((number, 4), np.int32),
-        )
+        shape = (len(self.rows), *self.crop_size)
+        index, box = np.empty(shape[0], np.int64), np.empty((shape[0], 4), np.int32)
+        batch = TrainBatch(index, np.empty((*shape, 3), np.uint8), np.empty(shape, np.uint8), box)
         for i, row in enumerate(self.rows):
-            batch.index[i], rng = self.order.locate(int(step), row)
-            with workers.reading(batch.index[i]):
-                *_, batch.box[i] = transforms.train_transform(
-                    *self.dataset.read(int(batch.index[i])),
-                    rng,
-                    crop_size=self.crop_size,
-                    resize_base=self.resize_base,
-                    scale_range=self.scale_range,
-                    out=(batch.image[i], batch.label[i]),
-                )
+            index[i], rng = self.order.locate(int(step), row)
+            with workers.reading(index[i]):
+                *_, box[i] = transforms.train_transform(
+                    *self.dataset.read(int(index[i])), rng, crop_size=self.crop_size,
+                    resize_base=self.resize_base, scale_range=self.scale_range,
+                    out=(batch.image[i], batch.label[i]))  # fmt: skip
         return batch
 
 
@@ -169,10 +124,7 @@ def eval_examples(
 ) -> Iterator[EvalExample]:
     """Yields the images at `indices`, in order, read ahead by a few threads.
 
-    Args:
-      dataset: the samples.
-      indices: positions in the data set.
-      resize_base: (long side, short side) to fit images into; empty keeps their own size.
+    `resize_base` is the (long, short) side to fit images into; empty keeps their own size.
 
     Raises:
       DataError: a sample cannot be used.

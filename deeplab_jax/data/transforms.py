@@ -82,17 +82,12 @@ def random_window(
     for _ in range(_CROP_TRIES):
         top, left = int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1))
         window = slice(top, top + h), slice(left, left + w)
-        counts = _class_counts(label[window])
+        counts = cv2.calcHist([label[window]], [0], None, [256], [0, 256]).ravel()  # no copy
+        counts = counts[:IGNORE_INDEX].astype(np.int64)  # faster than bincount
         valid = counts.sum()
         if np.count_nonzero(counts) > 1 and counts.max() / valid < _MAX_CLASS_SHARE:
             break
     return window if valid else (slice(0, height), slice(0, width))
-
-
-def _class_counts(label: np.ndarray) -> np.ndarray:
-    """Returns the pixels of each class, int64 (255,); faster than bincount, without a copy."""
-    counts = cv2.calcHist([label], [0], None, [256], [0, 256]).ravel()
-    return counts[:IGNORE_INDEX].astype(np.int64)
 
 
 def random_flip(
@@ -150,8 +145,7 @@ def adjust_hue(image: np.ndarray, shift: int) -> np.ndarray:
 
 
 def _linear_table(factor: float, delta: float) -> np.ndarray:
-    levels = np.arange(256, dtype=np.float32) * factor + delta
-    return np.clip(levels, 0, 255).astype(np.uint8)
+    return np.clip(np.arange(256, dtype=np.float32) * factor + delta, 0, 255).astype(np.uint8)
 
 
 def _look_up(image: np.ndarray, table: np.ndarray) -> np.ndarray:
@@ -176,22 +170,15 @@ def place(
 
     The reference swaps height and width of the target if the image's orientation opposes it.
     Batches have one shape here, so nothing is swapped; a crop fits either way, its padding moves.
-
-    Args:
-      image: uint8 (H, W, 3).
-      label: uint8 (H, W).
-      crop_size: (h, w).
-      out: arrays to write image and label to, such as a batch's rows; new arrays by default.
+    Image and label are written to `out`, such as the rows of a batch, or to new arrays.
 
     Returns:
       The image, uint8 (h, w, 3), padded with 0; the label, uint8 (h, w), padded with 255; and the
       box of the image in it, int32 (top, left, bottom, right), the last two exclusive.
     """
     (top, bottom, rows), (left, right, columns) = map(_centre, label.shape, crop_size)
-    out_image, out_label = out or (
-        np.empty((*crop_size, 3), np.uint8),
-        np.empty(crop_size, np.uint8),
-    )
+    out = out or (np.empty((*crop_size, 3), np.uint8), np.empty(crop_size, np.uint8))
+    out_image, out_label = out
     if (bottom - top, right - left) != crop_size:
         out_image.fill(0)
         out_label.fill(IGNORE_INDEX)
@@ -209,15 +196,10 @@ def _centre(size: int, target: int) -> tuple[int, int, slice]:
 
 
 def train_transform(
-    image: np.ndarray,
-    label: np.ndarray,
-    rng: np.random.Generator,
-    *,
-    crop_size: tuple[int, int],
-    resize_base: tuple[int, int],
-    scale_range: tuple[float, float],
+    image: np.ndarray, label: np.ndarray, rng: np.random.Generator, *, crop_size: tuple[int, int],
+    resize_base: tuple[int, int], scale_range: tuple[float, float],
     out: tuple[np.ndarray, np.ndarray] | None = None,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
     """Returns one augmented training sample: image, label and box, as `place` does."""
     size = random_size(label.shape, rng, resize_base, scale_range)
     label = resize_label(label, size)

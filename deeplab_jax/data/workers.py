@@ -66,11 +66,7 @@ def in_threads(
 ) -> Iterator[R]:
     """Yields read(item) for each item, in order, read ahead by threads.
 
-    Args:
-      read: notes by `reading` the sample that it reads.
-      items: arguments, taken one after each result.
-      num_threads: number of threads.
-      name_of: names in messages.
+    `read` notes by `reading` the sample that it reads. One item is taken after each result.
 
     Raises:
       ReaderError: reading a sample does not end.
@@ -87,20 +83,21 @@ def in_processes(
 ) -> Iterator[R]:
     """Yields load(item) for each item, in order, read ahead by processes.
 
-    Args:
-      load: picklable; returns a named tuple of arrays, and notes by `reading` what it reads.
-      items: arguments.
-      num_processes: number of processes.
-      name_of: names in messages.
+    `load` is picklable, returns a named tuple of arrays, and notes by `reading` what it reads.
 
     Raises:
       ReaderError: a process died, or reading a sample does not end.
       Exception: an error of `load`.
     """
     import grain  # takes 3 s, therefore only here
+    from absl import flags
 
-    _mark_flags_parsed()
-    _start_tracker()
+    flags.FLAGS.mark_as_parsed()  # grain's processes read flags outside `absl.app.run`
+    # Python's remover of the shared memory that a killed process leaves; a warning of it would
+    # follow the command's last line.
+    sys.warnoptions.append("ignore:resource_tracker:UserWarning")
+    resource_tracker.ensure_running()
+    sys.warnoptions.pop()
     with tempfile.NamedTemporaryFile(prefix="deeplab-readers-") as file:
         notes = np.memmap(file.name, np.int64, "w+", shape=(num_processes, 4))
         results = grain.MapDataset.range(items.start, items.stop).map(load)
@@ -150,9 +147,7 @@ def _ahead(
 
 
 def _work(
-    read: Callable[[T], R],
-    todo: "queue.SimpleQueue[tuple[Future[R], T] | None]",
-    note: np.ndarray,
+    read: Callable[[T], R], todo: "queue.SimpleQueue[tuple[Future[R], T] | None]", note: np.ndarray
 ) -> None:
     # Inherited by processes that grain starts from this thread: from their first moment on, the
     # parent alone handles a signal to the whole group.
@@ -200,9 +195,8 @@ class _Watch:
         error = future.exception() if future.done() else None
         if isinstance(error, RuntimeError) and "terminated unexpectedly" in str(error):
             self._look()  # grain noticed first
-            self._failure = self._failure or ReaderError(
-                "a reading process", "died before its first sample", _FREE
-            )
+            unseen = ReaderError("a reading process", "died before its first sample", _FREE)
+            self._failure = self._failure or unseen
         if self._failure is not None:
             raise self._failure from error
         return future.result()
@@ -262,8 +256,8 @@ class _Watch:
 
     def _stuck(self, notes: np.ndarray) -> ReaderError:
         """Prints where the noted readers stand, and returns the error."""
-        kind = "process" if self._are_processes else "thread"
         for who, count, index, _ in notes:
+            kind = "process" if self._are_processes else "thread"
             state = "reading" if count % 2 else "idle after"
             _tell(f"{kind} {who}: {state} {' and '.join(self._name_of(index))}")
         self._tell_stacks(notes[:, _WHO])
@@ -301,7 +295,7 @@ def _children() -> list[int]:
 
 
 def _start_process(notes_path: str, worker: int, num_workers: int) -> None:
-    """Makes a process that grain started a reader."""
+    """Turns a process that grain started into a reader."""
     cv2.setNumThreads(0)  # the processes are the parallelism
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # sent to the whole group; the parent handles it
@@ -309,16 +303,6 @@ def _start_process(notes_path: str, worker: int, num_workers: int) -> None:
     note = np.memmap(notes_path, np.int64, "r+", shape=(num_workers, 4))[worker]
     _mine.note, note[_WHO] = note, os.getpid()
     threading.Thread(target=_beat, args=(notes_path, note), daemon=True).start()
-
-
-def _start_tracker() -> None:
-    """Starts Python's remover of the shared memory that a killed process leaves, without warnings.
-
-    A warning would follow the command's last line.
-    """
-    sys.warnoptions.append("ignore:resource_tracker:UserWarning")
-    resource_tracker.ensure_running()
-    sys.warnoptions.pop()
 
 
 def _beat(notes_path: str, note: np.ndarray) -> None:
@@ -331,11 +315,3 @@ def _beat(notes_path: str, note: np.ndarray) -> None:
     with suppress(OSError):
         os.unlink(notes_path)
     os._exit(1)
-
-
-def _mark_flags_parsed() -> None:
-    """Lets grain's worker processes read absl flags outside `absl.app.run`."""
-    from absl import flags
-
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()

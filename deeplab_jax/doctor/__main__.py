@@ -19,25 +19,17 @@ _EXAMPLES = """\
 
 
 def main(argv: list[str]) -> None:
-    """Parses and checks the flags, then runs `deeplab_jax.doctor.run`.
-
-    Raises:
-      DeepLabError: see `deeplab_jax.errors`; `cli.run` prints it.
-    """
+    """Parses and checks the flags, then runs `deeplab_jax.doctor.run`."""
     parser = cli.Parser("doctor", _EXAMPLES)
-    parser.add_argument("--data", metavar="DIR", help="a folder of images and masks")
-    parser.add_argument("--config", metavar="FILE", help="a recipe, whose own data is checked")
-    parser.add_argument("--json", metavar="FILE", help="write everything there, nothing cut short")
-    parser.add_argument("--write-config", metavar="FILE", help="propose a recipe for --data")
-    parser.add_argument(
-        "--val-fraction",
-        metavar="X",
-        type=float,
-        default=0.2,
-        help="images to validate on where the data has no split (0.2)",
-    )
-    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of that split (0)")
-    parser.add_argument("--config.x", metavar="VALUE", help="any field of the recipe")
+    add = parser.add_argument
+    add("--data", metavar="DIR", help="a folder of images and masks")
+    add("--config", metavar="FILE", help="a recipe, whose own data is checked")
+    add("--json", metavar="FILE", help="write everything there, nothing cut short")
+    add("--write-config", metavar="FILE", help="propose a recipe for --data")
+    text = "images to validate on where the data has no split (0.2)"
+    add("--val-fraction", metavar="X", type=float, default=0.2, help=text)
+    add("--seed", metavar="N", type=int, default=0, help="of that split (0)")
+    add("--config.x", metavar="VALUE", help="any field of the recipe")
     args, overrides = parser.parse(argv)
     _check_arguments(args, overrides)
     from deeplab_jax.doctor.run import run
@@ -49,12 +41,6 @@ def main(argv: list[str]) -> None:
 
 
 def _check_arguments(args: argparse.Namespace, overrides: list[str]) -> None:
-    """Refuses flags that do not fit together.
-
-    Raises:
-      ConfigError: a flag is missing, superfluous or out of range.
-      ResourceError: `--json` could not be written.
-    """
     if bool(args.data) == bool(args.config):
         fix = "name a folder with --data or a recipe with --config"
         raise ConfigError("deeplab doctor", "wants one of --data and --config", fix)

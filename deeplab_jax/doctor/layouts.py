@@ -41,19 +41,12 @@ _Folders = dict[str, set[str]]  # {folder under the root: stems of its images}; 
 
 @dataclass(frozen=True)
 class GuessedLayout:
-    """Where a data set lies.
+    """Where a data set lies."""
 
-    Attributes:
-      data: `config.data` that reads it.
-      splits: names of the splits, the training split first; one name if there is no split.
-      is_split: whether training and validation images are told apart.
-      why: how the layout was recognised, in words.
-    """
-
-    data: DataConfig
-    splits: tuple[str, ...]
-    is_split: bool
-    why: str
+    data: DataConfig  # reads the data set
+    splits: tuple[str, ...]  # names, the training split first; one name if there is no split
+    is_split: bool  # whether training and validation images are told apart
+    why: str  # how the layout was recognised, in words
 
 
 def guess(root: str | Path) -> GuessedLayout:
@@ -65,30 +58,22 @@ def guess(root: str | Path) -> GuessedLayout:
     root = Path(root).resolve()
     if not root.is_dir():
         raise DataError(str(root), "is not a folder", "name the folder of your images and masks")
-    layout = _official(root)
-    folders = {} if layout else _folders(root)
-    layout = layout or _by_content(root, folders)
-    if layout is None:
-        seen = [f"{name or '.'} ({len(stems)})" for name, stems in folders.items()]
-        more = f" and {len(seen) - _MAX_SEEN} more" if len(seen) > _MAX_SEEN else ""
-        raise DataError(
-            str(root),
-            "holds no images with masks of the same names; folders with pictures: "
-            + (", ".join(seen[:_MAX_SEEN]) + more or "none"),
-            "lay them out as images/train/NAME.jpg and labels/train/NAME.png, or describe where "
-            "they are in a recipe (config.data.images, masks, mask_suffix) and use --config",
-        )
-    return layout
+    if layout := _official(root):
+        return layout
+    folders = _folders(root)
+    if layout := _by_content(root, folders):
+        return layout
+    seen = [f"{name or '.'} ({len(stems)})" for name, stems in folders.items()]
+    more = f" and {len(seen) - _MAX_SEEN} more" if len(seen) > _MAX_SEEN else ""
+    what = "holds no images with masks of the same names; folders with pictures: "
+    what += ", ".join(seen[:_MAX_SEEN]) + more or "none"
+    fix = "lay them out as images/train/NAME.jpg and labels/train/NAME.png, or describe where "
+    fix += "they are in a recipe (config.data.images, masks, mask_suffix) and use --config"
+    raise DataError(str(root), what, fix)
 
 
-# The table's data sets
-
-
-_TOPS = {
-    "voc": ("VOCdevkit", "VOC2012"),
-    "ade20k": ("ADE20k", "ADEChallengeData2016"),
-    "cityscapes": ("CityScapes",),
-}
+_TOPS = {"voc": ("VOCdevkit", "VOC2012"), "ade20k": ("ADE20k", "ADEChallengeData2016"),
+         "cityscapes": ("CityScapes",)}  # fmt: skip
 _VOC_VAL = 1449  # images
 
 
@@ -122,9 +107,6 @@ def _official_train_split(name: str, top: Path) -> str:
     return "train" if all((top / folder).is_dir() for folder in folders) else ""
 
 
-# Any other folder
-
-
 class _Place(NamedTuple):
     """A pair of folders, {split} in place of the split's name."""
 
@@ -149,17 +131,13 @@ def _by_content(root: Path, folders: _Folders) -> GuessedLayout | None:
         group.stems |= folders[images]
         if split and split not in group.splits:
             group.splits.append(split)
-    if not groups:
-        return None
-    place, group = max(groups.items(), key=lambda item: (item[1].pairs, item[0]))
-    return _layout(root, place, group)
+    best = max(groups.items(), key=lambda item: (item[1].pairs, item[0]), default=None)
+    return best and _layout(root, *best)
 
 
 def _layout(root: Path, place: _Place, group: _Group) -> GuessedLayout:
-    images, masks, lists = place.images, place.masks, ""
-    why = f"{images} with {masks}"
-    if place.suffix:
-        why += f", masks named NAME{place.suffix}"
+    (images, masks, suffix), lists = place, ""
+    why = f"{images} with {masks}" + (f", masks named NAME{suffix}" if suffix else "")
     splits = _ordered(_with_missing(root, place, group.splits))
     if not splits:
         lists, splits = _lists(root, place, group.stems)
@@ -172,7 +150,7 @@ def _layout(root: Path, place: _Place, group: _Group) -> GuessedLayout:
     if not is_split:
         splits, why = splits[:1] or ("all",), f"{why}, without a split"
         images, masks = (folder.replace("{split}", splits[0]) for folder in (images, masks))
-    data = replace(data, root=str(root), images=images, masks=masks, mask_suffix=place.suffix,
+    data = replace(data, root=str(root), images=images, masks=masks, mask_suffix=suffix,
                    split_file=lists, train_split=splits[0], val_split=splits[:2][-1])  # fmt: skip
     return GuessedLayout(data, splits, is_split, why)
 
@@ -235,30 +213,22 @@ def _matches(root: Path, folders: _Folders) -> list[tuple[str, str, str, int]]:
     found = [f for f in found if not _is_other(f[0])] or found
     paired = {name for pair in found for name in pair[:2]}
     for name in folders.keys() - paired:
+        stems = folders[name]
         if _is_other(name) or (paired and any(map(_is_mask_word, name.split("/")))):
             continue
-        stems = folders[name]
         pairs, suffix = _longer(stems, stems, _ENOUGH * len(stems) / 2, _is_mask_word)
-        pairs = pairs or _twins(root / name)
-        if pairs:
+        if pairs := pairs or _twins(root / name):
             found.append((name, name, suffix, pairs))
     return sorted(found)
 
 
 def _is_pair(images: str, masks: str) -> bool:
-    """Tells whether names of two folders are those of images and of their masks.
-
-    Folders of different splits are none. The parts that both paths share are not looked at.
-    """
+    """Tells whether two folders of one split have names of images and masks, common parts aside."""
     start, end = _common(images, masks)
-    one, other = (name.split("/")[start:] for name in (images, masks))
-    one, other = one[: len(one) - end], other[: len(other) - end]
-    return (
-        len({_split_of(images), _split_of(masks)} - {None}) < 2
-        and any(map(_is_mask_word, other))
-        and not any(map(_is_mask_word, one))
-        and not any(map(_is_other, other))
-    )
+    one, other = (n.split("/")[start : n.count("/") + 1 - end] for n in (images, masks))
+    is_named = any(map(_is_mask_word, other)) and not any(map(_is_mask_word, one))
+    is_one_split = len({_split_of(images), _split_of(masks)} - {None}) < 2
+    return is_named and is_one_split and not any(map(_is_other, other))
 
 
 def _common(one: str, other: str) -> tuple[int, int]:
@@ -310,12 +280,8 @@ def _longer(
     stems: set[str], masks: set[str], enough: float, is_wanted: Callable[[str], bool]
 ) -> tuple[int, str]:
     """Returns (pairs, suffix) of the suffix that most often follows a stem in `masks`."""
-    counts = Counter(
-        mask[cut:]
-        for mask in masks
-        for cut in range(1, len(mask))
-        if mask[:cut] in stems and is_wanted(mask[cut:])
-    )
+    cuts = ((mask[:cut], mask[cut:]) for mask in masks for cut in range(1, len(mask)))
+    counts = Counter(end for stem, end in cuts if stem in stems and is_wanted(end))
     suffix, pairs = max(counts.items(), key=lambda c: (c[1], c[0]), default=("", 0))
     return (pairs, suffix) if pairs >= enough else (0, "")
 

@@ -13,10 +13,9 @@ import numpy as np
 
 from deeplab_jax.config import flatten, get_config
 from deeplab_jax.data.classes import CLASS_NAMES
-from deeplab_jax.doctor.finding import Finding, worst_first
 from deeplab_jax.doctor.layouts import GuessedLayout
 from deeplab_jax.doctor.scan import SampleFacts
-from deeplab_jax.doctor.survey import Survey
+from deeplab_jax.doctor.survey import Finding, Survey, worst_first
 from deeplab_jax.errors import DataError
 
 OUTPUT_STRIDE = 16
@@ -30,32 +29,22 @@ _WHITE = (255, 255, 255)
 
 
 class Field(NamedTuple):
-    """The value of a field and why it is proposed.
+    """The value of a field and why it is proposed."""
 
-    Attributes:
-      value: value of the field's type; None for the path of list files beside the recipe.
-      reason: one sentence.
-    """
-
+    # value of the field's type; None for the path of list files beside the recipe
     value: str | int | tuple[int, ...] | tuple[str, ...] | None
-    reason: str
+    reason: str  # one sentence
 
 
 Fields = dict[str, Field]  # by name under `config`, such as "data.root"
 
 
 class Proposal(NamedTuple):
-    """A recipe that is not yet written.
+    """A recipe that is not yet written."""
 
-    Attributes:
-      dataset: argument of `config.get_config`.
-      fields: fields of the recipe, in order.
-      unsplit: names of samples to be split by fraction, in groups of equal pictures.
-    """
-
-    dataset: str
-    fields: Fields
-    unsplit: list[list[str]]
+    dataset: str  # argument of `config.get_config`
+    fields: Fields  # in order
+    unsplit: list[list[str]]  # samples to split by fraction, in groups of equal pictures
 
 
 def settle(survey: Survey, findings: Sequence[Finding]) -> list[Finding]:
@@ -77,7 +66,9 @@ def propose(survey: Survey, layout: GuessedLayout) -> Proposal:
     """
     _check_names(survey, layout)
     train = _usable(survey.of_split(survey.splits[0]))
-    unsplit = [] if layout.is_split else _groups(train)
+    groups: dict[bytes, list[str]] = defaultdict(list)
+    for f in [] if layout.is_split else train:
+        groups[f.image_hash].append(f.pair.stem)
     if len(train) < (2 if layout.is_split else 3):
         what = f"{len(train)} usable training images"
         raise DataError(str(survey.root), what, "two or more are needed, and one to validate on")
@@ -94,7 +85,7 @@ def propose(survey: Survey, layout: GuessedLayout) -> Proposal:
     # Lines equal to the default are left out: all for a data set of the table, else this one.
     is_quiet = fields.keys() if dataset in CLASS_NAMES else {"train.loss_groups"}
     fields = {k: f for k, f in fields.items() if k not in is_quiet or defaults[k] != f.value}
-    return Proposal(dataset, fields, unsplit)
+    return Proposal(dataset, fields, list(groups.values()))
 
 
 def _check_names(survey: Survey, layout: GuessedLayout) -> None:
@@ -121,13 +112,6 @@ def _usable(facts: Sequence[SampleFacts]) -> list[SampleFacts]:
     return [f for f in facts if f.pair.image and f.pair.mask and f.image_size]
 
 
-def _groups(facts: Sequence[SampleFacts]) -> list[list[str]]:
-    groups: dict[bytes, list[str]] = defaultdict(list)
-    for f in facts:
-        groups[f.image_hash].append(f.pair.stem)
-    return list(groups.values())
-
-
 def _place_fields(layout: GuessedLayout) -> Fields:
     data, splits, reason = layout.data, layout.splits, "found there"
     fields = {
@@ -141,10 +125,8 @@ def _place_fields(layout: GuessedLayout) -> Fields:
         reason = "a random split, written beside this file: no picture is in both"
         fields["data.split_file"] = Field(None, reason)
         splits, reason = ("train", "val"), "a list each"
-    return fields | {
-        "data.train_split": Field(splits[0], reason),
-        "data.val_split": Field(splits[1], reason),
-    }
+    parts = zip(("data.train_split", "data.val_split"), splits, strict=False)
+    return fields | {key: Field(split, reason) for key, split in parts}
 
 
 def _is_color(survey: Survey) -> bool:
@@ -162,11 +144,10 @@ def _class_fields(survey: Survey) -> Fields:
     if survey.data.mask_format == "color":
         fields["data.mask_format"] = Field("color", "colours of classes.json")
     elif _is_color(survey):
-        colors = [color for color, _ in survey.colors.most_common()]
         fields["data.mask_format"] = Field("color", "the masks hold colours")
         if not has_file:
-            names = tuple(f"class_{i}" for i in range(len(colors)))
-            flat = tuple(part for color in colors for part in color)
+            names = tuple(f"class_{i}" for i in range(len(survey.colors)))
+            flat = tuple(part for color, _ in survey.colors.most_common() for part in color)
             reason = "R, G, B of each class, the most frequent colour first"
             fields["data.class_colors"] = Field(flat, reason)
     elif survey.values.is_binary and not survey.is_described:
@@ -212,20 +193,17 @@ def _size_fields(survey: Survey, train: Sequence[SampleFacts]) -> Fields:
     reason = f"multiples of 64 or 32; {shape}; up to {_MAX_CROP} for memory"
     if min(crop) > limit:
         reason += f"; above {limit}, the reach of the largest atrous rate"
-    native = "median (long, short) side: scale 1 is native"
-    fields: Fields = {
-        "data.resize_base": Field((long, short), native),
-        "data.crop_size": Field(crop, reason),
-    }
+    base = Field((long, short), "median (long, short) side: scale 1 is native")
+    fields: Fields = {"data.resize_base": base, "data.crop_size": Field(crop, reason)}
     if min(crop) <= limit:
         side = min(crop) // OUTPUT_STRIDE
         rates = tuple(max(1, (side - 1) * part // 3) for part in (1, 2, 3))
         reason = f"a crop's feature map is {side} wide: larger rates would see only padding"
         fields["model.atrous_rates"] = Field(rates, reason)
     num_sizes = len({f.image_size for f in _usable(survey.facts)})
-    base, reason = (long, short), f"as in training; images have {num_sizes} sizes"
+    base = Field((long, short), f"as in training; images have {num_sizes} sizes")
     one = Field((), "all images have one size: evaluated at it")
-    return fields | {"eval.resize_base": one if num_sizes == 1 else Field(base, reason)}
+    return fields | {"eval.resize_base": one if num_sizes == 1 else base}
 
 
 def _crop(side: int) -> int:
@@ -246,12 +224,11 @@ def length_fields(number: int) -> Fields:
     steps = f"{per_epoch} steps each, {epochs * per_epoch} in all; aimed at {_STEPS}{bounds}"
     few = f"there are but {number} images to train on"
     usual = "fits most cards at this crop; 16 where memory allows"
-    every = max(1, epochs // _EVALUATIONS)
-    threads = "threads; some processes if `data wait` stays above 5 %"
+    every = Field(max(1, epochs // _EVALUATIONS), f"about {_EVALUATIONS} times in the run")
     return {
         "train.batch_size": Field(batch, few if batch < 8 else usual),
         "train.loss_groups": Field(1, "one loss over the batch"),
         "train.epochs": Field(epochs, steps),
-        "eval.every_epochs": Field(every, f"about {_EVALUATIONS} times in the run"),
-        "data.num_workers": Field(0, threads),
+        "eval.every_epochs": every,
+        "data.num_workers": Field(0, "threads; some processes if `data wait` stays above 5 %"),
     }

@@ -32,14 +32,10 @@ def check_free(path: str, layout: GuessedLayout) -> None:
 def write(proposal: Proposal, path: str, val_fraction: float, seed: int) -> None:
     """Writes the recipe, and the lists of a split by fraction; prints each value's reason.
 
-    Args:
-      proposal: the recipe.
-      path: file of the recipe; lists get its name and `_train.txt`, `_val.txt`.
-      val_fraction: share of the images to validate on, between 0 and 1.
-      seed: seed of the split.
+    Lists get the recipe's name and `_train.txt`, `_val.txt`.
 
     Raises:
-      ResourceError: a file appeared meanwhile or cannot be written; see `cli.run`.
+      OSError: a file appeared meanwhile or cannot be written.
     """
     fields = proposal.fields
     if proposal.unsplit:
@@ -73,31 +69,27 @@ def split(
 ) -> tuple[list[str], list[str]]:
     """Returns (training, validation) names, at least one of each, no group in both."""
     order = np.random.default_rng(seed).permutation(len(groups))
-    total = sum(map(len, groups))
-    val: list[str] = []
+    wanted = max(1, round(fraction * sum(map(len, groups))))
     train: list[str] = []
-    for number, index in enumerate(order):
-        is_last = number == len(groups) - 1
-        to_val = (not val or len(val) < round(fraction * total)) and not (is_last and not train)
-        (val if to_val else train).extend(groups[index])
+    val: list[str] = []
+    for number, index in enumerate(order, 1):
+        is_last_chance = number == len(groups) and not train
+        (val if len(val) < wanted and not is_last_chance else train).extend(groups[index])
     return sorted(train), sorted(val)
 
 
 def to_python(dataset: str, fields: Fields, path: str) -> str:
     """Returns the recipe's source, formatted as ruff does."""
-    lines = []
+    lines, imports, start = [], "", "    # "
     for key, field in fields.items():
-        start = "    # "
         lines += textwrap.wrap(field.reason, _WIDTH, initial_indent=start, subsequent_indent=start)
         if field.value is None:
-            name = f"{Path(path).stem}_{{split}}.txt"
+            imports, name = "from pathlib import Path\n\n", f"{Path(path).stem}_{{split}}.txt"
             lines.append(f'    lists = Path(__file__).resolve().with_name("{name}")')
             lines.append(f"    c.{key} = str(lists)")
         else:
             lines += _assign(f"    c.{key} = ", field.value)
     body = "\n".join(lines)
-    needs_path = any(field.value is None for field in fields.values())
-    imports = "from pathlib import Path\n\n" if needs_path else ""
     return f'''"""Proposed by `deeplab doctor`: change what you know better.
 
 Train with it: deeplab train --config {Path(path).name}

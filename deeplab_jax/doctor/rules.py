@@ -7,9 +7,8 @@ from typing import NamedTuple
 
 from deeplab_jax.config import IGNORE_INDEX
 from deeplab_jax.data.labels import value_ranges
-from deeplab_jax.doctor.finding import Finding, worst_first
 from deeplab_jax.doctor.scan import Color, Pair, SampleFacts
-from deeplab_jax.doctor.survey import Survey
+from deeplab_jax.doctor.survey import Finding, Survey, worst_first
 
 _USUAL_BATCH = 8
 _MAX_CLASSES = 255
@@ -17,14 +16,10 @@ _SHIFTS = {-1: "subtracted", 1: "added"}
 
 
 class Case(NamedTuple):
-    """A finding whose text depends on more than the number of places.
+    """A finding whose text depends on more than the number of places."""
 
-    Attributes:
-      items: the places; a case without places is a finding, too.
-      words: values of the names in braces in the rule's title and fix.
-    """
-
-    items: tuple[str, ...] = ()
+    items: tuple[str, ...] = ()  # the places; a case without places is a finding, too
+    # values of the names in braces in the rule's title and fix
     words: Mapping[str, str | int] = MappingProxyType({})
 
 
@@ -32,21 +27,13 @@ Find = Callable[[Survey], Iterable[str | Case]]
 
 
 class Rule(NamedTuple):
-    """One check, and the text of its finding; see `Finding`.
-
-    Attributes:
-      severity: severity of the finding.
-      kind: kind of the finding.
-      title: title; {n} is the number of places, {s}, {es}, {v} and {be} agree with it.
-      fix: fix, or a function that returns it.
-      find: returns the places, which make one finding together; or cases, a finding each.
-    """
+    """One check, and the text of its finding; see `Finding`."""
 
     severity: str
     kind: str
-    title: str
+    title: str  # {n} is the number of places; {s}, {es}, {v} and {be} agree with it
     fix: str | Callable[[Survey], str]
-    find: Find
+    find: Find  # returns the places, which make one finding together; or cases, a finding each
 
 
 def check(survey: Survey) -> list[Finding]:
@@ -75,14 +62,8 @@ def _count(number: int) -> dict[str, str | int]:
 
 def _each(kind: str, text_of: Callable[[SampleFacts], str]) -> Find:
     """Returns a search for samples with a text, shown by the path of their "image" or "mask"."""
-    return lambda survey: (
-        f"{survey.name(getattr(f.pair, kind))}: {text}"
-        for f in survey.facts
-        if (text := text_of(f))
-    )
-
-
-# Files
+    return lambda survey: (f"{survey.name(getattr(f.pair, kind))}: {text}"
+                           for f in survey.facts if (text := text_of(f)))  # fmt: skip
 
 
 def _key(pair: Pair) -> tuple[str, str]:
@@ -114,16 +95,17 @@ def _names_in_two_cases(survey: Survey) -> Iterator[str]:
     return (f"{split}: {', '.join(sorted(s))}" for (split, _), s in same.items() if len(s) > 1)
 
 
-def _by_hash(hashes: Iterable[tuple[bytes, SampleFacts]]) -> Iterable[list[SampleFacts]]:
+def _by_hash(facts: Iterable[SampleFacts], kind: str) -> Iterable[list[SampleFacts]]:
     groups: dict[bytes, list[SampleFacts]] = defaultdict(list)
-    for digest, f in hashes:
-        groups[digest].append(f)
+    for f in facts:
+        if f.image_hash:
+            groups[getattr(f, kind)].append(f)
     return groups.values()
 
 
 def _duplicates(survey: Survey, is_leak: bool) -> Iterator[str]:
     """Yields equal pictures: of more than one split, or of one."""
-    for group in _by_hash((f.image_hash, f) for f in survey.facts if f.image_hash):
+    for group in _by_hash(survey.facts, "image_hash"):
         num_splits = len({f.pair.split for f in group})
         if len(group) > 1 and is_leak == (num_splits > 1):
             differ = not is_leak and any(f.counts != group[0].counts for f in group)
@@ -133,7 +115,7 @@ def _duplicates(survey: Survey, is_leak: bool) -> Iterator[str]:
 
 def _masks_of_several(survey: Survey) -> Iterator[str]:
     drawn = [f for f in survey.facts if f.mask_hash and len(f.counts) > 1 and not f.is_same_file]
-    for group in _by_hash((f.mask_hash, f) for f in drawn if f.image_hash):
+    for group in _by_hash(drawn, "mask_hash"):
         if len({f.image_hash for f in group}) > 1:
             yield " = ".join(survey.name(f.pair.mask) for f in group)
 
@@ -144,20 +126,10 @@ def _few_images(survey: Survey, batch: int | None) -> Iterator[Case]:
         yield Case(words={"number": number, "batch": batch})
 
 
-def _modes(survey: Survey) -> Iterator[Case]:
-    modes = Counter(f.image_mode for f in survey.facts if f.image_mode not in ("", "RGB"))
-    if modes:
-        kinds = ", ".join(f"{count} {mode}" for mode, count in modes.most_common())
-        yield Case(words={"number": sum(modes.values()), "kinds": kinds})
-
-
-def _foreign(survey: Survey) -> Iterator[Case]:
-    if survey.foreign:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in survey.foreign.most_common(6))
-        yield Case(words={"number": sum(survey.foreign.values()), "kinds": kinds})
-
-
-# Sizes and EXIF orientations
+def _kinds(counts: Counter[str], limit: int | None = None) -> Iterator[Case]:
+    if counts:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in counts.most_common(limit))
+        yield Case(words={"number": counts.total(), "kinds": kinds})
 
 
 def _disagreement(f: SampleFacts) -> dict[str, str]:
@@ -175,9 +147,6 @@ def _disagreement(f: SampleFacts) -> dict[str, str]:
     if f.orientation > 4 and mask_size == turned:  # 5 to 8 swap the sides
         return {"turned image": f"upright {image}, mask {mask}"}
     return {"differ": f"{mask}, its image {image}"}
-
-
-# Values and colours
 
 
 def _color_text(facts: SampleFacts) -> str:
@@ -230,8 +199,8 @@ def _values(values: Iterable[int]) -> str:
 
 
 def _no_zero(survey: Survey) -> Iterator[Case]:
-    classes = () if survey.is_described else survey.values.classes
-    if classes and classes[0] > 0:
+    classes = survey.values.classes
+    if not survey.is_described and classes and classes[0] > 0:
         more = ": masks look shifted by one" if classes[0] == 1 else ""
         yield Case(words={"first": classes[0], "last": classes[-1], "more": more})
 
@@ -255,9 +224,6 @@ def _mixed_masks(survey: Survey) -> Iterator[Case]:
     if few and survey.data.mask_format != "color":
         items = tuple(survey.name(f.pair.mask) for f in few)
         yield Case(items, {"kind": kind, "others": max(len(masks), len(grey))})
-
-
-# Classes
 
 
 def _absent_classes(survey: Survey) -> Iterator[Case]:
@@ -368,8 +334,10 @@ RULES = (
          "nothing to do",
          lambda s: [Case(words=_count(n))] if (n := sum(bool(f.palette) for f in s.facts)) else []),
     Rule("note", "image-mode", "{number} image(s) of other kinds than RGB ({kinds})",
-         "they are opened as 8-bit RGB, alpha dropped", _modes),
+         "they are opened as 8-bit RGB, alpha dropped",
+         lambda s: _kinds(Counter(f.image_mode for f in s.facts
+                                  if f.image_mode not in ("", "RGB")))),
     Rule("note", "foreign-files", "{number} other or hidden file(s) passed over ({kinds})",
-         "nothing to do", _foreign),
+         "nothing to do", lambda s: _kinds(s.foreign, 6)),
 )
 # fmt: on

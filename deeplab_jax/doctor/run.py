@@ -9,26 +9,16 @@ from deeplab_jax.errors import DataError
 
 
 def run(
-    source: str,
-    overrides: Sequence[str] | None,
-    json_path: str | None,
-    recipe_path: str | None = None,
-    val_fraction: float = 0.2,
-    seed: int = 0,
-) -> None:
+    source: str, overrides: Sequence[str] | None, json_path: str | None,
+    recipe_path: str | None = None, val_fraction: float = 0.2, seed: int = 0,
+) -> None:  # fmt: skip
     """Checks a data set, prints the report, and writes the files that were asked for.
 
-    Args:
-      source: folder of images and masks, or a recipe by path or name.
-      overrides: fields of the recipe, as `--config.x=y`; None if `source` is a folder.
-      json_path: file of the whole report, or None.
-      recipe_path: file of the recipe to propose for a folder, or None.
-      val_fraction: share of the images to validate on, if the folder has no split.
-      seed: seed of that split.
+    `source` is a folder of images and masks, with `overrides` None; else a recipe by path or name,
+    with `overrides` as `--config.x=y`. `val_fraction` and `seed` split a folder that has no split.
 
     Raises:
       DataError: the data set has errors.
-      DeepLabError: see `deeplab_jax.errors`.
     """
     began = time.perf_counter()
     layout = None

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -17,14 +18,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from deeplab_jax.data.images import (
-    LOSSY_FORMATS,
-    orientation,
-    read_color_label,
-    read_image,
-    read_label,
-    read_size,
-)
+from deeplab_jax.data import images
 from deeplab_jax.data.labels import ColorTable
 from deeplab_jax.errors import DataError
 
@@ -47,48 +41,28 @@ class Pair(NamedTuple):
 
 @dataclass
 class SampleFacts:
-    """Facts of one sample's files.
-
-    Attributes:
-      pair: the sample's files.
-      image_size: (height, width) of the upright image; None if it cannot be decoded.
-      image_error: why the image cannot be decoded.
-      image_hash: digest of size and pixels; equal for equal pictures alone.
-      image_mode: Pillow's, such as "RGB", "L" or "CMYK".
-      orientation: EXIF orientation of the image; 1 is upright.
-      is_same_file: image and mask are one file, or equal files.
-      mask_size: (height, width); None if the mask cannot be decoded.
-      mask_error: why the mask cannot be used as it is.
-      mask_kind: "index", "palette", "color" or "lossy".
-      mask_hash: digest of size and values.
-      mask_orientation: EXIF orientation of the mask.
-      counts: {value: pixels}; {class: pixels} of a mask in declared colours; {grey: pixels} of a
-        mask in undeclared colours that are all grey.
-      interior: {value: pixels whose eight neighbours have the same value}.
-      palette: {value used: its colour} of a palette mask.
-      colors: {colour: pixels} of a mask in undeclared colours, the first 1000.
-      seconds: processor time of the thread.
-      decode_seconds: share of `seconds` spent reading and decoding.
-    """
+    """Facts of one sample's files."""
 
     pair: Pair
-    image_size: tuple[int, int] | None = None
-    image_error: str = ""
-    image_hash: bytes = b""
-    image_mode: str = ""
-    orientation: int = 1
-    is_same_file: bool = False
-    mask_size: tuple[int, int] | None = None
-    mask_error: str = ""
-    mask_kind: str = ""
-    mask_hash: bytes = b""
-    mask_orientation: int = 1
+    image_size: tuple[int, int] | None = None  # (height, width), upright; None if unreadable
+    image_error: str = ""  # why the image cannot be decoded
+    image_hash: bytes = b""  # digest of size and pixels; equal for equal pictures alone
+    image_mode: str = ""  # Pillow's mode, such as "RGB", "L" or "CMYK"
+    orientation: int = 1  # EXIF orientation of the image; 1 is upright
+    is_same_file: bool = False  # image and mask are one file, or equal files
+    mask_size: tuple[int, int] | None = None  # (height, width); None if the mask cannot be decoded
+    mask_error: str = ""  # why the mask cannot be used as it is
+    mask_kind: str = ""  # "index", "palette", "color" or "lossy"
+    mask_hash: bytes = b""  # digest of size and values
+    mask_orientation: int = 1  # EXIF orientation of the mask
+    # {value: pixels}, in declared colours {class: pixels}, in grey stored as RGB {grey: pixels}
     counts: dict[int, int] = field(default_factory=dict)
+    # {value: pixels whose eight neighbours have the same value}
     interior: dict[int, int] = field(default_factory=dict)
-    palette: dict[int, Color] = field(default_factory=dict)
-    colors: dict[Color, int] = field(default_factory=dict)
-    seconds: float = 0.0
-    decode_seconds: float = 0.0
+    palette: dict[int, Color] = field(default_factory=dict)  # {value used: its colour}
+    colors: dict[Color, int] = field(default_factory=dict)  # undeclared; pixels of the first 1000
+    seconds: float = 0.0  # processor time of the thread
+    decode_seconds: float = 0.0  # share of `seconds` spent reading and decoding
 
     @property
     def is_grey(self) -> bool:
@@ -97,12 +71,7 @@ class SampleFacts:
 
 
 def scan(pairs: Sequence[Pair], color_table: ColorTable | None = None) -> Iterator[SampleFacts]:
-    """Yields the facts of the samples, in order, read by one thread for each core.
-
-    Args:
-      pairs: files of the samples.
-      color_table: declared colours of the masks, if they have any.
-    """
+    """Yields the facts of the samples, in order, read by one thread for each core."""
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)  # the samples are shared out, not their pixels
     pool = ThreadPoolExecutor(num_cores())  # decoding holds no lock of Python's
@@ -123,10 +92,9 @@ def scan_sample(pair: Pair, color_table: ColorTable | None = None) -> SampleFact
     facts, began = SampleFacts(pair), time.thread_time()
     if pair.image:
         try:
-            image = read_image(pair.image)
+            image = images.read_image(pair.image)
             with Image.open(pair.image) as header:
-                facts.image_mode = header.mode
-                facts.orientation = orientation(header)
+                facts.image_mode, facts.orientation = header.mode, images.orientation(header)
             facts.decode_seconds += time.thread_time() - began
             facts.image_size, facts.image_hash = image.shape[:2], _digest(image)
         except DataError as error:
@@ -137,7 +105,8 @@ def scan_sample(pair: Pair, color_table: ColorTable | None = None) -> SampleFact
         except DataError as error:
             facts.mask_error = error.what
     if facts.image_size and facts.mask_size:
-        facts.is_same_file = _is_same_file(pair.image, pair.mask)
+        with suppress(OSError):  # compares contents where sizes are equal alone
+            facts.is_same_file = filecmp.cmp(pair.image, pair.mask, shallow=False)
     facts.seconds = time.thread_time() - began
     return facts
 
@@ -146,25 +115,18 @@ def _digest(pixels: np.ndarray) -> bytes:
     return hashlib.sha256(np.array(pixels.shape).tobytes() + pixels.data).digest()
 
 
-def _is_same_file(one: str, other: str) -> bool:
-    try:  # compares contents where sizes are equal alone
-        return filecmp.cmp(one, other, shallow=False)
-    except OSError:
-        return False
-
-
 def _scan_mask(facts: SampleFacts, color_table: ColorTable | None) -> None:
     path, began = facts.pair.mask, time.thread_time()
     try:
         if color_table is None:
-            label = read_label(path)
+            label = images.read_label(path)
         else:
-            label = color_table(path, read_color_label(path))
+            label = color_table(path, images.read_color_label(path))
     except DataError:
         _look_at_refused(facts)
         raise
     with Image.open(path) as header:
-        facts.mask_orientation = orientation(header)
+        facts.mask_orientation = images.orientation(header)
         palette = header.getpalette() if header.mode == "P" else None
     facts.decode_seconds += time.thread_time() - began
     facts.mask_kind = "index" if palette is None else "palette"
@@ -190,22 +152,18 @@ def _histogram(label: np.ndarray, where: np.ndarray | None = None) -> dict[int, 
 
 
 def _look_at_refused(facts: SampleFacts) -> None:
-    """Fills in the facts of a mask that is no index mask.
-
-    Raises:
-      DataError: the mask's mode holds neither indices nor colours.
-    """
+    """Fills in the facts of a mask that is no index mask; refuses modes without any colours."""
     path, began = facts.pair.mask, time.thread_time()
     try:
-        read_size(path)  # refuses pipes, which would wait, and formats that run programs
+        images.read_size(path)  # refuses pipes, which would wait, and formats that run programs
     except DataError:
         return
     with Image.open(path) as header:
         kind, mode, size = header.format, header.mode, header.size
-    if kind in LOSSY_FORMATS:
+    if kind in images.LOSSY_FORMATS:
         facts.mask_kind, facts.mask_size = "lossy", size[::-1]
     elif mode in ("RGB", "RGBA"):
-        colors = read_color_label(path)
+        colors = images.read_color_label(path)
         facts.decode_seconds += time.thread_time() - began
         facts.mask_kind, facts.mask_size = "color", colors.shape[:2]
         facts.colors = _count_colors(colors)
@@ -222,7 +180,5 @@ def _count_colors(colors: np.ndarray) -> dict[Color, int]:
     starts = np.concatenate(([0], np.flatnonzero(codes[1:] != codes[:-1]) + 1, [codes.size]))
     values, which = np.unique(codes[starts[:-1]], return_inverse=True)
     counts = np.bincount(which, np.diff(starts)).astype(int).tolist()
-    pairs = zip(values.tolist(), counts, strict=True)
-    return {
-        (v & 255, v >> 8 & 255, v >> 16 & 255): n for v, n in itertools.islice(pairs, _MAX_COLORS)
-    }
+    pairs = itertools.islice(zip(values.tolist(), counts, strict=True), _MAX_COLORS)
+    return {(v & 255, v >> 8 & 255, v >> 16 & 255): n for v, n in pairs}

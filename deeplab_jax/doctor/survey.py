@@ -1,61 +1,60 @@
-"""The survey of a data set: facts of all samples, and the meaning of its masks' values."""
+"""The survey of a data set: facts of all samples, the meaning of its masks' values, findings."""
 
 import dataclasses
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image
 
 from deeplab_jax.config import IGNORE_INDEX, Config, DataConfig
+from deeplab_jax.data import labels
 from deeplab_jax.data.classes import CLASS_NAMES
 from deeplab_jax.data.files import find_files, split_paths
 from deeplab_jax.data.images import read_size
-from deeplab_jax.data.labels import (
-    INVALID,
-    Classes,
-    ColorTable,
-    label_map,
-    open_classes,
-    read_classes,
-)
-from deeplab_jax.doctor.finding import Finding
 from deeplab_jax.doctor.layouts import GuessedLayout
 from deeplab_jax.doctor.scan import Color, Pair, SampleFacts, scan
 from deeplab_jax.doctor.values import Values, infer_values
 from deeplab_jax.errors import ConfigError, DataError
 from deeplab_jax.utils.progress import counting
 
+SEVERITIES = ("error", "warning", "note")
+
+
+class Finding(NamedTuple):
+    """One kind of fault and where it was found."""
+
+    # "error" stops training or teaches something false, "warning" is legal but probably not
+    # meant, "note" is good to know
+    severity: str
+    kind: str  # short name, such as "unreadable-image"
+    title: str  # what is wrong, with the number of places
+    fix: str  # what to do
+    items: tuple[str, ...] = ()  # the places, each with what is wrong there
+
+
+def worst_first(findings: Iterable[Finding]) -> list[Finding]:
+    """Returns the findings by severity, then by number of places."""
+    return sorted(findings, key=lambda f: (SEVERITIES.index(f.severity), -len(f.items)))
+
 
 @dataclass(frozen=True)
 class Survey:
-    """Facts of a data set from opening each of its files.
+    """Facts of a data set from opening each of its files."""
 
-    Attributes:
-      data: `config.data` as given or guessed.
-      splits: names of the splits, the training split first.
-      facts: facts of every sample.
-      values: inferred meaning of the masks' values.
-      meaning: {value: class or 255}; a value that is absent means nothing.
-      class_names: names of classes 0, ..., C - 1.
-      batch_size: batch size of the recipe; None without a recipe.
-      is_described: recipe, layout or `classes.json` say what values mean; else it is inferred.
-      foreign: {suffix: number} of files that are neither images nor masks of the data set.
-      faults: findings from before any file was opened.
-    """
-
-    data: DataConfig
-    splits: tuple[str, ...]
-    facts: list[SampleFacts]
-    values: Values
-    meaning: dict[int, int]
-    class_names: tuple[str, ...]
-    batch_size: int | None
-    is_described: bool
-    foreign: Counter[str]
-    faults: list[Finding]
+    data: DataConfig  # as given or guessed
+    splits: tuple[str, ...]  # names of the splits, the training split first
+    facts: list[SampleFacts]  # one for each sample
+    values: Values  # inferred meaning of the masks' values
+    meaning: dict[int, int]  # {value: class or 255}; a value that is absent means nothing
+    class_names: tuple[str, ...]  # of classes 0, ..., C - 1
+    batch_size: int | None  # of the recipe; None without a recipe
+    is_described: bool  # recipe, layout or `classes.json` say what values mean; else it is inferred
+    foreign: Counter[str]  # {suffix: number} of files that are no images or masks of the set
+    faults: list[Finding]  # findings from before any file was opened
 
     @property
     def root(self) -> Path:
@@ -98,10 +97,7 @@ class Survey:
 
 
 def survey_recipe(config: Config) -> Survey:
-    """Returns a survey of the data of a recipe, masks read as the recipe says.
-
-    Args:
-      config: the recipe, checked.
+    """Returns a survey of the data of a checked recipe, masks read as the recipe says.
 
     Raises:
       ConfigError: the classes do not fit together, or the source is no folder.
@@ -112,7 +108,7 @@ def survey_recipe(config: Config) -> Survey:
         fix = "check the folder it was made from: --config.data.source=folder"
         raise ConfigError("config.data.source", f"is {data.source}, not folder", fix)
     splits = tuple(dict.fromkeys((data.train_split, data.val_split)))
-    classes = open_classes(data, config.model.num_classes)
+    classes = labels.open_classes(data, config.model.num_classes)
     return _survey(data, splits, classes, batch_size=config.train.batch_size)
 
 
@@ -124,13 +120,13 @@ def survey_folder(layout: GuessedLayout) -> Survey:
     """
     data, splits = layout.data, layout.splits
     if data.dataset in CLASS_NAMES:
-        return _survey(data, splits, open_classes(data, len(CLASS_NAMES[data.dataset])))
+        return _survey(data, splits, labels.open_classes(data, len(CLASS_NAMES[data.dataset])))
     path = Path(data.root) / "classes.json"
     if not path.is_file():
         return _survey(data, splits, None)
     if _holds_colors(data, splits[0]):
         data = dataclasses.replace(data, mask_format="color")
-    return _survey(data, splits, read_classes(path), is_certain=data.mask_format == "color")
+    return _survey(data, splits, labels.read_classes(path), is_certain=data.mask_format == "color")
 
 
 def _holds_colors(data: DataConfig, split: str) -> bool:
@@ -150,23 +146,12 @@ def _holds_colors(data: DataConfig, split: str) -> bool:
 
 
 def _survey(
-    data: DataConfig,
-    splits: tuple[str, ...],
-    classes: Classes | None,
-    batch_size: int | None = None,
-    is_certain: bool = True,
-) -> Survey:
-    """Opens every file.
-
-    Args:
-      data: `config.data`.
-      splits: names of the splits.
-      classes: the classes, if anything names them.
-      batch_size: see `Survey`.
-      is_certain: masks hold the values that `data` gives to `classes`; else it is inferred.
-    """
+    data: DataConfig, splits: tuple[str, ...], classes: labels.Classes | None,
+    batch_size: int | None = None, is_certain: bool = True,
+) -> Survey:  # fmt: skip
+    """Opens every file; infers the values' meaning unless `classes` are named and `is_certain`."""
     pairs, foreign, faults = _find_pairs(data, splits)
-    table = ColorTable(classes) if classes and data.mask_format == "color" else None
+    table = labels.ColorTable(classes) if classes and data.mask_format == "color" else None
     facts = []
     with counting(len(pairs), "images read", sys.stderr, "images") as count:
         for found in scan(pairs, table):
@@ -183,8 +168,8 @@ def _survey(
         is_described = is_described or len(classes.names) != len(values.classes)
         names = classes.names
     if is_described:
-        known = label_map(data, len(names))
-        meaning = {int(v): int(known[v]) for v in (known != INVALID).nonzero()[0]}
+        known = labels.label_map(data, len(names))
+        meaning = {int(v): int(known[v]) for v in (known != labels.INVALID).nonzero()[0]}
         values = infer_values(facts, [v for v, c in meaning.items() if c == IGNORE_INDEX])
     return Survey(data, splits, facts, values, meaning, names, batch_size, is_described, foreign,
                   faults)  # fmt: skip
@@ -217,12 +202,9 @@ def _find_pairs(
 def _foreign(folders: set[Path], used: set[str]) -> Counter[str]:
     """Returns {suffix: number} of the files in the folders that are not used."""
     outer = {folder for folder in folders if not folders & set(folder.parents)}
-    return Counter(
-        "hidden" if path.name.startswith(".") else path.suffix or "without suffix"
-        for folder in outer
-        for path in folder.rglob("*")
-        if str(path) not in used and path.is_file()
-    )
+    paths = (path for folder in outer for path in folder.rglob("*") if str(path) not in used)
+    return Counter("hidden" if path.name.startswith(".") else path.suffix or "without suffix"
+                   for path in paths if path.is_file())  # fmt: skip
 
 
 def _faults(title: str, errors: Sequence[DataError]) -> list[Finding]:

@@ -5,53 +5,23 @@ import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
 from deeplab_jax.config import IGNORE_INDEX
-from deeplab_jax.doctor.finding import SEVERITIES, Finding
 from deeplab_jax.doctor.scan import num_cores
-from deeplab_jax.doctor.survey import Survey
+from deeplab_jax.doctor.survey import SEVERITIES, Finding, Survey
 
 _WIDTH = 80
 _MAX_ITEMS = 5  # shown of one finding
 _MAX_CLASSES = 25  # shown of the table
 
-ClassRow = TypedDict(
-    "ClassRow",
-    {"class": int, "name": str, "values": list[int], "pixel_share": float, "masks": dict[str, int]},
-)
-
-
-class Summary(TypedDict):
-    """Counts, sizes and classes of a data set, as JSON has them.
-
-    Attributes:
-      root: folder of the data set.
-      splits: {split: number of samples}.
-      sizes: {"smallest", "median" or "largest" by area: [height, width]}; empty without images.
-      classes: class, name, mask values, share of all pixels, and {split: masks with the class}.
-      ignored_share: share of all pixels.
-    """
-
-    root: str
-    splits: dict[str, int]
-    sizes: dict[str, list[int]]
-    classes: list[ClassRow]
-    ignored_share: float
-
 
 class Speed(NamedTuple):
-    """How fast the files were read.
+    """How fast the files were read."""
 
-    Attributes:
-      images_per_second: images per second of wall time, over all threads.
-      per_core: images per second of processor time.
-      decoding: share of the processor time spent reading and decoding files.
-    """
-
-    images_per_second: float
-    per_core: float
-    decoding: float
+    images_per_second: float  # of wall time, over all threads
+    per_core: float  # images per second of processor time
+    decoding: float  # share of the processor time spent reading and decoding files
 
 
 def speed(survey: Survey, seconds: float) -> Speed:
@@ -62,8 +32,12 @@ def speed(survey: Survey, seconds: float) -> Speed:
     return Speed(number / max(seconds, 1e-9), number / used, decoding / used)
 
 
-def summarize(survey: Survey) -> Summary:
-    """Returns counts, sizes and classes."""
+def summarize(survey: Survey) -> dict[str, Any]:
+    """Returns counts, sizes and classes of a data set, as JSON has them.
+
+    "sizes" is {"smallest", "median" or "largest" by area: [height, width]}, empty without images;
+    shares are of all pixels; "masks" of a class is {split: number of masks that hold it}.
+    """
     sizes = sorted(f.image_size for f in survey.facts if f.image_size is not None)
     by_area = sorted(sizes, key=lambda s: s[0] * s[1])
     places = {"smallest": 0, "median": len(sizes) // 2, "largest": -1} if sizes else {}
@@ -94,11 +68,8 @@ def summarize(survey: Survey) -> Summary:
 
 def write_json(path: str, survey: Survey, findings: Sequence[Finding], speed: Speed) -> None:
     """Writes summary, speed and all places of all findings."""
-    content = {
-        **summarize(survey),
-        "speed": speed._asdict(),
-        "findings": [finding._asdict() for finding in findings],
-    }
+    content = {**summarize(survey), "speed": speed._asdict()}
+    content["findings"] = [finding._asdict() for finding in findings]
     Path(path).write_text(json.dumps(content, indent=2) + "\n")
 
 
@@ -109,13 +80,10 @@ def to_text(survey: Survey, findings: Sequence[Finding], speed: Speed) -> str:
         lines += [*_finding(finding), ""]
     number = Counter(finding.severity for finding in findings)
     counts = (f"{number[s]} {s}{'' if number[s] == 1 else 's'}" for s in SEVERITIES)
-    lines.append(", ".join(counts))
-    lines.append(
-        f"{len(survey.facts)} images, {speed.images_per_second:.0f} images/s on {num_cores()} "
-        f"core(s); {speed.per_core:.0f} per second of one core, "
-        f"{100 * speed.decoding:.0f} % of it decoding"
-    )
-    return to_printable("\n".join(lines))
+    pace = f"{len(survey.facts)} images, {speed.images_per_second:.0f} images/s on {num_cores()} "
+    pace += f"core(s); {speed.per_core:.0f} per second of one core, "
+    pace += f"{100 * speed.decoding:.0f} % of it decoding"
+    return to_printable("\n".join([*lines, ", ".join(counts), pace]))
 
 
 def to_printable(text: str) -> str:
@@ -156,11 +124,5 @@ def _finding(finding: Finding) -> list[str]:
 
 
 def _wrap(start: str, text: str) -> list[str]:
-    return textwrap.wrap(
-        text,
-        _WIDTH,
-        initial_indent=start,
-        subsequent_indent=" " * len(start),
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+    return textwrap.wrap(text, _WIDTH, initial_indent=start, subsequent_indent=" " * len(start),
+                         break_long_words=False, break_on_hyphens=False)  # fmt: skip

@@ -8,11 +8,10 @@ import numpy as np
 from deeplab_jax.doctor.scan import SampleFacts
 
 _THIN = 0.1  # largest share of inner pixels of a value that is but a seam between others
-_FEW = 5  # a value in so many times fewer masks than is usual is in few
-_MIN_BLENDED = 3  # such values of one mask that make it a blended one
+_FEW = 5  # a value is in few masks if it is in this many times fewer than is usual
+_MIN_BLENDED = 3  # thin values in few masks that make a mask a blended one
 _SPECK = 16  # pixels, or 1 in 10,000: a slip of the pen
-_MANY = 16  # values, ...
-_MOSTLY = 0.6  # ... of which so many are seams, tell a blended mask without looking at others
+_MANY, _MOSTLY = 16, 0.6  # a mask of so many values, such a share of them thin, is blended
 _SHIFT_GAIN = 0.5  # nats a pixel; CamVid's masks reach 0.2 at most, shifted ones mostly 1
 _MIN_MASKS = 8  # fewer say nothing of shares
 
@@ -20,33 +19,21 @@ _Holders = dict[int, list[SampleFacts]]  # {value: masks that hold it}
 
 
 class Values(NamedTuple):
-    """The inferred meaning of a data set's mask values.
+    """The inferred meaning of a data set's mask values."""
 
-    Attributes:
-      classes: values that are classes, in order.
-      ignored: values that are not meant to be learnt.
-      rare: {value: masks that hold it} of classes in few masks, which may be mistakes.
-      stray: {value: masks that hold it} of values in few masks and far from every class.
-      blended: {mask: values} of masks whose values look mixed, as resizing or JPEG does.
-      shifted: {mask: what to add to its values, -1 or 1, so that they fit the other masks}.
-      is_binary: 0 and 255 are all there is, so that 255 is a class.
-    """
-
-    classes: tuple[int, ...]
-    ignored: tuple[int, ...]
-    rare: dict[int, list[str]]
-    stray: dict[int, list[str]]
-    blended: dict[str, list[int]]
-    shifted: dict[str, int]
-    is_binary: bool = False
+    classes: tuple[int, ...]  # values that are classes, in order
+    ignored: tuple[int, ...]  # values that are not meant to be learnt
+    rare: dict[int, list[str]]  # {class: masks that hold it}; in few masks, maybe mistakes
+    stray: dict[int, list[str]]  # {value: masks that hold it}; in few masks, far from every class
+    blended: dict[str, list[int]]  # {mask: values that look mixed, as by resizing or JPEG}
+    shifted: dict[str, int]  # {mask: -1 or 1, to be added so that it fits the other masks}
+    is_binary: bool = False  # 0 and 255 are all there is, so that 255 is a class
 
 
 def infer_values(facts: Sequence[SampleFacts], ignored: Sequence[int] = (255,)) -> Values:
     """Returns which values of the masks are classes, which ignored, and which neither.
 
-    Args:
-      facts: all samples; masks that could not be read are passed over.
-      ignored: values that are ignored if they occur.
+    Masks that could not be read are passed over; values of `ignored` need not occur.
     """
     masks = [f for f in facts if f.counts]
     used = sorted({value for f in masks for value in f.counts})
@@ -129,10 +116,6 @@ def find_shifted(facts: Sequence[SampleFacts], classes: Sequence[int]) -> dict[s
 
     A mask fits by the likelihood of its shares of classes under the mean of all masks. A shift is
     seen only where classes differ in frequency, and only in a minority of the masks.
-
-    Args:
-      facts: all samples.
-      classes: values that are classes.
     """
     masks = [f for f in facts if f.counts.keys() & set(classes)]
     if len(masks) < _MIN_MASKS:

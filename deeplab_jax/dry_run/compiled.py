@@ -37,29 +37,17 @@ _LARGEST_KERNEL = 7  # of the network's own convolutions
 
 @dataclass(frozen=True)
 class CompiledStep:
-    """Figures of a compiled step, for one device.
+    """Figures of a compiled step, for one device."""
 
-    Attributes:
-      seconds: time of compiling.
-      arguments: bytes of the state and the batch.
-      outputs: bytes of the new state and the metrics.
-      aliased: bytes of outputs that reuse the memory of arguments.
-      temporaries: bytes of everything else, mostly activations.
-      collectives: {kind: (number, bytes of their results)}.
-      flops: floating-point operations of one step; None where the compiler does not tell.
-      cycles: estimated cycles of one step; None where the compiler does not tell.
-      unrecognised: names of convolutions that have no kernel of cuDNN (GPU).
-    """
-
-    seconds: float
-    arguments: int
-    outputs: int
-    aliased: int
-    temporaries: int
-    collectives: dict[str, tuple[int, int]]
-    flops: float | None
-    cycles: int | None
-    unrecognised: tuple[str, ...]
+    seconds: float  # of compiling
+    arguments: int  # bytes of the state and the batch
+    outputs: int  # bytes of the new state and the metrics
+    aliased: int  # bytes of outputs that reuse the memory of arguments
+    temporaries: int  # bytes of everything else, mostly activations
+    collectives: dict[str, tuple[int, int]]  # {kind: (number, bytes of their results)}
+    flops: float | None  # of one step; None where the compiler does not tell
+    cycles: int | None  # estimated cycles of one step; None where the compiler does not tell
+    unrecognised: tuple[str, ...]  # names of convolutions that have no kernel of cuDNN (GPU)
 
     @property
     def needed(self) -> int:
@@ -93,27 +81,21 @@ def abstract_arguments(config: Config) -> Arguments:
     batch, (height, width) = config.train.batch_size, config.data.crop_size
     image = jax.ShapeDtypeStruct((batch, height, width, 3), jnp.uint8)
     label = jax.ShapeDtypeStruct((batch, height, width), jnp.uint8)
-    box = jax.ShapeDtypeStruct((batch, 4), jnp.int32)
-    return abstract_state(config), image, label, box
+    return abstract_state(config), image, label, jax.ShapeDtypeStruct((batch, 4), jnp.int32)
 
 
 def read_compiled(compiled: Compiled, seconds: float) -> CompiledStep:
     """Returns the figures of a compiled step; `seconds` is the time that compiling took."""
     memory = compiled.memory_analysis()
     assert memory is not None
-    text = compiled.as_text() or ""
-    costs = compiled.cost_analysis()
+    text, costs = compiled.as_text() or "", compiled.cost_analysis()
     return CompiledStep(
-        seconds=seconds,
-        arguments=memory.argument_size_in_bytes,
-        outputs=memory.output_size_in_bytes,
-        aliased=memory.alias_size_in_bytes,
-        temporaries=memory.temp_size_in_bytes,
-        collectives=read_collectives(text),
-        flops=(costs or {}).get("flops"),
-        cycles=read_cycles(text),
+        seconds=seconds, arguments=memory.argument_size_in_bytes,
+        outputs=memory.output_size_in_bytes, aliased=memory.alias_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes, collectives=read_collectives(text),
+        flops=(costs or {}).get("flops"), cycles=read_cycles(text),
         unrecognised=tuple(read_unrecognised(text)),
-    )
+    )  # fmt: skip
 
 
 def read_collectives(text: str) -> dict[str, tuple[int, int]]:
@@ -125,11 +107,9 @@ def read_collectives(text: str) -> dict[str, tuple[int, int]]:
     """
     found: dict[str, tuple[int, int]] = {}
     for line, times, _ in _instructions(text):
-        match = _COLLECTIVE.search(line)
-        if match:
+        if match := _COLLECTIVE.search(line):
             count, size = found.get(match["kind"], (0, 0))
-            size += times * _result_bytes(match)
-            found[match["kind"]] = count + times, size
+            found[match["kind"]] = count + times, size + times * _result_bytes(match)
     return found
 
 
@@ -149,11 +129,8 @@ def read_cycles(text: str) -> int | None:
     An operation counts as often as it runs. A fusion has a figure of its own, which includes the
     operations inside. Collectives have no figure.
     """
-    cycles = [
-        int(match[1]) * times
-        for line, times, is_fused in _instructions(text)
-        if not is_fused and (match := _CYCLES.search(line))
-    ]
+    alone = ((line, times) for line, times, is_fused in _instructions(text) if not is_fused)
+    cycles = [int(m[1]) * times for line, times in alone if (m := _CYCLES.search(line))]
     return sum(cycles) if cycles else None
 
 
@@ -176,12 +153,9 @@ def _instructions(text: str) -> Iterator[tuple[str, int, bool]]:
             yield line, times, is_fused
             turns = _TURNS.search(line) if " while(" in line else None
             inner = times * int(turns[1]) if turns else times
-            called = ", ".join(_CALLED.findall(line)).replace("%", "")
-            waiting += [
-                (other, inner, is_fused or " fusion(" in line)
-                for other in called.split(", ")
-                if other
-            ]
+            called = ", ".join(_CALLED.findall(line)).replace("%", "").split(", ")
+            is_inside = is_fused or " fusion(" in line
+            waiting += [(other, inner, is_inside) for other in called if other]
 
 
 def read_unrecognised(text: str) -> Iterator[str]:

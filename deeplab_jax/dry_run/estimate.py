@@ -23,25 +23,17 @@ from deeplab_jax.training.step import make_loss
 
 TRACED_IMAGES = 2  # with one image, a norm over pooled features would see a single value
 _SUMS_PER_NORM = 1.7  # all-reduces: one forward, one backward; parallel branches share theirs
-
-
 # Shares that a compiler stores of the kept maps, of the kept pictures, and of the parameters'
 # gradients beside them; it computes the rest again.
 SHARES = {"gpu": (0.66, 0.95, 0.0), "tpu": (1.0, 1.0, 1.0)}
 
 
 class Kept(NamedTuple):
-    """Bytes that the forward pass keeps for the backward pass.
+    """Bytes that the forward pass keeps for the backward pass."""
 
-    Attributes:
-      maps: feature maps of one image.
-      pictures: arrays of the crop's size, of one image.
-      kernels: kernels in the computation's type, once for all images.
-    """
-
-    maps: int
-    pictures: int
-    kernels: int
+    maps: int  # feature maps of one image
+    pictures: int  # arrays of the crop's size, of one image
+    kernels: int  # kernels in the computation's type, once for all images
 
 
 @dataclass(frozen=True)
@@ -117,9 +109,8 @@ def _group(config: Config, array: jax.core.ShapedArray) -> str:
     """Returns the field of `Kept` that an array counts in."""
     if array.ndim < 3 or array.shape[0] != TRACED_IMAGES:
         return "kernels"
-    is_input = array.shape[-1] == 3
-    is_picture = array.shape[1:3] == tuple(config.data.crop_size) and not is_input
-    return "pictures" if is_picture else "maps"
+    is_cropped = array.shape[1:3] == config.data.crop_size
+    return "pictures" if is_cropped and array.shape[-1] != 3 else "maps"  # 3: the input itself
 
 
 def traced_loss(config: Config, kind: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
@@ -137,9 +128,7 @@ def traced_loss(config: Config, kind: str) -> tuple[Callable[..., Any], tuple[An
 def _sums(config: Config, is_split: bool) -> tuple[int, int]:
     """Returns (number, bytes) of all-reduces: gradients and the norms' statistics.
 
-    Args:
-      config: configuration of the run.
-      is_split: over both axes of the mesh; compilers then sum kernels' gradients once per axis.
+    Where both axes of the mesh split the work, compilers sum kernels' gradients once per axis.
     """
     item = jnp.dtype(config.model.dtype).itemsize
     norms = size = 0

@@ -16,23 +16,16 @@ CHECKPOINTS = ("latest", "best", "the one being written")  # on the disk at once
 
 @dataclass(frozen=True)
 class DeviceMemory:
-    """Memory of one device during a training step.
+    """Memory of one device during a training step."""
 
-    Attributes:
-      step: figures of the compiler, or an estimate.
-      usable: bytes that the step may use; None where unknown.
-      total: bytes of the device; None where unknown.
-      source: where the figures come from; one or two lines.
-    """
-
-    step: CompiledStep | Estimate
-    usable: int | None
-    total: int | None
-    source: str
+    step: CompiledStep | Estimate  # figures of the compiler, or an estimate
+    usable: int | None  # bytes that the step may use; None where unknown
+    total: int | None  # bytes of the device; None where unknown
+    source: str  # where the figures come from; one or two lines
 
     @property
     def is_estimate(self) -> bool:
-        """Tells whether the figures are an estimate."""
+        """Whether the figures are estimated, not the compiler's."""
         return isinstance(self.step, Estimate)
 
     @property
@@ -43,58 +36,33 @@ class DeviceMemory:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Data, start and schedule of a run.
+    """Data, start and schedule of a run."""
 
-    Attributes:
-      dataset: training data; None where they are not here.
-      num_samples: training images; None where unknown.
-      plan: steps; None where unknown.
-      first: all rows of the first batch; None where they cannot be read.
-      start: step that the run continues at; 0 for a new run.
-      warnings: legal settings that are probably not meant.
-      errors: errors that would end the run, in the order of the run's own checks.
-    """
-
-    dataset: Dataset | None
-    num_samples: int | None
-    plan: Plan | None
-    first: TrainBatch | None
-    start: int
-    warnings: tuple[str, ...]
-    errors: tuple[DeepLabError, ...]
+    dataset: Dataset | None  # training data; None where they are not here
+    num_samples: int | None  # training images; None where unknown
+    plan: Plan | None  # steps; None where unknown
+    first: TrainBatch | None  # all rows of the first batch; None where they cannot be read
+    start: int  # step that the run continues at; 0 for a new run
+    warnings: tuple[str, ...]  # legal settings that are probably not meant
+    errors: tuple[DeepLabError, ...]  # would end the run; in the order of the run's own checks
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """Facts of a run before it begins.
-
-    Attributes:
-      config: configuration of the run.
-      hardware: all devices of the run.
-      mesh: (data, spatial): groups of devices that share the batch, devices that share an image.
-      parameters: numbers by part of the network.
-      macs: multiply-adds of one image, forward, by part.
-      state: bytes by item.
-      memory: what one device needs and has.
-      inputs: data, start and schedule.
-      rates: {percent of the steps done: learning rate}; empty where the steps are unknown.
-      disk_needed: bytes.
-      disk_free: bytes on the disk of the work directory.
-      workdir: work directory; need not exist.
-    """
+    """Facts of a run before it begins."""
 
     config: Config
-    hardware: Hardware
-    mesh: tuple[int, int]
-    parameters: dict[str, int]
-    macs: dict[str, int]
-    state: dict[str, int]
-    memory: DeviceMemory
+    hardware: Hardware  # all devices of the run
+    mesh: tuple[int, int]  # (data, spatial): groups sharing the batch, devices sharing an image
+    parameters: dict[str, int]  # numbers by part of the network
+    macs: dict[str, int]  # multiply-adds of one image, forward, by part
+    state: dict[str, int]  # bytes by item
+    memory: DeviceMemory  # what one device needs and has
     inputs: Inputs
-    rates: dict[int, float]
-    disk_needed: int
-    disk_free: int
-    workdir: Path
+    rates: dict[int, float]  # {percent of the steps: learning rate}; empty without known steps
+    disk_needed: int  # bytes
+    disk_free: int  # bytes on the disk of the work directory
+    workdir: Path  # work directory; need not exist
 
     @property
     def errors(self) -> tuple[DeepLabError, ...]:

@@ -36,12 +36,7 @@ def count_macs(config: Config) -> dict[str, int]:
 
 
 def step_macs(config: Config, macs: dict[str, int]) -> int:
-    """Returns the MACs of a training step; layers of `model.remat` run forward once more.
-
-    Args:
-      config: configuration of the run.
-      macs: result of `count_macs`.
-    """
+    """Returns the MACs of a training step from `count_macs`; `model.remat` runs forward again."""
     again = {f"layer{layer}" for layer in config.model.remat}
     image = sum(number * (TRAINING + (part in again)) for part, number in macs.items())
     return image * config.train.batch_size
@@ -49,8 +44,7 @@ def step_macs(config: Config, macs: dict[str, int]) -> int:
 
 def count_parameters(config: Config) -> dict[str, int]:
     """Returns {part: number of parameters}, in the order of `PARTS`."""
-    model = build_model(config.model)
-    params = jax.eval_shape(lambda: init_variables(model, 0))["params"]
+    params = jax.eval_shape(lambda: init_variables(build_model(config.model), 0))["params"]
     numbers = dict.fromkeys(PARTS, 0)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         numbers[part_of([entry.key for entry in path])] += leaf.size
@@ -69,15 +63,11 @@ def part_of(path: list[str]) -> str:
 def products(jaxpr: core.Jaxpr, outer: str = "", times: int = 1) -> Iterator[tuple[str, int]]:
     """Yields (scope, MACs) of each convolution and matrix product, also of inner jaxprs.
 
-    Args:
-      jaxpr: the function.
-      outer: scope of the equation that calls it, "" at the top.
-      times: number of runs.
+    `outer` is the scope of the equation that calls `jaxpr`, `times` how often it runs.
     """
     for equation in jaxpr.eqns:
         scope = outer or str(equation.source_info.name_stack)
-        number = _macs(equation, scope)
-        if number:
+        if number := _macs(equation, scope):
             yield scope, times * number
         turns = equation.params["length"] if equation.primitive.name == "scan" else 1
         within = scope if "/" in scope else ""

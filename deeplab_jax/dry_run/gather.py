@@ -15,7 +15,7 @@ import jax
 
 from deeplab_jax import checkpoint
 from deeplab_jax.config import Config, warnings
-from deeplab_jax.data import Dataset, TrainBatch, open_dataset
+from deeplab_jax.data import open_dataset
 from deeplab_jax.distributed import mesh as mesh_lib
 from deeplab_jax.distributed.shared_dir import as_path
 from deeplab_jax.dry_run import flops, text
@@ -29,7 +29,7 @@ from deeplab_jax.training import workdir as workdir_lib
 from deeplab_jax.training.bad_samples import without_listed
 from deeplab_jax.training.init_weights import check_init
 from deeplab_jax.training.optimizer import build_optimizer
-from deeplab_jax.training.plan import Plan, make_plan, read_batches
+from deeplab_jax.training.plan import make_plan, read_batches
 from deeplab_jax.training.state import abstract_state
 
 _T = TypeVar("_T")
@@ -46,10 +46,8 @@ _MARKS = (0, 25, 50, 75, 100)  # percent of the steps
 def dry_run(config: Config, workdir: str, hardware: str | None) -> None:
     """Prints what a run computes, needs and reads; writes nothing.
 
-    Args:
-      config: configuration of the run, checked.
-      workdir: work directory of the run; need not exist.
-      hardware: name, see `hardware.parse_hardware`; None for the devices of this machine.
+    `workdir` need not exist. `hardware` is a name for `hardware.parse_hardware`; None means the
+    devices of this machine.
 
     Raises:
       ConfigError: the hardware is unknown, or the batch does not divide over it.
@@ -70,8 +68,7 @@ def gather(config: Config, workdir: str, hardware: str | None) -> RunFacts:
         chosen = _local_hardware(devices)
     else:  # before JAX starts: then processors are divided into virtual devices
         chosen = hardware_lib.parse_hardware(hardware)
-        has_compiler = hardware_lib.has_compiler(chosen)
-        devices = hardware_lib.compile_devices(chosen) if has_compiler else ()
+        devices = hardware_lib.compile_devices(chosen) if hardware_lib.has_compiler(chosen) else ()
     mesh = mesh_lib.mesh_shape(config, chosen.num_devices)
     path = as_path(workdir)
     inputs = find_inputs(config, path)
@@ -79,20 +76,20 @@ def gather(config: Config, workdir: str, hardware: str | None) -> RunFacts:
     state = item_bytes(abstract_state(config))
     lines = total // config.log.every_steps + 1
     lines += total // inputs.plan.eval_every if inputs.plan else 0
+    needed = len(CHECKPOINTS) * sum(state.values()) + lines * _LOG_BYTES
+    rates = {}
+    if total:
+        _, schedule = build_optimizer(config.train, total)
+        rates = {mark: float(schedule(round((total - 1) * mark / 100))) for mark in _MARKS}
+    absolute = path.absolute()
+    existing = next(folder for folder in (absolute, *absolute.parents) if folder.is_dir())
     return RunFacts(
-        config=config,
-        hardware=chosen,
-        mesh=mesh,
-        parameters=flops.count_parameters(config),
-        macs=flops.count_macs(config),
-        state=state,
-        memory=_device_memory(config, chosen, devices, is_here=hardware is None),
-        inputs=inputs,
-        rates=_rates(config, total),
-        disk_needed=len(CHECKPOINTS) * sum(state.values()) + lines * _LOG_BYTES,
-        disk_free=_disk_free(path),
-        workdir=path,
-    )
+        config=config, hardware=chosen, mesh=mesh, parameters=flops.count_parameters(config),
+        macs=flops.count_macs(config), state=state,
+        memory=_device_memory(config, chosen, devices, is_here=hardware is None), inputs=inputs,
+        rates=rates, disk_needed=needed,
+        disk_free=shutil.disk_usage(existing).free, workdir=path,
+    )  # fmt: skip
 
 
 def _local_hardware(devices: Sequence[jax.Device]) -> Hardware:
@@ -119,22 +116,20 @@ def find_inputs(config: Config, workdir: Path) -> Inputs:
     if start is None:
         names = dataset.class_names if dataset else ()
         notes += _attempt(errors, check_init, config, names) or []
-    elif dataset:
-        _attempt(errors, _check_continuation, workdir, start, config, dataset)
+    elif dataset and (run := _attempt(errors, workdir_lib.read_run, workdir, start, config)):
+        _attempt(errors, workdir_lib.check_same_data, workdir, run, dataset)
     first = None
     if dataset and plan:
         unreadable: list[DeepLabError] = []
-        first = _attempt(unreadable, _first_batch, config, dataset, plan)
+        rows = range(config.train.batch_size)
+        batches = read_batches(config, dataset, plan, range(1), rows, num_workers=0)  # in threads
+        first = _attempt(unreadable, next, batches)
         if data.max_bad_samples:
             fix = "config.data.max_bad_samples may leave it out"
             notes += [f"{error}; {fix}" for error in unreadable]
         else:
             errors += unreadable
     return Inputs(dataset, number, plan, first, start or 0, tuple(notes), tuple(errors))
-
-
-def _check_continuation(workdir: Path, step: int, config: Config, dataset: Dataset) -> None:
-    workdir_lib.check_same_data(workdir, workdir_lib.read_run(workdir, step, config), dataset)
 
 
 def _attempt(
@@ -147,19 +142,6 @@ def _attempt(
         if str(error) not in map(str, errors):
             errors.append(error)
         return None
-
-
-def _first_batch(config: Config, dataset: Dataset, plan: Plan) -> TrainBatch:
-    """Returns all rows of step 0; threads read them, whatever the number of workers."""
-    rows = range(config.train.batch_size)
-    return next(read_batches(config, dataset, plan, range(1), rows, num_workers=0))
-
-
-def _rates(config: Config, total: int) -> dict[int, float]:
-    if not total:
-        return {}
-    _, schedule = build_optimizer(config.train, total)
-    return {percent: float(schedule(round((total - 1) * percent / 100))) for percent in _MARKS}
 
 
 def _device_memory(
@@ -207,9 +189,3 @@ def _usable(hardware: Hardware, is_here: bool) -> int | None:
         with suppress(ValueError):
             share = float(os.environ.get(_FRACTION, share))
     return int(hardware.memory_bytes * share)
-
-
-def _disk_free(workdir: Path) -> int:
-    absolute = workdir.absolute()
-    existing = next(path for path in (absolute, *absolute.parents) if path.is_dir())
-    return shutil.disk_usage(existing).free

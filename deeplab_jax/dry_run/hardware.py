@@ -27,11 +27,8 @@ _MAX_CPUS = 256
 # Memory of a chip in GiB, and the shapes of slices: those named, or X x Y x Z.
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _TPUS: dict[str, tuple[int, tuple[str, ...]]] = {
-    "v4": (32, ()),
-    "v5e": (16, _FLAT),
-    "v5p": (95, ()),
-    "v6e": (32, _FLAT),
-}
+    "v4": (32, ()), "v5e": (16, _FLAT), "v5p": (95, ()), "v6e": (32, _FLAT)
+}  # fmt: skip
 
 # XLA's description of a GPU: name, bytes of memory, bytes per second, and what the two share.
 # Source: XLA's own target specifications (H100: the SXM card); they agree with NVIDIA's figures.
@@ -41,24 +38,14 @@ _GPUS = {
 }
 _GPU_DESCRIPTION = """
 gpu_device_info {{
-  threads_per_block_limit: 1024
-  threads_per_warp: 32
-  shared_memory_per_block: 49152
-  shared_memory_per_core: 233472
-  threads_per_core_limit: 2048
-  core_count: 132
-  fpus_per_core: 128
-  block_dim_limit_x: 2147483647
-  block_dim_limit_y: 65535
-  block_dim_limit_z: 65535
-  memory_bandwidth: {bandwidth}
-  l2_cache_size: 52428800
-  clock_rate_ghz: 1.98
-  device_memory_size: {memory}
-  shared_memory_per_block_optin: 232448
+  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
+  shared_memory_per_block: 49152 shared_memory_per_core: 233472
+  shared_memory_per_block_optin: 232448 l2_cache_size: 52428800
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98
+  device_memory_size: {memory} memory_bandwidth: {bandwidth}
   cuda_compute_capability {{ major: 9 }}
-  registers_per_core_limit: 65536
-  registers_per_block_limit: 65536
 }}
 platform_name: "CUDA"
 dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
@@ -68,19 +55,12 @@ device_description_str: "{name}"
 
 @dataclass(frozen=True)
 class Hardware:
-    """Devices of one kind.
+    """Devices of one kind."""
 
-    Attributes:
-      name: as in `--hardware`, such as "v5e:4x4"; for local devices such as "2 x cpu".
-      kind: "cpu", "tpu" or "gpu".
-      num_devices: chips of the slice, GPUs, or virtual devices of a processor.
-      memory_bytes: memory of one device; None for processors, which share the machine's.
-    """
-
-    name: str
-    kind: str
-    num_devices: int
-    memory_bytes: int | None
+    name: str  # as in `--hardware`, such as "v5e:4x4"; for local devices such as "2 x cpu"
+    kind: str  # "cpu", "tpu" or "gpu"
+    num_devices: int  # chips of the slice, GPUs, or virtual devices of a processor
+    memory_bytes: int | None  # memory of one device; None for processors, which share the machine's
 
 
 def parse_hardware(text: str) -> Hardware:
@@ -92,13 +72,12 @@ def parse_hardware(text: str) -> Hardware:
     family, _, size = text.partition(":")
     if family in _TPUS:
         return _parse_tpu(text, family, size)
+    count = int(size) if re.fullmatch(r"[1-9]\d{0,4}", size) else 0 if size else 1
     if family in _GPUS:
-        count = _count(size or "1")
         is_good = 1 <= count <= 8 or (count > 8 and count % 8 == 0)
         _require(is_good, text, "1 to 8 GPUs, or a multiple of 8", f"{family}:8")
         return Hardware(text, "gpu", count, _GPUS[family][1])
     _require(family == "cpu", text, f"one of {', '.join(('cpu', *_TPUS, *_GPUS))}", _EXAMPLES)
-    count = _count(size or "1")
     _require(1 <= count <= _MAX_CPUS, text, f"1 to {_MAX_CPUS} virtual devices", "cpu:8")
     return Hardware(text, "cpu", count, None)
 
@@ -127,10 +106,6 @@ def _require(is_good: bool, text: str, accepted: str, example: str) -> None:
         raise ConfigError("--hardware", what, f"use one such as {example}")
 
 
-def _count(text: str) -> int:
-    return int(text) if re.fullmatch(r"[1-9]\d{0,4}", text) else 0
-
-
 def _sides(size: str) -> list[int]:
     return [int(side) for side in size.split("x")]
 
@@ -151,14 +126,10 @@ def has_compiler(hardware: Hardware) -> bool:
     """Tells whether the compiler for the hardware is installed."""
     if hardware.kind == "tpu":
         return find_spec("libtpu") is not None
-    return hardware.kind == "cpu" or any(_gpu_plugins())
-
-
-def _gpu_plugins() -> list[str]:
-    names = ("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12")
     with suppress(ModuleNotFoundError):  # no jax_plugins at all
-        return [name for name in names if find_spec(name)]
-    return []
+        plugins = ("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12")
+        return hardware.kind == "cpu" or any(map(find_spec, plugins))
+    return False
 
 
 def compile_devices(hardware: Hardware) -> Sequence["jax.Device"]:
@@ -169,11 +140,10 @@ def compile_devices(hardware: Hardware) -> Sequence["jax.Device"]:
       ConfigError: the slice is unknown to the TPU's compiler.
     """
     if not has_compiler(hardware):
-        kind = hardware.kind.upper()
+        what = f"the {hardware.kind.upper()} compiler is missing"
         fix = f"install it: {install_command(hardware)}"
-        raise ResourceError(f"--hardware={hardware.name}", f"the {kind} compiler is missing", fix)
-    devices = {"cpu": _cpu_devices, "tpu": _tpu_devices, "gpu": _gpu_devices}
-    return devices[hardware.kind](hardware)
+        raise ResourceError(f"--hardware={hardware.name}", what, fix)
+    return {"cpu": _cpu_devices, "tpu": _tpu_devices, "gpu": _gpu_devices}[hardware.kind](hardware)
 
 
 def install_command(hardware: Hardware) -> str:
@@ -243,6 +213,5 @@ def _gpu_devices(hardware: Hardware) -> Sequence["jax.Device"]:
     description = _GPU_DESCRIPTION.format(name=name, memory=memory, bandwidth=bandwidth)
     hosts = max(1, hardware.num_devices // 8)
     shape = f"1x{hosts}x{hardware.num_devices // hosts}"  # slices, hosts, GPUs of a host
-    return topologies.get_topology_desc(
-        "", "cuda", target_config=description, topology=shape
-    ).devices
+    topology = topologies.get_topology_desc("", "cuda", target_config=description, topology=shape)
+    return topology.devices

@@ -29,17 +29,11 @@ _LABEL_KEYS = ("dataset", "mask_format", "class_values", "ignore_values", "reduc
 
 @dataclass(frozen=True, eq=False)
 class CacheSource:
-    """Samples in one file.
-
-    Attributes:
-      path: path of the file.
-      ids: names of the samples.
-      table: int64 (n, 3): height, width and checksum of each, in the order of the file.
-    """
+    """Samples in one file."""
 
     path: str
     ids: tuple[str, ...]
-    table: np.ndarray
+    table: np.ndarray  # int64 (n, 3): height, width and checksum of each, in the order of the file
 
     @functools.cached_property
     def ends(self) -> np.ndarray:
@@ -66,11 +60,7 @@ class CacheSource:
         return f"{self.path} (image {self.ids[index]})", f"{self.path} (mask {self.ids[index]})"
 
     def verify(self) -> None:
-        """Compares all checksums.
-
-        Raises:
-          DataError: a sample's bytes have changed.
-        """
+        """Compares all checksums; a sample whose bytes have changed raises `DataError`."""
         for index, row in enumerate(self.table):
             if checksum(*self.read(index)) != row[2]:
                 what = f"{self.ids[index]} has changed since it was written"
@@ -92,7 +82,12 @@ def open_cache(data_config: DataConfig, num_classes: int, split: str) -> Dataset
     """
     root = Path(data_config.root)
     index, source = open_split(root, split)
-    _check_labels(data_config, index["labels"], root)
+    for key, value in label_settings(data_config).items():
+        written = index["labels"].get(key)
+        if written != value:
+            what = f"is {value}, but the cache at {root} was written with {written}"
+            fix = "use that, or write the cache again elsewhere"
+            raise ConfigError(f"config.data.{key}", what, fix)
     classes = open_classes(data_config, num_classes)
     _check_same(root, index, classes=classes.names)
     _check_folder(data_config, num_classes, index)
@@ -135,14 +130,6 @@ def open_split(root: Path, split: str) -> tuple[dict[str, Any], CacheSource]:
     if found != size:
         raise DataError(source.path, f"has {found} bytes, not {size}", fix)
     return index, source
-
-
-def _check_labels(data_config: DataConfig, labels: dict[str, Any], root: Path) -> None:
-    for key, value in label_settings(data_config).items():
-        if labels.get(key) != value:
-            what = f"is {value}, but the cache at {root} was written with {labels.get(key)}"
-            fix = "use that, or write the cache again elsewhere"
-            raise ConfigError(f"config.data.{key}", what, fix)
 
 
 def label_settings(data_config: DataConfig) -> dict[str, Any]:

@@ -17,17 +17,11 @@ from deeplab_jax.errors import DataError, shorten
 
 @dataclass(frozen=True, eq=False)
 class FolderSource:
-    """Samples in files.
-
-    Attributes:
-      image_paths: paths of the images.
-      label_paths: paths of their masks, in the same order.
-      color_table: classes of the colours, if the masks hold colours.
-    """
+    """Samples in files."""
 
     image_paths: tuple[str, ...]
-    label_paths: tuple[str, ...]
-    color_table: ColorTable | None = None
+    label_paths: tuple[str, ...]  # in the same order
+    color_table: ColorTable | None = None  # where the masks hold colours
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the image and the raw mask; see `SampleSource`."""
@@ -49,25 +43,17 @@ def open_folder(data_config: DataConfig, num_classes: int, split: str) -> Datase
         data_config = dataclasses.replace(data_config, mask_suffix=TRAIN_IDS)
         files = find_files(data_config, split)
     _check_complete(data_config.root, split, files)
-    return Dataset(
-        name=data_config.dataset,
-        split=split,
-        ids=tuple(stem + files.id_suffix for stem in files.stems),
-        class_names=classes.names,
-        palette=classes.palette,
-        label_map=label_map(data_config, num_classes),
-        source=FolderSource(
-            tuple(files.images[stem] for stem in files.stems),
-            tuple(files.masks[stem] for stem in files.stems),
-            ColorTable(classes) if data_config.mask_format == "color" else None,
-        ),
-    )
+    ids = tuple(stem + files.id_suffix for stem in files.stems)
+    images, masks = (tuple(map(d.__getitem__, files.stems)) for d in (files.images, files.masks))
+    table = ColorTable(classes) if data_config.mask_format == "color" else None
+    values, source = label_map(data_config, num_classes), FolderSource(images, masks, table)
+    names, palette = classes.names, classes.palette
+    return Dataset(data_config.dataset, split, ids, names, palette, values, source)
 
 
 def _check_complete(root: str, split: str, files: Files) -> None:
     if not files.stems:
-        fix = "check the folder or list of ids"
-        raise DataError(str(root), f"split {split!r} has no images", fix)
+        raise DataError(root, f"split {split!r} has no images", "check the folder or list of ids")
     outside = [s for s in files.stems if os.path.isabs(s) or ".." in PurePosixPath(s).parts]
     if outside:
         what = f"split {split!r} lists what lies outside ({shorten(outside)}); none was opened"

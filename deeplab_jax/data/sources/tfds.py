@@ -25,25 +25,15 @@ METADATA_KEY = "deeplab_jax"
 
 @dataclass(frozen=True, eq=False)
 class TfdsSource:
-    """Samples in ArrayRecord files.
+    """Samples in ArrayRecord files."""
 
-    Attributes:
-      folder: folder of one version of a data set.
-      split: name of the split in TFDS.
-      ids: names of the samples.
-      image_key: feature with the image.
-      mask_key: feature with the mask.
-      has_ids: feature "id" holds the names.
-      color_table: classes of the colours, if the masks hold colours.
-    """
-
-    folder: str
-    split: str
-    ids: tuple[str, ...]
-    image_key: str
-    mask_key: str
-    has_ids: bool = False
-    color_table: ColorTable | None = None
+    folder: str  # folder of one version of a data set
+    split: str  # name of the split in TFDS
+    ids: tuple[str, ...]  # names of the samples
+    image_key: str  # feature with the image
+    mask_key: str  # feature with the mask
+    has_ids: bool = False  # feature "id" holds the names
+    color_table: ColorTable | None = None  # where the masks hold colours
 
     @functools.cached_property
     def _reader(self) -> tuple[Any, Any]:
@@ -106,13 +96,18 @@ def open_tfds(data_config: DataConfig, num_classes: int, split: str) -> Dataset:
         raise DataError(str(folder), what, "prepare the data set again") from error
     if info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
         what = f"is {info.file_format and info.file_format.value}, which has no random access"
-        fix = "prepare it with file_format='array_record'"
-        raise DataError(str(folder), what, fix)
+        raise DataError(str(folder), what, "prepare it with file_format='array_record'")
     if split not in info.splits:
         what = f"has no split {split!r}; it has {shorten(info.splits)}"
         raise DataError(str(folder), what, "set config.data.train_split and val_split")
+    features = info.features
+    images = [k for k, feature in features.items() if isinstance(feature, tfds.features.Image)]
     for key in ("image_key", "mask_key"):
-        _check_feature(data_config, key, info, folder)
+        name = getattr(data_config, key)
+        if name not in images:
+            kind = f"is {type(features[name]).__name__}" if name in features else "does not exist"
+            what = f"feature {name!r} {kind}; image features are {shorten(images) or 'none'}"
+            raise DataError(str(folder), what, f"set config.data.{key}")
     count = info.splits[split].num_examples
     kept = kept_metadata(info).get(split, {})
     ids = kept.get("ids", [f"{split}_{i:06d}" for i in range(count)])
@@ -122,15 +117,9 @@ def open_tfds(data_config: DataConfig, num_classes: int, split: str) -> Dataset:
     if data_config.dataset == "cityscapes" and "mask_suffix" in kept:
         data_config = dataclasses.replace(data_config, mask_suffix=kept["mask_suffix"])
     classes = open_classes(data_config, num_classes)
-    source = TfdsSource(
-        str(folder),
-        split,
-        tuple(ids),
-        data_config.image_key,
-        data_config.mask_key,
-        "ids" in kept,
-        ColorTable(classes) if data_config.mask_format == "color" else None,
-    )
+    table = ColorTable(classes) if data_config.mask_format == "color" else None
+    keys = data_config.image_key, data_config.mask_key
+    source = TfdsSource(str(folder), split, tuple(ids), *keys, "ids" in kept, table)
     names, palette, values = classes.names, classes.palette, label_map(data_config, num_classes)
     return Dataset(data_config.dataset, split, source.ids, names, palette, values, source)
 
@@ -146,7 +135,11 @@ def _find(data_config: DataConfig) -> Path:
     infos = (*data_dir.glob("*/*/dataset_info.json"), *data_dir.glob("*/*/*/dataset_info.json"))
     found = {path.parent.relative_to(data_dir).as_posix(): path.parent for path in infos}
     versions = {key.rpartition("/")[2]: key for key in found if key.rpartition("/")[0] == match[1]}
-    version = match[2] or max(versions, key=_version_key, default="")
+
+    def order(version: str) -> list[int]:
+        return [int(part) if part.isdigit() else -1 for part in version.split(".")]
+
+    version = match[2] or max(versions, key=order, default="")
     if version not in versions:
         names = shorten(":".join(key.rsplit("/", 1)) for key in found)
         what = f"has no TFDS data set {name!r}; there {f'are {names}' if found else 'is none'}"
@@ -155,22 +148,7 @@ def _find(data_config: DataConfig) -> Path:
     return found[versions[version]]
 
 
-def _version_key(text: str) -> list[int]:
-    return [int(part) if part.isdigit() else -1 for part in text.split(".")]
-
-
 def kept_metadata(info: Any) -> dict[str, Any]:
     """Returns {split: facts} that `write_tfds` kept; empty for sets of others."""
     kept = info.metadata.get(METADATA_KEY) if isinstance(info.metadata, dict) else None
     return kept if isinstance(kept, dict) else {}
-
-
-def _check_feature(data_config: DataConfig, key: str, info: Any, folder: Path) -> None:
-    import tensorflow_datasets as tfds
-
-    name, features = getattr(data_config, key), info.features
-    images = [k for k, feature in features.items() if isinstance(feature, tfds.features.Image)]
-    if name not in images:
-        kind = f"is {type(features[name]).__name__}" if name in features else "does not exist"
-        what = f"feature {name!r} {kind}; image features are {shorten(images) or 'none'}"
-        raise DataError(str(folder), what, f"set config.data.{key}")

@@ -6,6 +6,7 @@ the space that the wanted files need.
 
 import fcntl
 import functools
+import io
 import os
 import shutil
 import stat
@@ -33,13 +34,10 @@ class _Member(NamedTuple):
 
 @contextmanager
 def staged(root: Path, part: str) -> Iterator[Path]:
-    """Yields an empty folder; `part` in it moves to `root / part` when the block ends well.
+    """Yields an empty folder in `root`; `part` in it moves to `root / part` if the block succeeds.
 
-    The move is atomic. Remains of a killed run are removed first.
-
-    Args:
-      root: folder to write to, made if missing; the yielded folder lies in it, on the same disk.
-      part: relative path, which must not exist under `root`.
+    The move is atomic. `root` is made if missing; `root / part` must not exist. Remains of a killed
+    run are removed first.
 
     Raises:
       ResourceError: another process is writing the same.
@@ -48,7 +46,13 @@ def staged(root: Path, part: str) -> Iterator[Path]:
     partial.mkdir(parents=True, exist_ok=True)
     lock = os.open(partial, os.O_RDONLY)
     try:
-        _lock(lock, root / part)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            what = "is being written by another process"
+            raise ResourceError(str(root / part), what, "wait for it to end") from error
+        except OSError:
+            pass  # a file system without locks
         for entry in partial.iterdir():
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         try:
@@ -61,22 +65,8 @@ def staged(root: Path, part: str) -> Iterator[Path]:
         os.close(lock)
 
 
-def _lock(file: int, target: Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        what = "is being written by another process"
-        raise ResourceError(str(target), what, "wait for it to end") from error
-    except OSError:
-        pass  # a file system without locks
-
-
 def require_space(where: Path, needed: int) -> None:
-    """Checks that a folder's disk has space for `needed` bytes.
-
-    Raises:
-      ResourceError: the disk has not; the text has the bytes needed and free.
-    """
+    """Refuses a folder whose disk lacks space for `needed` bytes (ResourceError)."""
     free = shutil.disk_usage(where).free
     if needed + _SPARE > free:
         what = f"{needed} bytes are needed and {free} are free"
@@ -84,13 +74,10 @@ def require_space(where: Path, needed: int) -> None:
 
 
 def unpack(source: Path, target: Path, rename: Callable[[str], str]) -> int:
-    """Writes the wanted files of an archive or an unpacked folder; returns their number.
+    """Writes the wanted files of a .tar, .tgz, .zip or unpacked folder; returns their number.
 
-    Args:
-      source: a .tar, .tgz or .zip file, or a folder.
-      target: folder to write to; no other process writes there.
-      rename: from a file's name in the archive to its name under `target`, or "" to leave it out;
-        files of a folder are named as if the folder lay in the archive.
+    `rename` maps a file's name in the archive to its name under `target`, "" to leave it out; files
+    of a folder are named as if the folder lay in the archive. No other process writes to `target`.
 
     Raises:
       DataError: the archive is damaged, or has a link, a device or a name that leads elsewhere.
@@ -114,19 +101,15 @@ def unpack(source: Path, target: Path, rename: Callable[[str], str]) -> int:
 
 def _head(source: Path) -> bytes:
     """Returns the first bytes of a file, which show its kind."""
-    with _open(source) as file:
+    with source.open("rb") as file:
         return file.read(12)
-
-
-def _open(path: Path) -> IO[bytes]:
-    return path.open("rb")
 
 
 def _folder_members(source: Path) -> Iterator[_Member]:
     for path in sorted(source.rglob("*")):
         if path.is_file():
             name = path.relative_to(source.parent).as_posix()
-            yield _Member(name, path.stat().st_size, functools.partial(_open, path))
+            yield _Member(name, path.stat().st_size, functools.partial(io.FileIO, path))
 
 
 def _zip_members(source: Path, file: zipfile.ZipFile) -> Iterator[_Member]:

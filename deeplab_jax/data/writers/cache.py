@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 from pathlib import Path
 
@@ -20,11 +21,8 @@ from deeplab_jax.errors import ConfigError, DataError
 def write_cache(data_config: DataConfig, num_classes: int, output: Path, is_verified: bool) -> None:
     """Writes the cache of a folder data set's training and validation split, or checks it.
 
-    Args:
-      data_config: `config.data`, checked; its source is the folder.
-      num_classes: `config.model.num_classes`.
-      output: folder of the cache, which appears when all is written.
-      is_verified: compare the checksums of an existing cache, too; a new one's are always compared.
+    The folder `output` appears when all is written. Checksums of a new cache are always compared,
+    those of an existing one if `is_verified`.
 
     Raises:
       ConfigError: the source is no folder.
@@ -38,15 +36,29 @@ def write_cache(data_config: DataConfig, num_classes: int, output: Path, is_veri
     datasets = [open_dataset(data_config, num_classes, split) for split in splits]
     if output.exists():
         for dataset in datasets:
-            _check_written(dataset, _index(dataset, data_config, []), output, is_verified)
+            expected = _index(dataset, data_config, [])
+            index, source = open_split(output, dataset.split)
+            differing = [
+                key for key in expected if key != "table" and index.get(key) != expected[key]
+            ]
+            if differing:
+                what = (
+                    f"split {dataset.split!r} differs from the files in {' and '.join(differing)}"
+                )
+                raise DataError(str(output), what, "remove it, or choose another --output")
+            if is_verified:
+                source.verify()
         return
     output.parent.mkdir(parents=True, exist_ok=True)
-    require_space(output.parent, sum(map(_decoded_size, datasets)))
+    paths = [d.source.names(index)[0] for d in datasets for index in range(len(d))]
+    require_space(output.parent, sum(4 * math.prod(read_size(path)) for path in paths))
     with staged(output.parent, output.name) as partial:
         folder = partial / output.name
         folder.mkdir()
         if data_config.dataset == "folder":
-            _write_classes(folder / "classes.json", datasets[0])
+            pairs = zip(datasets[0].class_names, datasets[0].palette.tolist(), strict=True)
+            entries = [{"name": name, "color": color} for name, color in pairs]
+            (folder / "classes.json").write_text(json.dumps(entries), "utf-8")
         for dataset in datasets:
             table = _write_samples(split_path(folder, dataset.split, ".bin"), dataset)
             text = json.dumps(_index(dataset, data_config, table))
@@ -54,53 +66,20 @@ def write_cache(data_config: DataConfig, num_classes: int, output: Path, is_veri
             open_split(folder, dataset.split)[1].verify()
 
 
-def _check_written(
-    dataset: Dataset, expected: dict[str, object], output: Path, is_verified: bool
-) -> None:
-    index, source = open_split(output, dataset.split)
-    differing = [key for key in expected if key != "table" and index.get(key) != expected[key]]
-    if differing:
-        what = f"split {dataset.split!r} differs from the files in {' and '.join(differing)}"
-        raise DataError(str(output), what, "remove it, or choose another --output")
-    if is_verified:
-        source.verify()
-
-
 def _index(dataset: Dataset, data_config: DataConfig, table: list[list[int]]) -> dict[str, object]:
     """Returns the contents of `SPLIT.json`."""
     keys = ("images", "masks", "mask_suffix", "split_file", "source")
+    paths = (path for index in range(len(dataset)) for path in dataset.source.names(index))
+    stats = [(stat.st_size, stat.st_mtime_ns) for stat in map(os.stat, paths)]
+    fingerprint = hashlib.sha256(repr(stats).encode())
     config = {"root": str(Path(data_config.root).resolve())}
     config |= {key: getattr(data_config, key) for key in keys}
     return {
-        "format": FORMAT,
-        "split": dataset.split,
-        "labels": label_settings(data_config),
+        "format": FORMAT, "split": dataset.split, "labels": label_settings(data_config),
         "classes": list(dataset.class_names),
-        "source": {"config": config, "files": _fingerprint(dataset)},
-        "ids": list(dataset.ids),
-        "table": table,
-    }
-
-
-def _fingerprint(dataset: Dataset) -> str:
-    """Returns a hash of the sizes and times of all files."""
-    paths = (path for index in range(len(dataset)) for path in dataset.source.names(index))
-    stats = [os.stat(path) for path in paths]
-    return hashlib.sha256(repr([(s.st_size, s.st_mtime_ns) for s in stats]).encode()).hexdigest()
-
-
-def _decoded_size(dataset: Dataset) -> int:
-    heights_widths = (read_size(dataset.source.names(i)[0]) for i in range(len(dataset)))
-    return sum(4 * height * width for height, width in heights_widths)
-
-
-def _write_classes(path: Path, dataset: Dataset) -> None:
-    """Writes the classes for `open_classes`."""
-    entries = [
-        {"name": name, "color": color}
-        for name, color in zip(dataset.class_names, dataset.palette.tolist(), strict=True)
-    ]
-    path.write_text(json.dumps(entries), "utf-8")
+        "source": {"config": config, "files": fingerprint.hexdigest()},
+        "ids": list(dataset.ids), "table": table,
+    }  # fmt: skip
 
 
 def _write_samples(path: Path, dataset: Dataset) -> list[list[int]]:

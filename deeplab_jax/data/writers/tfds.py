@@ -24,11 +24,8 @@ class Segmentation(  # type: ignore[call-arg]
 ):
     """Images and masks in the bytes of their files, in the data set's order.
 
-    Args:
-      datasets: the splits, read from folders; their name becomes the builder's.
-      metadata: JSON values to keep beside the samples.
-      size: size of all files, bytes.
-      data_dir: the set appears in `data_dir / name / version`.
+    `datasets` are the splits, read from folders; the builder takes their name. `metadata` are JSON
+    values kept beside the samples, `size` counts the bytes of all files.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -37,24 +34,19 @@ class Segmentation(  # type: ignore[call-arg]
         self, datasets: list[Dataset], metadata: dict[str, Any], size: int, data_dir: Path
     ):
         self.name = datasets[0].name
-        self._datasets = datasets
-        self._metadata = metadata
-        self._size = size
+        self._datasets, self._metadata, self._size = datasets, metadata, size
         super().__init__(data_dir=data_dir, file_format="array_record")
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = {
             "image": tfds.features.Image(shape=(None, None, 3)),
-            "mask": tfds.features.Image(shape=(None, None, 1)),
-            "id": tfds.features.Text(),
-        }
+            "mask": tfds.features.Image(shape=(None, None, 1)), "id": tfds.features.Text(),
+        }  # fmt: skip
         return tfds.core.DatasetInfo(
-            builder=self,
-            description=f"{self.name}: encoded images and masks of class values.",
-            features=tfds.features.FeaturesDict(features),
+            builder=self, description=f"{self.name}: encoded images and masks of class values.",
+            features=tfds.features.FeaturesDict(features), disable_shuffling=True,
             metadata=tfds.core.MetadataDict(self._metadata),
-            disable_shuffling=True,
-        )
+        )  # fmt: skip
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[_Example]]:
         return {dataset.split: self._generate_examples(dataset) for dataset in self._datasets}
