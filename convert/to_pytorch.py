@@ -169,7 +169,7 @@ def _schedule(info: "Info") -> tuple[int | None, int]:
 
     if info.config is None:
         return None, 0
-    match = re.match(r"(\d+) images ", info.data)  # see rundir.fingerprint
+    match = re.match(r"(\d+) images ", info.data)  # see Dataset.fingerprint
     count = int(match[1]) if match else 0
     if not count:
         return info.config.train.steps or None, 0

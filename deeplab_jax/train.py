@@ -29,7 +29,8 @@ def main(argv: list[str]) -> None:
       DeepLabError: see `deeplab_jax.errors`; `cli.run` prints it.
     """
     parser = cli.Parser("train", _EXAMPLES)
-    parser.add_argument("--config", metavar="FILE", required=True, help="recipe, see configs/")
+    text = "recipe: a file as in configs/, or a row of the table such as ade20k_r50_os16"
+    parser.add_argument("--config", metavar="RECIPE", required=True, help=text)
     parser.add_argument("--workdir", metavar="DIR", help="default: runs/<name of the recipe>")
     parser.add_argument(
         "--config.x", metavar="VALUE", help="any field, such as --config.train.lr=0.02"

@@ -81,7 +81,7 @@ def broken_lines(sources):
         own = room_of(module)
         for name in imported(source, with_types=False) if own else ():
             other = room_of(name)
-            is_inside = other is not None and other in (own, module.split(".")[-2])
+            is_inside = other is not None and other in (own, *module.split(".")[-2:-1])
             if other is None or is_inside:
                 continue
             if FLOOR[other] >= FLOOR[own] or other not in ONLY.get(own, FLOOR):
@@ -143,6 +143,11 @@ def test_only_tests_import_torch_or_tensorflow():
     ]
     assert {"deeplab_jax", "configs"} <= {path.relative_to(ROOT).parts[0] for path in files}
     assert offenders(files, ["torch", "tensorflow"]) == []
+
+
+def test_every_module_lies_in_a_room():
+    assert [module for module in modules() if room_of(module) is None] == ["deeplab_jax"]
+    assert room_of("deeplab_jax.quick_idea") is None
 
 
 def test_rooms_import_from_earlier_ones_alone():

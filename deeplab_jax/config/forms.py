@@ -14,12 +14,12 @@ from deeplab_jax.errors import ConfigError
 
 
 def freeze(config: Config | ConfigDict) -> Config:
-    """Returns the checked configuration; a `Config`, already checked, is returned unchanged.
+    """Returns the checked configuration, frozen; absent fields have their defaults.
 
     Raises:
-      ConfigError: a field is missing or unknown, or its value cannot be used.
+      ConfigError: a field is unknown, or its value cannot be used.
     """
-    return config if isinstance(config, Config) else from_flat(flatten(config))
+    return from_flat(flatten(config))
 
 
 def from_flat(values: Mapping[str, Any]) -> Config:

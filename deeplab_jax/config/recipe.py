@@ -1,4 +1,4 @@
-"""Reads a recipe file and applies `--config.section.field=value` to it."""
+"""Reads a recipe, by path or by name, and applies `--config.section.field=value` to it."""
 
 import ast
 import importlib.util
@@ -10,25 +10,32 @@ from ml_collections import ConfigDict
 
 from deeplab_jax.config.forms import flatten, from_flat, unknown_key
 from deeplab_jax.config.schema import Config, fields
+from deeplab_jax.config.table import PUBLISHED_MIOU, get_config
 from deeplab_jax.errors import ConfigError, shorten
 
+# Names of the table's rows, as their files in configs/ are called.
+ROWS = {f"{name}_r{depth}_os{stride}": (name, depth, stride)
+        for name, depth, stride in PUBLISHED_MIOU}  # fmt: skip
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 
 def load_recipe(path: str, overrides: Sequence[str] = ()) -> Config:
-    """Returns the checked configuration of a recipe file.
+    """Returns the checked configuration of a recipe file, or of a row of the table.
 
     Args:
-      path: a Python file that defines `get_config()`.
+      path: a Python file that defines `get_config()`, or the name of a row of the published table,
+        such as "ade20k_r50_os16".
       overrides: "--config.train.lr=0.02" and the like, applied in order.
 
     Raises:
       ConfigError: the file or a value cannot be used.
     """
     file = Path(path)
+    if path in ROWS and not file.exists():
+        return apply_overrides(get_config(*ROWS[path]), overrides)
     if not file.is_file():
         near = sorted(str(p) for p in file.parent.glob("*.py")) if file.parent.is_dir() else []
-        fix = f"such as {near[0]}" if near else "see configs/ in the repository"
+        fix = f"such as {near[0]}" if near else f"or a row of the table, such as {min(ROWS)}"
         raise ConfigError(str(path), "there is no such recipe file", f"name one, {fix}")
     spec = importlib.util.spec_from_file_location("deeplab_jax_recipe", file)
     if spec is None or spec.loader is None:

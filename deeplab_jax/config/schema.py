@@ -15,7 +15,7 @@ DATASETS = ("voc", "ade20k", "cityscapes", "folder")
 MAX_CHANNELS = 65536  # far above any network's; keeps sizes of arrays within 64 bits
 
 
-class Rule(NamedTuple):
+class Accepted(NamedTuple):
     """The values that a field accepts, whatever the others hold.
 
     Attributes:
@@ -29,20 +29,20 @@ class Rule(NamedTuple):
     fix: str = ""
 
 
-def _one_of(*values: Any, text: str = "") -> Rule:
-    return Rule(text or " or ".join(map(str, values)), lambda value: value in values)
+def _one_of(*values: Any, text: str = "") -> Accepted:
+    return Accepted(text or " or ".join(map(str, values)), lambda value: value in values)
 
 
-def _from(low: float, text: str = "") -> Rule:
-    return Rule(text or f"{low} or more", lambda value: low <= value < math.inf)
+def _from(low: float, text: str = "") -> Accepted:
+    return Accepted(text or f"{low} or more", lambda value: low <= value < math.inf)
 
 
-def _fraction(name: str) -> Rule:
-    return Rule(f"0 <= {name} < 1", lambda value: 0 <= value < 1)
+def _fraction(name: str) -> Accepted:
+    return Accepted(f"0 <= {name} < 1", lambda value: 0 <= value < 1)
 
 
-def _positive(text: str) -> Rule:
-    return Rule(text, lambda value: 0 < value < math.inf)
+def _positive(text: str) -> Accepted:
+    return Accepted(text, lambda value: 0 < value < math.inf)
 
 
 def is_integers(value: Any, count: int) -> bool:
@@ -50,8 +50,8 @@ def is_integers(value: Any, count: int) -> bool:
     return len(value) == count and all(type(v) is int and v > 0 for v in value)
 
 
-def _integers(count: int, is_optional: bool = False) -> Rule:
-    return Rule(
+def _integers(count: int, is_optional: bool = False) -> Accepted:
+    return Accepted(
         f"{count} positive integers",
         lambda value: (is_optional and not value) or is_integers(value, count),
     )
@@ -61,18 +61,17 @@ def _numbers(value: Any) -> bool:
     return all(isinstance(v, int | float) for v in value)
 
 
-def _values(largest: int) -> Rule:
-    return Rule(
+def _values(largest: int) -> Accepted:
+    return Accepted(
         f"different numbers in 0..{largest}",
         lambda value: (
             all(type(v) is int and 0 <= v <= largest for v in value)
             and len(set(value)) == len(value)
         ),
-        "count them, or leave it empty",
     )
 
 
-_SCALES = Rule(
+_SCALES = Accepted(
     "different numbers from 0.25 to 4",
     lambda value: (
         _numbers(value)
@@ -80,25 +79,25 @@ _SCALES = Rule(
         and 0 < len(value) == len(set(value))
     ),
 )
-_RANGE = Rule(
+_RANGE = Accepted(
     "(low, high), 0 < low <= high",
     lambda value: len(value) == 2 and _numbers(value) and 0 < value[0] <= value[1] < math.inf,
 )
-_STAGES = Rule(
+_STAGES = Accepted(
     "different stages, 1 to 4",
     lambda value: len(set(value)) == len(value) and set(value) <= {1, 2, 3, 4},
 )
-_CLASSES = Rule(
+_CLASSES = Accepted(
     "2 to 255", lambda value: 2 <= value <= 255, "count the classes, without the ignored one"
 )
-_CHANNELS = Rule(f"1 to {MAX_CHANNELS}", lambda value: 1 <= value <= MAX_CHANNELS)
-_SEED = Rule("0 to 4294967295", lambda value: 0 <= value < 2**32)
+_CHANNELS = Accepted(f"1 to {MAX_CHANNELS}", lambda value: 1 <= value <= MAX_CHANNELS)
+_SEED = Accepted("0 to 4294967295", lambda value: 0 <= value < 2**32)
 
 
 def _field(
     default: Any,
     text: str,
-    rule: Rule | None = None,
+    rule: Accepted | None = None,
     *,
     is_free: bool = False,
     is_local: bool = False,

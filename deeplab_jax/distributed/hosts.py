@@ -87,15 +87,63 @@ def sync_errors() -> Iterator[None]:
 
 
 def synced_error(failure: Exception | None) -> DeepLabError | None:
-    """Returns the error of the first host with one, for all hosts; None if no host has one.
+    """Returns the error that all hosts end with, if any has one.
 
-    `failure` is this host's error, if any; the traceback of an unexpected one is printed.
+    Args:
+      failure: this host's error, if any. A bug's traceback is printed here.
     """
-    if failure is not None:
-        failure = errors.as_resource_error(failure) or failure
-    if failure is not None and not isinstance(failure, DeepLabError):
-        traceback.print_exception(failure)
-    told = all_gather([name(), _described(failure)])
+    return _first_error(all_gather([name(), _described(failure)]))
+
+
+@contextmanager
+def agreement() -> Iterator[dict[str, object]]:
+    """Lets hosts find out what decides a run, each for itself, and compares it in one exchange.
+
+    Yields:
+      A dictionary that the block fills with facts by name, as it finds them.
+
+    Raises:
+      ConfigError: facts differ; names them, their values and the hosts.
+      DeepLabError: the block failed on a host; the same error on all, unless facts explain it.
+    """
+    facts: dict[str, object] = {}
+    if not are_multiple():
+        yield facts
+        return
+    failure = None
+    try:
+        yield facts
+    except Exception as error:
+        failure = error
+    own = {key: str(value) for key, value in facts.items()}
+    told = all_gather([name(), own, _described(failure)])
+    has_failed = any(error for *_, error in told)
+    differences = _differences({host: found for host, found, _ in told}, has_failed)
+    if differences:
+        fix = "start the same command with the same version and data on every host"
+        raise ConfigError("hosts", f"differ in {'; '.join(differences)}", fix) from failure
+    if (common := _first_error([[host, error] for host, _, error in told])) is not None:
+        raise common from failure
+
+
+def _differences(told: Mapping[str, Mapping[str, str]], is_partial: bool) -> list[str]:
+    """Returns a phrase for each fact that differs; absent ones count unless `is_partial`."""
+    differences = []
+    for key in dict.fromkeys(key for facts in told.values() for key in facts):
+        values = {host: facts.get(key, "absent") for host, facts in told.items()}
+        if is_partial:
+            values = {host: facts[key] for host, facts in told.items() if key in facts}
+        counts = Counter(values.values())
+        if len(counts) > 1:
+            usual = counts.most_common(1)[0][0]
+            others = [f"{value} on {host}" for host, value in values.items() if value != usual]
+            same = [host for host, value in values.items() if value == usual]
+            differences.append(f"{key}: {shorten(others, 4)}, {usual} on {shorten(same, 1)}")
+    return differences
+
+
+def _first_error(told: list[list[Any]]) -> DeepLabError | None:
+    """Returns the first host's error of those told, with the host unless all have the same."""
     found = [(host, error) for host, error in told if error]
     if not found:
         return None
@@ -107,33 +155,15 @@ def synced_error(failure: Exception | None) -> DeepLabError | None:
 
 
 def _described(failure: Exception | None) -> list[str] | None:
+    """Returns an error as texts; prints a bug's traceback."""
     if failure is None:
         return None
+    failure = errors.as_resource_error(failure) or failure
     if isinstance(failure, DeepLabError):
         return [type(failure).__name__, failure.where, failure.what, failure.fix]
+    traceback.print_exception(failure)
     what = f"{type(failure).__name__}: {failure}"
     return [ReaderError.__name__, "an error", what, "see what that host printed"]
-
-
-def require_equal(facts: Mapping[str, object]) -> None:
-    """Compares facts, text or numbers by name, between hosts.
-
-    Raises:
-      ConfigError: facts differ; names them, their values and the hosts.
-    """
-    told = all_gather([name(), {key: str(value) for key, value in facts.items()}])
-    differences = []
-    for key in dict.fromkeys(key for _, own in told for key in own):
-        values = [(own.get(key, "absent"), host) for host, own in told]
-        counts = Counter(value for value, _ in values)
-        if len(counts) > 1:
-            usual = counts.most_common(1)[0][0]
-            others = [f"{value} on {host}" for value, host in values if value != usual]
-            rest = f"{usual} on {shorten([h for value, h in values if value == usual], 1)}"
-            differences.append(f"{key}: {shorten(others, 4)}, {rest}")
-    if differences:
-        fix = "start the same command with the same version and data on every host"
-        raise ConfigError("hosts", f"differ in {'; '.join(differences)}", fix)
 
 
 @functools.cache

@@ -16,7 +16,7 @@ _MAX_ITEMS = 5  # shown of one finding
 _MAX_CLASSES = 25  # shown of the table
 
 
-class Speed(NamedTuple):
+class ReadingSpeed(NamedTuple):
     """How fast the files were read."""
 
     images_per_second: float  # of wall time, over all threads
@@ -24,12 +24,12 @@ class Speed(NamedTuple):
     decoding: float  # share of the processor time spent reading and decoding files
 
 
-def speed(survey: Survey, seconds: float) -> Speed:
+def speed(survey: Survey, seconds: float) -> ReadingSpeed:
     """Returns the speed of a survey that took `seconds` of wall time."""
     used = max(sum(f.seconds for f in survey.facts), 1e-9)
     decoding = sum(f.decode_seconds for f in survey.facts)
     number = len(survey.facts)
-    return Speed(number / max(seconds, 1e-9), number / used, decoding / used)
+    return ReadingSpeed(number / max(seconds, 1e-9), number / used, decoding / used)
 
 
 def summarize(survey: Survey) -> dict[str, Any]:
@@ -66,14 +66,14 @@ def summarize(survey: Survey) -> dict[str, Any]:
     }
 
 
-def write_json(path: str, survey: Survey, findings: Sequence[Finding], speed: Speed) -> None:
+def write_json(path: str, survey: Survey, findings: Sequence[Finding], speed: ReadingSpeed) -> None:
     """Writes summary, speed and all places of all findings."""
     content = {**summarize(survey), "speed": speed._asdict()}
     content["findings"] = [finding._asdict() for finding in findings]
     Path(path).write_text(json.dumps(content, indent=2) + "\n")
 
 
-def to_text(survey: Survey, findings: Sequence[Finding], speed: Speed) -> str:
+def to_text(survey: Survey, findings: Sequence[Finding], speed: ReadingSpeed) -> str:
     """Returns the report for people."""
     lines = [*_summary(survey), ""]
     for finding in findings:

@@ -22,7 +22,9 @@ from deeplab_jax.config import IGNORE_INDEX
 from deeplab_jax.errors import ResourceError
 from deeplab_jax.inference.buckets import Buckets, Shape, Size
 from deeplab_jax.inference.memory import TooLargeError, check_memory, free_memory
-from deeplab_jax.inference.protocol import Axis, EvalProtocol, View
+from deeplab_jax.inference.prediction import Window
+from deeplab_jax.inference.protocol import EvalProtocol, View
+from deeplab_jax.inference.resize import Axis
 from deeplab_jax.models import DeepLabV3Plus, Output, fold_batch_norm
 from deeplab_jax.models.preprocess import normalize
 
@@ -32,7 +34,6 @@ _BATCH_PIXELS = 2**22  # of one batch, on accelerators
 _MAX_BATCH = 16
 
 Variables = Mapping[str, Any]  # {"params", "batch_stats"}
-Window = tuple[slice, slice]  # rows and columns of a result
 Key = TypeVar("Key")
 Result = TypeVar("Result")
 

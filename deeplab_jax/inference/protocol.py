@@ -5,33 +5,18 @@ softmax before or after resizing. All resizing is linear along each axis, so tha
 set of tables: for each row or column of the result, the elements of the network's output in it.
 """
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from deeplab_jax.config import EvalConfig
 from deeplab_jax.inference.buckets import Size
+from deeplab_jax.inference.resize import Axis, rescale, sampling, scaled_size
 from deeplab_jax.models.preprocess import normalize
 
 _OUTPUT_STRIDE = 4  # of the network's logits
-
-
-class Axis(NamedTuple):
-    """A table of the elements of the network's output in N rows (or columns) of the result.
-
-    Attributes:
-      index: int32 (2, N), two neighbours in the output for each row.
-      weight: float (2, N), weights of the neighbours; they sum to 1.
-      scale: float (N,), factor of the weighted sum; 0 where the output does not reach.
-    """
-
-    index: np.ndarray  # type: ignore[assignment]  # over tuple.index
-    weight: np.ndarray
-    scale: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -92,7 +77,7 @@ class EvalProtocol:
 
     def input_sizes(self, size: Size) -> set[Size]:
         """Returns the sizes (height, width) of the network's inputs for an image of `size`."""
-        sizes = {_scaled(size, scale) for scale in self.scales}
+        sizes = {scaled_size(size, scale) for scale in self.scales}
         if self.mode == "whole":
             return sizes
         height, width = self.crop_size
@@ -110,7 +95,7 @@ class EvalProtocol:
             image = normalize(image, dtype) if image.dtype == np.uint8 else image.astype(dtype)
         views: list[View] = []
         for scale in self.scales:
-            scaled = image if scale == 1 else _rescale(image, scale)
+            scaled = image if scale == 1 else rescale(image, scale)
             for is_flipped in (False, True)[: 1 + self.flip]:
                 picture = scaled[:, ::-1] if is_flipped else scaled
                 whole = _whole if self.mode == "whole" else self._windows
@@ -151,49 +136,6 @@ def read_protocol(eval_config: EvalConfig) -> EvalProtocol:
         eval_config.flip,
         eval_config.softmax_first,
     )
-
-
-def sampling(size: int, length: int, factor: float | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the table of linear resizing along one axis: half-pixel centres, clamped edges.
-
-    `models.ops` has tables of its own, with the rounding of training.
-
-    Args:
-      size: elements of the result.
-      length: elements of the source.
-      factor: scale from source to result; size / length by default.
-
-    Returns:
-      Indices int32 (2, size) and weights float64 (2, size) of both neighbours. Without `factor`
-      weights are rounded once.
-    """
-    output = np.arange(size, dtype=np.int64)
-    if factor is not None:
-        source = np.maximum((output + 0.5) / factor - 0.5, 0)
-        low = np.minimum(source.astype(np.int64), length - 1)
-        weight = source - low
-    else:
-        position = np.maximum((2 * output + 1) * length - size, 0)  # exact, in integers
-        low = np.minimum(position // (2 * size), length - 1)
-        weight = (position - 2 * size * low) / (2 * size)
-    weight = np.where(low == length - 1, 0, weight)
-    index = np.stack([low, np.minimum(low + 1, length - 1)]).astype(np.int32)
-    return index, np.stack([1 - weight, weight])
-
-
-def _scaled(size: Sequence[int], scale: float) -> Size:
-    height, width = (max(math.floor(side * scale), 1) for side in size)
-    return height, width
-
-
-def _rescale(image: np.ndarray, scale: float) -> np.ndarray:
-    """Returns the normalised image scaled; positions follow `scale`, not the ratio of sizes."""
-    x, dtype = image, image.dtype
-    for axis, size in enumerate(_scaled(image.shape[:2], scale)):
-        (low, high), weight = sampling(size, image.shape[axis], scale)
-        weight = np.expand_dims(weight, (2 - axis, 3)[:: 1 if axis else -1]).astype(dtype)
-        x = np.take(x, low, axis) * weight[0] + np.take(x, high, axis) * weight[1]
-    return x
 
 
 def _whole(image: np.ndarray, size: Size, is_flipped: bool, share: float) -> Iterator[View]:

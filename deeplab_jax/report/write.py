@@ -10,7 +10,7 @@ from deeplab_jax.data import open_dataset
 from deeplab_jax.data.classes import colormap
 from deeplab_jax.distributed import hosts
 from deeplab_jax.errors import ConfigError, DeepLabError, clip
-from deeplab_jax.evaluation.run import NUMBERS
+from deeplab_jax.evaluation.run import EVALUATION_FILE
 from deeplab_jax.evaluation.summary import Evaluation
 from deeplab_jax.inference.segmenter import Segmenter, load
 from deeplab_jax.report import checking, page, pictures, reading
@@ -28,7 +28,7 @@ def write_again(folder: Path, output: Path, overrides: Sequence[str]) -> None:
     Raises:
       ConfigError: `evaluation.json` is not of this version, or an override cannot be used.
     """
-    numbers = folder / NUMBERS
+    numbers = folder / EVALUATION_FILE
     evaluation = read_evaluation(numbers)
     overrides = [*evaluation["overrides"], *overrides]
     try:
@@ -57,7 +57,7 @@ def write_evaluated(segmenter: Segmenter, json_file: Path | None = None) -> None
     output = segmenter.path / "report.html"
     if json_file:
         output = json_file.with_name(f"{json_file.stem}_report.html")
-    json_file = json_file or segmenter.path / NUMBERS
+    json_file = json_file or segmenter.path / EVALUATION_FILE
     if hosts.is_primary() and json_file.is_file():
         _draw(output, read_evaluation(json_file), segmenter)
 

@@ -121,12 +121,15 @@ class Run:
             try:
                 if self.config.mesh.check_every_steps:  # hosts may have read different files
                     self._compare_devices(self.setup.start)
+                reason = None
                 try:
                     self._steps()
                 except Exception as error:
-                    self._save_last(error)
-                    raise
-                self._save_last(None)
+                    reason = error
+                # Outside the handler: an error in saving must not have the reason as its cause.
+                self._save_last(reason)
+                if reason is not None:
+                    raise reason
                 self.display.say(f"done: {self.plan.total} steps")
                 return log_end(self.log, self._whole())
             finally:

@@ -6,7 +6,7 @@
 
 import dataclasses
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import jax
@@ -84,20 +84,9 @@ class RunSetup:
             data=self.dataset.fingerprint(),
         )
 
-    def facts(self) -> dict[str, object]:
-        """Returns the facts that must be equal on all hosts, by name."""
-        values = {k: v for k, v in flatten(self.config).items() if not is_local(k)}
-        return {
-            **hosts.software(),
-            **{f"config.{key}": value for key, value in values.items()},
-            "training data": self.dataset.fingerprint(),
-            "validation data": self.validation.fingerprint(),
-            "last saved step": self.step,
-        }
-
 
 def gather(config: Config | ConfigDict, workdir: str | Path) -> RunSetup:
-    """Returns the facts of a run in `workdir`; writes nothing and reads no array.
+    """Returns what a run in `workdir` is; leaves nothing there and reads no array.
 
     Raises:
       ConfigError: a value cannot be used, or differs from the continued run's or between hosts; or
@@ -107,9 +96,16 @@ def gather(config: Config | ConfigDict, workdir: str | Path) -> RunSetup:
       ResourceError: a host cannot write to `workdir`.
     """
     with hosts.sync_errors():
-        setup = _look(freeze(config), as_path(workdir))
-    check_shared(setup.workdir, [checkpoint.folder_of(setup.workdir)])
-    hosts.require_equal(setup.facts())
+        path = as_path(workdir)
+    check_shared(path, [checkpoint.folder_of(path)])
+    with hosts.agreement() as facts:
+        facts |= hosts.software()
+        frozen = freeze(config)
+        facts |= {f"config.{k}": v for k, v in flatten(frozen).items() if not is_local(k)}
+        setup = _look(frozen, path)
+        facts["training data"] = setup.dataset.fingerprint()
+        facts["validation data"] = setup.validation.fingerprint()
+        facts["last saved step"] = setup.step
     return setup
 
 
@@ -144,14 +140,18 @@ def claim(setup: RunSetup) -> Iterator[RunSetup]:
       DataError: more samples are bad than may be.
       ResourceError: `config.json` cannot be written there.
     """
-    with workdir_lib.held(setup.workdir, setup.config):
-        limit = setup.config.data.max_bad_samples
+    limit = setup.config.data.max_bad_samples
+    with ExitStack() as stack:
+        with hosts.sync_errors():
+            stack.enter_context(workdir_lib.lock(setup.workdir))
         if limit:
             dataset = leave_out(setup.dataset, limit, setup.workdir, setup.step is not None)
             if setup.saved:
                 workdir_lib.check_same_data(setup.workdir, setup.saved, dataset)
             plan = make_plan(setup.config, len(dataset))
             setup = dataclasses.replace(setup, dataset=dataset, plan=plan)
+        with hosts.sync_errors():
+            workdir_lib.write_config(setup.workdir, setup.config)
         yield setup
 
 

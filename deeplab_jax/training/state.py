@@ -29,10 +29,10 @@ State = dict[str, PyTree]
 
 def init_state(model: DeepLabV3Plus, optimizer: optax.GradientTransformation, seed: int) -> State:
     """Returns the state before the first step; call it under `jit`."""
-    return start_state(init_variables(model, seed), optimizer)
+    return initial_state(init_variables(model, seed), optimizer)
 
 
-def start_state(variables: dict[str, PyTree], optimizer: optax.GradientTransformation) -> State:
+def initial_state(variables: dict[str, PyTree], optimizer: optax.GradientTransformation) -> State:
     """Returns the state before the first step, with the given weights."""
     return {
         "step": jnp.zeros((), jnp.int32),

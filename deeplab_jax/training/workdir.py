@@ -9,7 +9,7 @@ import fcntl
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from deeplab_jax import checkpoint
@@ -18,23 +18,6 @@ from deeplab_jax.data import Dataset
 from deeplab_jax.distributed import hosts
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.utils.atomic import atomic_write
-
-
-@contextmanager
-def held(workdir: Path, config: Config) -> Iterator[None]:
-    """Locks `workdir` while the block runs, and writes `config.json` there.
-
-    Raises:
-      ConfigError: another process trains there; on all hosts.
-      OSError: it cannot be written.
-    """
-    with ExitStack() as stack:
-        with hosts.sync_errors():
-            stack.enter_context(lock(workdir))
-            if hosts.is_primary():
-                with atomic_write(workdir / "config.json") as file:
-                    file.write(f"{to_json(config)}\n".encode())
-        yield
 
 
 @contextmanager
@@ -62,6 +45,13 @@ def lock(workdir: Path) -> Iterator[None]:
         file.write(f"pid {os.getpid()} on {platform.node()}")
         file.flush()
         yield
+
+
+def write_config(workdir: Path, config: Config) -> None:
+    """Writes `config.json`, for people; an unusable place shows here, before anything compiles."""
+    if hosts.is_primary():
+        with atomic_write(workdir / "config.json") as file:
+            file.write(f"{to_json(config)}\n".encode())
 
 
 def read_run(workdir: Path, step: int, config: Config) -> checkpoint.Info:

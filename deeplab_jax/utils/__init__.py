@@ -1,1 +1,1 @@
-"""Tools without a role of their own: atomic writes, progress bars, the compile cache."""
+"""Tools of every room: atomic writes, progress bars, trees of arrays, the compile cache."""

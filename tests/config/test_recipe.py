@@ -110,6 +110,15 @@ def test_recipe_that_fails_is_told_in_one_line(write, text, message):
     assert "\n" not in str(error.value)
 
 
+def test_row_of_the_table_is_found_by_name(repository, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    c = load_recipe("voc_r101_os8", ["--config.seed=5"])
+    path = repository / "configs" / "voc_r101_os8.py"
+    assert c == load_recipe(str(path), ["--config.seed=5"])
+    with pytest.raises(ConfigError, match="or a row of the table, such as ade20k_r101_os16"):
+        load_recipe("no_such_folder/voc_r101_os8")
+
+
 def test_missing_recipe_names_one_that_is_there(write):
     path = write("")
     with pytest.raises(ConfigError, match=f"no such recipe file - name one, such as {path}"):

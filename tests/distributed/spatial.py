@@ -1,6 +1,6 @@
 """Trains three steps on eight virtual devices, split in several ways, and on one.
 
-    python tests/distributed/spatial.py DEPTH OUTPUT_STRIDE HEIGHT DATAxSPACE ...
+    python tests/distributed/spatial.py DEPTH OUTPUT_STRIDE HEIGHT DATAxSPATIAL ...
 
 Prints a JSON line for each way: "errors", relative to one device, of the loss, the gradient and
 the running statistics at each step, and "collectives" of the compiled step. Float64, dropout on.

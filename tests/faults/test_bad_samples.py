@@ -107,6 +107,7 @@ def test_more_than_allowed_is_one_line(damaged, train, fails, tmp_path, seed):
         f"{path}: lists 2 bad samples of 8, and config.data.max_bad_samples=1 ({bad[0]}, {bad[1]}; "
     )
     fails(train(root, "max_bad_samples=1"), what, "set config.data.max_bad_samples=2")
+    assert not (path.parent / "config.json").exists()  # nothing was begun
 
 
 @pytest.mark.slow("a whole run; unreadable validation images are in test_data_faults.py")

@@ -22,7 +22,7 @@ from deeplab_jax.models import build_model, ops
 from deeplab_jax.models.preprocess import preprocess
 from deeplab_jax.training.losses import row_weights, segmentation_loss
 from deeplab_jax.training.optimizer import build_optimizer, poly_schedule
-from deeplab_jax.training.state import eval_variables, start_state
+from deeplab_jax.training.state import eval_variables, initial_state
 from deeplab_jax.training.step import make_update
 
 DATASETS = {21: "voc", 150: "ade20k", 19: "cityscapes"}
@@ -153,7 +153,7 @@ def training(name, dtype):
     config.train.loss_groups, config.model.dtype = 1, dtype
     model, variables = network(name, dtype)
     optimizer, _ = build_optimizer(config.train, 10)
-    state = start_state(variables, optimizer)
+    state = initial_state(variables, optimizer)
     update = jax.jit(make_update(model, config, 10, use_dropout=False))
     batch, _, height, width = expected["input_shape"]
     images = draw_images(expected["name"], expected["input_shape"]).astype(dtype)

@@ -17,7 +17,7 @@ from convert.source import abstract_variables
 from deeplab_jax import config as config_lib
 from deeplab_jax.models import build_model
 from deeplab_jax.training.optimizer import build_optimizer
-from deeplab_jax.training.state import eval_variables, start_state
+from deeplab_jax.training.state import eval_variables, initial_state
 from deeplab_jax.training.step import make_update
 
 PATH = recipe.FOLDER / "narrow.json"
@@ -61,7 +61,7 @@ def ours():
     variables, counters = keymap.to_variables(weights, DEPTH)
     optimizer, _ = build_optimizer(c.train, TOTAL)
     wide = jax.tree.map(lambda x: np.asarray(x, np.float64), variables)
-    state = start_state(wide, optimizer)
+    state = initial_state(wide, optimizer)
     maps = jax.jit(model.apply)(eval_variables(state), images)
     update = jax.jit(make_update(model, c, TOTAL, use_dropout=False))
     records = []

@@ -8,7 +8,8 @@ from deeplab_jax.config import freeze, get_config
 from deeplab_jax.config.recipe import apply_overrides
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.inference.engine import Engine, Item
-from deeplab_jax.inference.protocol import EvalProtocol, read_protocol, sampling
+from deeplab_jax.inference.protocol import EvalProtocol, read_protocol
+from deeplab_jax.inference.resize import sampling
 
 
 def golden_protocol(case):

@@ -10,8 +10,8 @@ def _apply(module, variables, x, is_train):
     return module.apply(variables, x, is_train, mutable=["batch_stats"])
 
 
-def _batch_norm(dtype=jnp.float64, **numerics):
-    return BatchNorm(ComputePolicy(jnp.dtype(dtype), **numerics))
+def _batch_norm(dtype=jnp.float64, **policy):
+    return BatchNorm(ComputePolicy(jnp.dtype(dtype), **policy))
 
 
 def _variables(mean, var, scale=1.5, bias=-0.5):

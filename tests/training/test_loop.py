@@ -143,6 +143,15 @@ def test_second_ctrl_c_leaves_at_once(call, tiny, tmp_path, monkeypatch):
     assert checkpoint.latest_step(tmp_path) == 3
 
 
+def test_disk_that_is_full_at_the_last_save_is_named(call, tiny, tmp_path, monkeypatch):
+    full = type("Usage", (), {"total": 10**9, "free": 0})
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: full)
+    signal_when_logged(monkeypatch, 2, signal.SIGTERM)
+    got = call(*tiny, "--workdir", tmp_path, "--config.checkpoint.every_steps=50")
+    assert got.code == 5
+    assert "cannot save a checkpoint: No space left on device" in got.err  # not the signal
+
+
 def test_signals_are_as_before_after_a_run(finished):
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
