@@ -1,5 +1,6 @@
 """Steps, saves and evaluations: stopped, continued, killed, and where numbers are not finite."""
 
+import errno
 import json
 import os
 import shlex
@@ -143,13 +144,17 @@ def test_second_ctrl_c_leaves_at_once(call, tiny, tmp_path, monkeypatch):
     assert checkpoint.latest_step(tmp_path) == 3
 
 
-def test_disk_that_is_full_at_the_last_save_is_named(call, tiny, tmp_path, monkeypatch):
-    full = type("Usage", (), {"total": 10**9, "free": 0})
-    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: full)
+def test_save_that_fails_after_a_signal_is_told_with_its_own_cause(
+    call, tiny, tmp_path, monkeypatch
+):
+    def fail(*args, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.ocp.training.Checkpointer, "save_checkpointables_async", fail)
     signal_when_logged(monkeypatch, 2, signal.SIGTERM)
     got = call(*tiny, "--workdir", tmp_path, "--config.checkpoint.every_steps=50")
     assert got.code == 5
-    assert "cannot save a checkpoint: No space left on device" in got.err  # not the signal
+    assert "cannot save a checkpoint: [Errno 28] No space left on device" in got.err
 
 
 def test_signals_are_as_before_after_a_run(finished):
