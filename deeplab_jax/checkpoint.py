@@ -32,7 +32,7 @@ FORMAT = 1  # version of the description; raised when older readers would misund
 KINDS = ("run", "weights", "backbone")
 EVAL_ITEMS = {"params": "params", "batch_stats": "batch_stats"}  # variable -> item of a step
 
-_WRITE_SECONDS = 300  # that hosts wait for each other's writes
+WRITE_SECONDS = 300  # that hosts wait for each other's writes
 _STEPS = "checkpoints"  # the folder of W that holds one folder per step
 # Orbax's file about a step. `read_info` needs only its `custom_metadata`; through Orbax's interface
 # every array's header would be read too (0.7 s for 1200 arrays).
@@ -101,7 +101,7 @@ class Saver:
             steps.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=steps).close()  # a read-only folder shows before training
             self._scores = _scores(self._path)
-            with ocp.Context(async_options=ocp.options.AsyncOptions(timeout_secs=_WRITE_SECONDS)):
+            with ocp.Context(async_options=ocp.options.AsyncOptions(timeout_secs=WRITE_SECONDS)):
                 self._orbax = ocp.training.Checkpointer(
                     steps, preservation_policy=self, cleanup_tmp_directories=True
                 )
@@ -257,7 +257,7 @@ def read_info(path: str | os.PathLike, step: int | str = "latest") -> Info:
       CheckpointError: there is no such step, or its description cannot be used here.
     """
     number = find_step(path, step)
-    where = _step_path(path, number)
+    where = step_path(path, number)
     try:
         metadata = json.loads((where / _DESCRIPTION).read_text())["custom_metadata"] or {}
         version, kind = metadata.get("format"), metadata.get("kind")
@@ -297,7 +297,7 @@ def restore(
       ResourceError: memory or a permission is missing.
     """
     step = find_step(path, step)
-    where = _step_path(path, step)
+    where = step_path(path, step)
     if problems := misfits(path, step, abstract, allow_cast):
         fix = "use the configuration it was saved with, or another checkpoint"
         raise CheckpointError(str(where), f"does not fit: {', '.join(problems)}", fix)
@@ -319,7 +319,7 @@ def misfits(
       CheckpointError: the checkpoint is damaged.
       ResourceError: a permission is missing.
     """
-    where = _step_path(path, find_step(path, step))
+    where = step_path(path, find_step(path, step))
     with _reading(where):
         return differences(_saved_items(where, abstract), abstract, allow_cast)
 
@@ -333,7 +333,7 @@ def read_arrays(
       CheckpointError: an item is not there, or damaged.
       ResourceError: memory or a permission is missing.
     """
-    where = _step_path(path, find_step(path, step))
+    where = step_path(path, find_step(path, step))
     with _reading(where):
         items = _saved_items(where, names)
         if missing := set(names) - set(items):
@@ -401,7 +401,8 @@ def _steps(path: str | os.PathLike) -> list[int]:
         ) from error
 
 
-def _step_path(path: str | os.PathLike, step: int) -> Path:
+def step_path(path: str | os.PathLike, step: int) -> Path:
+    """Returns the folder of a step."""
     return folder_of(path).absolute() / str(step)
 
 

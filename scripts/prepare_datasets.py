@@ -238,7 +238,7 @@ def prepare(name: str, archives: Path, root: Path, counts: tuple[int, int]) -> N
       DataError: archives are missing or damaged, or hold another number of images.
       ResourceError: the disk is too small.
     """
-    from deeplab_jax.data.writers.archives import staged
+    from deeplab_jax.data.writers.staging import staged
 
     official = OFFICIAL[name]
     target = root / official.part

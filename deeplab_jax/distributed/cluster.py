@@ -19,7 +19,7 @@ from deeplab_jax.utils.progress import discard
 
 _CONNECT_SECONDS = 300  # wait for all processes to come; a slice's hosts do not boot at once
 _QUIET_SECONDS = 10  # of this wait, before a line about it is printed
-_HEARTBEAT_SECONDS = 60  # without a heartbeat until a process counts as dead
+HEARTBEAT_SECONDS = 60  # without a heartbeat until a process counts as dead
 _END_SECONDS = 300  # wait for the others to end after success: the first writes reports
 _LEAVE_SECONDS = 10  # wait after a failure, which the others may not know of
 
@@ -205,7 +205,7 @@ def _initialize(arguments: dict[str, Any], seconds: float) -> None:
             jax.distributed.initialize(
                 **arguments,
                 initialization_timeout=round(seconds) + 60,
-                heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+                heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
                 shutdown_timeout_seconds=_END_SECONDS,
             )
         except (ValueError, RuntimeError, OSError) as error:

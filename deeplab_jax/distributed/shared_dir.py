@@ -13,7 +13,7 @@ import jax
 from deeplab_jax.distributed import hosts
 from deeplab_jax.errors import ConfigError, shorten
 
-_PATIENCE = 10.0  # seconds within which other hosts must see a new file
+PATIENCE = 10.0  # seconds within which other hosts must see a new file
 
 
 def check_shared(workdir: Path, folders: Sequence[Path] = ()) -> None:
@@ -60,7 +60,7 @@ def check_shared(workdir: Path, folders: Sequence[Path] = ()) -> None:
 
 
 def _appears(path: Path) -> bool:
-    end = time.monotonic() + _PATIENCE
+    end = time.monotonic() + PATIENCE
     while not path.exists():
         if time.monotonic() > end:
             return False

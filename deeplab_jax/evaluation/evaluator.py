@@ -18,7 +18,7 @@ from deeplab_jax.inference.engine import Engine, Item, Variables
 from deeplab_jax.inference.protocol import TABLE, EvalProtocol
 from deeplab_jax.models import DeepLabV3Plus
 
-_IMAGES_A_ROUND = 8  # images of a host between two polls of the others
+IMAGES_A_ROUND = 8  # images of a host between two polls of the others
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class _Rounds:
     """
 
     def __init__(self, num_images: int):
-        self._every = _IMAGES_A_ROUND if hosts.are_multiple() else 1
+        self._every = IMAGES_A_ROUND if hosts.are_multiple() else 1
         largest_share = -(-num_images // jax.process_count())
         self._left = -(-largest_share // self._every)
         self._poll = hosts.Poll()

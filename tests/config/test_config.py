@@ -249,3 +249,28 @@ def test_cityscapes_may_have_train_ids_and_one_split_no_pattern():
     c.data.mask_suffix = config.TRAIN_IDS
     config.validate(c)
     config.validate(changed(data__images="all", data__masks="all", data__val_split="train"))
+
+
+@pytest.mark.parametrize(
+    ("output_stride", "crop", "size"),
+    [
+        (16, (288, 512), "18x32"),  # as large as the rate is not larger
+        (16, (192, 256), "12x16"),
+        (8, (280, 280), "35x35"),
+    ],
+)
+def test_crop_too_small_for_the_largest_rate_is_warned_of(output_stride, crop, size):
+    c = config.get_config("folder", output_stride=output_stride)
+    c.data.crop_size = crop
+    (warning,) = config.warnings(c)
+    assert f"{size} feature map" in warning
+    assert f"rate {18 if output_stride == 16 else 36}:" in warning
+
+
+@pytest.mark.parametrize(
+    ("output_stride", "crop"), [(16, (512, 512)), (16, (289, 289)), (8, (512, 1024))]
+)
+def test_crop_large_enough_is_not_warned_of(output_stride, crop):
+    c = config.get_config("folder", output_stride=output_stride)
+    c.data.crop_size = crop
+    assert config.warnings(c) == []

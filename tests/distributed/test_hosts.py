@@ -34,7 +34,7 @@ checkpoint.every_steps = 50
 mesh.check_every_steps = 4
 """
 
-DEATH = "cluster._HEARTBEAT_SECONDS = 10; after_step(5, die_when_saved)"
+DEATH = "cluster.HEARTBEAT_SECONDS = 10; after_step(5, die_when_saved)"
 
 # Trains after a change that is made on one host alone.
 DRIVER = """
@@ -80,7 +80,7 @@ def die_when_saved(state):
 
 def read_on_the_last(path):
     if sys.argv[-1] == "1":
-        checkpoint._step_path = lambda *_: Path(path)
+        checkpoint.step_path = lambda *_: Path(path)
 
 def fail_to_read(batch):
     inner = plan.train_batches
@@ -92,7 +92,7 @@ def fail_to_read(batch):
     plan.train_batches = batches
 
 def stop_while_evaluating():
-    evaluator._IMAGES_A_ROUND = 1
+    evaluator.IMAGES_A_ROUND = 1
     inner = loop.Evaluator.__call__
     def evaluate(*args, **options):
         if jax.process_index() == 1:
@@ -262,7 +262,7 @@ def test_death_of_a_host_ends_the_others_and_the_run_goes_on_where_it_saved(
 
 @pytest.mark.slow("waits for a save that cannot be written")
 def test_host_that_cannot_write_ends_all_and_the_run_goes_on(root, environment, tmp_path):
-    start = drive("checkpoint._WRITE_SECONDS = 10")
+    start = drive("checkpoint.WRITE_SECONDS = 10")
     command = train(root, tmp_path, "--config.checkpoint.every_steps=3", start=start)
     limit = ["bash", "-c", 'ulimit -f 100; exec "$@"', "x"]  # blocks of 1 KiB
     codes, _, errors = pair(command, environment, before=((), limit)).end()
@@ -431,7 +431,7 @@ def test_all_hosts_refuse(name, root, environment, tmp_path):
 
 @_PAIR
 def test_work_directory_that_is_not_shared_is_refused_by_all(root, environment, tmp_path):
-    start = drive("shared_dir._PATIENCE = 1")
+    start = drive("shared_dir.PATIENCE = 1")
     command = [*start, "--config", root / "tiny.py", f"--config.data.root={root}"]
     folders = [tmp_path / "a", tmp_path / "b"]
     own = [["--workdir", folder] for folder in folders]

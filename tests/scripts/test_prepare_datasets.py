@@ -444,8 +444,7 @@ archives.shutil.copyfileobj = slow
 import runpy; runpy.run_path({prepare_datasets.__file__!r}, run_name="__main__")
 """
     child = subprocess.Popen([sys.executable, "-c", code, *map(str, argv)], stdout=subprocess.PIPE)
-    while b"written" not in child.stdout.readline():
-        pass
+    assert any(b"written" in line for line in child.stdout)  # else it ended before
     assert prepare(*argv)[2].endswith("is being written by another process - wait for it to end")
     child.send_signal(signal.SIGKILL)
     child.wait()

@@ -4,24 +4,21 @@ The whole archive is checked before the first byte is written: every name, every
 the space that the wanted files need.
 """
 
-import fcntl
 import functools
 import io
-import os
 import shutil
 import stat
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from deeplab_jax.errors import DataError, DeepLabError, ResourceError
+from deeplab_jax.data.writers.staging import require_space
+from deeplab_jax.errors import DataError, DeepLabError
 
 _DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError)
-_SPARE = 64 << 20  # bytes left free beside what is written
 
 
 class _Member(NamedTuple):
@@ -30,47 +27,6 @@ class _Member(NamedTuple):
     name: str
     size: int
     open: Callable[[], IO[bytes] | None]
-
-
-@contextmanager
-def staged(root: Path, part: str) -> Iterator[Path]:
-    """Yields an empty folder in `root`; `part` in it moves to `root / part` if the block succeeds.
-
-    The move is atomic. `root` is made if missing; `root / part` must not exist. Remains of a killed
-    run are removed first.
-
-    Raises:
-      ResourceError: another process is writing the same.
-    """
-    partial = root / f".{part.replace('/', '.')}.partial"
-    partial.mkdir(parents=True, exist_ok=True)
-    lock = os.open(partial, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            what = "is being written by another process"
-            raise ResourceError(str(root / part), what, "wait for it to end") from error
-        except OSError:
-            pass  # a file system without locks
-        for entry in partial.iterdir():
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-        try:
-            yield partial
-            (root / part).parent.mkdir(parents=True, exist_ok=True)
-            os.rename(partial / part, root / part)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    finally:
-        os.close(lock)
-
-
-def require_space(where: Path, needed: int) -> None:
-    """Refuses a folder whose disk lacks space for `needed` bytes (ResourceError)."""
-    free = shutil.disk_usage(where).free
-    if needed + _SPARE > free:
-        what = f"{needed} bytes are needed and {free} are free"
-        raise ResourceError(str(where), what, "free some space, or choose another --output")
 
 
 def unpack(source: Path, target: Path, rename: Callable[[str], str]) -> int:

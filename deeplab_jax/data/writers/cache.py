@@ -14,7 +14,7 @@ from deeplab_jax.data.images import read_size
 from deeplab_jax.data.open import open_dataset
 from deeplab_jax.data.pipeline import eval_examples
 from deeplab_jax.data.sources.cache import FORMAT, checksum, label_settings, open_split, split_path
-from deeplab_jax.data.writers.archives import require_space, staged
+from deeplab_jax.data.writers.staging import require_space, staged
 from deeplab_jax.errors import ConfigError, DataError
 
 

@@ -12,10 +12,10 @@ from deeplab_jax.config import TRAIN_IDS, DataConfig
 from deeplab_jax.data.dataset import Dataset
 from deeplab_jax.data.open import open_dataset
 from deeplab_jax.data.sources.tfds import METADATA_KEY, kept_metadata
-from deeplab_jax.data.writers.archives import require_space, staged
+from deeplab_jax.data.writers.staging import require_space, staged
 from deeplab_jax.errors import DataError
 
-_SHARD_BYTES = 512 << 20
+SHARD_BYTES = 512 << 20
 _Example = tuple[int, dict[str, object]]
 
 
@@ -59,7 +59,7 @@ class Segmentation(  # type: ignore[call-arg]
     def _download_and_prepare(self, dl_manager: Any, download_config: Any = None) -> None:
         # Not TFDS' own writer: beyond 1000 MiB it spills into temporary files through TensorFlow.
         count = sum(map(len, self._datasets))
-        per_shard = max(1, _SHARD_BYTES * count // self._size)
+        per_shard = max(1, SHARD_BYTES * count // self._size)
         info = self._info()  # of the folder that is renamed when all is written
         writer = tfds.core.SequentialWriter(info, per_shard, file_format="array_record")
         generators = self._split_generators(dl_manager)

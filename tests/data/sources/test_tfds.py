@@ -118,7 +118,7 @@ def test_tfds_gives_the_folders_batches(written, num_workers, read, assert_equal
 def test_files_are_stored_as_they_are_in_several_shards(make_tree, data_config, monkeypatch):
     from deeplab_jax.data.writers import tfds as writer
 
-    monkeypatch.setattr(writer, "_SHARD_BYTES", 40_000)
+    monkeypatch.setattr(writer, "SHARD_BYTES", 40_000)
     data = data_config("ade20k", make_tree("ade20k"))
     folder = write_tfds(data, 150)
     assert len(list(folder.glob("ade20k-train*"))) > 2

@@ -1,4 +1,4 @@
-"""What is planned, warned of and refused before the first step."""
+"""A run is looked at, claimed and refused before its first step."""
 
 import errno
 import fcntl
@@ -10,12 +10,10 @@ import jax
 import numpy as np
 import pytest
 
-from deeplab_jax import checkpoint, config
-from deeplab_jax.config.recipe import apply_overrides
-from deeplab_jax.errors import ConfigError, DataError
+from deeplab_jax import checkpoint
+from deeplab_jax.errors import ConfigError
 from deeplab_jax.models import build_model, init_variables
 from deeplab_jax.training import workdir as workdir_lib
-from deeplab_jax.training.plan import make_plan
 
 _FINISHED = pytest.mark.process("trains first; differences are unit tests of config and workdir")
 
@@ -91,49 +89,3 @@ def test_file_system_without_locks_is_used_without(call, tiny, finished, monkeyp
 
     monkeypatch.setattr(workdir_lib.fcntl, "flock", fail)
     assert call(*tiny, "--workdir", finished).code == 0
-
-
-# The plan, and what it warns of
-
-
-def test_plan_says_what_is_due_when(tiny_config):
-    plan = make_plan(tiny_config, 16)
-    assert [s for s in range(1, 15) if plan.is_eval_due(s)] == [8, 14]
-    assert [s for s in range(1, 15) if plan.is_save_due(s)] == [3, 6, 8, 9, 12, 14]
-
-
-def test_plan_saves_once_an_epoch_by_default(tiny_config):
-    changes = ["checkpoint.every_steps=0", "train.steps=0", "train.epochs=3"]
-    changed = apply_overrides(tiny_config, [f"--config.{change}" for change in changes])
-    plan = make_plan(changed, 18)
-    assert (plan.total, plan.steps_per_epoch, plan.save_every) == (12, 4, 4)
-
-
-def test_too_few_images_for_a_batch_are_refused(tiny_config):
-    with pytest.raises(DataError, match="3 images do not fill one batch of 4"):
-        make_plan(tiny_config, 3)
-
-
-@pytest.mark.parametrize(
-    ("output_stride", "crop", "size"),
-    [
-        (16, (288, 512), "18x32"),  # as large as the rate is not larger
-        (16, (192, 256), "12x16"),
-        (8, (280, 280), "35x35"),
-    ],
-)
-def test_crop_too_small_for_the_largest_rate_is_warned_of(output_stride, crop, size):
-    c = config.get_config("folder", output_stride=output_stride)
-    c.data.crop_size = crop
-    (warning,) = config.warnings(c)
-    assert f"{size} feature map" in warning
-    assert f"rate {18 if output_stride == 16 else 36}:" in warning
-
-
-@pytest.mark.parametrize(
-    ("output_stride", "crop"), [(16, (512, 512)), (16, (289, 289)), (8, (512, 1024))]
-)
-def test_crop_large_enough_is_not_warned_of(output_stride, crop):
-    c = config.get_config("folder", output_stride=output_stride)
-    c.data.crop_size = crop
-    assert config.warnings(c) == []
