@@ -46,9 +46,9 @@ def start(c):
     return jax.device_get(jax.jit(lambda: init_state(model, optimizer, c.seed))())
 
 
-def run(c, state, height, data, space):
+def run(c, state, height, data, spatial):
     """Returns (loss, gradient, statistics) of each step from a state, and the collectives."""
-    mesh = mesh_lib.make_mesh(BATCH, jax.devices()[: data * space], spatial=space)
+    mesh = mesh_lib.make_mesh(BATCH, jax.devices()[: data * spatial], spatial=spatial)
     model = build_model(c.model, mesh_lib.platform(mesh))
     whole, rows = mesh_lib.replicated(mesh), mesh_lib.batch_sharding(mesh, has_rows=True)
     state = jax.device_put(state, whole)

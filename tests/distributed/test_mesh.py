@@ -122,17 +122,17 @@ def test_advised_split_of_rows_is_one_that_the_height_allows(height, advice):
 
 
 @pytest.mark.parametrize(
-    ("batch", "count", "nearest", "space"),
+    ("batch", "count", "nearest", "spatial"),
     [(6, 4, 8, 2), (5, 4, 4, 4), (3, 4, 4, 4), (1, 2, 2, 2), (9, 4, 8, 4)],
 )
 def test_batch_that_does_not_divide_over_the_devices_names_the_nearest(
-    batch, count, nearest, space
+    batch, count, nearest, spatial
 ):
     with pytest.raises(ConfigError) as error:
         mesh_of(count, batch)
     assert str(error.value) == (
         f"config.train.batch_size: {batch} does not divide over {count} devices - "
-        f"use {nearest}, config.mesh.spatial={space} (which keeps the result), or fewer devices"
+        f"use {nearest}, config.mesh.spatial={spatial} (which keeps the result), or fewer devices"
     )
 
 

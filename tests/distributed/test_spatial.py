@@ -15,7 +15,7 @@ from deeplab_jax.errors import ConfigError
 # where only the batch is split.
 TOLERANCES = np.array([[1e-12, 1e-11, 1e-13], [1e-11, 1e-8, 1e-11], [1e-9, 1e-7, 1e-9]])
 
-# A sum over the mesh is one over `space` and then one over `data`. Each 3x3 convolution sends the
+# A sum over the mesh is one over `spatial` and then one over `data`. Each 3x3 convolution sends the
 # rows at its seams up and down: of its input forward and again for its kernel's gradient, of its
 # output's gradient for its input's.
 COLLECTIVES = {
@@ -65,18 +65,18 @@ def test_bands_that_are_uneven_deep_in_the_network_are_exact_too_but_gather():
 
 
 @pytest.mark.parametrize(
-    ("height", "stride", "space", "near"),
+    ("height", "stride", "spatial", "near"),
     [(513, 16, 4, "512 or 576"), (512, 8, 3, "504 or 528"), (32, 16, 4, "64")],
 )
 def test_heights_that_do_not_divide_are_refused_with_the_nearest_that_do(
-    height, stride, space, near
+    height, stride, spatial, near
 ):
     config = get_config("folder", output_stride=stride)
-    config.data.crop_size, config.mesh.spatial = (height, 512), space
+    config.data.crop_size, config.mesh.spatial = (height, 512), spatial
     with pytest.raises(ConfigError) as error:
         validate(config)
     assert str(error.value) == (
         f"config.data.crop_size: height {height} does not divide by output stride x "
-        f"config.mesh.spatial = {stride * space} - "
+        f"config.mesh.spatial = {stride * spatial} - "
         f"use a height of {near}, or another config.mesh.spatial"
     )
