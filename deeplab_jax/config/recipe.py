@@ -1,6 +1,7 @@
 """Reads a recipe, by path or by name, and applies `--config.section.field=value` to it."""
 
 import ast
+import difflib
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,9 +35,10 @@ def load_recipe(path: str, overrides: Sequence[str] = ()) -> Config:
     if path in ROWS and not file.exists():
         return apply_overrides(get_config(*ROWS[path]), overrides)
     if not file.is_file():
-        near = sorted(str(p) for p in file.parent.glob("*.py")) if file.parent.is_dir() else []
-        fix = f"such as {near[0]}" if near else f"or a row of the table, such as {min(ROWS)}"
-        raise ConfigError(str(path), "there is no such recipe file", f"name one, {fix}")
+        files = sorted(map(str, file.parent.glob("*.py"))) if file.parent.is_dir() else []
+        known = [*files, *ROWS]
+        near = (difflib.get_close_matches(str(path), known, 1) or known)[0]
+        raise ConfigError(str(path), "there is no such recipe file", f"name one, such as {near}")
     spec = importlib.util.spec_from_file_location("deeplab_jax_recipe", file)
     if spec is None or spec.loader is None:
         raise ConfigError(str(path), "is not a Python file", "a recipe defines get_config()")

@@ -115,8 +115,9 @@ def test_row_of_the_table_is_found_by_name(repository, monkeypatch, tmp_path):
     c = load_recipe("voc_r101_os8", ["--config.seed=5"])
     path = repository / "configs" / "voc_r101_os8.py"
     assert c == load_recipe(str(path), ["--config.seed=5"])
-    with pytest.raises(ConfigError, match="or a row of the table, such as ade20k_r101_os16"):
-        load_recipe("no_such_folder/voc_r101_os8")
+    for wrong in ("voc_r101_os", "no_such_folder/voc_r101_os8"):
+        with pytest.raises(ConfigError, match="no such recipe file - name one, such as voc_r101_o"):
+            load_recipe(wrong)
 
 
 def test_missing_recipe_names_one_that_is_there(write):
