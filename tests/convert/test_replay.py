@@ -60,6 +60,7 @@ def replay(call, make_tensors, recipe_file, tmp_path):
     return replay
 
 
+@pytest.mark.process("a second replay; the first tier compares one with PyTorch's")
 def test_standard_output_is_a_json_line_a_step(replay, make_tensors):
     tensors = make_tensors("mmsegmentation", dtype="float64")
     obj = {"meta": {"iter": 90}, "state_dict": tensors}

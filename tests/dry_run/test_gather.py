@@ -41,6 +41,7 @@ def tree(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
+@pytest.mark.process("the command in a process of its own; in the first tier it runs in this one")
 def test_the_command_writes_nothing_and_tells_all(repository, tmp_path, tiny):
     recipe = tmp_path / "tiny.py"
     recipe.write_text(

@@ -74,6 +74,7 @@ def test_padded_images_give_the_logits_of_their_own_size(dtype, depth, output_st
             assert relative(got, expected) < (1e-10 if dtype == "float64" else 1e-5)
 
 
+@pytest.mark.parity("a second network; the engine's tests compare folded with plain networks")
 def test_folded_norms_change_no_logits():
     model, variables = small("float32", depth=50)
     policy = model.policy._replace(is_folded=True)

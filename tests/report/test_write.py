@@ -48,6 +48,7 @@ def test_without_a_checkpoint_the_report_has_no_pictures_and_says_so(call, evalu
     assert "Worst class" in text
 
 
+@pytest.mark.process("evaluates and draws twice; test_page.py builds pages in the first tier")
 def test_evaluate_writes_the_report_and_report_writes_it_again(call, saved_run, parse):
     run = saved_run.path
     (run / "log.jsonl").write_text('{"event": "train", "step": 7, "loss": 2.5}\n')
