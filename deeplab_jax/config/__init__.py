@@ -5,7 +5,6 @@ from deeplab_jax.config.forms import difference, flatten, freeze, from_dict, to_
 from deeplab_jax.config.schema import (
     DATASETS,
     IGNORE_INDEX,
-    MAX_CHANNELS,
     Config,
     DataConfig,
     EvalConfig,
@@ -21,7 +20,6 @@ __all__ = [
     "DATASETS",
     "IGNORE_INDEX",
     "LABEL_IDS",
-    "MAX_CHANNELS",
     "PUBLISHED_MIOU",
     "TRAIN_IDS",
     "Config",

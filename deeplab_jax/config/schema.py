@@ -6,8 +6,10 @@ misspelt field is a type error. Recipes change a `ConfigDict` with the same fiel
 """
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 IGNORE_INDEX = 255
@@ -343,7 +345,8 @@ class Config:
     init: InitConfig = InitConfig()
 
 
-def fields() -> dict[str, dataclasses.Field]:
+@functools.cache
+def fields() -> Mapping[str, dataclasses.Field]:
     """Returns every field by its full name, such as "train.lr", in order of declaration."""
     found: dict[str, dataclasses.Field] = {}
     for outer in dataclasses.fields(Config):
@@ -353,7 +356,7 @@ def fields() -> dict[str, dataclasses.Field]:
             }
         else:
             found[outer.name] = outer
-    return found
+    return MappingProxyType(found)
 
 
 def is_local(key: str) -> bool:

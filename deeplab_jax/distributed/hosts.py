@@ -74,16 +74,8 @@ def sync_errors() -> Iterator[None]:
     Raises:
       DeepLabError: that of the first host with one, which is named if not all have the same.
     """
-    if not are_multiple():
+    with agreement():
         yield
-        return
-    failure = None
-    try:
-        yield
-    except Exception as error:
-        failure = error
-    if (common := synced_error(failure)) is not None:
-        raise common from failure
 
 
 def synced_error(failure: Exception | None) -> DeepLabError | None:

@@ -52,20 +52,20 @@ def evaluate_checkpoint(
       DataError: the data cannot be used.
       ResourceError: `json_file` cannot be written, or another host is gone.
     """
-    with hosts.watched(path), hosts.agreement() as facts:
-        facts |= hosts.software()
-        facts["arguments"] = [text for text in overrides if not is_local(text)]
-        if json_file and hosts.is_primary():
-            check_writable(json_file, "--json")
-        path = as_path(path)
-        facts["step"] = step = find_step(path, step)
-        segmenter = load(path, step, overrides)
-        if hosts.are_multiple():
-            facts["weights"] = hex(int(jax.jit(checksum)(segmenter.variables)))
-        config = segmenter.config
-        dataset = open_dataset(config.data, config.model.num_classes, config.data.val_split)
-        facts["data"] = dataset.fingerprint()
     with hosts.watched(path):
+        with hosts.agreement() as facts:
+            facts |= hosts.software()
+            facts["arguments"] = [text for text in overrides if not is_local(text)]
+            if json_file and hosts.is_primary():
+                check_writable(json_file, "--json")
+            path = as_path(path)
+            facts["step"] = step = find_step(path, step)
+            segmenter = load(path, step, overrides)
+            if hosts.are_multiple():
+                facts["weights"] = hex(int(jax.jit(checksum)(segmenter.variables)))
+            config = segmenter.config
+            dataset = open_dataset(config.data, config.model.num_classes, config.data.val_split)
+            facts["data"] = dataset.fingerprint()
         result = _evaluate(segmenter, dataset)
         if hosts.is_primary():
             _write(json_file or path / EVALUATION_FILE, segmenter, dataset, result, overrides)
