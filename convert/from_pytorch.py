@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _STRUCTURE = ("output_stride", "atrous_rates", "multi_grid")  # what weights do not show
 _EXAMPLES = """\
   deeplab convert from-pytorch --checkpoint resnet50_v1c-2cccc1ad.pth --output weights/r50_v1c
-  deeplab convert from-pytorch --checkpoint deeplabv3plus_resnet50os16_voc.pth \\
+  deeplab convert from-pytorch --checkpoint deeplabv3plus_resnet50os16_voc_train.pth \\
       --config configs/voc_r50_os16.py --output weights/voc_r50_os16
   deeplab convert from-pytorch --checkpoint mine.pth --output-stride 16 --output weights/mine
   deeplab convert from-pytorch --checkpoint checkpoints-epoch-30.pth --optimizer \\

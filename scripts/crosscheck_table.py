@@ -60,7 +60,7 @@ class Row(NamedTuple):
     @property
     def weights(self) -> str:
         """The name of its file in the model zoo."""
-        return f"deeplabv3plus_resnet{self.depth}os{self.output_stride}_{self.dataset}.pth"
+        return f"deeplabv3plus_resnet{self.depth}os{self.output_stride}_{self.dataset}_train.pth"
 
 
 class Job(NamedTuple):

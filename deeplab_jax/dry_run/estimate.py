@@ -2,7 +2,7 @@
 
 Counted in the jaxpr: arrays that the forward pass keeps for the backward pass, gradients that
 devices sum, rows that neighbours exchange. The share of the kept arrays that a compiler really
-stores was fitted to the compilers' figures of several recipes; docs/pods.md shows both.
+stores was fitted to the compilers' figures of several recipes; docs/hardware.md shows both.
 """
 
 from collections.abc import Callable, Iterator

@@ -21,7 +21,7 @@ from deeplab_jax.config.recipe import apply_overrides, load_recipe
 from deeplab_jax.evaluation import evaluator
 from deeplab_jax.evaluation.evaluator import EvalResult
 
-VOC_WEIGHTS = "deeplabv3plus_resnet50os16_voc.pth"
+VOC_WEIGHTS = "deeplabv3plus_resnet50os16_voc_train.pth"
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ class Site:
     def put(self, name, classes=21, changed=0.0):
         tensors = self.tensors[classes]
         bias = {"decoder.3.bias": tensors["decoder.3.bias"] + np.float32(changed)}
-        write_pth(self.weights / f"deeplabv3plus_{name}.pth", {"model": tensors | bias})
+        write_pth(self.weights / f"deeplabv3plus_{name}_train.pth", {"model": tensors | bias})
 
     def entry(self, name, overrides=None):
         rows = json.loads(self.json.read_text())["rows"]
@@ -113,7 +113,7 @@ def test_a_row_that_passes_is_enough(site):
     site.put("resnet50os8_cityscapes", 19)
     code, verdicts, _ = site.run(*rows)
     assert code == 0
-    weights = site.weights / "deeplabv3plus_resnet101os16_voc.pth"
+    weights = site.weights / "deeplabv3plus_resnet101os16_voc_train.pth"
     assert verdicts == {
         "voc_r50_os16": "pass",
         "voc_r101_os16": f"not run: missing {weights}",
@@ -125,7 +125,7 @@ def test_a_row_that_passes_is_enough(site):
 def test_nothing_that_could_run_is_no_success(site):
     code, verdicts, _ = site.run("ade20k_r50_os8")
     assert code == 1
-    weights = site.weights / "deeplabv3plus_resnet50os8_ade20k.pth"
+    weights = site.weights / "deeplabv3plus_resnet50os8_ade20k_train.pth"
     data = site.data / "ADE20k/ADEChallengeData2016/images/validation"
     assert verdicts == {"ade20k_r50_os8": f"not run: missing {weights}, {data}"}
 
@@ -138,7 +138,7 @@ def test_all_rows_are_checked_by_default(site):
 
 
 def test_broken_weights_and_images_leave_the_other_rows_alone(site, evaluated, make_tree):
-    (site.weights / "deeplabv3plus_resnet50os8_voc.pth").write_bytes(b"no weights")
+    (site.weights / "deeplabv3plus_resnet50os8_voc_train.pth").write_bytes(b"no weights")
     cityscapes = make_tree("cityscapes", num_train=0, num_val=2) / "CityScapes"
     cityscapes.rename(site.data / "CityScapes")
     site.put("resnet50os8_cityscapes", 19)
@@ -148,7 +148,7 @@ def test_broken_weights_and_images_leave_the_other_rows_alone(site, evaluated, m
     rows = ("voc_r50_os8", "cityscapes_r50_os8", "voc_r50_os16")
     code, verdicts, _ = site.run(*rows)
     assert code == 1
-    weights = site.weights / "deeplabv3plus_resnet50os8_voc.pth"
+    weights = site.weights / "deeplabv3plus_resnet50os8_voc_train.pth"
     assert verdicts["voc_r50_os8"].startswith(f"error: {weights}: ")
     assert verdicts["cityscapes_r50_os8"].startswith(f"error: {image}: ")
     assert verdicts["voc_r50_os16"] == "pass"
@@ -422,5 +422,5 @@ def test_the_script_runs_from_anywhere(crosscheck_table, tmp_path):
         text=True,
     )
     assert got.returncode == 1
-    assert "not run: missing zoo/deeplabv3plus_resnet50os16_voc.pth, data/VOC" in got.stdout
+    assert "not run: missing zoo/deeplabv3plus_resnet50os16_voc_train.pth, data/VOC" in got.stdout
     assert got.stdout.endswith("numbers: zoo/crosscheck.json\n")

@@ -1,13 +1,13 @@
-"""Compiles training steps for hardware that is not there; writes the tables of docs/pods.md.
+"""Compiles training steps for hardware that is not there; writes the tables of docs/hardware.md.
 
-    python docs/write_pods.py tpu        # needs libtpu: pip install "jax[tpu]"; 4 minutes a row
-    python docs/write_pods.py gpu        # needs the CUDA plugin, no GPU; a minute a row
-    python docs/write_pods.py memory     # the same
-    python docs/write_pods.py estimate   # needs no compiler: estimates beside the figures above
+    python docs/write_hardware.py tpu        # needs libtpu: pip install "jax[tpu]"; 4 minutes a row
+    python docs/write_hardware.py gpu        # needs the CUDA plugin, no GPU; a minute a row
+    python docs/write_hardware.py memory     # the same
+    python docs/write_hardware.py estimate   # needs no compiler: estimates beside the figures above
 
-docs/pods.json lists the rows of each table, and the figures of each row as soon as they are known,
+docs/hardware.json lists the rows of each table, and the figures of each row as soon as they are known,
 so the command can be interrupted and repeated. A row is compiled again only if its step, JAX or the
-compiler changed. In docs/pods.md only the text between the two markers of a table is rewritten.
+compiler changed. In docs/hardware.md only the text between the two markers of a table is rewritten.
 """
 
 import argparse
@@ -29,10 +29,10 @@ from deeplab_jax.dry_run import hardware as hardware_lib
 from deeplab_jax.utils.atomic import atomic_write
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS, PAGE = ROOT / "docs" / "pods.json", ROOT / "docs" / "pods.md"
+RESULTS, PAGE = ROOT / "docs" / "hardware.json", ROOT / "docs" / "hardware.md"
 MIB = 2**20
 Facts = dict[str, Any]  # figures of a row
-Results = dict[str, dict[str, Any]]  # all of docs/pods.json, see `read_results`
+Results = dict[str, dict[str, Any]]  # all of docs/hardware.json, see `read_results`
 _COMPILED = "compile, s | temporaries, MiB a device | needed, MiB a device"
 _HEADINGS = {
     "tpu": f"recipe | slice | mesh data x spatial | dtype | {_COMPILED} | GFLOP a chip "
@@ -57,7 +57,7 @@ class Row(NamedTuple):
 
     @classmethod
     def parse(cls, key: str) -> "Row":
-        """Takes a key of docs/pods.json apart: "HARDWARE RECIPE DTYPE spatial=N [SETTING]"."""
+        """Takes a key of docs/hardware.json apart: "HARDWARE RECIPE DTYPE spatial=N [SETTING]"."""
         name, recipe, dtype, spatial, *setting = key.split(" ")
         number = int(spatial.removeprefix("spatial="))
         return cls(hardware_lib.parse_hardware(name), recipe, dtype, number, " ".join(setting))
@@ -99,7 +99,7 @@ def read_results() -> Results:
 
 
 def format_results(results: Results) -> str:
-    """Returns the text of docs/pods.json, one row a line."""
+    """Returns the text of docs/hardware.json, one row a line."""
     figures = ",\n".join(f"{json.dumps(key)}: {json.dumps(facts, sort_keys=True)}"
                          for key, facts in sorted(results["figures"].items()))  # fmt: skip
     tables = json.dumps(results["tables"], indent=2)
@@ -213,7 +213,7 @@ def _mib(size: float) -> str:
 def _origin(table: str, results: Results) -> str:
     """Returns the line under a table: the command, and origin and date of its figures."""
     keys, figures = results["tables"][table], results["figures"]
-    command = f"`python docs/write_pods.py {table}`"
+    command = f"`python docs/write_hardware.py {table}`"
     rows = [figures[key] for key in keys if key in figures]
     if not rows:
         return f"Not made yet: {command}."

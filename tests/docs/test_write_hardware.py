@@ -6,7 +6,7 @@ import pytest
 
 from deeplab_jax.dry_run import compiled
 
-PAGE = """# Pods
+PAGE = """# Hardware
 Prose stays.
 <!-- table: tpu -->
 old
@@ -47,7 +47,7 @@ TABLES = {
 
 @pytest.fixture(scope="module")
 def script(load_script):
-    return load_script("write_pods", "docs")
+    return load_script("write_hardware", "docs")
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def rewrite(script):
 
 def test_only_what_stands_between_the_markers_is_rewritten(rewrite):
     page = rewrite({TPU: FACTS, GPU: FACTS})
-    assert page.startswith("# Pods\nProse stays.\n<!-- table: tpu -->\n")
+    assert page.startswith("# Hardware\nProse stays.\n<!-- table: tpu -->\n")
     assert "<!-- end -->\nMore prose.\n<!-- table: gpu -->\n" in page
     assert page.endswith("<!-- end -->\nThe end.\n")
     assert "old" not in page
@@ -86,7 +86,7 @@ def test_both_types_of_a_recipe_share_a_line(script):
 def test_what_cannot_be_compiled_says_why(rewrite):
     page = rewrite({TPU: ORIGIN | {"error": "it needs 20 G of 16 G"}})
     assert "| v5e:4x8 | 8 x 4 | bfloat16 | it needs 20 G of 16 G |" in page
-    assert "Not made yet: `python docs/write_pods.py gpu`." in page
+    assert "Not made yet: `python docs/write_hardware.py gpu`." in page
 
 
 def test_settings_stand_beside_the_recipe(rewrite):
@@ -112,7 +112,7 @@ def test_estimates_stand_beside_what_the_compiler_says(rewrite):
         "| cityscapes_r50_os16 | v5e:4x8 | 8 x 4 | bfloat16 | 1200 | 1000 | 1.20 "
         "| 1500 | 1300 | 1.15 | 3 | 2 |"
     ) in page
-    assert "`python docs/write_pods.py estimate`; 2026-01-03; jax 0.10.2;" in page
+    assert "`python docs/write_hardware.py estimate`; 2026-01-03; jax 0.10.2;" in page
 
 
 def test_a_page_without_a_place_for_a_table_is_an_error(rewrite):

@@ -1,4 +1,4 @@
-"""The commands of README's section on weights, run in their order on small networks."""
+"""The commands of docs/convert.md, run in their order on small networks."""
 
 import json
 import re
@@ -33,8 +33,8 @@ TRAINING = [
 
 
 def commands():
-    section = (ROOT / "README.md").read_text().split("## Weights from PyTorch")[1].split("\n## ")[0]
-    code = "".join(re.findall(r"```\n(.*?)```", section, re.S)).replace("\\\n", " ")
+    page = (ROOT / "docs" / "convert.md").read_text()
+    code = "".join(re.findall(r"```\n(.*?)```", page, re.S)).replace("\\\n", " ")
     return [shlex.split(line) for line in code.splitlines() if line and line[0] != "#"]
 
 
@@ -48,7 +48,7 @@ def folder(make_tensors, make_tree, tmp_path, monkeypatch):
         "labels": rng.integers(0, 21, (2, 2, 33, 33)).astype(np.int32),
     }
     write_pth(tmp_path / "resnet50_v1c-2cccc1ad.pth", make_tensors("v1c"))
-    write_pth(tmp_path / "deeplabv3plus_resnet50os16_voc.pth", {"model": voc})
+    write_pth(tmp_path / "deeplabv3plus_resnet50os16_voc_train.pth", {"model": voc})
     write_pth(tmp_path / "mmseg_r101_d16mg124.pth", make_tensors("mmsegmentation", 50))
     np.savez(tmp_path / "batches.npz", **batches)
     (tmp_path / "data").symlink_to(make_tree("voc", num_train=16, num_val=2))
@@ -59,7 +59,7 @@ def folder(make_tensors, make_tree, tmp_path, monkeypatch):
 
 @pytest.fixture
 def run(call, folder, compile_quickly):
-    """Returns run(words) -> standard output of a command of the README."""
+    """Returns run(words) -> standard output of a command of the page."""
 
     def run(words):
         words, is_script = list(words), words[0] == "python"
@@ -82,7 +82,7 @@ def run(call, folder, compile_quickly):
 
 
 @pytest.mark.process("runs every command; each has tests of its own in the first tier")
-def test_commands_of_the_readme_run_in_their_order(run):
+def test_commands_of_the_page_run_in_their_order(run):
     outputs = [(words, run(words)) for words in commands()]
     assert len(outputs) == 12
     assert " tensors from weights/r50_v1c" in outputs[1][1]
