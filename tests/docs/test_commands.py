@@ -1,0 +1,191 @@
+"""Every command of the pages is run: here on drawn stand-ins, or where `ELSEWHERE` says.
+
+Here networks are narrow and trainings two steps long (`SMALL`); what a page presupposes, such as a
+folder of photographs, is drawn.
+"""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from deeplab_jax import cli
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+RUN_HERE = ("README.md", "your-data.md", "training.md", "evaluation.md")
+SMALL = (
+    "model.width=8",
+    "model.head_channels=16",
+    "model.low_level_channels=4",
+    "model.aux_channels=8",
+    "model.atrous_rates=1,2,3",
+    "data.crop_size=64,64",
+    "data.resize_base=97,65",
+    "data.num_workers=0",
+    "eval.resize_base=97,65",
+    "train.batch_size=4",
+    "train.loss_groups=1",
+    "train.steps=2",
+    "init.backbone=none",
+)
+# Beginnings of commands that are not run here, and why or where they are.
+ELSEWHERE = {
+    r"deeplab prepare (voc|ade20k|cityscapes) ": "tests/data/writers/test_official.py, on drawn"
+    " archives",
+    r"deeplab convert from-pytorch ": "tests/convert/test_page.py, on small networks",
+    r"deeplab demo": "tests/demo/test_main.py, with fewer images and steps",
+    r"deeplab train .* --hardware ": "tests/dry_run/test_gather.py, where the data are missing too",
+    r"scripts/launch_tpu_pod\.sh |JAX_PLATFORMS=cpu scripts/launch_tpu_pod\.sh ": "tests/launch/"
+    "test_launch_tpu_pod.py, with stand-ins for gcloud and ssh",
+    r"sbatch ": "tests/launch/test_train_slurm.py, with a stand-in for srun",
+    r"gcloud |sudo |git archive ": "not run: a cloud account or an administrator is needed",
+    r"python3 -m venv |pip install |scripts/(quickstart|test)\.sh": "not run by a test: they make"
+    " the environment that tests run in",
+    r"python (tests/golden/write_parity|docs/write_hardware)\.py": "not run by a test: minutes to"
+    " hours",
+    r"python scripts/bench_input\.py |scripts/bench_input\.py ": "tests/scripts/"
+    "test_bench_input.py, on few images",
+    r"python scripts/bench_inference\.py ": "not run by a test: it times, and needs PyTorch",
+}
+
+
+def commands(page):
+    """Returns the commands of a page: the lines of its blocks that are in no language."""
+    blocks = re.findall(r"^```\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    lines = [re.sub(r"\s+#.*", "", re.sub(r"\s+", " ", line)) for line in lines]
+    return [line for line in lines if line and line[0] != "#"]
+
+
+def elsewhere(command):
+    return next((why for start, why in ELSEWHERE.items() if re.match(start, command)), None)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_is_run_somewhere(page):
+    if page.name == "convert.md":
+        return  # tests/convert/test_page.py runs them all
+    for command in commands(page):
+        if why := elsewhere(command):
+            test = re.match(r"[\w/]+\.py", why)
+            assert not test or (ROOT / test.group()).is_file(), why
+        else:
+            assert page.name in RUN_HERE, f"{command} of {page.name} is run nowhere"
+            assert command.startswith("deeplab ")
+
+
+def test_the_readme_converts_as_the_page_about_it():
+    known = commands(ROOT / "docs" / "convert.md")
+    ours = [c for c in commands(ROOT / "README.md") if c.startswith("deeplab convert from-")]
+    assert ours
+    assert set(ours) <= set(known)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_verbs_named_in_the_text_exist(page):
+    for words in re.findall(r"`deeplab ([a-z][^`]*)`", page.read_text()):
+        first, *rest = words.split()
+        assert any(verb in (first, " ".join([first, *rest[:1]])) for verb in cli.VERBS), words
+
+
+def write(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), array)
+
+
+def read(path):
+    return cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+
+
+def samples(root):
+    """Yields (split, path of the image, path of its mask)."""
+    for image in sorted((root / "images").glob("*/*")):
+        split = image.parent.name
+        yield split, image, root / "labels" / split / f"{image.stem}.png"
+
+
+def like_camvid(root):
+    for split, image, mask in samples(root):
+        label = read(mask)
+        label[label == 255] = 11
+        write(root / split / f"{image.stem}.png", read(image))
+        write(root / f"{split}annot" / f"{image.stem}.png", label)
+
+
+def like_voc(root):
+    lists = root / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    for split, image, mask in samples(root):
+        write(root / "JPEGImages" / f"{split}{image.stem}.jpg", read(image))
+        write(root / "SegmentationClass" / f"{split}{image.stem}.png", read(mask))
+        with (lists / f"{split}.txt").open("a") as file:
+            file.write(f"{split}{image.stem}\n")
+
+
+def black_and_white(root):
+    for split, image, mask in samples(root):
+        name = f"{split}{image.stem}"
+        write(root / "all" / f"{name}.jpg", read(image))
+        write(root / "all" / f"{name}_mask.png", np.uint8(255) * (read(mask) > 1))
+        with (root / f"{split}.txt").open("a") as file:
+            file.write(f"{name}\n")
+
+
+# Drawn before the command that contains the text; and what that command is given more.
+BEFORE = {"masks={split}annot": like_camvid, "JPEGImages": like_voc, "mask_suffix": black_and_white}
+MORE = {"mask_suffix": ("--config.model.num_classes=2", "--config.data.class_names=a,b")}
+
+
+@pytest.fixture
+def place(make_tree, saved_run, tiny_recipe, tmp_path, monkeypatch):
+    """Returns place(page) -> a directory with what the page's commands name, the current one."""
+
+    def place(page):
+        for name in ("photos", "DIR"):
+            tree = make_tree("folder", num_train=8, num_val=2, num_classes=11)
+            shutil.copytree(tree, tmp_path / name)
+        if page == "README.md":
+            shutil.copytree(make_tree("ade20k", num_train=8, num_val=2), tmp_path / "data")
+        shutil.copy(next((tmp_path / "photos" / "images" / "val").iterdir()), "street.jpg")
+        if page == "evaluation.md":
+            shutil.copytree(saved_run.path, "runs/mine")
+        if page == "training.md":
+            shutil.copytree(saved_run.path, "weights/voc_r50_os16")
+            root = f'data.root = "{saved_run.root}"\n'
+            Path("mine.py").write_text(tiny_recipe(f"{root}train.steps = 2\ntrain.batch_size = 4"))
+        return tmp_path
+
+    monkeypatch.chdir(tmp_path)
+    return place
+
+
+@pytest.mark.process("trains ten times; each verb has tests of its own in the first tier")
+@pytest.mark.parametrize("page", RUN_HERE)
+def test_commands_run_in_their_order(page, place, call, compile_quickly):
+    top = place(page)
+    for number, command in enumerate(commands(ROOT / page if page == "README.md" else
+                                              ROOT / "docs" / page)):  # fmt: skip
+        if elsewhere(command):
+            continue
+        for text, draw in BEFORE.items():
+            if text in command:
+                draw(top / "DIR")
+        for name, value in (("IMAGES...", "photos/images/val"), ("RECIPE", "mine.py")):
+            command = command.replace(name, value)
+        words = shlex.split(command)[1:]
+        if words[0] == "train" or words[:2] == ["prepare", "cache"]:
+            words += [f"--config.{change}" for change in SMALL]
+            words += [more for text, flags in MORE.items() if text in command for more in flags]
+        if words[0] == "train" and page != "README.md":  # of one recipe, but not one run
+            words += ["--workdir", f"runs/{number}"]
+        code, _, err = call(*words)
+        assert code == 0, (words, err)
+    if page == "README.md":
+        [block] = re.findall(r"^```python\n(.*?)^```$", (ROOT / page).read_text(), re.M | re.S)
+        exec(block, {})
+        assert (top / "street_overlay.png").is_file()
