@@ -147,9 +147,15 @@ def test_wrong_arguments_are_one_line(demo, stages, tmp_path, argv, text):
 
 
 @pytest.mark.process("trains, evaluates and predicts in a process of its own")
-def test_demo_from_drawing_to_report(tmp_path, compile_quickly):
-    command = [sys.executable, "-m", "deeplab_jax", "demo", "--config.train.steps=2"]
-    got = subprocess.run(command, cwd=tmp_path, env=compile_quickly, capture_output=True, text=True)
+def test_demo_from_drawing_to_report(repository, tmp_path, compile_quickly):
+    small = ("train.steps=2", "model.width=8", "model.head_channels=16", "model.aux_channels=8")
+    got = subprocess.run(
+        [sys.executable, "-m", "deeplab_jax", "demo", *(f"--config.{text}" for text in small)],
+        cwd=tmp_path,
+        env=compile_quickly | {"XLA_FLAGS": "", "PYTHONPATH": str(repository)},
+        capture_output=True,
+        text=True,
+    )
     assert (got.returncode, got.stderr) == (0, "")
     output = tmp_path / "runs" / "demo"
     assert len(list((output / "predictions").glob("*_overlay.jpg"))) == 32
