@@ -78,13 +78,14 @@ def _prepare_official(args: argparse.Namespace) -> None:
     from deeplab_jax.data.writers.official import OFFICIAL, prepare, read_config
 
     root = Path(args.output)
-    print(f"results: {prepare(args.what, Path(args.archives), root, args.expect_counts)}")
+    folder = prepare(args.what, Path(args.archives), root, args.expect_counts)
+    print(f"results: {shlex.quote(str(folder))}")
     if args.format == "tfds":
         from deeplab_jax.data.writers.tfds import write_tfds
 
         config = read_config(args.what, root)
         folder = write_tfds(config.data, config.model.num_classes)
-        print(f"results: {folder}  # read with --config.data.source=tfds")
+        print(f"results: {shlex.quote(str(folder))}  # read with --config.data.source=tfds")
     command = ["deeplab", "doctor", "--config", OFFICIAL[args.what].recipe]
     print(f"next: {shlex.join([*command, f'--config.data.root={root}'])}  # opens every file")
 
@@ -95,7 +96,7 @@ def _prepare_cache(args: argparse.Namespace, overrides: list[str]) -> None:
 
     config = load_recipe(args.config, overrides)
     write_cache(config.data, config.model.num_classes, Path(args.output), bool(args.verify))
-    print(f"results: {args.output}")
+    print(f"results: {shlex.quote(args.output)}")
     command = ["deeplab", "train", "--config", args.config]
     command += ["--config.data.source=cache", f"--config.data.root={args.output}"]
     if not config.init.backbone:  # must be said

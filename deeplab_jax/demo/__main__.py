@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
         draw(Path(data))
         train = ["train", "--config", "quickstart", f"--config.data.root={data}"]
         if args.draw_only:
-            print(f"results: {data}\nnext: {shlex.join(['deeplab', *train])}")
+            print(f"results: {shlex.quote(data)}\nnext: {shlex.join(['deeplab', *train])}")
             return
         stages = {
             "Training": [*train, "--workdir", run, *overrides],
@@ -82,8 +82,8 @@ def main(argv: list[str]) -> None:
     print(
         f"best constant prediction (one class everywhere): {result['best_constant_mean_iou']:.4f}"
     )
-    print(f"results: {predictions}/*_overlay.jpg")
-    print(f"results: {run}/report.html  # open in a browser")
+    print(f"results: {shlex.quote(predictions)}  # *_overlay.jpg: classes over the images")
+    print(f"results: {shlex.quote(f'{run}/report.html')}  # open in a browser")
     print(_NEXT)
 
 
