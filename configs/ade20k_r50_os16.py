@@ -1,6 +1,6 @@
 """ADE20k, ResNet-50, output stride 16: published mean IoU 43.21 %.
 
-    python -m deeplab_jax.train --config configs/ade20k_r50_os16.py --config.init.backbone=DIR
+    deeplab train --config ade20k_r50_os16 --config.init.backbone=DIR
 
 DIR is the ImageNet backbone as our checkpoint; `none` trains from scratch. Recipe:
 150 classes, batch 16, 130 epochs, crop 512x512, trained on train, evaluated on val.

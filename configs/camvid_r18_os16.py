@@ -1,6 +1,6 @@
 """CamVid, ResNet-18, output stride 16, from scratch: what a processor without a GPU can train.
 
-    python -m deeplab_jax.train --config configs/camvid_r18_os16.py --config.data.root=DIR
+    deeplab train --config camvid_r18_os16 --config.data.root=DIR
 
 DIR as in camvid_r50_os16.py. Recipe: 11 classes, batch 4, 8 epochs (728 steps), crop 304x400,
 validation images at their own size (480x360).

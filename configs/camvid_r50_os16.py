@@ -1,6 +1,6 @@
 r"""CamVid, ResNet-50, output stride 16, from scratch: a folder of one's own, as an example.
 
-    python -m deeplab_jax.train --config configs/camvid_r50_os16.py --config.data.root=DIR
+    deeplab train --config camvid_r50_os16 --config.data.root=DIR
 
 DIR holds `images/{train,val}/*.jpg` and `labels/{train,val}/*.png` (480x360, 255 = void).
 Recipe: 11 classes, batch 8, 100 epochs, crop 360x480, validation images at their own size.
@@ -9,7 +9,7 @@ Hardware and hours: not measured.
 A short run to compare with the PyTorch reference's, which took 13 minutes on two cores and scored
 a mean IoU of 21 % (standard deviation 2 %, five seeds) on images of half the size:
 
-    python -m deeplab_jax.train --config configs/camvid_r50_os16.py --config.data.root=DIR \
+    deeplab train --config camvid_r50_os16 --config.data.root=DIR \
       --config.train.steps=300 --config.train.batch_size=4 --config.data.crop_size=192,256 \
       --config.eval.resize_base=240,180 --config.seed=0 --workdir runs/camvid_short
 

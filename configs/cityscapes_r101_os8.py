@@ -1,6 +1,6 @@
 """Cityscapes, ResNet-101, output stride 8: published mean IoU 81.09 %.
 
-    python -m deeplab_jax.train --config configs/cityscapes_r101_os8.py --config.init.backbone=DIR
+    deeplab train --config cityscapes_r101_os8 --config.init.backbone=DIR
 
 DIR is the ImageNet backbone as our checkpoint; `none` trains from scratch. Recipe:
 19 classes, batch 8, 220 epochs, crop 512x1024, trained on train, evaluated on val.

@@ -1,6 +1,6 @@
 """PASCAL VOC 2012, ResNet-101, output stride 16: published mean IoU 78.31 %.
 
-    python -m deeplab_jax.train --config configs/voc_r101_os16.py --config.init.backbone=DIR
+    deeplab train --config voc_r101_os16 --config.init.backbone=DIR
 
 DIR is the ImageNet backbone as our checkpoint; `none` trains from scratch. Recipe:
 21 classes, batch 16, 60 epochs, crop 512x512, trained on trainaug, evaluated on val.

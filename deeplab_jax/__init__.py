@@ -10,7 +10,7 @@ JAX is imported when one of these names is first used, not by this import.
 from importlib import import_module
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["DeepLabV3Plus", "__version__", "get_config", "load"]
 
 _HOMES = {

@@ -23,19 +23,23 @@ VERBS = {
     "predict": "segment images: masks, overlays, probabilities, submissions",
     "report": "write a page about an evaluation: classes, images, confusions, curves",
     "doctor": "check a data set before training, and propose a recipe",
+    "demo": "draw a small data set, train on it, evaluate, predict: minutes on a CPU",
+    "recipes": "list the recipes that come with the package, or copy one for editing",
+    "prepare": "put downloaded data sets into their layouts; decode a recipe's data once",
     "convert from-pytorch": "turn a file of PyTorch weights into a checkpoint",
     "convert to-pytorch": "write a checkpoint's weights as a file for PyTorch",
     "convert replay": "train on given batches, step by step as PyTorch would, to compare",
 }
-_ROOMS = ("doctor", "report")  # verbs that are folders; their `main` is in `__main__`
+_ROOMS = ("demo", "doctor", "report")  # verbs that are folders; their `main` is in `__main__`
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Runs `deeplab VERB ...` and exits."""
-    run(_dispatch, argv)
+    run(dispatch, argv)
 
 
-def _dispatch(argv: list[str]) -> None:
+def dispatch(argv: list[str]) -> None:
+    """Runs a verb in this process and returns; `argv` is "VERB ..." in words."""
     is_group = bool(argv) and any(verb.startswith(f"{argv[0]} ") for verb in VERBS)
     verb, rest = " ".join(argv[: 1 + is_group]), argv[1 + is_group :]
     if argv[is_group : is_group + 1] in ([], ["-h"], ["--help"]):
@@ -45,13 +49,27 @@ def _dispatch(argv: list[str]) -> None:
         print("\nOptions of a verb: deeplab VERB --help")
         return
     if verb == "--version":
-        print(__version__)
+        print(describe_version())
         return
     if verb not in VERBS:
         close = difflib.get_close_matches(verb, VERBS, 1)
         fix = f"did you mean {close[0]}?" if close else f"use one of {', '.join(VERBS)}"
         raise ConfigError(f"deeplab {verb}", "there is no such verb", fix)
     import_module(module_of(verb)).main(rest)
+
+
+def describe_version() -> str:
+    """Returns the versions of this package and JAX, and the devices or why there are none."""
+    import jax
+
+    try:
+        devices = jax.devices()
+    except (RuntimeError, AssertionError) as error:  # JAX_PLATFORMS names what is not there
+        why = " ".join(str(error).partition(" (set JAX_PLATFORMS=")[0].split())
+        found = f"no devices ({why or 'JAX_PLATFORMS=' + os.environ.get('JAX_PLATFORMS', '')})"
+    else:
+        found = f"{len(devices)} x {devices[0].device_kind}"
+    return f"deeplab_jax {__version__}, jax {jax.__version__}, {found}"
 
 
 def module_of(verb: str) -> str:

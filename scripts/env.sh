@@ -20,14 +20,15 @@ if ! "$VIRTUAL_ENV/bin/python" -c 'import sys; sys.exit(sys.version_info < (3, 1
   exit 2
 fi
 
-# Installs this checkout with the extras given, such as "[dev]", unless that was done before.
+# Installs this checkout with the extras given, such as "[dev]", unless that was done before. The
+# command is $INSTALL or else pip, such as INSTALL="uv pip install --resolution lowest-direct".
 install_package() {
   local stamp="$VIRTUAL_ENV/.deeplab_jax$1"
   local state
   state="$(echo "$PWD" && cat pyproject.toml)"
   if [[ ! -f "$stamp" || "$(<"$stamp")" != "$state" ]]; then
     say "Installing deeplab_jax$1 into $VIRTUAL_ENV: about 1 GB, some minutes"
-    python -m pip install -qq --disable-pip-version-check --editable ".$1"
+    ${INSTALL:-python -m pip install -qq --disable-pip-version-check} --editable ".$1"
     echo "$state" >"$stamp"
   fi
 }

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from importlib.metadata import entry_points
 
+import jax
 import pytest
 
 from deeplab_jax import __version__, cli
@@ -136,7 +137,27 @@ def test_console_script_is_the_same_entry():
 
 def test_console_script_reads_the_command_line(call, monkeypatch):
     monkeypatch.setattr("sys.argv", ["deeplab", "--version"])
-    assert call(command=lambda argv: cli.main()) == (0, f"{__version__}\n", "")
+    code, out, err = call(command=lambda argv: cli.main())
+    assert (code, err) == (0, "")
+    assert out == f"deeplab_jax {__version__}, jax {jax.__version__}, {jax.device_count()} x cpu\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (RuntimeError("No such\nbackend. (set JAX_PLATFORMS='' to choose)"), "No such backend."),
+        (AssertionError(), "JAX_PLATFORMS=cuda"),
+    ],
+)
+def test_version_tells_a_missing_backend_in_words(call, monkeypatch, error, text):
+    def devices():
+        raise error
+
+    monkeypatch.setattr(jax, "devices", devices)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    code, out, err = call("--version")
+    assert (code, err) == (0, "")
+    assert out.endswith(f", jax {jax.__version__}, no devices ({text})\n")
 
 
 @pytest.mark.parametrize(

@@ -20,10 +20,10 @@ ORDER = (
     {"inference"},
     {"evaluation"},
     {"training"},
-    {"dry_run", "report", "doctor"},
+    {"dry_run", "report", "doctor", "demo"},
     {"cli"},
     {"convert"},
-    {"train", "evaluate", "predict", "__main__"},
+    {"train", "evaluate", "predict", "prepare", "recipes", "__main__"},
 )
 FLOOR = {room: number for number, rooms in enumerate(ORDER) for room in rooms}
 # Rooms that take less than the order would let them.
@@ -31,6 +31,7 @@ ONLY = {
     "models": {"errors", "utils"},
     "distributed": {"errors", "utils", "config"},
     "doctor": {"errors", "utils", "config", "data"},
+    "demo": {"errors", "utils"},
 }
 MOST_FILES, MOST_LINES = 14, 500
 

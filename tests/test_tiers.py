@@ -56,3 +56,14 @@ def test_script_chooses_the_tier(repository, tmp_path, arguments, expected):
     assert got.returncode == 0
     told = "".join(f"<{word}>" for word in ["-n", "2", "--dist", "loadfile", *expected])
     assert got.stderr == told
+
+
+def test_installation_may_be_by_another_command(repository, tmp_path):
+    (tmp_path / "bin").mkdir()
+    for name in ("python", "deeplab"):
+        (tmp_path / "bin" / name).write_text("#!/bin/sh\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    environ = os.environ | {"VIRTUAL_ENV": str(tmp_path), "INSTALL": "echo install --quiet"}
+    script = repository / "scripts" / "quickstart.sh"
+    got = subprocess.run(["bash", script], env=environ, capture_output=True, text=True, check=True)
+    assert "\ninstall --quiet --editable .\n" in got.stdout

@@ -11,34 +11,51 @@ from ml_collections import ConfigDict
 
 from deeplab_jax.config.forms import flatten, from_flat, unknown_key
 from deeplab_jax.config.schema import Config, fields
-from deeplab_jax.config.table import PUBLISHED_MIOU, get_config
 from deeplab_jax.errors import ConfigError, shorten
 
-# Names of the table's rows, as their files in configs/ are called.
-ROWS = {f"{name}_r{depth}_os{stride}": (name, depth, stride)
-        for name, depth, stride in PUBLISHED_MIOU}  # fmt: skip
+_HERE = Path(__file__).parent
+# The recipes that come with the package: of a wheel, or of the checkout it is imported from.
+_RECIPES = _HERE / "recipes" if (_HERE / "recipes").is_dir() else _HERE.parents[1] / "configs"
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 
+def recipe_files() -> dict[str, Path]:
+    """Returns the files of the recipes that come with the package, by name, sorted."""
+    return {path.stem: path for path in sorted(_RECIPES.glob("*.py"))}
+
+
+def find_recipe(recipe: str) -> Path:
+    """Returns the file of a recipe, given by its path or by the name of one in the package.
+
+    A file at that path wins over a recipe of that name.
+
+    Raises:
+      ConfigError: there is neither; the error proposes the nearest.
+    """
+    file, files = Path(recipe), recipe_files()
+    if file.is_file():
+        return file
+    if recipe in files:
+        return files[recipe]
+    beside = sorted(map(str, file.parent.glob("*.py"))) if file.parent.is_dir() else []
+    near = difflib.get_close_matches(recipe, beside, 1)
+    near = near or difflib.get_close_matches(file.stem, files, 1) or [*beside, *files]
+    fix = f"name one, such as {near[0]}; deeplab recipes lists them"
+    raise ConfigError(recipe, "there is no such recipe file", fix)
+
+
 def load_recipe(path: str, overrides: Sequence[str] = ()) -> Config:
-    """Returns the checked configuration of a recipe file, or of a row of the table.
+    """Returns the checked configuration of a recipe.
 
     Args:
-      path: a Python file that defines `get_config()`, or the name of a row of the published table,
-        such as "ade20k_r50_os16".
+      path: a Python file that defines `get_config()`, or the name of a recipe in the package, such
+        as "ade20k_r50_os16".
       overrides: "--config.train.lr=0.02" and the like, applied in order.
 
     Raises:
       ConfigError: the file or a value cannot be used.
     """
-    file = Path(path)
-    if path in ROWS and not file.exists():
-        return apply_overrides(get_config(*ROWS[path]), overrides)
-    if not file.is_file():
-        files = sorted(map(str, file.parent.glob("*.py"))) if file.parent.is_dir() else []
-        known = [*files, *ROWS]
-        near = (difflib.get_close_matches(str(path), known, 1) or known)[0]
-        raise ConfigError(str(path), "there is no such recipe file", f"name one, such as {near}")
+    file = find_recipe(path)
     spec = importlib.util.spec_from_file_location("deeplab_jax_recipe", file)
     if spec is None or spec.loader is None:
         raise ConfigError(str(path), "is not a Python file", "a recipe defines get_config()")

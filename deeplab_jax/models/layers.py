@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import DTypeLike
 
 from deeplab_jax.models import ops
 from deeplab_jax.models.ops import ValidSize
@@ -30,7 +31,7 @@ class ComputePolicy(NamedTuple):
       is_folded: the variables are those of `fold_batch_norm`.
     """
 
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     platform: str = "cpu"
     freeze_batch_norm: bool = False
     is_folded: bool = False

@@ -110,14 +110,31 @@ def test_recipe_that_fails_is_told_in_one_line(write, text, message):
     assert "\n" not in str(error.value)
 
 
-def test_row_of_the_table_is_found_by_name(repository, monkeypatch, tmp_path):
+def test_recipe_is_found_by_name_unless_a_file_is_there(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    c = load_recipe("voc_r101_os8", ["--config.seed=5"])
-    path = repository / "configs" / "voc_r101_os8.py"
-    assert c == load_recipe(str(path), ["--config.seed=5"])
-    for wrong in ("voc_r101_os", "no_such_folder/voc_r101_os8"):
-        with pytest.raises(ConfigError, match="no such recipe file - name one, such as voc_r101_o"):
-            load_recipe(wrong)
+    (tmp_path / "quickstart").mkdir()  # no file
+    assert load_recipe("quickstart", ["--config.seed=5"]).seed == 5
+    assert load_recipe("voc_r101_os8").model.depth == 101
+    (tmp_path / "voc_r101_os8").write_text("")
+    with pytest.raises(ConfigError, match="voc_r101_os8: is not a Python file"):
+        load_recipe("voc_r101_os8")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "near"),
+    [
+        ("voc_r101_os", "voc_r101_os8"),
+        ("no_such_folder/voc_r101_os8", "voc_r101_os8"),
+        ("configs/camvid_r18_os16.py", "camvid_r18_os16"),
+        ("quikstart", "quickstart"),
+        ("own", "own.py"),
+    ],
+)
+def test_missing_recipe_proposes_the_nearest_name(monkeypatch, tmp_path, wrong, near):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text("")
+    with pytest.raises(ConfigError, match=f"recipe file - name one, such as {near}; deeplab"):
+        load_recipe(wrong)
 
 
 def test_missing_recipe_names_one_that_is_there(write):

@@ -3,6 +3,7 @@ import re
 import pytest
 
 from deeplab_jax import config
+from deeplab_jax.config.recipe import load_recipe
 
 ROWS = {f"{name}_r{depth}_os{os}": (name, depth, os) for name, depth, os in config.PUBLISHED_MIOU}
 OTHERS = ["camvid_r18_os16", "camvid_r50_os16", "quickstart"]
@@ -40,6 +41,13 @@ def test_recipe_is_valid_and_locked(load, name):
 
 
 @pytest.mark.parametrize("name", [*ROWS, *OTHERS])
+def test_name_and_path_are_the_same_recipe(repository, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe(name) == load_recipe(str(repository / "configs" / f"{name}.py"))
+    assert load_recipe(name).name == name
+
+
+@pytest.mark.parametrize("name", [*ROWS, *OTHERS])
 def test_recipe_survives_json(load, name):
     c = load(name).get_config()
     assert config.from_dict(c.to_dict()) == config.freeze(c)
@@ -50,7 +58,7 @@ def test_docstring_tells_the_row_and_its_command(load, name, row):
     text, c = load(name).__doc__, load(name).get_config()
     assert f"ResNet-{row[1]}, output stride {row[2]}" in text
     assert f"mean IoU {config.PUBLISHED_MIOU[row]:.2f} %" in text
-    assert f"--config configs/{name}.py --config.init.backbone=DIR" in text
+    assert f"deeplab train --config {name} --config.init.backbone=DIR" in text
     numbers = [int(n) for n in re.findall(r"\d+", re.search(r"Recipe:([^,]*,){3}[^,]*", text)[0])]
     expected = [c.model.num_classes, c.train.batch_size, c.train.epochs, *c.data.crop_size]
     assert numbers == expected

@@ -113,7 +113,9 @@ def open_split(root: Path, split: str) -> tuple[dict[str, Any], CacheSource]:
     if not path.is_file():
         splits = ", ".join(sorted(p.stem for p in root.glob("*.json") if p.stem != "classes"))
         what = f"has no cached split {split!r} ({f'there are {splits}' if splits else 'no cache'})"
-        raise DataError(str(root), what, "write it: scripts/prepare_datasets.py cache --help")
+        raise DataError(
+            str(root), what, "write it with deeplab prepare cache --config RECIPE --output DIR"
+        )
     fix = "remove the cache and write it again"
     try:
         index = json.loads(path.read_text("utf-8"))

@@ -79,8 +79,8 @@ class TfdsSource:
 def open_tfds(data_config: DataConfig, num_classes: int, split: str) -> Dataset:
     """Returns a split of a prepared TFDS data set in `config.data.root`, or in `tfds` below it.
 
-    Without `config.data.tfds_name` the set is the one that `scripts/prepare_datasets.py --format
-    tfds` writes for `config.data.dataset`.
+    Without `config.data.tfds_name` the set is the one that `deeplab prepare NAME --format tfds`
+    writes for `config.data.dataset`.
 
     Raises:
       DataError: there is no such set, version, split or feature, or it is not ArrayRecord.

@@ -1,1 +1,1 @@
-"""Writers behind `scripts/prepare_datasets.py`: unpacked archives, TFDS, caches."""
+"""Writers behind `deeplab prepare`: unpacked archives, TFDS, caches."""

@@ -2,8 +2,6 @@ import dataclasses
 import json
 import pickle
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -239,21 +237,3 @@ def test_room_is_checked_first(make_tree, data_config, tmp_path, monkeypatch):
                         lambda path: type("Usage", (), {"free": 1000}))  # fmt: skip
     with pytest.raises(ResourceError, match=f"{needed} bytes are needed and 1000 are free"):
         write_cache(data, 4, tmp_path / "cache", False)
-
-
-def test_command_writes_a_cache_that_a_recipe_reads(repository, make_tree, tmp_path):
-    script = repository / "scripts" / "prepare_datasets.py"
-    recipe = tmp_path / "mine.py"
-    recipe.write_text(
-        "from deeplab_jax import config\n\n\ndef get_config():\n"
-        "    c = config.get_config('folder')\n    c.model.num_classes = 4\n    return c\n"
-    )
-    root, output = make_tree("folder"), tmp_path / "cache"
-    command = [sys.executable, str(script), "cache", "--config", str(recipe)]
-    command += [f"--config.data.root={root}", "--output", str(output), "--verify"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert f"--config.data.source=cache --config.data.root={output}" in done.stdout
-    assert len(list(output.iterdir())) == 5
-    done = subprocess.run([*command[:4], str(tmp_path / "x.py"), *command[5:]], capture_output=True)
-    assert done.returncode == 2

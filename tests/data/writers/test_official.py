@@ -12,29 +12,24 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from deeplab_jax import cli
 from deeplab_jax.config import get_config
-from deeplab_jax.config.recipe import apply_overrides
+from deeplab_jax.config.recipe import apply_overrides, load_recipe
 from deeplab_jax.data import open_dataset
 from deeplab_jax.data.images import read_label
 from deeplab_jax.data.writers import archives
+from deeplab_jax.data.writers.official import OFFICIAL
 from deeplab_jax.errors import DataError
 
 CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 VOC_TAR, SBD_TGZ = "VOCtrainval_11-May-2012.tar", "benchmark.tgz"
 
 
-@pytest.fixture(scope="module")
-def prepare_datasets(load_script):
-    return load_script("prepare_datasets")
-
-
 @pytest.fixture
-def prepare(prepare_datasets, call):
-    """Returns prepare(*argv) -> Outcome of the script, which tells an error in one line."""
+def prepare(call):
+    """Returns prepare(*argv) -> Outcome of the command, which tells an error in one line."""
 
     def prepare(*argv):
-        outcome = call(*argv, command=lambda argv: cli.run(prepare_datasets.main, argv))
+        outcome = call("prepare", *argv)
         assert "Traceback" not in outcome.err
         return outcome._replace(err=outcome.err.strip())
 
@@ -154,19 +149,17 @@ def hashes(root):
 
 @pytest.mark.parametrize("name", _MAKERS)
 @pytest.mark.parametrize("keep", [keep_archives, keep_folders])
-def test_archives_or_their_folders_become_the_layout(
-    repository, prepare, downloads, tmp_path, name, keep
-):
+def test_archives_or_their_folders_become_the_layout(prepare, downloads, tmp_path, name, keep):
     folder, root = downloads(name), tmp_path / "data"
     keep(folder)
     argv = (name, "--archives", folder, "--output", root, "--expect-counts", _COUNTS[name])
     code, out, err = prepare(*argv)
     assert (code, err) == (0, "")
-    assert "complete at" in out
-    recipe = out.partition("run deeplab doctor --config ")[2].split()[0]
-    assert (repository / recipe).is_file()
-    assert out.endswith(f" --config.data.root={root} to check every file\n")
-    config = get_config(name)
+    assert f"{name}: complete\nresults: {root}/" in out
+    recipe = out.partition("next: deeplab doctor --config ")[2].split()[0]
+    assert out.endswith(f" {recipe} --config.data.root={root}  # opens every file\n")
+    config = load_recipe(recipe)
+    assert config.data.dataset == name
     for split, count in zip(
         (config.data.train_split, config.data.val_split), _COUNTS[name].split(","), strict=True
     ):
@@ -226,13 +219,11 @@ def test_bad_sbd_masks_are_named(prepare, downloads, tmp_path, value, what):
 
 
 @pytest.mark.parametrize("name", _MAKERS)
-def test_another_count_is_an_error_and_leaves_nothing(
-    prepare_datasets, prepare, downloads, tmp_path, name
-):
+def test_another_count_is_an_error_and_leaves_nothing(prepare, downloads, tmp_path, name):
     root = tmp_path / "data"
     code, _, err = prepare(name, "--archives", downloads(name), "--output", root)
     assert code == 3
-    published = prepare_datasets.OFFICIAL[name].counts
+    published = OFFICIAL[name].counts
     assert f"images, not {published[0]} - " in err
     assert "\n" not in err
     assert not list(root.iterdir())
@@ -250,8 +241,8 @@ def test_what_is_there_and_incomplete_is_left_alone(prepare, downloads, tmp_path
     assert prepare("voc", *argv, tmp_path / "data")[0] == 0
 
 
-def test_published_counts(prepare_datasets):
-    counts = {name: official.counts for name, official in prepare_datasets.OFFICIAL.items()}
+def test_published_counts():
+    counts = {name: official.counts for name, official in OFFICIAL.items()}
     assert counts == {"voc": (10582, 1449), "ade20k": (20210, 2000), "cityscapes": (2975, 500)}
 
 
@@ -260,23 +251,6 @@ def test_missing_archives_are_all_named(prepare, tmp_path):
     assert code == 3
     assert VOC_TAR in err
     assert SBD_TGZ in err
-
-
-@pytest.mark.parametrize(
-    ("argv", "text"),
-    [
-        (["vocs"], "vocs: is no data set"),
-        (["voc", "--output", "x"], "--archives"),
-        (["voc", "--archives", "x", "--output", "y", "--expect-counts", "3"], "'3' is not as 12,4"),
-        (["voc", "--archive", "x", "--output", "y"], "did you mean --archives?"),
-        (["voc", "--archives", "x", "--output", "y", "--config.seed=1"], "means nothing here"),
-    ],
-)
-def test_wrong_arguments_are_one_line(prepare, argv, text):
-    code, _, err = prepare(*argv)
-    assert code == 2
-    assert text in err
-    assert "\n" not in err
 
 
 # Cityscapes
@@ -431,19 +405,22 @@ def test_too_small_a_disk_is_told_before_writing(prepare, downloads, tmp_path, m
     assert not list(root.iterdir())
 
 
-def test_a_killed_run_is_not_taken_for_complete(prepare_datasets, prepare, downloads, tmp_path):
+def test_a_killed_run_is_not_taken_for_complete(prepare, downloads, tmp_path):
     folder, root = downloads("ade20k"), tmp_path / "data"
     argv = ["ade20k", "--archives", folder, "--output", root, "--expect-counts", "3,2"]
-    code = f"""
-import time, sys; sys.argv[0] = {prepare_datasets.__file__!r}
+    code = """
+import time
+from deeplab_jax import cli
 from deeplab_jax.data.writers import archives
 write = archives.shutil.copyfileobj
 def slow(*args):
     write(*args); print("written", flush=True); time.sleep(60)
 archives.shutil.copyfileobj = slow
-import runpy; runpy.run_path({prepare_datasets.__file__!r}, run_name="__main__")
+cli.main()
 """
-    child = subprocess.Popen([sys.executable, "-c", code, *map(str, argv)], stdout=subprocess.PIPE)
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, "prepare", *map(str, argv)], stdout=subprocess.PIPE
+    )
     assert any(b"written" in line for line in child.stdout)  # else it ended before
     assert prepare(*argv)[2].endswith("is being written by another process - wait for it to end")
     child.send_signal(signal.SIGKILL)
@@ -464,20 +441,10 @@ def test_tfds_is_written_beside_the_folder_and_once(prepare, downloads, tmp_path
             "3,2")  # fmt: skip
     code, out, err = prepare(*argv)
     assert (code, err) == (0, "")
-    assert f"complete at {root}/tfds/ade20k/1.0.0" in out
+    assert f"results: {root}/tfds/ade20k/1.0.0  # read with --config.data.source=tfds\n" in out
     before = hashes(root)
     assert prepare(*argv)[0] == 0
     assert hashes(root) == before
     overrides = [f"--config.data.root={root}", "--config.data.source=tfds"]
     config = apply_overrides(get_config("ade20k"), overrides)
     assert open_dataset(config.data, 150, "val").ids == opened("ade20k", root, "val").ids
-
-
-def test_help_loads_nothing_heavy(prepare_datasets):
-    command = [sys.executable, "-X", "importtime", prepare_datasets.__file__, "--help"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0
-    assert "voc,ade20k,cityscapes,cache" in done.stdout
-    loaded = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
-    assert "deeplab_jax.cli" in loaded
-    assert not loaded & {"numpy", "cv2", "jax", "scipy", "tensorflow_datasets"}

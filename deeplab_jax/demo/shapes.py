@@ -1,15 +1,11 @@
-"""Draws a small segmentation data set: textured shapes before textured backgrounds.
-
-    python scripts/draw_shapes.py data/shapes
+"""A small segmentation data set, drawn: textured shapes before textured backgrounds.
 
 The layout is that of a folder of one's own: `images/{train,val}/*.jpg`,
 `labels/{train,val}/*.png` (8-bit class indices, 255 = void) and `classes.json`. Each class has
 its shape, its colour and its texture; outlines are void. One seed always gives the same bytes.
 """
 
-import argparse
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -18,13 +14,14 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from deeplab_jax.errors import ConfigError, DeepLabError
-
 VOID = 255
 SIZES = ((128, 160), (160, 128), (144, 144))  # (height, width)
 RADIUS = (18, 36)  # pixels
 VOID_HALF_WIDTH = 0.7  # pixels to either side of an outline
 JPEG_QUALITY = 92
+
+
+_Field = Callable[[np.ndarray, np.ndarray], np.ndarray]  # of two coordinates
 
 
 class Shape(NamedTuple):
@@ -39,18 +36,18 @@ class Shape(NamedTuple):
 
     name: str
     hue: float
-    distance: Callable[[np.ndarray, np.ndarray], np.ndarray]
-    texture: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    distance: _Field
+    texture: _Field
 
 
-def _star(points: int, inner: float):
+def _star(points: int, inner: float) -> _Field:
     """Returns the distance of a star with tips at radius 1 and notches at radius `inner`."""
     sector = np.pi / points
     notch = inner * np.array([np.cos(sector), np.sin(sector)])
     edge = notch - (1.0, 0.0)
     normal = np.array([edge[1], -edge[0]]) / np.hypot(*edge)
 
-    def distance(x, y):
+    def distance(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         angle = np.abs((np.arctan2(y, x) + sector) % (2 * sector) - sector)  # one edge for all
         radius = np.hypot(x, y)
         return (radius * np.cos(angle) - 1) * normal[0] + radius * np.sin(angle) * normal[1]
@@ -58,23 +55,23 @@ def _star(points: int, inner: float):
     return distance
 
 
-def _stripes(x, y):
+def _stripes(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.sin(2 * np.pi * x)
 
 
-def _dots(x, y):
+def _dots(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return _stripes(x, y) * _stripes(y, x)
 
 
-def _checks(x, y):
+def _checks(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.sign(_dots(x, y))
 
 
-def _circles(x, y):
-    return _stripes(np.hypot(x, y), 0)
+def _circles(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return _stripes(np.hypot(x, y), y)
 
 
-def _plain(x, y):
+def _plain(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.zeros_like(x)
 
 
@@ -119,7 +116,9 @@ def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray
     return dark + (light - dark) * (0.5 + clouds[..., None]).clip(0, 1)
 
 
-def _draw_object(rng: np.random.Generator, image: np.ndarray, label: np.ndarray, index: int):
+def _draw_object(
+    rng: np.random.Generator, image: np.ndarray, label: np.ndarray, index: int
+) -> None:
     """Draws over `image` and `label` in place."""
     height, width = label.shape
     shape, radius, turn = SHAPES[index], rng.uniform(*RADIUS), rng.uniform(0, 2 * np.pi)
@@ -147,42 +146,25 @@ def _rgb(hue: float, saturation: float, value: float) -> np.ndarray:
 
 
 def draw(output: Path, seed: int = 0, train: int = 160, val: int = 32) -> None:
-    """Draws a data set; repeats itself over a set drawn with the same arguments.
+    """Draws a data set.
 
     Args:
-      output: a folder that is missing, empty or holds this very set.
+      output: the folder to draw into, made if missing.
       seed: 0 or more; gives other pictures, and each its own, whatever the counts.
       train: images to train on, at least one for each shape.
       val: images to evaluate on, likewise.
-
-    Raises:
-      ConfigError: an argument is out of range, or `output` holds something else.
     """
-    for flag, value, least in (("--seed", seed, 0), ("--train", train, 5), ("--val", val, 5)):
-        if value < least:
-            raise ConfigError(flag, f"must be {least} or more, got {value}", "change it")
-    _claim(output, json.dumps({"seed": seed, "train": train, "val": val}) + "\n")
+    output.mkdir(parents=True, exist_ok=True)
     (output / "classes.json").write_text(json.dumps(_classes(), indent=2) + "\n")
     for split, (name, count) in enumerate({"train": train, "val": val}.items()):
         images, labels = output / "images" / name, output / "labels" / name
-        images.mkdir(parents=True, exist_ok=True)
-        labels.mkdir(parents=True, exist_ok=True)
+        images.mkdir(parents=True)
+        labels.mkdir(parents=True)
         for i in range(count):
             rng = np.random.default_rng([seed, split, i])
             image, label = draw_sample(rng, front=i % len(SHAPES))
             Image.fromarray(image).save(images / f"{i:04d}.jpg", quality=JPEG_QUALITY)
             Image.fromarray(label).save(labels / f"{i:04d}.png")
-
-
-def _claim(output: Path, what: str):
-    """Makes the folder and leaves `what` in it, or raises if it holds anything else."""
-    stamp = output / "shapes.json"
-    is_same = stamp.is_file() and stamp.read_text() == what
-    if not is_same and output.exists() and (not output.is_dir() or any(output.iterdir())):
-        found = "is neither an empty folder nor this very set"
-        raise ConfigError(output, found, "name another OUTPUT or remove this one")
-    output.mkdir(parents=True, exist_ok=True)
-    stamp.write_text(what)  # before the images, so that an interrupted drawing can be repeated
 
 
 def _classes() -> list[dict]:
@@ -192,24 +174,3 @@ def _classes() -> list[dict]:
         {"name": name, "color": [round(float(channel)) for channel in colour]}
         for name, colour in zip(CLASSES, [np.zeros(3), *colours], strict=True)
     ]
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command line and returns its exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("output", type=Path, metavar="OUTPUT", help="the folder to draw into")
-    parser.add_argument("--seed", type=int, default=0, help="default: 0")
-    parser.add_argument("--train", type=int, default=160, help="training images (default: 160)")
-    parser.add_argument("--val", type=int, default=32, help="validation images (default: 32)")
-    args = parser.parse_args(argv)
-    try:
-        draw(args.output, args.seed, args.train, args.val)
-    except DeepLabError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    print(f"Drew {args.train} training and {args.val} validation images in {args.output}.")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

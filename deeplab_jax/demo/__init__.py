@@ -1,0 +1,1 @@
+"""`deeplab demo`: every verb once, on drawn images."""
