@@ -123,7 +123,7 @@ def compile_row(row: Row, known: Facts) -> Facts:
         return known
     try:
         options = hardware_lib.compiler_options(row.hardware)
-        step = compiled.compile_step(lowered, options)
+        step, _ = compiled.compile_step(lowered, options)
         facts = asdict(step) | {"needed": step.needed}
     except jax.errors.JaxRuntimeError as error:
         facts = {"error": str(error).splitlines()[0]}

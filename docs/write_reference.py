@@ -1,6 +1,6 @@
 """Writes docs/cli.md from every verb's `--help`, and docs/config.md from the fields.
 
-    python docs/write_reference.py
+python docs/write_reference.py
 """
 
 import contextlib

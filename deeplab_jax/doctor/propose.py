@@ -1,7 +1,8 @@
 """Proposes a recipe for a surveyed data set, each value with its reason.
 
-Sizes come from the images; batch and length from their number. The recipe trains as it is; it is
-a start to change, not the best that can be had.
+Sizes come from the images; batch and length from their number. On a machine with a processor alone,
+the network is small and the length is what it trains in about two hours. The recipe trains as it
+is; it is a start to change, not the best that can be had.
 """
 
 import math
@@ -13,6 +14,7 @@ import numpy as np
 
 from deeplab_jax.config import flatten, get_config
 from deeplab_jax.data.classes import CLASS_NAMES
+from deeplab_jax.doctor.hours import Machine, in_words, step_seconds
 from deeplab_jax.doctor.layouts import GuessedLayout
 from deeplab_jax.doctor.scan import SampleFacts
 from deeplab_jax.doctor.survey import Finding, Survey, worst_first
@@ -21,6 +23,9 @@ from deeplab_jax.errors import DataError
 OUTPUT_STRIDE = 16
 _RATE = 18  # the largest atrous rate at output stride 16
 _MAX_CROP = 512  # as in the table
+_MAX_CROP_HERE = 320  # on a processor: above the reach of the largest rate
+_MAX_BATCH_HERE = 4
+_SECONDS_HERE = 2 * 3600  # of a run on a processor, by the longer end of the guess
 _STEPS = 10_000  # of a run
 _EPOCHS = (20, 300)  # bounds
 _EVALUATIONS = 10
@@ -43,8 +48,10 @@ class Proposal(NamedTuple):
     """A recipe that is not yet written."""
 
     dataset: str  # argument of `config.get_config`
+    depth: Field  # likewise
     fields: Fields  # in order
     unsplit: list[list[str]]  # samples to split by fraction, in groups of equal pictures
+    here: Machine  # that it is proposed for
 
 
 def settle(survey: Survey, findings: Sequence[Finding]) -> list[Finding]:
@@ -57,8 +64,8 @@ def settle(survey: Survey, findings: Sequence[Finding]) -> list[Finding]:
     )
 
 
-def propose(survey: Survey, layout: GuessedLayout) -> Proposal:
-    """Returns a recipe for the data set.
+def propose(survey: Survey, layout: GuessedLayout, here: Machine) -> Proposal:
+    """Returns a recipe for the data set, to be trained on a machine such as `here`.
 
     Raises:
       DataError: there are not two images to train on, or not two classes; or a name cannot be
@@ -78,14 +85,23 @@ def propose(survey: Survey, layout: GuessedLayout) -> Proposal:
         fields["data.train_split"] = Field(layout.splits[0], "the list that is there")
     else:
         fields |= _place_fields(layout) | _class_fields(survey)
-    fields |= _size_fields(survey, train) | length_fields(len(train))
-    reason = "no weights needed; README: ImageNet weights learn faster"
+    limit = _MAX_CROP if here.has_accelerator else _MAX_CROP_HERE
+    fields |= _size_fields(survey, train, limit)
+    fields |= length_fields(len(train), here, fields["data.crop_size"].value)
+    reason = "random weights; ImageNet weights learn faster: see docs/convert.md"
     fields["init.backbone"] = Field("none", reason)
-    defaults = flatten(get_config(dataset))
+    depth = _depth(here)
+    defaults = flatten(get_config(dataset, depth.value))
     # Lines equal to the default are left out: all for a data set of the table, else this one.
     is_quiet = fields.keys() if dataset in CLASS_NAMES else {"train.loss_groups"}
     fields = {k: f for k, f in fields.items() if k not in is_quiet or defaults[k] != f.value}
-    return Proposal(dataset, fields, list(groups.values()))
+    return Proposal(dataset, depth, fields, list(groups.values()), here)
+
+
+def _depth(here: Machine) -> Field:
+    if here.has_accelerator:
+        return Field(50, "ResNet-50, as in the table")
+    return Field(18, "ResNet-18: here is no GPU or TPU; 50 with one")
 
 
 def _check_names(survey: Survey, layout: GuessedLayout) -> None:
@@ -182,15 +198,16 @@ def _value_fields(survey: Survey) -> Fields:
     return fields
 
 
-def _size_fields(survey: Survey, train: Sequence[SampleFacts]) -> Fields:
+def _size_fields(survey: Survey, train: Sequence[SampleFacts], largest: int) -> Fields:
     sizes = np.array([f.image_size for f in train])  # (n, 2)
     long, short = (int(np.median(side)) for side in (sizes.max(1), sizes.min(1)))
     height, width = (int(np.median(side)) for side in sizes.T)
     is_mixed = 0.1 < float((sizes[:, 0] > sizes[:, 1]).mean()) < 0.9
-    crop = (_crop(short),) * 2 if is_mixed else (_crop(height), _crop(width))
+    sides = (short, short) if is_mixed else (height, width)
+    crop = _crop(sides[0], largest), _crop(sides[1], largest)
     shape = "square: images stand and lie" if is_mixed else f"the median image is {height}x{width}"
     limit = _RATE * OUTPUT_STRIDE
-    reason = f"multiples of 64 or 32; {shape}; up to {_MAX_CROP} for memory"
+    reason = f"multiples of 64 or 32; {shape}; up to {largest} for {'memory' if largest == _MAX_CROP else 'time'}"
     if min(crop) > limit:
         reason += f"; above {limit}, the reach of the largest atrous rate"
     base = Field((long, short), "median (long, short) side: scale 1 is native")
@@ -206,27 +223,37 @@ def _size_fields(survey: Survey, train: Sequence[SampleFacts]) -> Fields:
     return fields | {"eval.resize_base": one if num_sizes == 1 else base}
 
 
-def _crop(side: int) -> int:
+def _crop(side: int, largest: int) -> int:
     """Returns the multiple of 64 below a side, or of 32 above it where that were too small."""
     limit = _RATE * OUTPUT_STRIDE
-    crop = min(side // 64 * 64, _MAX_CROP)
+    crop = min(side // 64 * 64, largest)
     if crop <= limit:  # too small to train the largest rate, where the image may allow it
         crop = math.ceil(side / 32) * 32 if side <= limit else limit + 32
     return crop
 
 
-def length_fields(number: int) -> Fields:
+def length_fields(number: int, here: Machine, crop: tuple[int, ...]) -> Fields:
     """Returns the fields that depend on the number of training images."""
-    batch = max(2, min(8, 1 << (number.bit_length() - 1)))
+    largest = 8 if here.has_accelerator else _MAX_BATCH_HERE
+    batch = max(2, min(largest, 1 << (number.bit_length() - 1)))
     per_epoch = number // batch
     epochs = min(max(round(_STEPS / per_epoch), _EPOCHS[0]), _EPOCHS[1])
     bounds = f" ({_EPOCHS[0]} to {_EPOCHS[1]} epochs)" if epochs in _EPOCHS else ""
-    steps = f"{per_epoch} steps each, {epochs * per_epoch} in all; aimed at {_STEPS}{bounds}"
-    few = f"there are but {number} images to train on"
+    aim = f"aimed at {_STEPS}{bounds}"
+    if not here.has_accelerator:
+        seconds = step_seconds(here, _depth(here).value, crop, batch) * per_epoch
+        if epochs * seconds > _SECONDS_HERE:
+            epochs = max(1, int(_SECONDS_HERE / seconds))
+            aim = "fewer than would be good, for time"
+        aim = f"{in_words(here, epochs * seconds)}; {aim}"
+    steps = f"{per_epoch} steps each, {epochs * per_epoch} in all; {aim}"
     usual = "fits most cards at this crop; 16 where memory allows"
+    if batch < 8:
+        few = number < 2 * batch
+        usual = f"there are but {number} images to train on" if few else "small, for time"
     every = Field(max(1, epochs // _EVALUATIONS), f"about {_EVALUATIONS} times in the run")
     return {
-        "train.batch_size": Field(batch, few if batch < 8 else usual),
+        "train.batch_size": Field(batch, usual),
         "train.loss_groups": Field(1, "one loss over the batch"),
         "train.epochs": Field(epochs, steps),
         "eval.every_epochs": every,

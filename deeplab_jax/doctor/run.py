@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 
 from deeplab_jax.config.recipe import load_recipe
-from deeplab_jax.doctor import layouts, propose, recipe, rules, survey, text
+from deeplab_jax.doctor import hours, layouts, propose, recipe, rules, survey, text
 from deeplab_jax.errors import DataError
 
 
@@ -39,7 +39,8 @@ def run(
     if json_path:
         text.write_json(json_path, found, findings, speed)
     if layout and recipe_path:
-        recipe.write(propose.propose(found, layout), recipe_path, val_fraction, seed)
+        proposal = propose.propose(found, layout, hours.this_machine())
+        recipe.write(proposal, recipe_path, val_fraction, seed)
     errors = sum(finding.severity == "error" for finding in findings)
     if errors:
         what = f"{errors} kind{'s' if errors > 1 else ''} of error, listed above"

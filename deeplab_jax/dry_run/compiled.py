@@ -1,4 +1,4 @@
-"""A training step that is compiled but not run, and what its compiler says about it.
+"""A compiled training step, and what its compiler says about it.
 
 Memory, collectives and (on GPUs) convolutions without a cuDNN kernel are facts of the compiled
 step. Cycles are the TPU compiler's own estimate, never a measurement.
@@ -65,12 +65,17 @@ def lower_step(config: Config, devices: Sequence[jax.Device]) -> Lowered:
     return cast(Wrapped, step).lower(*abstract_arguments(config))
 
 
-def compile_step(lowered: Lowered, options: Mapping[str, bool | int] | None = None) -> CompiledStep:
-    """Compiles a traced step and reads its figures; options: see `hardware.compiler_options`."""
+def compile_step(
+    lowered: Lowered, options: Mapping[str, bool | int] | None = None
+) -> tuple[CompiledStep, Compiled]:
+    """Compiles a traced step; returns its figures and itself.
+
+    Options: see `hardware.compiler_options`.
+    """
     began = time.perf_counter()
     accepted = cast(dict[str, str | bool], dict(options or {}))  # integers too
     compiled = lowered.compile(compiler_options=accepted)
-    return read_compiled(compiled, time.perf_counter() - began)
+    return read_compiled(compiled, time.perf_counter() - began), compiled
 
 
 Arguments = tuple[State, jax.ShapeDtypeStruct, jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]

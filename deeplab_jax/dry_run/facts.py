@@ -8,6 +8,7 @@ from deeplab_jax.data import Dataset, TrainBatch
 from deeplab_jax.dry_run.compiled import CompiledStep
 from deeplab_jax.dry_run.estimate import Estimate
 from deeplab_jax.dry_run.hardware import GIB, Hardware
+from deeplab_jax.dry_run.hours import StepTime
 from deeplab_jax.errors import DeepLabError, ResourceError
 from deeplab_jax.training.plan import Plan
 
@@ -58,6 +59,7 @@ class RunFacts:
     macs: dict[str, int]  # multiply-adds of one image, forward, by part
     state: dict[str, int]  # bytes by item
     memory: DeviceMemory  # what one device needs and has
+    step_time: StepTime | None  # None where it cannot even be guessed
     inputs: Inputs
     rates: dict[int, float]  # {percent of the steps: learning rate}; empty without known steps
     disk_needed: int  # bytes

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import TypeVar
 
 import jax
+from jax.stages import Compiled
 
 from deeplab_jax import checkpoint
 from deeplab_jax.config import Config, warnings
 from deeplab_jax.data import open_dataset
 from deeplab_jax.distributed import mesh as mesh_lib
 from deeplab_jax.distributed.shared_dir import as_path
-from deeplab_jax.dry_run import flops, text
+from deeplab_jax.dry_run import flops, hours, text
 from deeplab_jax.dry_run import hardware as hardware_lib
 from deeplab_jax.dry_run.compiled import CompiledStep, compile_step, lower_step
 from deeplab_jax.dry_run.estimate import estimate, item_bytes
@@ -83,10 +84,18 @@ def gather(config: Config, workdir: str, hardware: str | None) -> RunFacts:
         rates = {mark: float(schedule(round((total - 1) * mark / 100))) for mark in _MARKS}
     absolute = path.absolute()
     existing = next(folder for folder in (absolute, *absolute.parents) if folder.is_dir())
+    macs = flops.count_macs(config)
+    memory, step = _device_memory(config, chosen, devices, is_here=hardware is None)
+    step_time = hours.guess(2 * flops.step_macs(config, macs), config, chosen)
+    if hardware is None and step and memory.fits:
+        # Where no guess is possible there is an accelerator.
+        if step_time is None or step_time.high <= hours.MAX_SECONDS:
+            step_time = hours.measure(step, config)
+    elif hardware is not None and chosen.kind == "cpu":
+        step_time = None  # virtual devices share this machine's cores
     return RunFacts(
         config=config, hardware=chosen, mesh=mesh, parameters=flops.count_parameters(config),
-        macs=flops.count_macs(config), state=state,
-        memory=_device_memory(config, chosen, devices, is_here=hardware is None), inputs=inputs,
+        macs=macs, state=state, memory=memory, step_time=step_time, inputs=inputs,
         rates=rates, disk_needed=needed,
         disk_free=shutil.disk_usage(existing).free, workdir=path,
     )  # fmt: skip
@@ -146,23 +155,23 @@ def _attempt(
 
 def _device_memory(
     config: Config, hardware: Hardware, devices: Sequence[jax.Device], is_here: bool
-) -> DeviceMemory:
-    """Returns a device's memory, by the compiler where it is installed."""
+) -> tuple[DeviceMemory, Compiled | None]:
+    """Returns a device's memory, and the step where a compiler for it is installed."""
     usable = _usable(hardware, is_here)
     total = _machine_bytes() if hardware.kind == "cpu" else hardware.memory_bytes
     if devices:
         print(f"compiling for {hardware.name}, which takes some minutes at most ...", flush=True)
-        step = _compile(config, hardware, devices, is_here)
+        figures, step = _compile(config, hardware, devices, is_here)
         source = f"the compiler's own figures ({hardware_lib.compiler_version(hardware)})"
-        return DeviceMemory(step, usable, total, source)
+        return DeviceMemory(figures, usable, total, source), step
     source = "our estimate, within a factor of 1.5 of the compiler's figure"
     source += f"\n(the compiler itself: {hardware_lib.install_command(hardware)})"
-    return DeviceMemory(estimate(config, hardware), usable, total, source)
+    return DeviceMemory(estimate(config, hardware), usable, total, source), None
 
 
 def _compile(
     config: Config, hardware: Hardware, devices: Sequence[jax.Device], is_here: bool
-) -> CompiledStep:
+) -> tuple[CompiledStep, Compiled]:
     options = {} if is_here else hardware_lib.compiler_options(hardware)
     try:
         return compile_step(lower_step(config, devices), options)

@@ -36,6 +36,12 @@ _GPUS = {
     "h200": ("NVIDIA H200", 151_397_597_184, 4_800_000_000_000),
     "h100": ("NVIDIA H100 80GB HBM3", 84_942_979_072, 3_352_320_000_000),
 }
+# Peak FLOP/s of a device in bfloat16 and in float32 without TF32; vendors' data sheets. On a TPU a
+# float32 product takes six passes in bfloat16.
+_PEAKS = {
+    "h200": (989e12, 67e12), "h100": (989e12, 67e12), "v4": (275e12, 275e12 / 6),
+    "v5e": (197e12, 197e12 / 6), "v5p": (459e12, 459e12 / 6), "v6e": (918e12, 918e12 / 6),
+}  # fmt: skip
 _GPU_DESCRIPTION = """
 gpu_device_info {{
   threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
@@ -108,6 +114,12 @@ def _require(is_good: bool, text: str, accepted: str, example: str) -> None:
 
 def _sides(size: str) -> list[int]:
     return [int(side) for side in size.split("x")]
+
+
+def peak_speed(hardware: Hardware, dtype: str) -> float | None:
+    """Returns the peak FLOP/s of one device in a type of activations; None where unknown."""
+    peaks = _PEAKS.get(hardware.name.partition(":")[0])
+    return peaks[dtype != "bfloat16"] if peaks and dtype != "float64" else None
 
 
 def set_compiler_environment(hardware: Hardware) -> None:

@@ -8,6 +8,7 @@ from deeplab_jax.config import IGNORE_INDEX
 from deeplab_jax.dry_run import flops
 from deeplab_jax.dry_run.facts import CHECKPOINTS, RunFacts
 from deeplab_jax.dry_run.hardware import GIB
+from deeplab_jax.utils.machine import describe
 
 _MIB = 2**20
 _MAX_CLASSES = 6  # named of the first image
@@ -99,6 +100,11 @@ def _schedule(facts: RunFacts) -> Iterator[str]:
         yield _row("steps", f"{train.steps or 'not known: no data'}; an epoch's are not known")
     if inputs.start:
         yield _row("continues", f"at step {inputs.start}")
+    if step := facts.step_time:
+        yield _row("time of a step", f"{describe(step.low, step.high)} ({step.basis})")
+        if left := (plan.total if plan else train.steps) - inputs.start:
+            whole = describe(left * step.low, left * step.high)
+            yield _row("time of the run", f"{whole} for {left} steps, without evaluations")
     if facts.rates:
         rates = ", ".join(f"{rate:.2g}" for rate in facts.rates.values())
         marks = ", ".join(map(str, facts.rates))

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from deeplab_jax.config.recipe import load_recipe
+from deeplab_jax.doctor.hours import Machine
 from deeplab_jax.doctor import layouts, propose, recipe, survey
 
 sys.path.insert(0, str(Path(__file__).parent))  # test modules import `planted`
@@ -43,14 +44,17 @@ def doctor(call, tmp_path):
 
 @pytest.fixture
 def recipe_of(tmp_path):
-    """Returns recipe_of(root) -> configuration of the recipe that is proposed for a folder."""
+    """Returns recipe_of(root) -> configuration of the recipe that is proposed for a folder.
 
-    def make(root, name="mine.py"):
+    It is for a machine with a GPU unless another is given.
+    """
+
+    def make(root, name="mine.py", here=Machine(True, 8, 0.0)):
         layout = layouts.guess(root)
         found = survey.survey_folder(layout)
         path = str(tmp_path / name)
         recipe.check_free(path, layout)
-        recipe.write(propose.propose(found, layout), path, 0.25, 0)
+        recipe.write(propose.propose(found, layout, here), path, 0.25, 0)
         return load_recipe(path)
 
     return make

@@ -111,7 +111,7 @@ def test_folder_that_is_no_name_in_utf8_is_refused(make_tree, recipe_of):
     [(65, 96), (288, 288), (289, 320), (320, 320), (360, 320), (400, 384), (480, 448), (2000, 512)],
 )
 def test_crop_trains_the_largest_rate_where_the_image_allows(side, crop):
-    assert propose._crop(side) == crop
+    assert propose._crop(side, 512) == crop
 
 
 def test_too_little_to_train_on_is_said(make_tree, recipe_of):

@@ -14,7 +14,8 @@ from deeplab_jax.utils import progress
 
 
 def snapshot(root):
-    return {path: path.stat() for path in root.rglob("*")}
+    stats = {path: path.stat() for path in root.rglob("*")}
+    return {path: (s.st_mtime_ns, s.st_ctime_ns, s.st_size) for path, s in stats.items()}
 
 
 def test_clean_folder_is_described_and_left_alone(make_tree, doctor):

@@ -26,6 +26,6 @@ def compile_run(absent_devices):
 
     def compile_run(config, name):
         devices, options = absent_devices(name)
-        return compile_step(lower_step(config, devices), options)
+        return compile_step(lower_step(config, devices), options)[0]
 
     return compile_run

@@ -136,7 +136,7 @@ def small():
 @pytest.mark.parity("compiles the step; figures of small programs are in the first tier")
 def test_the_step_that_is_compiled_is_the_runs(small, compile_quickly):
     devices = jax.devices()
-    got = compiled.compile_step(compiled.lower_step(small, devices))
+    got, _ = compiled.compile_step(compiled.lower_step(small, devices))
     state, *batch = compiled.abstract_arguments(small)
     split = sum(leaf.size * leaf.dtype.itemsize for leaf in batch) // len(devices)
     whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))

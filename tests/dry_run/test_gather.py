@@ -109,6 +109,20 @@ def test_devices_that_cannot_be_used_are_refused_as_in_training(tiny, tmp_path, 
         gather.gather(tiny, str(tmp_path / "run"), name)
 
 
+def test_a_short_step_is_measured_on_the_devices_at_hand(tiny, tmp_path, compile_quickly):
+    facts = gather.gather(tiny, str(tmp_path / "run"), None)
+    assert facts.step_time.low == facts.step_time.high > 0
+    text = "\n".join(text_lib.render(facts))
+    assert "(measured here, the median of 3)" in text
+    assert "for 6 steps, without evaluations" in text
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_long_step_is_guessed(tiny, tmp_path, compile_quickly, monkeypatch):
+    monkeypatch.setattr(gather.hours, "MAX_SECONDS", 0.0)
+    assert gather.gather(tiny, str(tmp_path / "run"), None).step_time.basis.startswith("a guess")
+
+
 def test_hardware_is_for_a_dry_run(tmp_path):
     with pytest.raises(ConfigError, match="add --dry-run"):
         train.main(["--config", "x.py", "--hardware", "h200"])

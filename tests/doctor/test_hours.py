@@ -1,0 +1,39 @@
+import pytest
+
+from deeplab_jax.config import freeze, get_config
+from deeplab_jax.doctor import hours
+from deeplab_jax.doctor.hours import Machine
+from deeplab_jax.dry_run import flops
+
+TWO_CORES = Machine(False, 2, 100e9)
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_arithmetic_is_that_of_the_network(depth):
+    config = get_config("folder", depth)
+    config.data.crop_size = (304, 400)
+    counted = sum(flops.count_macs(freeze(config)).values())
+    assert counted == pytest.approx(hours.MACS_PER_PIXEL[depth] * 304 * 400, rel=0.01)
+
+
+def test_a_processor_gets_a_small_network_and_about_two_hours(make_tree, recipe_of):
+    root = make_tree("folder", num_train=12, num_val=4)
+    config = recipe_of(root, here=TWO_CORES)
+    assert (config.model.depth, config.train.batch_size) == (18, 4)
+    seconds = hours.step_seconds(TWO_CORES, 18, config.data.crop_size, 4)
+    assert config.train.epochs == 300  # tiny images: the usual length takes less
+    slow = TWO_CORES._replace(product_speed=TWO_CORES.product_speed / 1000)
+    config = recipe_of(root, "slow.py", here=slow)
+    assert 1 <= config.train.epochs < 300
+    assert 3000 < config.train.epochs * 3 * seconds * 1000 <= 7200
+
+
+def test_an_accelerator_that_is_hidden_is_not_there(monkeypatch):
+    monkeypatch.setattr(hours, "glob", lambda pattern: ["/dev/nvidia0"])
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    assert hours.this_machine().has_accelerator
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    here = hours.this_machine()
+    assert not here.has_accelerator
+    assert here.product_speed > 1e8
+    assert "cores, a guess" in hours.in_words(here, 3600)

@@ -1,0 +1,25 @@
+import pytest
+
+from deeplab_jax.dry_run import hours
+from deeplab_jax.dry_run.hardware import parse_hardware, peak_speed
+
+
+def test_a_guess_on_known_hardware_says_its_basis(narrow_config):
+    config = narrow_config("model.dtype=bfloat16")
+    time = hours.guess(989e12, config, parse_hardware("h200"))
+    assert (time.low, time.high) == pytest.approx((2.5, 10))
+    assert time.basis == "a guess: 10 % to 40 % of the peak, 989 TFLOP/s a device in bfloat16"
+    assert hours.guess(989e12, config, parse_hardware("h200:4")).low == pytest.approx(2.5 / 4)
+
+
+def test_full_products_on_a_tpu_take_six_passes():
+    hardware = parse_hardware("v5e:2x4")
+    assert peak_speed(hardware, "bfloat16") == 6 * peak_speed(hardware, "float32")
+    assert peak_speed(hardware, "float64") is None
+
+
+def test_a_guess_on_a_processor_comes_from_its_own_speed(narrow_config):
+    time = hours.guess(1e9, narrow_config(), parse_hardware("cpu:1"))
+    assert 0 < time.low < time.high
+    assert time.basis.startswith("a guess: ")
+    assert "of a matrix product's speed here" in time.basis
