@@ -5,9 +5,10 @@
     python docs/write_hardware.py memory     # the same
     python docs/write_hardware.py estimate   # needs no compiler: estimates beside the figures above
 
-docs/hardware.json lists the rows of each table, and the figures of each row as soon as they are known,
-so the command can be interrupted and repeated. A row is compiled again only if its step, JAX or the
-compiler changed. In docs/hardware.md only the text between the two markers of a table is rewritten.
+docs/hardware.json lists the rows of each table, and the figures of each row as soon as they are
+known, so the command can be interrupted and repeated. A row is compiled again only if its step, JAX
+or the compiler changed. In docs/hardware.md only the text between the two markers of a table is
+rewritten.
 """
 
 import argparse

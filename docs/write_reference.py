@@ -17,15 +17,17 @@ DOCS = Path(__file__).resolve().parent
 _COLUMNS = "100"  # of the help texts
 _CLI = """# Commands
 
-`deeplab VERB ...`, or `python -m deeplab_jax VERB ...`. Written by `python docs/write_reference.py` from each verb's
-`--help`; a test compares. Exit codes: [when something goes wrong](when-something-goes-wrong.md#exit-codes).
+`deeplab VERB ...`, or `python -m deeplab_jax VERB ...`. Written by
+`python docs/write_reference.py` from each verb's `--help`; a test compares. Exit codes:
+[when something goes wrong](when-something-goes-wrong.md#exit-codes).
 """
 _CONFIG = """# Fields of a configuration
 
-Written by `python docs/write_reference.py` from `deeplab_jax/config/schema.py`; a test compares. On the terminal:
-`deeplab config fields WORD`. A recipe sets `c.train.lr = 0.02`; the command line sets `--config.train.lr=0.02`, lists as
-`512,1024`, and an empty value as `--config.data.split_file=`. The defaults are those of the template for a folder of one's
-own; the recipes of the table set their own (`deeplab config show voc_r50_os16`).
+Written by `python docs/write_reference.py` from `deeplab_jax/config/schema.py`; a test compares. On
+the terminal: `deeplab config fields WORD`. A recipe sets `c.train.lr = 0.02`; the command line sets
+`--config.train.lr=0.02`, lists as `512,1024`, and an empty value as `--config.data.split_file=`.
+The defaults are those of the template for a folder of one's own; the recipes of the table set their
+own (`deeplab config show voc_r50_os16`).
 """
 
 

@@ -48,9 +48,9 @@ class Proposal(NamedTuple):
     """A recipe that is not yet written."""
 
     dataset: str  # argument of `config.get_config`
-    depth: Field  # likewise
     fields: Fields  # in order
     unsplit: list[list[str]]  # samples to split by fraction, in groups of equal pictures
+    crop: tuple[int, int]
     here: Machine  # that it is proposed for
 
 
@@ -85,23 +85,23 @@ def propose(survey: Survey, layout: GuessedLayout, here: Machine) -> Proposal:
         fields["data.train_split"] = Field(layout.splits[0], "the list that is there")
     else:
         fields |= _place_fields(layout) | _class_fields(survey)
-    limit = _MAX_CROP if here.has_accelerator else _MAX_CROP_HERE
-    fields |= _size_fields(survey, train, limit)
-    fields |= length_fields(len(train), here, fields["data.crop_size"].value)
+    crop, sizes = _size_fields(survey, train, here)
+    fields |= sizes | length_fields(len(train), here, crop)
     reason = "random weights; ImageNet weights learn faster: see docs/convert.md"
     fields["init.backbone"] = Field("none", reason)
-    depth = _depth(here)
-    defaults = flatten(get_config(dataset, depth.value))
+    depth, _ = depth_for(here)
+    defaults = flatten(get_config(dataset, depth))
     # Lines equal to the default are left out: all for a data set of the table, else this one.
     is_quiet = fields.keys() if dataset in CLASS_NAMES else {"train.loss_groups"}
     fields = {k: f for k, f in fields.items() if k not in is_quiet or defaults[k] != f.value}
-    return Proposal(dataset, depth, fields, list(groups.values()), here)
+    return Proposal(dataset, fields, list(groups.values()), crop, here)
 
 
-def _depth(here: Machine) -> Field:
+def depth_for(here: Machine) -> tuple[int, str]:
+    """Returns the layers of the network to train on a machine, and the reason."""
     if here.has_accelerator:
-        return Field(50, "ResNet-50, as in the table")
-    return Field(18, "ResNet-18: here is no GPU or TPU; 50 with one")
+        return 50, "ResNet-50, as in the table"
+    return 18, "ResNet-18: here is no GPU or TPU; 50 with one"
 
 
 def _check_names(survey: Survey, layout: GuessedLayout) -> None:
@@ -198,7 +198,11 @@ def _value_fields(survey: Survey) -> Fields:
     return fields
 
 
-def _size_fields(survey: Survey, train: Sequence[SampleFacts], largest: int) -> Fields:
+def _size_fields(
+    survey: Survey, train: Sequence[SampleFacts], here: Machine
+) -> tuple[tuple[int, int], Fields]:
+    """Returns the crop, and it among the fields that depend on the images' sizes."""
+    largest, why = (_MAX_CROP, "memory") if here.has_accelerator else (_MAX_CROP_HERE, "time")
     sizes = np.array([f.image_size for f in train])  # (n, 2)
     long, short = (int(np.median(side)) for side in (sizes.max(1), sizes.min(1)))
     height, width = (int(np.median(side)) for side in sizes.T)
@@ -207,7 +211,7 @@ def _size_fields(survey: Survey, train: Sequence[SampleFacts], largest: int) -> 
     crop = _crop(sides[0], largest), _crop(sides[1], largest)
     shape = "square: images stand and lie" if is_mixed else f"the median image is {height}x{width}"
     limit = _RATE * OUTPUT_STRIDE
-    reason = f"multiples of 64 or 32; {shape}; up to {largest} for {'memory' if largest == _MAX_CROP else 'time'}"
+    reason = f"multiples of 64 or 32; {shape}; up to {largest} for {why}"
     if min(crop) > limit:
         reason += f"; above {limit}, the reach of the largest atrous rate"
     base = Field((long, short), "median (long, short) side: scale 1 is native")
@@ -220,7 +224,7 @@ def _size_fields(survey: Survey, train: Sequence[SampleFacts], largest: int) -> 
     num_sizes = len({f.image_size for f in _usable(survey.facts)})
     base = Field((long, short), f"as in training; images have {num_sizes} sizes")
     one = Field((), "all images have one size: evaluated at it")
-    return fields | {"eval.resize_base": one if num_sizes == 1 else base}
+    return crop, fields | {"eval.resize_base": one if num_sizes == 1 else base}
 
 
 def _crop(side: int, largest: int) -> int:
@@ -241,7 +245,7 @@ def length_fields(number: int, here: Machine, crop: tuple[int, ...]) -> Fields:
     bounds = f" ({_EPOCHS[0]} to {_EPOCHS[1]} epochs)" if epochs in _EPOCHS else ""
     aim = f"aimed at {_STEPS}{bounds}"
     if not here.has_accelerator:
-        seconds = step_seconds(here, _depth(here).value, crop, batch) * per_epoch
+        seconds = step_seconds(here, depth_for(here)[0], crop, batch) * per_epoch
         if epochs * seconds > _SECONDS_HERE:
             epochs = max(1, int(_SECONDS_HERE / seconds))
             aim = "fewer than would be good, for time"

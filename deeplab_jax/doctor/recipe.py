@@ -8,7 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from deeplab_jax.doctor.layouts import GuessedLayout
-from deeplab_jax.doctor.propose import OUTPUT_STRIDE, Field, Fields, Proposal, length_fields
+from deeplab_jax.doctor.propose import (
+    OUTPUT_STRIDE,
+    Field,
+    Fields,
+    Proposal,
+    depth_for,
+    length_fields,
+)
 from deeplab_jax.errors import ConfigError
 
 _WIDTH = 100
@@ -40,14 +47,15 @@ def write(proposal: Proposal, path: str, val_fraction: float, seed: int) -> None
     fields = proposal.fields
     if proposal.unsplit:
         train, val = split(proposal.unsplit, val_fraction, seed)
-        lengths = length_fields(len(train), proposal.here, fields["data.crop_size"].value)
+        lengths = length_fields(len(train), proposal.here, proposal.crop)
         fields = {key: lengths.get(key, field) for key, field in fields.items()}
         for file, stems in zip(_list_paths(path), (train, val), strict=True):
             _create(file, "".join(f"{stem}\n" for stem in stems))
             print(f"wrote {file}: {len(stems)} images")
-    _create(Path(path), to_python(proposal.dataset, proposal.depth, fields, path))
+    network = Field(*depth_for(proposal.here))
+    _create(Path(path), to_python(proposal.dataset, network, fields, path))
     print(f"wrote {path}:")
-    for key, field in ({"model.depth": proposal.depth} | fields).items():
+    for key, field in ({"model.depth": network} | fields).items():
         value = f"{Path(path).stem}_{{split}}.txt" if field.value is None else field.value
         text = f"{key} = {textwrap.shorten(str(value), 50, placeholder=' ...')}"
         print(textwrap.fill(f"{text}: {field.reason}", 80, subsequent_indent="    ",
@@ -78,7 +86,7 @@ def split(
     return sorted(train), sorted(val)
 
 
-def to_python(dataset: str, depth: Field, fields: Fields, path: str) -> str:
+def to_python(dataset: str, network: Field, fields: Fields, path: str) -> str:
     """Returns the recipe's source, formatted as ruff does."""
     lines, imports, start = [], "", "    # "
     for key, field in fields.items():
@@ -100,8 +108,8 @@ Train with it: deeplab train --config {Path(path).name}
 
 def get_config():
     """Returns the template with what was seen in the images and masks."""
-    # {depth.reason}
-    c = config.get_config("{dataset}", depth={depth.value}, output_stride={OUTPUT_STRIDE})
+    # {network.reason}
+    c = config.get_config("{dataset}", depth={network.value}, output_stride={OUTPUT_STRIDE})
 {body}
     return c
 '''

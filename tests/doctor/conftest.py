@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from deeplab_jax.config.recipe import load_recipe
-from deeplab_jax.doctor.hours import Machine
 from deeplab_jax.doctor import layouts, propose, recipe, survey
+from deeplab_jax.doctor.hours import Machine
+
+WITH_A_GPU = Machine(True, 8, 0.0)
 
 sys.path.insert(0, str(Path(__file__).parent))  # test modules import `planted`
 
@@ -49,7 +51,7 @@ def recipe_of(tmp_path):
     It is for a machine with a GPU unless another is given.
     """
 
-    def make(root, name="mine.py", here=Machine(True, 8, 0.0)):
+    def make(root, name="mine.py", here=WITH_A_GPU):
         layout = layouts.guess(root)
         found = survey.survey_folder(layout)
         path = str(tmp_path / name)
