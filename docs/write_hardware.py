@@ -4,11 +4,11 @@
     python docs/write_hardware.py gpu        # needs the CUDA plugin, no GPU; a minute a row
     python docs/write_hardware.py memory     # the same
     python docs/write_hardware.py estimate   # needs no compiler: estimates beside the figures above
+    python docs/write_hardware.py recipes    # needs no compiler: the recipes of docs/training.md
 
 docs/hardware.json lists the rows of each table, and the figures of each row as soon as they are
 known, so the command can be interrupted and repeated. A row is compiled again only if its step, JAX
-or the compiler changed. In docs/hardware.md only the text between the two markers of a table is
-rewritten.
+or the compiler changed. In the pages only the text between the two markers of a table is rewritten.
 """
 
 import argparse
@@ -24,13 +24,14 @@ from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from deeplab_jax.config import Config
+from deeplab_jax.config import PUBLISHED_IMAGES, PUBLISHED_MIOU, Config
 from deeplab_jax.config.recipe import load_recipe
 from deeplab_jax.dry_run import hardware as hardware_lib
 from deeplab_jax.utils.atomic import atomic_write
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, PAGE = ROOT / "docs" / "hardware.json", ROOT / "docs" / "hardware.md"
+TRAINING = ROOT / "docs" / "training.md"
 MIB = 2**20
 Facts = dict[str, Any]  # figures of a row
 Results = dict[str, dict[str, Any]]  # all of docs/hardware.json, see `read_results`
@@ -45,6 +46,11 @@ _HEADINGS = {
     "| temporaries, MiB a device: estimate | compiler | ratio | needed: estimate | compiler "
     "| ratio | MiB between devices: estimate | compiler",
 }
+
+_RECIPES = (
+    "recipe | published mIoU % | crop, batch | steps | GiB on one GPU, float32 / bfloat16 "
+    "| hours, a guess"
+)
 
 
 class Row(NamedTuple):
@@ -79,8 +85,11 @@ class Row(NamedTuple):
 def main() -> None:
     """Brings one table up to date and writes all that are known."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("table", choices=[*_HEADINGS])
+    parser.add_argument("table", choices=[*_HEADINGS, "recipes"])
     table = parser.parse_args().table
+    if table == "recipes":
+        TRAINING.write_text(replace(TRAINING.read_text(), table, recipes(read_results())))
+        return
     for key in read_results()["tables"][table]:
         row = Row.parse(key.removeprefix("estimate "))
         hardware_lib.set_compiler_environment(row.hardware)
@@ -142,6 +151,46 @@ def estimate_row(row: Row) -> Facts:
     return origin | asdict(step) | {"needed": step.needed}
 
 
+def recipes(results: Results) -> str:
+    """Returns the table of the published recipes: steps, memory and a guess of hours on one GPU."""
+    from deeplab_jax.dry_run import flops, hours
+    from deeplab_jax.training.plan import total_steps
+    from deeplab_jax.utils.machine import describe
+
+    gpu = hardware_lib.parse_hardware("h200")
+    rows = [_RECIPES.split(" | "), ["---"] * len(_RECIPES.split(" | "))]
+    for dataset, depth, stride in PUBLISHED_MIOU:
+        name = f"{dataset}_r{depth}_os{stride}"
+        key = f"h200 {name} {{}} spatial=1"
+        needed = (results["figures"][key.format(t)]["needed"] for t in ("float32", "bfloat16"))
+        config = load_recipe(name, ["--config.model.dtype=bfloat16"])
+        steps = total_steps(config, PUBLISHED_IMAGES[dataset][0])
+        operations = 2 * flops.step_macs(config, flops.count_macs(config))
+        time = hours.guess(operations, config, gpu)
+        assert time is not None  # a peak is known
+        memory = " / ".join(f"{size / hardware_lib.GIB:.1f}" for size in needed)
+        images = f"{config.data.crop_size[0]}x{config.data.crop_size[1]}, {config.train.batch_size}"
+        cells = [f"`{name}`", f"{PUBLISHED_MIOU[dataset, depth, stride]:.2f}", images, f"{steps:,}"]
+        rows.append([*cells, memory, describe(steps * time.low, steps * time.high)])
+    text = "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
+    return f"""{text}
+`python docs/write_hardware.py recipes`. Memory: the CUDA compiler's figures for one H200 ([hardware](hardware.md#gpus)).
+Hours, without evaluations: **not measured**; {time.basis}, one H200.
+"""
+
+
+def replace(page: str, table: str, text: str) -> str:
+    """Returns the page with another text between the markers of a table.
+
+    Raises:
+      ValueError: the page has no place for the table.
+    """
+    place = re.search(f"<!-- table: {table} -->\n(.*?)<!-- end -->", page, re.DOTALL)
+    if place is None:
+        raise ValueError(f"no <!-- table: {table} --> ... <!-- end -->")
+    return page[: place.start(1)] + text + page[place.end(1) :]
+
+
 def rewrite(page: str, results: Results) -> str:
     """Returns the page with the tables of the results.
 
@@ -149,9 +198,6 @@ def rewrite(page: str, results: Results) -> str:
       ValueError: the page has no place for a table.
     """
     for table, headings in _HEADINGS.items():
-        place = re.search(f"<!-- table: {table} -->\n(.*?)<!-- end -->", page, re.DOTALL)
-        if place is None:
-            raise ValueError(f"{PAGE} has no <!-- table: {table} --> ... <!-- end -->")
         rows = [headings.split(" | "), ["---"] * len(headings.split(" | "))]
         for _, group in groupby(_cells(table, results), lambda cells: cells[:3]):  # types together
             rows.append(
@@ -159,7 +205,7 @@ def rewrite(page: str, results: Results) -> str:
             )
         text = "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
         text += f"\n{_origin(table, results)}\n"
-        page = page[: place.start(1)] + text + page[place.end(1) :]
+        page = replace(page, table, text)
     return page
 
 

@@ -14,12 +14,13 @@ from deeplab_jax.config.schema import (
     TrainConfig,
     is_local,
 )
-from deeplab_jax.config.table import PUBLISHED_MIOU, get_config
+from deeplab_jax.config.table import PUBLISHED_IMAGES, PUBLISHED_MIOU, get_config
 
 __all__ = [
     "DATASETS",
     "IGNORE_INDEX",
     "LABEL_IDS",
+    "PUBLISHED_IMAGES",
     "PUBLISHED_MIOU",
     "TRAIN_IDS",
     "Config",

@@ -32,6 +32,13 @@ PUBLISHED_MIOU = {  # percent; sssegmentation model zoo
     ("cityscapes", 101, 16): 80.20,
 }
 
+# Images for training and validation, of the splits that the recipes name.
+PUBLISHED_IMAGES = {
+    "voc": (10_582, 1_449),
+    "ade20k": (20_210, 2_000),
+    "cityscapes": (2_975, 500),
+}
+
 
 def get_config(dataset: str, depth: int = 50, output_stride: int = 16) -> ConfigDict:
     """Returns the recipe of one table row, or a template for a folder of one's own.

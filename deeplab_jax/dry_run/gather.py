@@ -15,7 +15,7 @@ import jax
 from jax.stages import Compiled
 
 from deeplab_jax import checkpoint
-from deeplab_jax.config import Config, warnings
+from deeplab_jax.config import PUBLISHED_IMAGES, Config, DataConfig, get_config, warnings
 from deeplab_jax.data import open_dataset
 from deeplab_jax.distributed import mesh as mesh_lib
 from deeplab_jax.distributed.shared_dir import as_path
@@ -34,8 +34,6 @@ from deeplab_jax.training.plan import make_plan, read_batches
 from deeplab_jax.training.state import abstract_state
 
 _T = TypeVar("_T")
-# Images of the published training splits, for where the data are not here.
-_PUBLISHED = {("voc", "trainaug"): 10582, ("ade20k", "train"): 20210, ("cityscapes", "train"): 2975}
 # Share of a device's memory that a step may use: JAX takes three quarters of a GPU unless told
 # otherwise, and a TPU's runtime keeps some for itself.
 _USABLE = {"gpu": 0.75, "tpu": 0.94, "cpu": 0.8}
@@ -118,7 +116,7 @@ def find_inputs(config: Config, workdir: Path) -> Inputs:
     _attempt(errors, open_dataset, data, classes, data.val_split)
     if dataset and data.max_bad_samples:
         dataset = _attempt(errors, without_listed, dataset, workdir)
-    number = len(dataset) if dataset else _PUBLISHED.get((data.dataset, data.train_split))
+    number = len(dataset) if dataset else _published(data)
     plan = None if number is None else _attempt(errors, make_plan, config, number)
     notes = warnings(config)
     start = _attempt(errors, checkpoint.latest_step, workdir)
@@ -139,6 +137,12 @@ def find_inputs(config: Config, workdir: Path) -> Inputs:
         else:
             errors += unreadable
     return Inputs(dataset, number, plan, first, start or 0, tuple(notes), tuple(errors))
+
+
+def _published(data: DataConfig) -> int | None:
+    """Returns the published number of training images, for where the data are not here."""
+    is_published = data.train_split == get_config(data.dataset).data.train_split
+    return PUBLISHED_IMAGES.get(data.dataset, (None,))[0] if is_published else None
 
 
 def _attempt(

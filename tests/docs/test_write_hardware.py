@@ -116,7 +116,7 @@ def test_estimates_stand_beside_what_the_compiler_says(rewrite):
 
 
 def test_a_page_without_a_place_for_a_table_is_an_error(rewrite):
-    with pytest.raises(ValueError, match="has no <!-- table: gpu -->"):
+    with pytest.raises(ValueError, match="no <!-- table: gpu -->"):
         rewrite({}, PAGE.replace("gpu", "other"))
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.io import loadmat
 
-from deeplab_jax.config import LABEL_IDS, TRAIN_IDS, Config
+from deeplab_jax.config import LABEL_IDS, PUBLISHED_IMAGES, TRAIN_IDS, Config
 from deeplab_jax.config.recipe import load_recipe
 from deeplab_jax.data.classes import colormap
 from deeplab_jax.data.dataset import Dataset
@@ -128,7 +128,7 @@ OFFICIAL = {
         "VOCdevkit/VOC2012",
         (("VOCtrainval_11-May-2012.tar", "VOCdevkit"), ("benchmark.tgz", "benchmark_RELEASE")),
         ("trainaug", "val"),
-        (10_582, 1_449),
+        PUBLISHED_IMAGES["voc"],
         "voc_r50_os16",
         unpack_voc,
     ),
@@ -136,7 +136,7 @@ OFFICIAL = {
         "ADE20k/ADEChallengeData2016",
         (("ADEChallengeData2016.zip", "ADEChallengeData2016"),),
         ("train", "val"),
-        (20_210, 2_000),
+        PUBLISHED_IMAGES["ade20k"],
         "ade20k_r50_os16",
         unpack_ade20k,
     ),
@@ -147,7 +147,7 @@ OFFICIAL = {
             ("gtFine_trainvaltest.zip", "gtFine"),
         ),
         ("train", "val"),
-        (2_975, 500),
+        PUBLISHED_IMAGES["cityscapes"],
         "cityscapes_r50_os16",
         unpack_cityscapes,
     ),
