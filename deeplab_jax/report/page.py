@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 
 from deeplab_jax.config import Config, to_json
+from deeplab_jax.data.colors import safe_palette
 from deeplab_jax.evaluation.summary import Evaluation
 from deeplab_jax.report import plots, reading
-from deeplab_jax.report.colors import safe_palette
 from deeplab_jax.report.html import DASH, Html, join, percent, scroller, table, tag
 from deeplab_jax.report.pictures import Picture
 
