@@ -25,7 +25,6 @@ from deeplab_jax.errors import DataError
 
 MAX_PIXELS = 80_000_000  # a small file can claim to be huge; below the size Pillow itself refuses
 MAX_BYTES = 8 * MAX_PIXELS  # 16 bits of four channels each, not compressed
-JPEG_SIDE = 65500  # the longest that is written
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")  # of the others some run programs to decode
 LOSSY_FORMATS = ("JPEG", "MPO", "WEBP")  # MPO: a JPEG of several pictures
@@ -141,22 +140,15 @@ def write_png_indices(file: str | Path | BinaryIO, label: np.ndarray, palette: n
 
     `label` is uint8 (H, W), `palette` uint8 (C, 3) RGB; indices from C on are shown black.
     """
+    to_indexed(label, palette).save(file, "PNG")
+
+
+def to_indexed(label: np.ndarray, palette: np.ndarray) -> Image.Image:
+    """Returns class indices as a Pillow image of mode P; arguments as for `write_png_indices`."""
     image = Image.fromarray(label)
     # All 256 entries: with fewer, Pillow packs indices into fewer bits.
     image.putpalette(palette.astype(np.uint8).tobytes().ljust(768, b"\0"))
-    image.save(file, "PNG")
-
-
-def write_overlay(
-    file: str | Path | BinaryIO, image: np.ndarray, label: np.ndarray, palette: np.ndarray
-) -> None:
-    """Writes the mean of an image and its classes' colours as a JPEG.
-
-    `image` is uint8 (H, W, 3) RGB, `label` uint8 (H, W) in [0, C), `palette` uint8 (C, 3) RGB.
-    """
-    mixed = palette[label]
-    cv2.addWeighted(image, 0.5, mixed, 0.5, 0, dst=mixed)
-    Image.fromarray(mixed).save(file, "JPEG", quality=92)
+    return image
 
 
 @contextmanager

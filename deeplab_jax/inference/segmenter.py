@@ -166,7 +166,7 @@ class Segmenter:
             class_names=self.class_names,
             file=origin.file,
             source={"checkpoint": str(self.path), "step": self.step, "protocol": protocol},
-            probabilities=lambda give: self.engine.probabilities(self._item(origin.image), give),
+            stream=lambda give: self.engine.probabilities(self._item(origin.image), give),
         )
 
     def _input_sizes(self, images: Sequence[Image]) -> Iterator[Size]:
