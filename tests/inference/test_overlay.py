@@ -12,7 +12,7 @@ def entries_of(names):
     return [Entry(name, 1 / len(names), color) for name, color in zip(names, colors, strict=True)]
 
 
-@pytest.mark.parametrize("size", [(1, 1), (97, 65), (65, 97), (480, 360), (1600, 1200), (9, 3000)])
+@pytest.mark.parametrize("size", [(1, 1), (97, 65), (480, 360), (1600, 900), (9, 3000)])
 @pytest.mark.parametrize("count", [1, 6, 150])
 def test_legend_shows_every_class_below_an_unchanged_picture(size, count):
     picture = Image.fromarray(np.full((*size[::-1], 3), 77, np.uint8))
@@ -22,9 +22,8 @@ def test_legend_shows_every_class_below_an_unchanged_picture(size, count):
     left = (got.width - size[0]) // 2
     np.testing.assert_array_equal(got.crop((left, 0, left + size[0], size[1])), picture)
     strip = np.asarray(got)[size[1] :]
-    colors, counts = np.unique(strip.reshape(-1, 3), axis=0, return_counts=True)
-    seen = {tuple(color): number for color, number in zip(colors.tolist(), counts, strict=True)}
-    assert min(seen.get(entry.color, 0) for entry in entries) >= 10 * 10  # swatches
+    pixels = np.bincount((strip @ [1 << 16, 1 << 8, 1]).ravel(), minlength=1 << 24)
+    assert min(pixels[np.dot(e.color, [1 << 16, 1 << 8, 1])] for e in entries) >= 100  # swatches
     margins = strip[:, [*range(4), *range(-4, 0)]], strip[[*range(3), *range(-3, 0)]]
     assert all((margin == 255).all() for margin in margins)  # nothing is cut off
 
@@ -33,4 +32,9 @@ def test_names_and_shares_in_a_legend_are_short():
     assert short_name("building, edifice") == "building, edifice"
     assert short_name("person, individual, someone, somebody") == "person, individual, s..."
     assert short_name("a\nb") == "a\\nb"
-    assert [percent(share) for share in (1, 0.414, 0.01, 0.0099)] == ["100 %", "41 %", "1 %", "<1 %"]
+    assert [percent(share) for share in (1, 0.414, 0.01, 0.0099)] == [
+        "100 %",
+        "41 %",
+        "1 %",
+        "<1 %",
+    ]

@@ -305,7 +305,7 @@ def test_unknown_format():
     with pytest.raises(ConfigError, match="no format '' - use some of palette,overlay,prob"):
         check_formats([])
     assert check_formats(["ade", "overlay", "ade"], legend=True) == ("ade", "overlay")
-    with pytest.raises(ConfigError, match="--legend: is for the overlay, .* add overlay to --form"):
+    with pytest.raises(ConfigError, match=r"--legend: is for the overlay, .* add overlay to"):
         check_formats(["ade"], legend=True)
 
 
