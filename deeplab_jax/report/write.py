@@ -47,8 +47,10 @@ def write_again(folder: Path, output: Path, overrides: Sequence[str]) -> None:
         _draw(output, evaluation, segmenter)
 
 
-def write_evaluated(segmenter: Segmenter, json_file: Path | None = None) -> None:
-    """Writes the page about the evaluation that `evaluate_checkpoint` has just written.
+def write_evaluated(
+    segmenter: Segmenter, evaluation: Evaluation, json_file: Path | None = None
+) -> None:
+    """Writes the page about what `evaluate_checkpoint` returned.
 
     The page is `report.html` in the checkpoint, or with `json_file`, as for `evaluate_checkpoint`,
     `<its stem>_report.html` beside it. The first host writes it. Nothing is written if `json_file`
@@ -59,7 +61,7 @@ def write_evaluated(segmenter: Segmenter, json_file: Path | None = None) -> None
         output = json_file.with_name(f"{json_file.stem}_report.html")
     json_file = json_file or segmenter.path / EVALUATION_FILE
     if hosts.is_primary() and json_file.is_file():
-        _draw(output, read_evaluation(json_file), segmenter)
+        _draw(output, evaluation, segmenter)
 
 
 def read_evaluation(path: Path) -> Evaluation:

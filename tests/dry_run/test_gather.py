@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from deeplab_jax import train
+from deeplab_jax.train import main
 from deeplab_jax.config import get_config
 from deeplab_jax.config.recipe import apply_overrides
 from deeplab_jax.dry_run import estimate as estimate_lib
@@ -111,13 +111,13 @@ def test_devices_that_cannot_be_used_are_refused_as_in_training(tiny, tmp_path, 
 
 def test_hardware_is_for_a_dry_run(tmp_path):
     with pytest.raises(ConfigError, match="add --dry-run"):
-        train.main(["--config", "x.py", "--hardware", "h200"])
+        main(["--config", "x.py", "--hardware", "h200"])
 
 
 def test_a_dry_run_has_no_other_processes(repository):
     recipe = str(repository / "configs/voc_r50_os16.py")
     with pytest.raises(ConfigError, match="name the devices of all hosts with --hardware"):
-        train.main(["--config", recipe, "--dry-run", "--num-processes", "2"])
+        main(["--config", recipe, "--dry-run", "--num-processes", "2"])
 
 
 def test_samples_that_the_run_left_out_are_left_out(tiny, tmp_path):
