@@ -7,13 +7,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from deeplab_jax.train import main
 from deeplab_jax.config import get_config
 from deeplab_jax.config.recipe import apply_overrides
 from deeplab_jax.dry_run import estimate as estimate_lib
 from deeplab_jax.dry_run import gather, hardware
 from deeplab_jax.dry_run import text as text_lib
 from deeplab_jax.errors import ConfigError, DataError, ResourceError
+from deeplab_jax.train import main
 
 MIB = 2**20
 
