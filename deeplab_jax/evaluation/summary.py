@@ -49,9 +49,9 @@ class Environment(TypedDict):
 class Scores(TypedDict):
     """Scores of a data set: fractions in [0, 1], null where undefined; lists hold C classes.
 
-    `iou_interval` has level and method of `mean_iou_interval`, `frequency` is each class's share of the true pixels, `worst_image` the image where most of a
-    class's pixels are missed or wrongly predicted, `confusion` has rows of truth, and `images` come
-    worst first.
+    `iou_interval` has level and method of `mean_iou_interval`, `frequency` is each class's share of
+    the true pixels, `worst_image` the image where most of a class's pixels are missed or wrongly
+    predicted, `confusion` has rows of truth, and `images` come worst first.
     """
 
     mean_iou: float | None
