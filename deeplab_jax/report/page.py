@@ -71,9 +71,12 @@ def _headline(content: PageContent) -> Html:
     if interval["low"] is not None:
         ends = f"{percent(interval['low'])} to {percent(interval['high'])}"
         score.append(tag("span", f"{percent(interval['level'], 0)} interval {ends}"))
+    what = f"{result['num_images']} images of {result['dataset']}/{result['split']}"
+    about = tag("p", f"{what}, step {result['step']}", class_="about")
     notes = [tag("p", note, class_="note") for note in content.notes]
     help_ = tag("p", reading.reading_help(result), class_="help")
-    return join([tag("h1", content.config.name), tag("p", *score, class_="score"), help_, *notes])
+    title = tag("h1", content.config.name)
+    return join([title, tag("p", *score, class_="score"), about, help_, *notes])
 
 
 def _measurement(result: Evaluation) -> Html:
@@ -87,7 +90,6 @@ def _measurement(result: Evaluation) -> Html:
     means += f"{percent(result['mean_precision'])}, F1 {percent(result['mean_f1'])}"
     about = [
         (level, how),
-        ("Measured on", f"{result['num_images']} images of {result['dataset']}/{result['split']}"),
         ("Protocol", result["protocol"]),
         ("Weights", f"step {result['step']} of {result['checkpoint']}"),
         ("Pixel accuracy", percent(result["pixel_accuracy"])),
