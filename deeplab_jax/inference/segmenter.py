@@ -102,7 +102,8 @@ class Segmenter:
 
         An image is fitted into `config.eval.resize_base` as in evaluation; its result has the
         image's own size. Those of a list share few compiled shapes, as in `segment`: smaller images
-        are padded and masked, which changes results by rounding alone.
+        are padded and masked, which changes results by rounding alone. The results of a list are in
+        memory together; `segment` yields one after the other.
 
         Args:
           image: a path, the bytes of an image file, a Pillow image of any mode, a NumPy array uint8

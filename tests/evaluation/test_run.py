@@ -71,6 +71,7 @@ def test_override_of_the_network_does_not_fit(saved_run, call):
 
 
 def test_public_function_returns_what_it_writes(saved_run, capsys):
+    (saved_run.path / "report.html").unlink(missing_ok=True)
     got = deeplab_jax.evaluate(saved_run.path, step=3, overrides=["--config.eval.resize_base="])
     assert got == json.loads((saved_run.path / "evaluation.json").read_text())
     assert (got["step"], got["overrides"]) == (3, ["--config.eval.resize_base="])
