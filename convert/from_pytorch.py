@@ -198,7 +198,8 @@ def describe_weights(config: "Config", source: "PyTorchFile", counters: dict[str
     Class names and colours are the data set's, else the recipe's, else the file's, else numbers.
     """
     from deeplab_jax.checkpoint import Info
-    from deeplab_jax.data.classes import CLASS_NAMES, PALETTES, colormap
+    from deeplab_jax.data.classes import CLASS_NAMES, PALETTES
+    from deeplab_jax.data.colors import safe_palette
 
     dataset, count = config.data.dataset, config.model.num_classes
     if len(CLASS_NAMES.get(dataset, ())) == count:
@@ -206,7 +207,7 @@ def describe_weights(config: "Config", source: "PyTorchFile", counters: dict[str
     else:
         numbered = tuple(f"class_{index}" for index in range(count))
         names = tuple(config.data.class_names) or source.class_names or numbered
-        palette = source.palette if len(source.palette) == count else colormap(count)
+        palette = source.palette if len(source.palette) == count else safe_palette(count)
     return Info(kind="weights", config=config, class_names=names, palette=palette,
                 counters=counters)  # fmt: skip
 

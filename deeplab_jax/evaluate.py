@@ -34,8 +34,8 @@ def main(argv: list[str]) -> None:
     from deeplab_jax.evaluation.run import evaluate_checkpoint
     from deeplab_jax.report.write import write_evaluated
 
-    segmenter = evaluate_checkpoint(args.checkpoint, args.step, overrides, json_file)
-    write_evaluated(segmenter, json_file)
+    segmenter, evaluation = evaluate_checkpoint(args.checkpoint, args.step, overrides, json_file)
+    write_evaluated(segmenter, evaluation, json_file)
 
 
 if __name__ == "__main__":

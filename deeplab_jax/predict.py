@@ -32,6 +32,8 @@ def main(argv: list[str]) -> None:
         default="palette,overlay",
         help="some of palette,overlay,probabilities,cityscapes,ade; default: palette,overlay",
     )
+    text = "add to each overlay a strip with colour, name and share of the classes in the image"
+    parser.add_argument("--legend", action="store_true", help=text)
     parser.add_argument("--force", action="store_true", help="replace results that exist")
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files or folders")
     parser.add_argument("--config.x", metavar="VALUE", help="any field of the checkpoint's recipe")
@@ -46,6 +48,7 @@ def main(argv: list[str]) -> None:
         step=args.step,
         overrides=overrides,
         force=args.force,
+        legend=args.legend,
     )
     for error in errors:
         cli.render(error)

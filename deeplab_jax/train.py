@@ -64,9 +64,7 @@ def main(argv: list[str]) -> None:
         return
     cluster.initialize(args.coordinator, args.num_processes, args.process_id)
     from deeplab_jax.training.loop import train
-    from deeplab_jax.utils import compile_cache
 
-    compile_cache.enable()
     train(config, workdir)
 
 

@@ -28,7 +28,7 @@ from deeplab_jax.evaluation.evaluator import Evaluator
 from deeplab_jax.models import build_model, init_variables
 from deeplab_jax.models.preprocess import MEAN, STD
 
-_REFERENCE = Path(__file__).parents[1] / "tests" / "torch_reference.py"
+_REFERENCE = Path(__file__).parents[1] / "tests" / "golden" / "torch_reference.py"
 _PARTS = 8  # of a pass: one of ours, one of PyTorch's, in turn
 
 

@@ -1,4 +1,5 @@
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -94,9 +95,10 @@ def circles(sources):
     """Returns the modules that import themselves through others, types and functions included."""
     graph = {}
     for module, source in sources.items():
+        is_package = module == "deeplab_jax"  # its public names, imported when used, are types here
         graph[module] = {
             next((n for n in (name, name.rpartition(".")[0]) if n in sources), "")
-            for name in imported(source)
+            for name in imported(source, with_types=not is_package)
         } - {"", module}
     waiting = set(graph)
     while True:  # what leads nowhere, or comes from nowhere, is in no circle
@@ -224,7 +226,77 @@ def test_import_leaves_the_slow_packages_alone(modules, absent):
 def test_public_names_come_from_the_package():
     import deeplab_jax
 
-    assert dir(deeplab_jax) == ["DeepLabV3Plus", "__version__", "get_config", "load"]
+    names = ["DeepLabV3Plus", "__version__", "evaluate", "get_config", "load", "load_recipe"]
+    assert dir(deeplab_jax) == [*names, "train"]
+    assert all(callable(getattr(deeplab_jax, name)) for name in names if name != "__version__")
     assert deeplab_jax.get_config("voc").model.num_classes == 21
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         _ = deeplab_jax.nothing
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate"])
+@pytest.mark.parametrize("is_module_first", [True, False])
+def test_public_function_stays_where_a_module_has_its_name(monkeypatch, name, is_module_first):
+    import deeplab_jax
+
+    monkeypatch.delitem(sys.modules, f"deeplab_jax.{name}", raising=False)
+    if not is_module_first:
+        assert getattr(deeplab_jax, name).__module__ != f"deeplab_jax.{name}"
+    module = importlib.import_module(f"deeplab_jax.{name}")
+    function = getattr(deeplab_jax, name)
+    assert (module.__name__, callable(module.main)) == (f"deeplab_jax.{name}", True)
+    assert (function.__name__, callable(function)) == (name, True)
+    assert function.__module__ != module.__name__
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate"])
+def test_command_of_a_public_function_runs_as_a_module(name):
+    command = [sys.executable, "-W", "error", "-m", f"deeplab_jax.{name}", "--help"]
+    got = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert (got.stdout.split()[:3], got.stderr) == (["usage:", "deeplab", name], "")
+
+
+USER = """
+import numpy as np
+import deeplab_jax
+from deeplab_jax import train
+from deeplab_jax.train import main
+
+model = deeplab_jax.load("runs/a", step=3)
+reveal_type(model("a.jpg").shares)
+reveal_type(model(["a.jpg", "b.jpg"]))
+reveal_type(model((np.zeros((2, 2), np.uint8), b"")))
+reveal_type(model("a.jpg").probabilities)
+reveal_type(model("a.jpg").overlay(legend=True))
+reveal_type(deeplab_jax.evaluate("runs/a", step="best")["iou"])
+reveal_type(train(deeplab_jax.load_recipe("a.py"), "runs/a"))
+deeplab_jax.train(deeplab_jax.get_config("folder"), "runs/a")
+main([])
+deeplab_jax.train("a.py")
+"""
+REVEALED = (
+    "dict[str, float]",
+    "list[Prediction]",
+    "list[Prediction]",
+    "ndarray[",
+    "Image",
+    "list[float | None]",
+    "dict[str, int | str]",
+)
+
+
+@pytest.mark.process("type-checks a user's program")
+def test_type_checkers_see_the_public_functions(tmp_path):
+    pytest.importorskip("mypy")
+    (tmp_path / "user.py").write_text(USER)
+    command = [sys.executable, "-m", "mypy", str(tmp_path / "user.py")]
+    got = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    lines = [line for line in got.stdout.splitlines() if "Revealed type" in line]
+    for line, kind in zip(lines, REVEALED, strict=True):
+        assert kind in line.replace("builtins.", "").replace(
+            "deeplab_jax.inference.prediction.", ""
+        )
+    errors = [line for line in got.stdout.splitlines() if ": error:" in line]
+    assert [error.partition(": error: ")[2].split("  [")[0] for error in errors] == [
+        'Missing positional argument "workdir" in call to "train"'
+    ]

@@ -199,7 +199,9 @@ class DataConfig:
         (), "names of the classes; empty: classes.json, else class_0, class_1, ...; folder only"
     )
     class_colors: tuple[int, ...] = _field(
-        (), "R, G, B of class 0, 1, ...; empty: classes.json, else VOC's"
+        (),
+        "R, G, B of class 0, 1, ...; empty: classes.json, else light colours that are safe for"
+        " colour-blind eyes (of color masks VOC's)",
     )
     max_bad_samples: int = _field(
         0, "training samples that may be unreadable, and are left out", _from(0)

@@ -1,4 +1,4 @@
-"""Class names and colours of the three published data sets, and colours for any other.
+"""Class names and colours of the three published data sets.
 
 The values are those of sssegmentation's data-set classes.
 """

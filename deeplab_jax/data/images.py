@@ -1,4 +1,4 @@
-"""Reads photographs and masks from files or bytes, and writes masks.
+"""Reads photographs and masks from files, bytes or Pillow images, and writes masks.
 
 A header is checked before anything is decoded, and every failure is one line that names the file.
 An image that cannot be decoded to its last pixel is an error, and so is a PNG with a wrong
@@ -10,6 +10,7 @@ pages) are refused; a JPEG's further pictures are previews and are ignored.
 import io
 import os
 import stat
+import threading
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -25,7 +26,6 @@ from deeplab_jax.errors import DataError
 
 MAX_PIXELS = 80_000_000  # a small file can claim to be huge; below the size Pillow itself refuses
 MAX_BYTES = 8 * MAX_PIXELS  # 16 bits of four channels each, not compressed
-JPEG_SIDE = 65500  # the longest that is written
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")  # of the others some run programs to decode
 LOSSY_FORMATS = ("JPEG", "MPO", "WEBP")  # MPO: a JPEG of several pictures
@@ -38,6 +38,7 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 # Pillow spreads 2 and 4 bit grey over 0..255; dividing gives the stored indices back.
 _GREY_STEP = {"2": 85, "4": 17}
+_PILLOW = threading.Lock()  # an image opened, but not yet decoded, changes when it is decoded
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -62,9 +63,23 @@ def read_size(path: str | Path) -> tuple[int, int]:
       DataError: the file has no header of an image, or `read_image` would refuse it.
     """
     with _opened(str(path)) as file:
-        header = _open(str(path), file)
-        is_turned = _TURNS.get(orientation(header), (0, False))[0] % 2 == 1
-        return header.size if is_turned else header.size[::-1]
+        return upright_size(_open(str(path), file))
+
+
+def decode_size(name: str, data: bytes) -> tuple[int, int]:
+    """Returns the (height, width) that `decode_image` would return, by the header alone.
+
+    Raises:
+      DataError: as for `read_size`; the text starts with `name`.
+    """
+    _check_length(name, len(data))
+    return upright_size(_open(name, io.BytesIO(data)))
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Returns the (height, width) of a Pillow image once it is turned upright."""
+    is_turned = _TURNS.get(orientation(image), (0, False))[0] % 2 == 1
+    return image.size if is_turned else image.size[::-1]
 
 
 def decode_image(name: str, data: bytes) -> np.ndarray:
@@ -89,6 +104,21 @@ def decode_image(name: str, data: bytes) -> np.ndarray:
     if image is None:
         raise _damaged(name)
     return _turn(image, tag)
+
+
+def convert_image(name: str, image: Image.Image) -> np.ndarray:
+    """Returns a Pillow image of any mode as `decode_image` returns a file; several threads may.
+
+    Raises:
+      DataError: it is too large, has 32 bits a channel, or its file is damaged or closed; the text
+        starts with `name`.
+    """
+    _check_pixels(name, image)
+    with _PILLOW:
+        tag = orientation(image)
+        # Pillow converts grey times alpha into grey with alpha alone.
+        whole = image.convert("LA") if image.mode == "La" else image
+        return _turn(_to_rgb(name, whole), tag)
 
 
 def decode_label(name: str, data: bytes) -> np.ndarray:
@@ -141,22 +171,15 @@ def write_png_indices(file: str | Path | BinaryIO, label: np.ndarray, palette: n
 
     `label` is uint8 (H, W), `palette` uint8 (C, 3) RGB; indices from C on are shown black.
     """
+    to_indexed(label, palette).save(file, "PNG")
+
+
+def to_indexed(label: np.ndarray, palette: np.ndarray) -> Image.Image:
+    """Returns class indices as a Pillow image of mode P; arguments as for `write_png_indices`."""
     image = Image.fromarray(label)
     # All 256 entries: with fewer, Pillow packs indices into fewer bits.
     image.putpalette(palette.astype(np.uint8).tobytes().ljust(768, b"\0"))
-    image.save(file, "PNG")
-
-
-def write_overlay(
-    file: str | Path | BinaryIO, image: np.ndarray, label: np.ndarray, palette: np.ndarray
-) -> None:
-    """Writes the mean of an image and its classes' colours as a JPEG.
-
-    `image` is uint8 (H, W, 3) RGB, `label` uint8 (H, W) in [0, C), `palette` uint8 (C, 3) RGB.
-    """
-    mixed = palette[label]
-    cv2.addWeighted(image, 0.5, mixed, 0.5, 0, dst=mixed)
-    Image.fromarray(mixed).save(file, "JPEG", quality=92)
+    return image
 
 
 @contextmanager
@@ -167,10 +190,7 @@ def _opened(path: str) -> Iterator[BinaryIO]:
         if not stat.S_ISREG(info.st_mode):
             kind = "folder" if stat.S_ISDIR(info.st_mode) else "pipe, socket or device"
             raise DataError(path, f"is a {kind}, not a file", "replace or remove it")
-        if info.st_size > MAX_BYTES:
-            raise _too_large(path, f"{info.st_size} bytes", MAX_BYTES)
-        if not info.st_size:
-            raise DataError(path, "is an empty file", "replace the file")
+        _check_length(path, info.st_size)
         with open(path, "rb") as file:
             yield file
     except DataError:
@@ -178,6 +198,18 @@ def _opened(path: str) -> Iterator[BinaryIO]:
     except (OSError, ValueError) as error:
         what = f"cannot be read ({getattr(error, 'strerror', None) or error})"
         raise DataError(path, what, "check the path and its permissions") from error
+
+
+def _check_length(name: str, num_bytes: int) -> None:
+    if num_bytes > MAX_BYTES:
+        raise _too_large(name, f"{num_bytes} bytes", MAX_BYTES)
+    if not num_bytes:
+        raise DataError(name, "is an empty file", "replace the file")
+
+
+def _check_pixels(name: str, image: Image.Image) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise _too_large(name, f"{image.height} x {image.width} pixels")
 
 
 def _read_bytes(path: str) -> bytes:
@@ -197,14 +229,14 @@ def _open(name: str, file: BinaryIO) -> ImageFile.ImageFile:
         raise DataError(name, _describe(file.read(512)), "replace or remove the file") from error
     except Exception as error:  # whatever a plugin makes of damage
         raise DataError(name, f"has a damaged header ({error})", "replace the file") from error
-    if image.width * image.height > MAX_PIXELS:
-        raise _too_large(name, f"{image.height} x {image.width} pixels")
+    _check_pixels(name, image)
     if num_pictures > 1:
         raise DataError(name, f"holds {num_pictures} pictures", "keep one picture in a file")
     return image
 
 
 def _open_whole(name: str, data: bytes) -> ImageFile.ImageFile:
+    _check_length(name, len(data))
     header = _open(name, io.BytesIO(data))
     # Damage of a PNG: Pillow would not mind, and libpng would print a line of its own.
     if header.format == "PNG" and not _is_whole_png(data):
@@ -233,7 +265,7 @@ def _open_mask(name: str, data: bytes) -> ImageFile.ImageFile:
     return mask
 
 
-def _to_rgb(name: str, image: ImageFile.ImageFile) -> np.ndarray:
+def _to_rgb(name: str, image: Image.Image) -> np.ndarray:
     """Decodes with Pillow to uint8 (H, W, 3)."""
     if image.mode.startswith("I;16"):
         return np.stack([(_pixels(name, image) >> 8).astype(np.uint8)] * 3, -1)
@@ -243,7 +275,7 @@ def _to_rgb(name: str, image: ImageFile.ImageFile) -> np.ndarray:
     return _pixels(name, image, "RGB")
 
 
-def _pixels(name: str, image: ImageFile.ImageFile, mode: str = "") -> np.ndarray:
+def _pixels(name: str, image: Image.Image, mode: str = "") -> np.ndarray:
     try:
         return np.asarray(image.convert(mode) if mode else image)
     except Exception as error:  # whatever a decoder makes of damage
@@ -262,9 +294,10 @@ _TURNS = {2: (0, True), 3: (2, False), 4: (2, True), 5: (3, True), 6: (3, False)
           8: (1, False)}  # fmt: skip
 
 
-def orientation(header: ImageFile.ImageFile) -> int:
-    """Returns the EXIF orientation of an image, opened but not decoded; 1 is upright."""
-    data = _png_exif(header.fp) if header.format == "PNG" and header.fp else header.info.get("exif")
+def orientation(header: Image.Image) -> int:
+    """Returns the EXIF orientation of an image, decoded or not; 1 is upright."""
+    file = header.fp if header.format == "PNG" and isinstance(header, ImageFile.ImageFile) else None
+    data = _png_exif(file) if file and not file.closed else header.info.get("exif")
     if not data or header.format == "TIFF":  # Pillow turns TIFF itself
         return 1
     exif = Image.Exif()

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 
 from deeplab_jax.config import IGNORE_INDEX, TRAIN_IDS, DataConfig
 from deeplab_jax.data.classes import CLASS_NAMES, PALETTES, colormap
+from deeplab_jax.data.colors import safe_palette
 from deeplab_jax.errors import ConfigError, DataError
 
 INVALID = -1
@@ -67,7 +68,7 @@ def open_classes(data_config: DataConfig, num_classes: int) -> Classes:
     if name in CLASS_NAMES:
         source, classes = name, Classes(CLASS_NAMES[name], PALETTES[name], _colors(()))
     elif path.is_file():
-        source, classes = str(path), read_classes(path)
+        source, classes = str(path), read_classes(path, data_config.mask_format)
         own = {"class_names": classes.names, "class_colors": tuple(classes.palette.ravel())}
         for key, values in own.items():
             if getattr(data_config, key) and getattr(data_config, key) != values:
@@ -76,8 +77,10 @@ def open_classes(data_config: DataConfig, num_classes: int) -> Classes:
     else:
         source = "config.data.class_names"
         names = tuple(data_config.class_names) or tuple(f"class_{i}" for i in range(num_classes))
-        palette = _colors(data_config.class_colors) if data_config.class_colors else None
-        classes = Classes(names, colormap(len(names)) if palette is None else palette, _colors(()))
+        palette = _default_palette(len(names), data_config.mask_format)
+        if data_config.class_colors:
+            palette = _colors(data_config.class_colors)
+        classes = Classes(names, palette, _colors(()))
     count = len(classes.names)
     if count != num_classes:
         what = f"is {num_classes}, but {source} has {count} classes"
@@ -85,14 +88,20 @@ def open_classes(data_config: DataConfig, num_classes: int) -> Classes:
     return classes
 
 
+def _default_palette(count: int, mask_format: str) -> np.ndarray:
+    # Programs that draw colour masks without being told colours use VOC's.
+    return colormap(count) if mask_format == "color" else safe_palette(count)
+
+
 def _colors(values: ArrayLike) -> np.ndarray:
     return np.array(values, np.uint8).reshape(-1, 3)
 
 
-def read_classes(path: Path) -> Classes:
+def read_classes(path: Path, mask_format: str = "index") -> Classes:
     """Reads a JSON list of names, or of {"name": ..., "color": [r, g, b]}; "color" is optional.
 
-    An entry with "ignore": true is no class; colour masks may hold its colour.
+    An entry with "ignore": true is no class; colour masks may hold its colour. Classes without a
+    colour have that of `safe_palette`, or with colour masks VOC's.
 
     Raises:
       DataError: the file holds no such list.
@@ -105,7 +114,7 @@ def read_classes(path: Path) -> Classes:
         ignored = _colors([entry["color"] for entry in entries if entry.get("ignore")])
         entries = [entry for entry in entries if not entry.get("ignore")]
         names = tuple(str(entry["name"]) for entry in entries)
-        palette = colormap(len(names))
+        palette = _default_palette(len(names), mask_format)
         for index, entry in enumerate(entries):
             if "color" in entry:
                 palette[index] = entry["color"]

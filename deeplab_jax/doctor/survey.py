@@ -126,7 +126,8 @@ def survey_folder(layout: GuessedLayout) -> Survey:
         return _survey(data, splits, None)
     if _holds_colors(data, splits[0]):
         data = dataclasses.replace(data, mask_format="color")
-    return _survey(data, splits, labels.read_classes(path), is_certain=data.mask_format == "color")
+    classes = labels.read_classes(path, data.mask_format)
+    return _survey(data, splits, classes, is_certain=data.mask_format == "color")
 
 
 def _holds_colors(data: DataConfig, split: str) -> bool:

@@ -65,33 +65,52 @@ class Interval(NamedTuple):
     method: str
 
 
-def bootstrap_mean_iou(
+def bootstrap_iou(
     areas: np.ndarray, level: float = 0.95, resamples: int = 1000, seed: int = 0
-) -> Interval:
-    """Returns an interval for the mean IoU on other images of the same kind.
+) -> tuple[Interval, np.ndarray]:
+    """Returns intervals for the mean IoU and each class's IoU on other images of the same kind.
 
     Percentile bootstrap (Efron and Tibshirani 1993, ch. 13): each resample draws N images with
-    replacement, and the interval holds the middle `level` of the resamples' mean IoU. It leaves out
-    the variance between trainings. `areas` are int64 (N, 3, C). Both ends are NaN with fewer than
-    two images, or without a counted pixel.
+    replacement, and an interval holds the middle `level` of the resamples' scores that are defined.
+    It leaves out the variance between trainings.
+
+    Args:
+      areas: int64 (N, 3, C), those of each image.
+      level: coverage, in (0, 1).
+      resamples: number of resamples.
+      seed: of the drawing.
+
+    Returns:
+      The interval of the mean IoU, and the ends of each class's, float64 (C, 2). Ends are NaN with
+      fewer than two images, or without a counted pixel; a class's with fewer than two images where
+      it is in truth or prediction.
     """
     method = f"percentile bootstrap over images, {resamples} resamples, seed {seed}"
     number, _, classes = areas.shape
+    ends = np.full((classes, 2), np.nan)
     if number < 2:
-        return Interval(np.nan, np.nan, level, method)
+        return Interval(np.nan, np.nan, level, method), ends
     rng = np.random.default_rng(seed)
     flat = areas.reshape(number, -1).astype(np.float64)  # integer products are slow
-    scores = []
+    parts = []
     for start in range(0, resamples, _CHUNK):
         draws = min(_CHUNK, resamples - start)
         weights = rng.multinomial(number, np.full(number, 1 / number), draws)
-        scores.append(mean(iou((weights @ flat).reshape(draws, 3, classes))))
-    defined = np.concatenate(scores)
-    defined = defined[np.isfinite(defined)]  # a resample may have ignored pixels only
+        parts.append(iou((weights @ flat).reshape(draws, 3, classes)))
+    scores = np.concatenate(parts)
+    images = (areas[:, 1:].sum(1) > 0).sum(0)  # of each class
+    for c in np.flatnonzero(images > 1):
+        ends[c] = _middle(scores[:, c], level)
+    low, high = _middle(mean(scores), level)
+    return Interval(float(low), float(high), level, method), ends
+
+
+def _middle(scores: np.ndarray, level: float) -> np.ndarray:
+    """Returns the ends of the middle `level` of the finite scores; NaN if there is none."""
+    defined = scores[np.isfinite(scores)]  # a resample may have ignored pixels only
     if not defined.size:
-        return Interval(np.nan, np.nan, level, method)
-    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(low), float(high), level, method)
+        return np.full(2, np.nan)
+    return np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
 
 
 def iou_per_class(confusion: np.ndarray) -> np.ndarray:

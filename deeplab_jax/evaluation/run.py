@@ -26,12 +26,34 @@ from deeplab_jax.utils.progress import counting
 EVALUATION_FILE = "evaluation.json"  # in the checkpoint directory
 
 
+def evaluate(
+    checkpoint: str | os.PathLike, *, step: int | str = "latest", overrides: Sequence[str] = ()
+) -> Evaluation:
+    """Evaluates a checkpoint on the validation split of its configuration.
+
+    As `deeplab evaluate` does, prints the scores and writes `evaluation.json` into the checkpoint's
+    directory; writes no report.
+
+    Args:
+      checkpoint: work directory of a run, or the output of a converter.
+      step: a number, "latest" or "best".
+      overrides: changes to the checkpoint's configuration, such as "--config.eval.flip=true".
+
+    Returns:
+      The content of `evaluation.json`; scores are fractions, None where undefined.
+
+    Raises:
+      DeepLabError: as `evaluate_checkpoint`.
+    """
+    return evaluate_checkpoint(checkpoint, step, overrides)[1]
+
+
 def evaluate_checkpoint(
     path: str | os.PathLike,
     step: int | str = "latest",
     overrides: Sequence[str] = (),
     json_file: Path | None = None,
-) -> Segmenter:
+) -> tuple[Segmenter, Evaluation]:
     """Evaluates a checkpoint on the validation split of its configuration.
 
     Prints the scores; the first host writes them to a JSON file. Every host of the run calls this
@@ -44,7 +66,8 @@ def evaluate_checkpoint(
       json_file: the JSON file; `evaluation.json` in `path` by default.
 
     Returns:
-      The evaluated network; its engine has compiled what the data set needs.
+      The evaluated network, whose engine has compiled what the data set needs, and the content of
+      the JSON file.
 
     Raises:
       CheckpointError: there is no such checkpoint or step, or it does not fit.
@@ -67,9 +90,12 @@ def evaluate_checkpoint(
             dataset = open_dataset(config.data, config.model.num_classes, config.data.val_split)
             facts["data"] = dataset.fingerprint()
         result = _evaluate(segmenter, dataset)
+        text = json.dumps(_content(segmenter, dataset, result, overrides), indent=1) + "\n"
         if hosts.is_primary():
-            _write(json_file or path / EVALUATION_FILE, segmenter, dataset, result, overrides)
-    return segmenter
+            file = json_file or path / EVALUATION_FILE
+            file.write_text(text)
+            print(f"numbers: {file}")
+    return segmenter, json.loads(text)  # with lists for tuples, as in the file
 
 
 def _evaluate(segmenter: Segmenter, dataset: Dataset) -> EvalResult:
@@ -91,10 +117,10 @@ def _evaluate(segmenter: Segmenter, dataset: Dataset) -> EvalResult:
     return result
 
 
-def _write(
-    file: Path, segmenter: Segmenter, dataset: Dataset, result: EvalResult, overrides: Sequence[str]
-) -> None:
-    content: Evaluation = {
+def _content(
+    segmenter: Segmenter, dataset: Dataset, result: EvalResult, overrides: Sequence[str]
+) -> Evaluation:
+    return {
         "checkpoint": str(segmenter.path),
         "step": segmenter.step,
         "dataset": dataset.name,
@@ -104,8 +130,6 @@ def _write(
         "config": to_dict(segmenter.config),
         "environment": environment(),
     }
-    file.write_text(json.dumps(content, indent=1) + "\n")
-    print(f"numbers: {file}")
 
 
 def print_table(result: EvalResult) -> None:

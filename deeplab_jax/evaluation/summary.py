@@ -16,11 +16,16 @@ from deeplab_jax.evaluation import metrics
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy", "opencv-python-headless", "pillow")
 
 
-class ScoreInterval(TypedDict):
-    """`metrics.Interval` as JSON."""
+class Ends(TypedDict):
+    """Ends of an interval."""
 
     low: float | None
     high: float | None
+
+
+class ScoreInterval(Ends):
+    """`metrics.Interval` as JSON."""
+
     level: float
     method: str
 
@@ -44,9 +49,9 @@ class Environment(TypedDict):
 class Scores(TypedDict):
     """Scores of a data set: fractions in [0, 1], null where undefined; lists hold C classes.
 
-    `frequency` is each class's share of the true pixels, `worst_image` the image where most of a
-    class's pixels are missed or wrongly predicted, `confusion` has rows of truth, and `images` come
-    worst first.
+    `iou_interval` has level and method of `mean_iou_interval`, `frequency` is each class's share of
+    the true pixels, `worst_image` the image where most of a class's pixels are missed or wrongly
+    predicted, `confusion` has rows of truth, and `images` come worst first.
     """
 
     mean_iou: float | None
@@ -59,6 +64,7 @@ class Scores(TypedDict):
     best_constant_mean_iou: float | None
     class_names: list[str]
     iou: list[float | None]
+    iou_interval: list[Ends]
     accuracy: list[float | None]
     precision: list[float | None]
     f1: list[float | None]
@@ -95,7 +101,7 @@ def summarize(
 ) -> Scores:
     """Returns all scores of a confusion matrix (C, C) and N images' areas, int64 (N, 3, C)."""
     total = metrics.areas_of(confusion)
-    low, high, level, method = metrics.bootstrap_mean_iou(per_image)
+    (low, high, level, method), ends = metrics.bootstrap_iou(per_image)
     iou, accuracy = metrics.iou(total), metrics.accuracy(total)
     precision, f1 = metrics.precision(total), metrics.f1(total)
     return {
@@ -114,6 +120,7 @@ def summarize(
         "best_constant_mean_iou": _or_null(metrics.best_constant_mean_iou(confusion)),
         "class_names": list(class_names),
         "iou": [*map(_or_null, iou)],
+        "iou_interval": [{"low": _or_null(low), "high": _or_null(high)} for low, high in ends],
         "accuracy": [*map(_or_null, accuracy)],
         "precision": [*map(_or_null, precision)],
         "f1": [*map(_or_null, f1)],

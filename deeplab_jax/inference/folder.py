@@ -33,6 +33,7 @@ def predict_files(
     step: int | str = "latest",
     overrides: Sequence[str] = (),
     force: bool = False,
+    legend: bool = False,
 ) -> list[DataError]:
     """Segments images and writes the results; shows progress and, at the end, the speed.
 
@@ -44,17 +45,19 @@ def predict_files(
       step: a number, "latest" or "best".
       overrides: changes to the checkpoint's configuration.
       force: replace results that exist.
+      legend: add a legend to each overlay.
 
     Returns:
       The errors of images that could not be used, in the order of images.
 
     Raises:
       CheckpointError: there is no such checkpoint or step, or it does not fit.
-      ConfigError: a format or override cannot be used, or results exist.
+      ConfigError: a format or override cannot be used, results exist, or `legend` is set and
+        `formats` has no overlay.
       DataError: there are no images, or two results would have one path.
       ResourceError: `output` is a file.
     """
-    formats = prediction.check_formats(formats)
+    formats = prediction.check_formats(formats, legend)
     images = find_images(paths, output)
     check_output(images, output, formats, force)
     broken = _check_headers(images)
@@ -65,7 +68,7 @@ def predict_files(
         model = load(checkpoint, step, overrides)
         prediction.check_classes(formats, model.class_names)
         start = time.perf_counter()
-        broken |= _write_all(model, usable, output, formats, force)
+        broken |= _write_all(model, usable, output, formats, force, legend)
         speed = len(usable) / (time.perf_counter() - start)
         done = len(images) - len(broken)
         print(f"{done} of {len(images)} images -> {output}  {speed:.2f} images/s", flush=True)
@@ -158,7 +161,12 @@ def _check_headers(images: Iterable[Path]) -> dict[Path, DataError]:
 
 
 def _write_all(
-    model: "Segmenter", images: Mapping[Path, str], output: str, formats: Sequence[str], force: bool
+    model: "Segmenter",
+    images: Mapping[Path, str],
+    output: str,
+    formats: Sequence[str],
+    force: bool,
+    legend: bool,
 ) -> dict[Path, DataError]:
     """Segments images in order while threads write results; returns the errors of bad images."""
     broken: dict[Path, DataError] = {}
@@ -181,7 +189,7 @@ def _write_all(
                     count()
                     continue
                 save = replace(result, name=name).save
-                pending.append((image, pool.submit(save, output, formats, force)))
+                pending.append((image, pool.submit(save, output, formats, force, legend)))
                 if len(pending) > 2 * _WRITERS:
                     finish()
             while pending:

@@ -6,24 +6,30 @@ every PNG below its folder whose name begins like the image's for a prediction.
 """
 
 import difflib
+import io
 import json
 import os
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from deeplab_jax.data.classes import CLASS_NAMES
-from deeplab_jax.data.images import JPEG_SIDE, write_overlay, write_png, write_png_indices
+from deeplab_jax.data.images import to_indexed, write_png, write_png_indices
 from deeplab_jax.data.labels import CITYSCAPES_IDS
 from deeplab_jax.errors import ConfigError, DataError, shorten
+from deeplab_jax.inference.overlay import Entry, add_legend, blend, percent, short_name
 from deeplab_jax.utils.atomic import atomic_write
 
 _STRIP_PIXELS = 2**20  # summed at a time, so that temporary arrays stay small
+_JPEG_SIDE = 65500  # the longest that is written
+_NOTEBOOK_SIDE = 1024  # pixels of a picture in a notebook
 _CITYSCAPES_NAME = re.compile(r"[^_]+_\d+_\d+(?=_|$)")  # <city>_<sequence>_<frame>
 
 Window = tuple[slice, slice]  # rows and columns of an image
@@ -32,36 +38,110 @@ Window = tuple[slice, slice]  # rows and columns of an image
 ProbabilityStream = Callable[[Callable[[Window, np.ndarray], None]], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Prediction:
-    """A segmented image.
+    """A segmented image; a notebook shows its overlay.
 
     Attributes:
       labels: uint8 (H, W), class ids, at the image's own size, upright.
       confidence: float32 (H, W), probability of the chosen class.
       image: uint8 (H, W, 3) RGB.
       palette: uint8 (C, 3), RGB.
-      name: stem of the files, with folders before it if any; "image" for an array.
       class_names: C names.
-      file: the image's file; None for an array.
+      name: stem of the files, with folders before it if any; "image" without a file, and "image_0",
+        "image_1", ... by position among several.
+      file: the image's file; None if it came from memory.
       source: origin of the labels: "checkpoint", "step" and "protocol".
-      probabilities: computes the probabilities of all classes; None if they cannot be computed.
+      stream: computes the probabilities of all classes; None if they cannot be computed.
     """
 
     labels: np.ndarray
     confidence: np.ndarray
     image: np.ndarray
     palette: np.ndarray
+    class_names: tuple[str, ...]
     name: str = "image"
-    class_names: tuple[str, ...] = ()
     file: str | None = None
     source: dict[str, str | int] | None = None
-    probabilities: ProbabilityStream | None = None
+    stream: ProbabilityStream | None = None
+
+    @cached_property
+    def probabilities(self) -> np.ndarray:
+        """Probabilities of all classes, float32 (H, W, C); their argmax equals the labels.
+
+        The first use runs the network again and keeps the array for the life of the prediction: 4 C
+        bytes a pixel, which is 1.2 GB for 150 classes of a 1920 x 1080 image. `save` with the
+        format "probabilities" does not need it.
+
+        Raises:
+          ConfigError: they cannot be computed.
+        """
+        whole = np.empty((*self.labels.shape, len(self.palette)), np.float32)
+
+        def give(window: Window, part: np.ndarray) -> None:
+            whole[window] = part
+            _decide_ties(whole[window], self.labels[window])
+
+        self._stream()(give)
+        return whole
+
+    def _stream(self) -> ProbabilityStream:
+        if self.stream is None:
+            fix = "segment the image with a loaded checkpoint"
+            raise ConfigError("probabilities", "this prediction has none", fix)
+        return self.stream
 
     @property
-    def shares(self) -> np.ndarray:
-        """Fraction of the image's area that each class has, float64 (C,); they sum to 1."""
-        return self._sums()[0] / self.labels.size
+    def shares(self) -> dict[str, float]:
+        """Fraction of the image's area by class name, in the order of classes; they sum to 1."""
+        shares = dict.fromkeys(self.class_names, 0.0)
+        for name, area in zip(self.class_names, self._sums()[0], strict=True):
+            shares[name] += float(area) / self.labels.size  # names may repeat
+        return shares
+
+    def overlay(self, alpha: float = 0.5, legend: bool = False) -> Image.Image:
+        """Returns the image under its classes' colours, as a Pillow image in RGB.
+
+        Args:
+          alpha: weight of the colours, from 0 (the image alone) to 1 (the colours alone).
+          legend: adds a strip with colour, name and share of each class in the image, the largest
+            first, below the image.
+
+        Raises:
+          ValueError: `alpha` is not in [0, 1].
+        """
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"`alpha` must be from 0 to 1, got {alpha}; 0.5 shows both alike.")
+        picture = blend(self.image, self.labels, self.palette, alpha)
+        return add_legend(picture, self._entries()) if legend else picture
+
+    def to_pil(self) -> Image.Image:
+        """Returns the labels as a Pillow image of mode P, with the palette."""
+        return to_indexed(self.labels, self.palette)
+
+    def __repr__(self) -> str:
+        entries = self._entries()
+        shown = [f"{short_name(entry.name)} {percent(entry.share)}" for entry in entries[:3]]
+        shown += [f"{len(entries) - 3} more"] * (len(entries) > 3)
+        name = Path(self.file).name if self.file else self.name
+        height, width = self.labels.shape
+        return f"Prediction({name} {height}x{width}: {', '.join(shown)})"
+
+    def _repr_png_(self) -> bytes:
+        """Returns the overlay with its legend for a notebook, at most 1024 pixels a side."""
+        picture, file = self.overlay(legend=True), io.BytesIO()
+        picture.thumbnail((_NOTEBOOK_SIDE, _NOTEBOOK_SIDE))
+        picture.save(file, "PNG")
+        return file.getvalue()
+
+    def _entries(self) -> list[Entry]:
+        """Returns the classes in the image, the largest first."""
+        areas = self._sums()[0]
+        return [
+            Entry(self.class_names[c], areas[c] / self.labels.size, tuple(self.palette[c].tolist()))
+            for c in np.argsort(-areas, kind="stable")
+            if areas[c]
+        ]
 
     def summary(self) -> dict[str, Any]:
         """Returns the content of NAME.json.
@@ -97,6 +177,7 @@ class Prediction:
         directory: str | Path,
         formats: Iterable[str] = ("palette", "overlay"),
         force: bool = False,
+        legend: bool = False,
     ) -> list[Path]:
         """Writes a file for each format, and NAME.json (see `summary`).
 
@@ -108,30 +189,31 @@ class Prediction:
         cityscapes: cityscapes/<city>_<sequence>_<frame>_pred_labelIds.png, ids for the server.
         ade: ade/NAME.png, 1 to 150 for the server.
 
-        A missing directory is made; `force` replaces files that exist. Returns the files in the
-        order of `formats`, then the JSON.
+        A missing directory is made; `force` replaces files that exist; `legend` is for the overlay,
+        as in the method of this name. Returns the files in the order of `formats`, then the JSON.
 
         Raises:
           ConfigError: a format is unknown or not for these classes, or a file exists.
         """
-        formats = check_formats(formats)
+        formats = check_formats(formats, legend)
         check_classes(formats, self.class_names)
         paths = output_paths(directory, self.name, formats)
         if not force:
             check_free(paths)
         for name, path in zip(formats, paths, strict=False):
             with atomic_write(path) as file:
-                FORMATS[name].write(self, file)
+                options = {"legend": True} if legend and name == "overlay" else {}
+                FORMATS[name].write(self, file, **options)
         with atomic_write(paths[-1]) as file:
             file.write(json.dumps(self.summary(), indent=1, allow_nan=False).encode() + b"\n")
         return paths
 
 
-def check_formats(names: Iterable[str]) -> tuple[str, ...]:
+def check_formats(names: Iterable[str], legend: bool = False) -> tuple[str, ...]:
     """Returns the names without repetitions.
 
     Raises:
-      ConfigError: a format is unknown, or there is none.
+      ConfigError: a format is unknown, there is none, or `legend` is set and no overlay written.
     """
     names = tuple(dict.fromkeys(names))
     for name in names or ("",):
@@ -139,6 +221,9 @@ def check_formats(names: Iterable[str]) -> tuple[str, ...]:
             close = difflib.get_close_matches(name, FORMATS, 1)
             fix = f"did you mean {close[0]}?" if close else f"use some of {','.join(FORMATS)}"
             raise ConfigError("--format", f"there is no format {name!r}", fix)
+    if legend and "overlay" not in names:
+        fix = "add overlay to --format, or drop --legend"
+        raise ConfigError("--legend", "is for the overlay, which --format leaves out", fix)
     return names
 
 
@@ -187,19 +272,20 @@ def _write_palette(prediction: Prediction, file: BinaryIO) -> None:
     write_png_indices(file, prediction.labels, prediction.palette)
 
 
-def _write_overlay(prediction: Prediction, file: BinaryIO) -> None:
-    if max(prediction.labels.shape) > JPEG_SIDE:
-        size = " x ".join(map(str, prediction.labels.shape))
-        what = f"is {size} pixels; an overlay is a JPEG, up to {JPEG_SIDE} a side"
-        raise DataError(prediction.file or prediction.name, what, "leave out --format overlay")
-    write_overlay(file, prediction.image, prediction.labels, prediction.palette)
+def _write_overlay(prediction: Prediction, file: BinaryIO, legend: bool = False) -> None:
+    picture = prediction.overlay(legend=legend)
+    if max(picture.size) > _JPEG_SIDE:
+        what = f"is {picture.height} x {picture.width} pixels"
+        what += f"{' with its legend' if legend else ''}; an overlay is a JPEG, up to "
+        fix = "leave out --format overlay"
+        raise DataError(prediction.file or prediction.name, f"{what}{_JPEG_SIDE} a side", fix)
+    picture.save(file, "JPEG", quality=92)
 
 
 def _write_probabilities(prediction: Prediction, file: BinaryIO) -> None:
     """Streams a file for `np.load`; memory holds one row of windows at a time."""
-    if prediction.probabilities is None:
-        raise ConfigError("--format=probabilities", "this prediction has none", "leave it out")
-    labels, count = prediction.labels, len(prediction.palette)
+    stream, labels = prediction._stream(), prediction.labels
+    count = len(prediction.palette)
     width = labels.shape[1]
     header = {"descr": "<f2", "fortran_order": False, "shape": (*labels.shape, count)}
     band = np.empty((0, width, count), "<f2")
@@ -220,12 +306,13 @@ def _write_probabilities(prediction: Prediction, file: BinaryIO) -> None:
         archive.open("probabilities.npy", "w", force_zip64=True) as array,
     ):
         np.lib.format.write_array_header_1_0(array, header)
-        prediction.probabilities(give)
+        stream(give)
 
 
 def _decide_ties(probabilities: np.ndarray, labels: np.ndarray) -> None:
-    """Raises float16 probabilities (h, W, C), in place, where their argmax is not the label."""
-    bits = probabilities.view(np.uint16)  # same order, faster to compare; + 1: the next float16
+    """Raises probabilities (h, w, C), in place, where their argmax is not the label."""
+    # Bits of positive numbers have the same order and are faster to compare; + 1: the next number.
+    bits = probabilities.view(f"u{probabilities.itemsize}")
     row, column = np.nonzero(bits.argmax(-1) != labels)
     bits[row, column, labels[row, column]] = bits[row, column].max(-1) + 1
 
@@ -249,12 +336,12 @@ class _Format(NamedTuple):
 
     Attributes:
       path: returns the path of the file for the name of an image.
-      write: writes a prediction.
+      write: writes a prediction into a binary file.
       dataset: data set of the required classes; "" for any classes.
     """
 
     path: Callable[[str], str]
-    write: Callable[[Prediction, BinaryIO], None]
+    write: Callable[..., None]
     dataset: str = ""
 
 

@@ -1,7 +1,7 @@
 """The Python interface: a loaded checkpoint computes logits and segmentations.
 
 model = deeplab_jax.load("runs/camvid_r50_os16")
-result = model("street.jpg")       # .labels (H, W), .confidence (H, W)
+result = model("street.jpg")       # .labels (H, W), .confidence (H, W), .overlay()
 result.save("out")                 # out/street.png, out/street_overlay.jpg, out/street.json
 """
 
@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
@@ -20,18 +20,19 @@ from deeplab_jax import checkpoint
 from deeplab_jax.config import Config
 from deeplab_jax.config.recipe import apply_overrides
 from deeplab_jax.data import workers
-from deeplab_jax.data.images import read_image, read_size
 from deeplab_jax.data.transforms import fit_size, resize_image
 from deeplab_jax.errors import CheckpointError, DataError, ResourceError
+from deeplab_jax.inference import inputs
 from deeplab_jax.inference.buckets import Size
 from deeplab_jax.inference.engine import Engine, Item, Variables, network_logits
+from deeplab_jax.inference.inputs import Image
 from deeplab_jax.inference.prediction import Prediction
 from deeplab_jax.inference.protocol import read_protocol
 from deeplab_jax.models import build_model, init_variables
 from deeplab_jax.utils import compile_cache
 from deeplab_jax.utils.trees import placed
 
-Image = str | Path | np.ndarray  # a file, or uint8 (H, W, 3) RGB
+AnyImage = TypeVar("AnyImage", bound=Image)
 _THREADS = min(4, os.cpu_count() or 1)  # reading files ahead
 
 
@@ -39,14 +40,16 @@ class _Origin(NamedTuple):
     """The image of a prediction.
 
     Attributes:
-      name: stem of the file; "image" for an array.
-      file: the image's file; None for an array.
+      name: stem of the file; "image" or "image_<position>" without a file.
+      file: the image's file; None without one.
+      where: its name in messages.
       image: uint8 (H, W, 3) RGB at its own size.
       position: place among the images to segment.
     """
 
     name: str
     file: str | None
+    where: str
     image: np.ndarray
     position: int
 
@@ -86,29 +89,60 @@ class Segmenter:
         """
         return self._logits(self.variables, jnp.asarray(images))
 
-    def __call__(self, image: Image) -> Prediction:
-        """Segments one image.
+    @overload
+    def __call__(self, image: Image) -> Prediction: ...
+
+    @overload
+    def __call__(self, image: list[AnyImage] | tuple[AnyImage, ...]) -> list[Prediction]: ...
+
+    def __call__(
+        self, image: Image | list[AnyImage] | tuple[AnyImage, ...]
+    ) -> Prediction | list[Prediction]:
+        """Segments one image, or a list of images.
+
+        An image is fitted into `config.eval.resize_base` as in evaluation; its result has the
+        image's own size. Those of a list share few compiled shapes, as in `segment`: smaller images
+        are padded and masked, which changes results by rounding alone. The results of a list are in
+        memory together; `segment` yields one after the other.
 
         Args:
-          image: a file, or uint8 (H, W, 3) RGB. It is fitted into `config.eval.resize_base` as in
-            evaluation; the result has the image's own size.
+          image: a path, the bytes of an image file, a Pillow image of any mode, a NumPy array uint8
+            (H, W, 3) RGB or (H, W) grey; or a list or tuple of these. Files, bytes and Pillow
+            images are turned upright by their EXIF tag; alpha is dropped.
+
+        Returns:
+          A prediction, or a list of them in the order of the images.
 
         Raises:
-          DataError: the file cannot be used, or the image is too large for memory.
-          ValueError: the array has another shape or dtype.
+          DataError: an image cannot be decoded, or is too large for memory; names its file or its
+            place in the list. `segment` yields such errors and goes on.
+          TypeError: an image is of another type.
+          ValueError: an array has another dtype or shape, or the list is empty.
         """
+        if not isinstance(image, list | tuple):
+            inputs.check_image(image)
 
-        def refuse(origin: _Origin, error: ResourceError) -> None:
-            raise _too_large(origin, error) from error
+            def refuse(origin: _Origin, error: ResourceError) -> None:
+                raise _too_large(origin, error) from error
 
-        [(origin, arrays)] = self.engine.segment([self._item(image)], refuse)
-        return self._prediction(origin, arrays)
+            [(origin, arrays)] = self.engine.segment([self._item(image)], refuse)
+            return self._prediction(origin, arrays)
+        if not image:
+            raise ValueError("`image` must hold at least one image, got an empty list; add one.")
+        predictions = []
+        for result in self.segment(image):
+            if isinstance(result, DataError):
+                raise result
+            predictions.append(result)
+        return predictions
 
     def segment(self, images: Sequence[Image]) -> Iterator[Prediction | DataError]:
-        """Yields each image's segmentation as a call does, in order; files are read ahead.
+        """Yields the segmentation of each image of a list, in order; files are read ahead.
 
-        For a file that cannot be used, or an image too large for memory, the error is yielded.
+        For an image that cannot be decoded, or is too large for memory, the error is yielded. Only
+        a few images and results are in memory at a time. For the rest see a call.
         """
+        inputs.check_images(images)
         self.engine.plan(self._input_sizes(images))
         errors: dict[int, DataError] = {}
 
@@ -120,7 +154,7 @@ class Segmenter:
                 return error
 
         def items() -> Iterator[Item[_Origin]]:
-            names = [(str(x) if isinstance(x, str | Path) else "an array", "") for x in images]
+            names = [(inputs.name_of(image, index), "") for index, image in enumerate(images)]
             ahead = workers.in_threads(read, range(len(images)), _THREADS, names.__getitem__)
             for index, item in enumerate(ahead):
                 if isinstance(item, DataError):
@@ -140,20 +174,21 @@ class Segmenter:
         for index in sorted(errors):
             yield errors[index]
 
-    def _item(self, image: Image, position: int = 0) -> Item[_Origin]:
-        """Returns an image, resized to the network's input."""
-        name, file = "image", None
-        if isinstance(image, np.ndarray):
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-                raise ValueError(
-                    f"`image` must be uint8 (H, W, 3) RGB, got {image.dtype} {image.shape}."
-                )
-        else:
-            name, file, image = Path(image).stem, str(image), read_image(image)
-        size = image.shape[0], image.shape[1]
+    def _item(self, image: Image, position: int | None = None) -> Item[_Origin]:
+        """Returns a checked image, resized to the network's input; None: the only one."""
+        where = inputs.name_of(image, position)
+        file = where if isinstance(image, str | os.PathLike) else None
+        name = "image" if position is None else f"image_{position}"
+        pixels = inputs.read(image, where)
+        return self._resized(
+            _Origin(Path(file).stem if file else name, file, where, pixels, position or 0)
+        )
+
+    def _resized(self, origin: _Origin) -> Item[_Origin]:
+        size = origin.image.shape[0], origin.image.shape[1]
         fitted = self._fit(size)
-        resized = image if fitted == size else resize_image(image, fitted)
-        return Item(_Origin(name, file, image, position), resized, size)
+        resized = origin.image if fitted == size else resize_image(origin.image, fitted)
+        return Item(origin, resized, size)
 
     def _prediction(self, origin: _Origin, arrays: Sequence[np.ndarray]) -> Prediction:
         protocol = str(self.engine.protocol)
@@ -166,17 +201,15 @@ class Segmenter:
             class_names=self.class_names,
             file=origin.file,
             source={"checkpoint": str(self.path), "step": self.step, "protocol": protocol},
-            probabilities=lambda give: self.engine.probabilities(self._item(origin.image), give),
+            stream=lambda give: self.engine.probabilities(self._resized(origin), give),
         )
 
     def _input_sizes(self, images: Sequence[Image]) -> Iterator[Size]:
-        for image in images:
+        for position, image in enumerate(images):
             try:
-                shape = image.shape[:2] if isinstance(image, np.ndarray) else read_size(image)
+                yield self._fit(inputs.size_of(image, inputs.name_of(image, position)))
             except DataError:
                 continue  # reading the image will report it
-            height, width = shape
-            yield self._fit((height, width))
 
     def _fit(self, size: Size) -> Size:
         """Returns the size (height, width) of the network's input for an image's size."""
@@ -185,10 +218,10 @@ class Segmenter:
 
 
 def _too_large(origin: _Origin, error: ResourceError) -> DataError:
-    """Returns the error of an image, named by its file if it has one."""
-    if origin.file is None:
+    """Returns the error of an image, named by its file or its place, if it has one."""
+    if origin.where == inputs.ONLY:
         return DataError(error.where, error.what, error.fix)
-    return DataError(origin.file, f"{error.where} {error.what}", error.fix)
+    return DataError(origin.where, f"{error.where} {error.what}", error.fix)
 
 
 def load(path: str | Path, step: int | str = "latest", overrides: Sequence[str] = ()) -> Segmenter:

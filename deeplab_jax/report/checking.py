@@ -9,7 +9,8 @@ from deeplab_jax.evaluation import metrics
 from deeplab_jax.evaluation.summary import Evaluation
 
 _MAX_PIXELS = 2**62  # of a confusion matrix, so that its sums stay int64
-_PER_CLASS = ("iou", "accuracy", "precision", "f1", "frequency", "worst_image", "confusion")
+_PER_CLASS = ("iou", "iou_interval", "accuracy", "precision", "f1", "frequency", "worst_image",
+              "confusion")  # fmt: skip
 
 
 def find_fault(result: Any) -> str:

@@ -51,7 +51,8 @@ def table(
       head: titles of the columns.
       rows: cells; the first cell is the row's title.
       label: name of the region for screen readers.
-      class_: "numbers" aligns all columns but the first to the right; "wrap" breaks long texts.
+      class_: "numbers" aligns all columns but the first to the right; "wrap" breaks long texts;
+        "wide" fills the page.
     """
     top = tag("tr", *(tag("th", title, scope="col") for title in head))
     body = [
@@ -62,5 +63,12 @@ def table(
 
 
 def scroller(inner: Html, label: str) -> Html:
-    """Returns a box that scrolls sideways, also by keyboard, where it is wider than the page."""
-    return tag("div", inner, class_="scroller", tabindex=0, role="region", aria_label=label)
+    """Returns a box that scrolls sideways, also by keyboard, where it is wider than the page.
+
+    The page's script shows the hint before it only then.
+    """
+    hint = tag(
+        "p", "More columns: scroll sideways \N{RIGHTWARDS ARROW}", class_="hint", hidden=True
+    )
+    box = tag("div", inner, class_="scroller", tabindex=0, role="region", aria_label=label)
+    return join([hint, box])

@@ -4,14 +4,14 @@ import json
 from collections.abc import Sequence
 from importlib.resources import files
 from string import Template
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from deeplab_jax.config import Config, to_json
-from deeplab_jax.evaluation.summary import Evaluation
+from deeplab_jax.config import Config, flatten
+from deeplab_jax.data.colors import safe_palette
+from deeplab_jax.evaluation.summary import Ends, Evaluation
 from deeplab_jax.report import plots, reading
-from deeplab_jax.report.colors import safe_palette
 from deeplab_jax.report.html import DASH, Html, join, percent, scroller, table, tag
 from deeplab_jax.report.pictures import Picture
 
@@ -55,9 +55,10 @@ def build(content: PageContent) -> str:
         script=parts["script.js"],
         palettes=json.dumps(palettes),
         headline=_headline(content),
-        classes=_classes(result),
         pictures=_pictures(content),
+        classes=_classes(result),
         confusions=_confusions(result),
+        measurement=_measurement(result),
         curves=_curves(content),
         config=_config(content.config),
         environment=_environment(result),
@@ -66,18 +67,29 @@ def build(content: PageContent) -> str:
 
 def _headline(content: PageContent) -> Html:
     result, interval = content.evaluation, content.evaluation["mean_iou_interval"]
-    is_known = interval["low"] is not None
-    level, ends = f"{percent(interval['level'], 0)} interval", "undefined: it takes two images"
-    if is_known:
-        ends = f"{percent(interval['low'])} to {percent(interval['high'])}"
     score = [tag("strong", percent(result["mean_iou"])), " mean IoU "]
-    score += [tag("span", f"{level} {ends}")] * is_known
+    if interval["low"] is not None:
+        ends = f"{percent(interval['low'])} to {percent(interval['high'])}"
+        score.append(tag("span", f"{percent(interval['level'], 0)} interval {ends}"))
+    what = f"{result['num_images']} images of {result['dataset']}/{result['split']}"
+    about = tag("p", f"{what}, step {result['step']}", class_="about")
+    notes = [tag("p", note, class_="note") for note in content.notes]
+    help_ = tag("p", reading.reading_help(result), class_="help")
+    title = tag("h1", content.config.name)
+    return join([title, tag("p", *score, class_="score"), about, help_, *notes])
+
+
+def _measurement(result: Evaluation) -> Html:
+    """Returns the list of how the scores came about, and of further means."""
+    interval = result["mean_iou_interval"]
+    level, how = f"{percent(interval['level'], 0)} intervals", "undefined: they take two images"
+    if interval["low"] is not None:
+        how = f"{interval['method']}; too narrow if images resemble each other, as frames of a film"
+        how += " do; a class's takes two images with the class"
     means = f"accuracy {percent(result['mean_accuracy'])}, precision "
     means += f"{percent(result['mean_precision'])}, F1 {percent(result['mean_f1'])}"
-    how = f"{interval['method']}; too narrow if images resemble each other, as frames of a film do"
     about = [
-        (level, f"{ends} ({how})" if is_known else ends),
-        ("Measured on", f"{result['num_images']} images of {result['dataset']}/{result['split']}"),
+        (level, how),
         ("Protocol", result["protocol"]),
         ("Weights", f"step {result['step']} of {result['checkpoint']}"),
         ("Pixel accuracy", percent(result["pixel_accuracy"])),
@@ -85,12 +97,7 @@ def _headline(content: PageContent) -> Html:
         ("Frequency-weighted IoU", percent(result["frequency_weighted_iou"])),
         ("One class everywhere", f"{percent(result['best_constant_mean_iou'])} mean IoU at best"),
     ]  # fmt: skip
-    facts = tag("dl", *(join([tag("dt", k), tag("dd", v)]) for k, v in about))
-    notes = [tag("p", note, class_="note") for note in content.notes]
-    help_ = tag("p", reading.reading_help(result), class_="help")
-    return join(
-        [tag("h1", content.config.name), tag("p", *score, class_="score"), help_, *notes, facts]
-    )
+    return tag("dl", *(join([tag("dt", k), tag("dd", v)]) for k, v in about))
 
 
 def _classes(result: Evaluation) -> Html:
@@ -103,14 +110,24 @@ def _classes(result: Evaluation) -> Html:
         [
             join([_swatch(c), result["class_names"][c]]),
             _bar(iou[c] or 0, "", percent(iou[c])),
+            _ends(result["iou_interval"][c]),
             _bar(share[c] / most, "second", percent(share[c], 2)),
             *(percent(values[c]) for values in others),
             result["worst_image"][c] or DASH,
         ]
         for c in order
     ]
-    head = ["Class", "IoU", "Share of true pixels", "Accuracy", "Precision", "F1"]
-    return table([*head, "Most wrong pixels in"], rows, "Scores of each class", "numbers")
+    level = percent(result["mean_iou_interval"]["level"], 0)
+    head = ["Class", "IoU", f"{level} interval", "Share of true pixels", "Accuracy", "Precision"]
+    head += ["F1", "Most wrong pixels in"]
+    return table(head, rows, "Scores of each class", "numbers wide")
+
+
+def _ends(interval: Ends) -> str:
+    low, high = interval["low"], interval["high"]
+    if low is None or high is None:
+        return DASH
+    return f"{100 * low:.1f} to {percent(high)}".replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _bar(share: float, class_: str, text: str) -> Html:
@@ -126,9 +143,9 @@ def _pictures(content: PageContent) -> Html:
         return tag("p", "No pictures, see the note at the top.")
     worst = [_figure(picture) for picture in content.pictures if picture.scored.is_worst]
     best = [_figure(picture) for picture in content.pictures if not picture.scored.is_worst]
-    groups = [tag("h3", "Worst"), tag("div", *worst, class_="grid")]
+    groups = [tag("h3", "Worst"), tag("div", *worst, class_="grid samples")]
     if best:
-        groups += [tag("h3", "Best"), tag("div", *best, class_="grid")]
+        groups += [tag("h3", "Best"), tag("div", *best, class_="grid samples")]
     return join([_controls(content), *groups])
 
 
@@ -137,15 +154,17 @@ def _controls(content: PageContent) -> Html:
     slider = tag("input", type="range", id="layer", min=0, max=3, step=0.02, value=2,
                  aria_label="Wipe from image over truth and prediction to errors")  # fmt: skip
     layers = tag("div", slider, tag("div", *buttons, class_="stops"), class_="layers")
-    box = tag("input", type="checkbox", id="safe")
-    toggle = tag("label", box, "Colours safe for colour blindness")
-    key = [
+    key = []
+    if not np.array_equal(content.palette, safe_palette(len(content.palette))):
+        box = tag("input", type="checkbox", id="safe")
+        key.append(tag("label", box, "Colours safe for colour blindness"))
+    key += [
         tag("span", tag("span", class_="swatch missed"), "wrong, or missed of the chosen class"),
         tag("span", tag("span", class_="swatch false"), "wrongly said to be the chosen class"),
     ]
     legend = tag("div", *_legend(content), class_="legend", id="legend", role="group",
                  aria_label="Classes; press one to see it alone")  # fmt: skip
-    top = tag("div", layers, tag("div", toggle, *key, class_="key"), class_="row")
+    top = tag("div", layers, tag("div", *key, class_="key"), class_="row")
     return tag("div", top, legend, class_="controls")
 
 
@@ -238,13 +257,22 @@ def _smooth(points: Sequence[plots.Point]) -> list[plots.Point]:
 def _config(config: Config) -> Html:
     recipe, changed = reading.departures(config)
     text = f"What departs from {recipe}:"
-    rows = [[d.key, tag("code", d.here), tag("code", d.recipe)] for d in changed]
+    rows = [[d.key, *(tag("code", _text(v)) for v in (d.here, d.recipe))] for d in changed]
     differing = table(
         ["Field", "Here", "There"], rows, "Fields that depart from the recipe", "wrap"
     )
-    whole = tag("pre", to_json(config), tabindex=0, aria_label="The whole configuration")
+    lines = "\n".join(f"{key} = {_text(value)}" for key, value in flatten(config).items())
+    whole = tag("pre", lines, tabindex=0, aria_label="The whole configuration")
     details = tag("details", tag("summary", "The whole configuration"), whole)
     return join([tag("p", text), differing if rows else tag("p", "Nothing."), details])
+
+
+def _text(value: Any) -> str:
+    """Returns a value of a field as it is written after `--config.x=`."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return text or "(empty)"
 
 
 def _environment(result: Evaluation) -> Html:

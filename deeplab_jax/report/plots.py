@@ -7,7 +7,7 @@ from typing import NamedTuple
 from deeplab_jax.report.html import Html, join, tag
 
 _WIDTH, _HEIGHT = 400, 236  # about the pixels of a plot on a page
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 388, 12, 200  # edges of the frame
+_LEFT, _RIGHT, _TOP, _BOTTOM = 60, 388, 12, 200  # edges of the frame
 _MAX_POINTS = 300  # of a line
 
 Point = tuple[float, float]  # (x, y)
@@ -71,7 +71,7 @@ def _grid(
     for value in y_ticks:
         y = f"{place(corner[0], value)[1]:.1f}"
         parts.append(tag("line", x1=_LEFT, x2=_RIGHT, y1=y, y2=y, class_="grid"))
-        text = f"{value:.6g}{unit}"
+        text = f"{value:.4g}{unit}"  # more would not fit before the axis
         parts.append(tag("text", text, x=_LEFT - 6, y=y, dy="0.35em", text_anchor="end"))
     for value in x_ticks:
         x = f"{place(value, corner[1])[0]:.1f}"

@@ -42,7 +42,7 @@ def confusions(matrix: Sequence[Sequence[int]]) -> list[Confusion]:
 
 
 def reading_help(result: Evaluation) -> str:
-    """Returns sentences on the worst class, missing classes, the worst image and the interval."""
+    """Returns sentences on the worst class, missing classes and the worst image."""
     iou, names = result["iou"], result["class_names"]
     sentences = []
     occurring = {c: iou[c] or 0.0 for c, share in enumerate(result["frequency"]) if share}
@@ -64,12 +64,6 @@ def reading_help(result: Evaluation) -> str:
         sentences.append(
             f"Worst image: {worst_image['id']} ({percent(worst_image['mean_iou'])} mean IoU; the "
             f"middle image has {percent(middle['mean_iou'])})."
-        )
-    interval = result["mean_iou_interval"]
-    if interval["low"] is not None:
-        sentences.append(
-            f"With other images of this kind, expect a mean IoU from {percent(interval['low'])} "
-            f"to {percent(interval['high'])} ({percent(interval['level'], 0)} interval)."
         )
     return " ".join(sentences)
 

@@ -121,7 +121,16 @@
     });
   }
 
+  // Shows the hint before a box that scrolls sideways, for as long as it does.
+  function hintAt(box) {
+    const inner = box.firstElementChild;
+    const update = () => (box.previousElementSibling.hidden = box.scrollWidth <= box.clientWidth);
+    const observer = new ResizeObserver(update);
+    [box, inner].forEach((element) => observer.observe(element));
+  }
+
   paintSwatches();
+  document.querySelectorAll(".scroller").forEach(hintAt);
   if (!slider) return; // no pictures
   slider.addEventListener("input", showAll);
   layerButtons.forEach((button) =>
@@ -136,7 +145,7 @@
       choose(number === chosen ? null : number);
     }),
   );
-  safe.addEventListener("change", () => {
+  safe?.addEventListener("change", () => {
     palette = safe.checked ? palettes.safe : palettes.own;
     paintSwatches();
     redraw();

@@ -7,7 +7,7 @@ from pathlib import Path
 from deeplab_jax.config import from_dict
 from deeplab_jax.config.recipe import apply_overrides
 from deeplab_jax.data import open_dataset
-from deeplab_jax.data.classes import colormap
+from deeplab_jax.data.colors import safe_palette
 from deeplab_jax.distributed import hosts
 from deeplab_jax.errors import ConfigError, DeepLabError, clip
 from deeplab_jax.evaluation.run import EVALUATION_FILE
@@ -20,13 +20,15 @@ _LOG = "log.jsonl"  # of a run, in its work directory
 
 
 def write_again(folder: Path, output: Path, overrides: Sequence[str]) -> None:
-    """Writes the page of an evaluated checkpoint; without pictures if they cannot be made.
+    """Writes the page of an evaluated checkpoint.
 
     `folder` is the checkpoint directory, with `evaluation.json`. Overrides, such as
-    "--config.data.root=elsewhere", are applied after the evaluation's own.
+    "--config.data.root=elsewhere", are applied after the evaluation's own. If the weights or images
+    cannot be read, the page has no pictures and says why; a page that exists is then kept.
 
     Raises:
       ConfigError: `evaluation.json` is not of this version, or an override cannot be used.
+      DeepLabError: the weights or images cannot be read, and `output` exists.
     """
     numbers = folder / EVALUATION_FILE
     evaluation = read_evaluation(numbers)
@@ -39,16 +41,19 @@ def write_again(folder: Path, output: Path, overrides: Sequence[str]) -> None:
         raise _unusable(numbers, f"config: {clip(str(error))}") from error
     try:
         segmenter = load(folder, evaluation["step"], overrides)
-    except DeepLabError as error:  # the page then has the numbers alone
-        palette, notes = colormap(config.model.num_classes), [f"No pictures: {error}."]
+    except DeepLabError as error:
+        _check_absent(output, error)
+        palette, notes = safe_palette(config.model.num_classes), [_no_pictures(error)]
         log = reading.read_log(folder / _LOG)
         _write(output, page.PageContent(evaluation, config, log, palette, (), notes))
     else:
-        _draw(output, evaluation, segmenter)
+        _draw(output, evaluation, segmenter, keeps=True)
 
 
-def write_evaluated(segmenter: Segmenter, json_file: Path | None = None) -> None:
-    """Writes the page about the evaluation that `evaluate_checkpoint` has just written.
+def write_evaluated(
+    segmenter: Segmenter, evaluation: Evaluation, json_file: Path | None = None
+) -> None:
+    """Writes the page about what `evaluate_checkpoint` returned.
 
     The page is `report.html` in the checkpoint, or with `json_file`, as for `evaluate_checkpoint`,
     `<its stem>_report.html` beside it. The first host writes it. Nothing is written if `json_file`
@@ -59,7 +64,7 @@ def write_evaluated(segmenter: Segmenter, json_file: Path | None = None) -> None
         output = json_file.with_name(f"{json_file.stem}_report.html")
     json_file = json_file or segmenter.path / EVALUATION_FILE
     if hosts.is_primary() and json_file.is_file():
-        _draw(output, read_evaluation(json_file), segmenter)
+        _draw(output, evaluation, segmenter)
 
 
 def read_evaluation(path: Path) -> Evaluation:
@@ -82,8 +87,23 @@ def _unusable(path: Path, fault: str) -> ConfigError:
     return ConfigError(str(path), f"is not what evaluate writes ({fault})", fix)
 
 
-def _draw(output: Path, evaluation: Evaluation, segmenter: Segmenter) -> None:
-    """Writes the page; without pictures, and with the reason, if the data cannot be read."""
+def _check_absent(output: Path, error: DeepLabError) -> None:
+    """Raises the error that left a page without pictures if another page is in its place."""
+    if output.exists():
+        fix = f"{error.fix}; {output} is kept, for a page without pictures name another --output"
+        raise type(error)(error.where, error.what, fix) from error
+
+
+def _no_pictures(error: DeepLabError) -> str:
+    print(f"warning: no pictures: {error}", flush=True)
+    return f"No pictures: {error}."
+
+
+def _draw(output: Path, evaluation: Evaluation, segmenter: Segmenter, keeps: bool = False) -> None:
+    """Writes the page; without pictures, and with the reason, if the data cannot be read.
+
+    With `keeps`, a page that exists is not replaced by one without pictures: the error is raised.
+    """
     config, images, notes = segmenter.config, [], []
     try:
         dataset = open_dataset(config.data, config.model.num_classes, evaluation["split"])
@@ -91,7 +111,9 @@ def _draw(output: Path, evaluation: Evaluation, segmenter: Segmenter) -> None:
             *pictures.worst_and_best(evaluation, dataset, lambda image: segmenter(image).labels)
         ]
     except DeepLabError as error:
-        notes.append(f"No pictures: {error}.")
+        if keeps:
+            _check_absent(output, error)
+        notes.append(_no_pictures(error))
     changed = [image.name for image in images if not image.is_as_evaluated()]
     if changed:
         notes.append(

@@ -27,6 +27,7 @@ from deeplab_jax.training.setup import RunSetup, claim, gather, restore_or_init
 from deeplab_jax.training.signals import interrupted, stop_signals
 from deeplab_jax.training.state import State, eval_variables, tree_hash
 from deeplab_jax.training.step import Metrics, make_train_step
+from deeplab_jax.utils import compile_cache
 
 _FAILED = 255  # vote of a host that cannot go on; other votes are numbers of signals
 
@@ -34,11 +35,13 @@ _FAILED = 255  # vote of a host that cannot go on; other votes are numbers of si
 def train(config: Config | ConfigDict, workdir: str | Path) -> dict[str, int | str]:
     """Trains until the plan is done, continuing what `workdir` already holds.
 
+    Prints to standard output what `deeplab train` prints.
+
     A step's samples, augmentation and dropout are a function of (seed, step). So an interrupted run
     that is continued on the same topology ends with the same bits as an uninterrupted one.
 
     Args:
-      config: the run's configuration.
+      config: the run's configuration, of `load_recipe` or `get_config`.
       workdir: created if missing.
 
     Returns:
@@ -54,6 +57,7 @@ def train(config: Config | ConfigDict, workdir: str | Path) -> dict[str, int | s
       ReaderError: a thread or process that reads samples died or hangs; the state was saved.
       ResourceError: a checkpoint could not be written, or another host is gone.
     """
+    compile_cache.enable()
     with hosts.watched(workdir), claim(gather(config, workdir)) as setup:
         for note in setup.notes:
             print(f"warning: {note}", flush=True)

@@ -9,7 +9,8 @@ import deeplab_jax
 from convert import keymap
 from convert.pth import write_pth, write_safetensors
 from deeplab_jax import checkpoint
-from deeplab_jax.data.classes import CLASS_NAMES, PALETTES, colormap
+from deeplab_jax.data.classes import CLASS_NAMES, PALETTES
+from deeplab_jax.data.colors import safe_palette
 from deeplab_jax.distributed import mesh as mesh_lib
 from deeplab_jax.models import ComputePolicy, build_model
 from deeplab_jax.models.resnet import ResNet
@@ -128,7 +129,7 @@ def test_unusable_class_names_are_not_used(convert, make_tensors, meta):
     info = checkpoint.read_info(out)
     assert code == 0
     assert info.class_names == tuple(f"class_{i}" for i in range(5))
-    np.testing.assert_array_equal(info.palette, colormap(5))
+    np.testing.assert_array_equal(info.palette, safe_palette(5))
 
 
 def test_bad_colours_leave_the_names(convert, make_tensors):
@@ -138,7 +139,7 @@ def test_bad_colours_leave_the_names(convert, make_tensors):
     )
     info = checkpoint.read_info(out)
     assert info.class_names == tuple("abcde")
-    np.testing.assert_array_equal(info.palette, colormap(5))
+    np.testing.assert_array_equal(info.palette, safe_palette(5))
 
 
 def test_recipe_of_a_data_set_gives_its_classes(convert, make_tensors, make_recipe):

@@ -5,6 +5,7 @@ import pytest
 
 from deeplab_jax.data import open_dataset
 from deeplab_jax.data.classes import CLASS_NAMES, colormap
+from deeplab_jax.data.colors import safe_palette
 from deeplab_jax.data.labels import label_map
 from deeplab_jax.errors import ConfigError
 
@@ -60,7 +61,7 @@ def test_folder_takes_names_from_json_then_config_then_numbers(make_tree, data_c
     data = data_config("folder", root, class_names=("a", "b", "c", "d"))
     dataset = open_dataset(data, 4, "val")
     assert dataset.class_names == ("a", "b", "c", "d")
-    np.testing.assert_array_equal(dataset.palette, colormap(4))
+    np.testing.assert_array_equal(dataset.palette, safe_palette(4))
 
     entries = ["sky", {"name": "road", "color": [1, 2, 3]}, "tree", {"name": "car"}]
     (root / "classes.json").write_text(json.dumps(entries))
@@ -68,7 +69,11 @@ def test_folder_takes_names_from_json_then_config_then_numbers(make_tree, data_c
     data = data_config("folder", root)
     dataset = open_dataset(data, 4, "val")
     assert dataset.class_names == ("sky", "road", "tree", "car")
-    assert dataset.palette.tolist() == [[0, 0, 0], [1, 2, 3], [0, 128, 0], [128, 128, 0]]
+    for mask_format, default in (("index", safe_palette(4)), ("color", colormap(4))):
+        data = data_config("folder", root, mask_format=mask_format)
+        palette = open_dataset(data, 4, "val").palette
+        np.testing.assert_array_equal(palette, [default[0], [1, 2, 3], *default[2:]])
+    data = data_config("folder", root)
     assert "classes.json has 4 classes" in open_error(data, 5, "val", ConfigError)
 
 

@@ -7,13 +7,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from deeplab_jax import train
 from deeplab_jax.config import get_config
 from deeplab_jax.config.recipe import apply_overrides
 from deeplab_jax.dry_run import estimate as estimate_lib
 from deeplab_jax.dry_run import gather, hardware
 from deeplab_jax.dry_run import text as text_lib
 from deeplab_jax.errors import ConfigError, DataError, ResourceError
+from deeplab_jax.train import main
 
 MIB = 2**20
 
@@ -125,13 +125,13 @@ def test_a_long_step_is_guessed(tiny, tmp_path, compile_quickly, monkeypatch):
 
 def test_hardware_is_for_a_dry_run(tmp_path):
     with pytest.raises(ConfigError, match="add --dry-run"):
-        train.main(["--config", "x.py", "--hardware", "h200"])
+        main(["--config", "x.py", "--hardware", "h200"])
 
 
 def test_a_dry_run_has_no_other_processes(repository):
     recipe = str(repository / "configs/voc_r50_os16.py")
     with pytest.raises(ConfigError, match="name the devices of all hosts with --hardware"):
-        train.main(["--config", recipe, "--dry-run", "--num-processes", "2"])
+        main(["--config", recipe, "--dry-run", "--num-processes", "2"])
 
 
 def test_samples_that_the_run_left_out_are_left_out(tiny, tmp_path):

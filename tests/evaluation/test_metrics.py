@@ -107,12 +107,16 @@ def test_scores_of_each_image_equal_a_plain_evaluator(drawn):
 
 def test_interval_is_that_of_images_drawn_one_by_one(drawn):
     _, areas = count(*drawn)
-    got = metrics.bootstrap_mean_iou(areas, resamples=4000, seed=1)
+    got, ends = metrics.bootstrap_iou(areas, resamples=4000, seed=1)
     rng = np.random.default_rng(99)
-    scores = []
+    scores, classes = [], []
     for _ in range(4000):
         chosen = rng.integers(0, 12, 12)
-        scores.append(np.nanmean(plain(drawn[0][chosen], drawn[1][chosen])["iou"]))
+        classes.append(plain(drawn[0][chosen], drawn[1][chosen])["iou"])
+        scores.append(np.nanmean(classes[-1]))
+    expected = np.percentile(np.array(classes)[:, :5], [2.5, 97.5], axis=0).T
+    np.testing.assert_allclose(ends[:5], expected, atol=6e-3)
+    assert np.isnan(ends[5]).all()  # a class that occurs nowhere
     assert (got.low, got.high) == pytest.approx(np.percentile(scores, [2.5, 97.5]), abs=4e-3)
     assert got.low < metrics.mean(metrics.iou(areas.sum(0))) < got.high
     assert got.level == 0.95
@@ -121,16 +125,28 @@ def test_interval_is_that_of_images_drawn_one_by_one(drawn):
 
 def test_interval_repeats_itself_and_knows_equal_images(drawn):
     _, areas = count(*drawn)
-    assert metrics.bootstrap_mean_iou(areas) == metrics.bootstrap_mean_iou(areas)
+    first, second = (metrics.bootstrap_iou(areas) for _ in range(2))
+    assert first[0] == second[0]
+    np.testing.assert_array_equal(first[1], second[1])
     equal = np.repeat(areas[:1], 9, 0)
-    low, high, *_ = metrics.bootstrap_mean_iou(equal)
+    (low, high, *_), ends = metrics.bootstrap_iou(equal)
     assert low == pytest.approx(high, rel=1e-14)
+    np.testing.assert_allclose(ends[:4, 0], ends[:4, 1], rtol=1e-14)
+
+
+def test_interval_of_a_class_in_one_image_is_undefined():
+    areas = np.array([[[5, 3], [9, 4], [9, 5]], [[7, 0], [7, 0], [8, 0]]])
+    interval, ends = metrics.bootstrap_iou(areas)
+    assert np.isfinite(interval[:2]).all()
+    assert np.isfinite(ends).tolist() == [[True, True], [False, False]]
 
 
 @pytest.mark.parametrize("number", [0, 1, 3])
 def test_interval_of_nothing_is_undefined(number):
-    low, high, *_ = metrics.bootstrap_mean_iou(np.zeros((number, 3, 2), np.int64))
+    (low, high, *_), ends = metrics.bootstrap_iou(np.zeros((number, 3, 2), np.int64))
     assert np.isnan([low, high]).all()
+    assert np.isnan(ends).all()
+    assert ends.shape == (2, 2)
 
 
 def test_iou_equals_the_development_kit_of_voc(drawn):

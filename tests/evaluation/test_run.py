@@ -68,3 +68,12 @@ def test_override_of_the_network_does_not_fit(saved_run, call):
     code, _, err = call("evaluate", "--checkpoint", saved_run.path, "--config.model.width=16")
     assert (code, err.count("\n")) == (4, 1)
     assert "does not fit" in err
+
+
+def test_public_function_returns_what_it_writes(saved_run, capsys):
+    (saved_run.path / "report.html").unlink(missing_ok=True)
+    got = deeplab_jax.evaluate(saved_run.path, step=3, overrides=["--config.eval.resize_base="])
+    assert got == json.loads((saved_run.path / "evaluation.json").read_text())
+    assert (got["step"], got["overrides"]) == (3, ["--config.eval.resize_base="])
+    assert f"mean IoU {100 * got['mean_iou']:.2f} %" in capsys.readouterr().out
+    assert not (saved_run.path / "report.html").exists()

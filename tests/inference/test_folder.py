@@ -55,10 +55,13 @@ def test_predict_writes_indices_with_a_palette_and_an_overlay_at_the_images_own_
 
 def test_predict_takes_a_folder(saved_run, call, tmp_path):
     validation = saved_run.root / "images" / "val"
-    code, *_ = call("predict", "--checkpoint", saved_run.path, validation, "--output", tmp_path)
-    assert code == 0
+    argv = ["--checkpoint", saved_run.path, validation, "--output", tmp_path]
+    assert call("predict", *argv, "--legend").code == 0
     names = [f"{image.stem}{end}" for image in saved_run.images for end in ENDS]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+    for image in saved_run.images:
+        overlay, size = Image.open(tmp_path / f"{image.stem}_overlay.jpg"), Image.open(image).size
+        assert (overlay.width, overlay.height > size[1]) == (240, True)  # with a legend
 
 
 def test_step_can_be_chosen(saved_run, model, tmp_path, call):
@@ -130,11 +133,15 @@ def test_every_file_tells_of_the_same_prediction(saved_run, model, predict_into,
         ("palete", "there is no format 'palete' - did you mean palette?"),
         ("palette,", "there is no format '' - use some of palette,overlay,probabilities,"),
         ("cityscapes", "--format=cityscapes: is for the 19 classes of cityscapes; this network "),
+        (
+            "palette --legend",
+            "--legend: is for the overlay, which --format leaves out - add overlay",
+        ),
         ("palette,ade", "--format=ade: is for the 150 classes of ade20k; this network has 4"),
     ],
 )
 def test_format_that_cannot_be(saved_run, predict_into, tmp_path, formats, what):
-    code, out, err = predict_into(saved_run.images[0], "--format", formats)
+    code, out, err = predict_into(saved_run.images[0], "--format", *formats.split(" "))
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert what in err
     assert not (tmp_path / "out").exists()

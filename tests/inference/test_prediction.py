@@ -1,5 +1,6 @@
 import errno
 import fnmatch
+import io
 import json
 import os
 
@@ -54,7 +55,7 @@ def predict(name="street", names=NAMES, palette=None, num_seen=None, **kwargs):
         "confidence": p.max(-1),
         "image": rng.integers(0, 256, (*SIZE, 3), np.uint8),
         "palette": colormap(len(names)) if palette is None else palette,
-        "probabilities": hand_out_of(p),
+        "stream": hand_out_of(p),
     }
     return Prediction(**(values | {"name": name, "class_names": names} | kwargs)), p
 
@@ -86,6 +87,14 @@ def test_overlay_mixes_image_and_colours(tmp_path):
     assert np.abs(got - (125, 75, 25)).max() <= 3  # JPEG is not exact
 
 
+def test_saved_overlay_has_a_legend_if_asked_for(tmp_path):
+    prediction, _ = predict()
+    (path, _) = prediction.save(tmp_path, ["overlay"], legend=True)
+    with Image.open(path) as got, prediction.overlay(legend=True) as expected:
+        assert got.size == expected.size
+        assert np.abs(np.asarray(got, int) - np.asarray(expected, int)).mean() < 10  # JPEG
+
+
 def test_numbers_of_classes_are_those_of_a_plain_count(tmp_path):
     source = {"checkpoint": "runs/a", "step": 7, "protocol": "whole image"}
     prediction, _ = predict(file="photos/street.jpg", source=source)
@@ -101,8 +110,9 @@ def test_numbers_of_classes_are_those_of_a_plain_count(tmp_path):
         mean = prediction.confidence[chosen].astype(np.float64).mean()
         np.testing.assert_allclose(entry["confidence"], mean, rtol=1e-12)
     assert got["classes"][-1] == {"name": NAMES[-1], "share": 0, "confidence": None}
-    np.testing.assert_allclose(prediction.shares.sum(), 1)
-    assert prediction.shares.tolist() == [entry["share"] for entry in got["classes"]]
+    np.testing.assert_allclose(sum(prediction.shares.values()), 1)
+    assert prediction.shares == {entry["name"]: entry["share"] for entry in got["classes"]}
+    assert list(prediction.shares) == list(NAMES)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -133,7 +143,7 @@ def test_probabilities_are_halves_whose_argmax_is_the_label(tmp_path):
     p[:20, :, 0] = p[:20, :, 1] = 0.3  # ties, which the first class would win
     labels = p.argmax(-1).astype(np.uint8)
     labels[:10] = 1  # as another rounding would have decided
-    prediction, _ = predict(labels=labels, probabilities=hand_out_of(p))
+    prediction, _ = predict(labels=labels, stream=hand_out_of(p))
     is_close = p.max(-1) - np.take_along_axis(p, labels[..., None].astype(int), -1)[..., 0] == 0
     (path, _) = prediction.save(tmp_path, ["probabilities"])
     assert path.name == "street_probabilities.npz"
@@ -146,10 +156,75 @@ def test_probabilities_are_halves_whose_argmax_is_the_label(tmp_path):
     assert error.max() <= 2**-10  # half a step of float16 by rounding, one more where it decides
 
 
+def test_probabilities_are_computed_once_and_decide_as_the_labels_do():
+    prediction, p = predict()
+    p[:20, :, 0] = p[:20, :, 1] = 0.3  # ties, which the first class would win
+    labels = p.argmax(-1).astype(np.uint8)
+    labels[:10] = 1  # as another rounding would have decided
+    calls = []
+
+    def stream(give):
+        calls.append(1)
+        hand_out_of(p)(give)
+
+    prediction, _ = predict(labels=labels, stream=stream)
+    got = prediction.probabilities
+    assert (got.dtype, got.shape) == (np.float32, (*SIZE, len(NAMES)))
+    np.testing.assert_array_equal(got.argmax(-1), labels)
+    is_tie = p.argmax(-1) != labels
+    np.testing.assert_array_equal(got[~is_tie], p[~is_tie])
+    assert prediction.probabilities is got
+    assert len(calls) == 1
+
+
+def test_overlay_of_any_weight():
+    flat = np.full((*SIZE, 3), (200, 100, 0), np.uint8)
+    prediction, _ = predict(image=flat)
+    assert (prediction.overlay().mode, prediction.overlay().size) == ("RGB", SIZE[::-1])
+    np.testing.assert_array_equal(prediction.overlay(alpha=0), flat)
+    colors = prediction.palette[prediction.labels]
+    np.testing.assert_array_equal(prediction.overlay(alpha=1), colors)
+    mean = (flat.astype(int) + colors) / 2
+    assert np.abs(np.asarray(prediction.overlay(), int) - mean).max() <= 0.5
+    with pytest.raises(ValueError, match=r"`alpha` must be from 0 to 1, got 2; 0\.5 shows both"):
+        prediction.overlay(alpha=2)
+
+
+def test_picture_of_the_labels_has_the_palette():
+    prediction, _ = predict()
+    picture = prediction.to_pil()
+    assert picture.mode == "P"
+    np.testing.assert_array_equal(picture, prediction.labels)
+    shown = np.asarray(picture.convert("RGB"))
+    np.testing.assert_array_equal(shown, prediction.palette[prediction.labels])
+
+
+def test_prediction_is_described_in_one_line():
+    labels = np.zeros((100, 100), np.uint8)
+    labels[:41], labels[41:61], labels[61], labels[62, :3] = 1, 2, 3, 4
+    values = {"labels": labels, "confidence": np.ones((100, 100), np.float32)}
+    names = ("road", "sky", "person, individual, someone, somebody", "a\nb", "car")
+    prediction, _ = predict(names=names, num_seen=5, **values)
+    text = "street 100x100: sky 41 %, road 38 %, person, individual, s... 20 %, 2 more"
+    assert repr(prediction) == f"Prediction({text})"
+    prediction, _ = predict(labels=labels * 0, confidence=values["confidence"], file="a/b.jpg")
+    assert repr(prediction) == "Prediction(b.jpg 100x100: road 100 %)"
+
+
+def test_notebook_shows_a_picture_of_bounded_size():
+    shape = (40, 3000)
+    values = {"labels": np.ones(shape, np.uint8), "confidence": np.ones(shape, np.float32)}
+    prediction, _ = predict(image=np.zeros((*shape, 3), np.uint8), **values)
+    with Image.open(io.BytesIO(prediction._repr_png_())) as picture:
+        assert (picture.format, picture.width) == ("PNG", 1024)
+
+
 def test_probabilities_that_are_not_to_be_had(tmp_path):
-    prediction, _ = predict(probabilities=None)
+    prediction, _ = predict(stream=None)
     with pytest.raises(ConfigError, match="this prediction has none"):
         prediction.save(tmp_path, ["probabilities"])
+    with pytest.raises(ConfigError, match="this prediction has none"):
+        _ = prediction.probabilities
     assert not list(tmp_path.iterdir())
 
 
@@ -229,7 +304,9 @@ def test_unknown_format():
         check_formats(["overlay", "palete"])
     with pytest.raises(ConfigError, match="no format '' - use some of palette,overlay,prob"):
         check_formats([])
-    assert check_formats(["ade", "overlay", "ade"]) == ("ade", "overlay")
+    assert check_formats(["ade", "overlay", "ade"], legend=True) == ("ade", "overlay")
+    with pytest.raises(ConfigError, match=r"--legend: is for the overlay, .* add overlay to"):
+        check_formats(["ade"], legend=True)
 
 
 def test_files_are_replaced_by_force_alone(tmp_path):

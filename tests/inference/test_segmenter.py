@@ -55,16 +55,62 @@ def test_array_gives_what_its_file_gives(saved_run, model, tmp_path):
         "street.json",
     ]
     assert (of_array.file, of_file.file) == (None, str(tmp_path / "street.png"))
-    np.testing.assert_array_equal(of_array.shares, of_file.shares)
+    assert of_array.shares == of_file.shares
 
 
 @pytest.mark.parametrize(
-    "image",
-    [np.zeros((8, 8, 3), np.float32), np.zeros((8, 8), np.uint8), np.zeros((8, 8, 4), "u1")],
+    "image", [np.zeros((8, 8, 3), np.float32), np.zeros((8, 8), bool), np.zeros((8, 8, 4), "u1")]
 )
 def test_other_arrays_are_refused(model, image):
-    with pytest.raises(ValueError, match=r"`image` must be uint8 .H, W, 3. RGB, got"):
+    with pytest.raises(
+        ValueError, match=r"`image` must be uint8 .H, W, 3. RGB or .H, W. grey, got"
+    ):
         model(image)
+
+
+def test_list_gives_a_list_in_order_whatever_it_holds(saved_run, model):
+    path, turned = saved_run.images[:2]
+    with Image.open(turned) as file:
+        upright = file.convert("RGB")
+    images = [str(path), np.asarray(upright), path, path.read_bytes(), upright.convert("L")]
+    got = model([*images, np.asarray(upright.convert("L"))])
+    single = [model(path), model(turned)]
+    for place, want in ((0, 0), (1, 1), (2, 0), (3, 0)):
+        np.testing.assert_array_equal(got[place].labels, single[want].labels)
+    np.testing.assert_array_equal(got[4].labels, got[5].labels)  # grey
+    assert [prediction.name for prediction in got] == [
+        path.stem, "image_1", path.stem, "image_3", "image_4", "image_5"
+    ]  # fmt: skip
+    assert repr(got[0]).startswith("Prediction(000.jpg 65x97: class_")
+    assert model((path,))[0].shares == single[0].shares
+
+
+def test_unusable_image_of_a_list_is_named(saved_run, model, tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"no")
+    path = saved_run.images[0]
+    with pytest.raises(DataError, match=r"broken\.jpg: looks like text"):
+        model([path, tmp_path / "broken.jpg"])
+    with pytest.raises(DataError, match=r"^images\[1\]: looks like text"):
+        model([path, b"no", b""])
+    with pytest.raises(DataError, match=r"^image: is an empty file"):
+        model(b"")
+    results = list(model.segment([path, b"no"]))
+    assert [type(result) for result in results] == [segmenter.Prediction, DataError]
+    with pytest.raises(
+        ValueError, match="must hold at least one image, got an empty list; add one"
+    ):
+        model([])
+    with pytest.raises(TypeError, match=r"^`images\[1\]` must be a path, .* got float"):
+        model([path, 0.5])
+
+
+def test_probabilities_decide_the_labels(saved_run, model):
+    prediction = model(saved_run.images[0])
+    probabilities = prediction.probabilities
+    assert (probabilities.dtype, probabilities.shape) == (np.float32, (65, 97, 4))
+    np.testing.assert_array_equal(probabilities.argmax(-1), prediction.labels)
+    np.testing.assert_allclose(probabilities.sum(-1), 1, rtol=1e-5)
+    np.testing.assert_allclose(probabilities.max(-1), prediction.confidence, rtol=1e-5)
 
 
 def test_backbone_is_no_segmentation_network(tmp_path):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from deeplab_jax.data.colors import safe_palette
 from deeplab_jax.report import page
 
 CANVAS = "document.querySelector('.sample canvas').toDataURL()"
@@ -48,10 +49,32 @@ def test_everything_is_reached_by_keyboard_and_shows_it(shown):
         if order[-1] == "BODY":
             break
         assert shown.js("getComputedStyle(document.activeElement).outlineStyle") != "none"
-    links = ["A"] * 6
+    links = ["A"] * 7
     pictures_ = ["layer", "0", "1", "2", "3", "safe", "0", "1", "2", "3", "4"]
-    assert order[:18] == [*links, "DIV", *pictures_]  # DIV: a table that may scroll
-    assert order[18:22] == ["DIV", "DIV", "DIV", "SUMMARY"]
+    assert order[:18] == [*links, *pictures_]
+    assert order[18:23] == ["DIV", "DIV", "DIV", "DIV", "SUMMARY"]  # DIV: a table that may scroll
+
+
+@pytest.mark.parametrize(("width", "is_wide"), [(1280, False), (390, True)])
+def test_table_of_classes_fills_the_page_and_says_that_it_scrolls(shown, width, is_wide):
+    shown.resize(width)
+    box = "document.querySelector('#classes .scroller')"
+    hint = "getComputedStyle(document.querySelector('#classes .hint')).display !== 'none'"
+    shown.wait(f"({hint}) === {str(is_wide).lower()}")
+    assert shown.js(f"{box}.scrollWidth > {box}.clientWidth") == is_wide
+    assert shown.js(f"{box}.querySelector('table').offsetWidth >= {box}.clientWidth")
+    texts = shown.js("[...document.querySelectorAll('.hint')].map(hint => hint.textContent)")
+    assert set(texts) == {"More columns: scroll sideways →"}
+
+
+def test_default_colours_need_no_switch(browser, content, tmp_path):
+    palette = safe_palette(len(content.palette))
+    (tmp_path / "report.html").write_text(page.build(content._replace(palette=palette)), "utf-8")
+    browser.problems.clear()
+    browser.open(tmp_path / "report.html")
+    browser.wait("document.body.dataset.ready === 'true'")
+    assert browser.js("document.getElementById('safe')") is None
+    assert browser.problems == []
 
 
 def test_class_is_isolated_by_click_and_by_keyboard(shown):

@@ -43,9 +43,20 @@ def test_without_a_checkpoint_the_report_has_no_pictures_and_says_so(call, evalu
     code, out, err = call("report", evaluated)
     assert (code, err) == (0, "")
     assert "0 pictures" in out
+    assert out.startswith(f"warning: no pictures: {evaluated}: ")
     text = parse((evaluated / "report.html").read_text("utf-8")).text
     assert f"No pictures: {evaluated}: " in text
     assert "Worst class" in text
+
+
+def test_page_with_pictures_is_not_replaced_by_one_without(call, evaluated):
+    (evaluated / "report.html").write_text("pictures")
+    code, out, err = call("report", evaluated)
+    assert (code, out, err.count("\n")) == (4, "", 1)
+    assert err.startswith(f"error: {evaluated}: ")
+    assert f"; {evaluated / 'report.html'} is kept, for a page without pictures name another" in err
+    assert (evaluated / "report.html").read_text() == "pictures"
+    assert call("report", evaluated, "--output", evaluated / "numbers.html")[0] == 0
 
 
 @pytest.mark.process("evaluates and draws twice; test_page.py builds pages in the first tier")
@@ -59,14 +70,18 @@ def test_evaluate_writes_the_report_and_report_writes_it_again(call, saved_run, 
     assert len(first.of("canvas")) == 3
     assert "Training loss" in first.text
     assert "score otherwise" not in first.text
-    assert "eval.resize_base(80, 64)" in first.text
+    assert "eval.resize_base80,64" in first.text
 
     assert call("report", run, "--output", run / "again.html")[0] == 0
     again = parse((run / "again.html").read_text("utf-8"))
     assert again.elements == first.elements  # predictions included
-    code, _, _ = call("report", run, "--config.data.root=nowhere")
-    assert code == 0
-    text = parse((run / "report.html").read_text("utf-8")).text
+    argv = ["report", run, "--config.data.root=nowhere"]
+    code, _, err = call(*argv)
+    assert (code, err.count("\n")) == (3, 1)
+    assert f"{run / 'report.html'} is kept" in err
+    assert parse((run / "report.html").read_text("utf-8")).elements == first.elements
+    assert call(*argv, "--output", run / "numbers.html")[0] == 0
+    text = parse((run / "numbers.html").read_text("utf-8")).text
     assert "No pictures: nowhere" in text
     assert "Training loss" in text
 
