@@ -174,8 +174,8 @@ def recipes(results: Results) -> str:
         rows.append([*cells, memory, describe(steps * time.low, steps * time.high)])
     text = "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
     return f"""{text}
-`python docs/write_hardware.py recipes`. Memory: the CUDA compiler's figures for one H200 ([hardware](hardware.md#gpus)).
-Hours, without evaluations: **not measured**; {time.basis}, one H200.
+`python docs/write_hardware.py recipes`. Memory: the CUDA compiler's figures for one H200
+([hardware](hardware.md#gpus)). Hours, without evaluations: **not measured**; {time.basis}, one H200.
 """
 
 

@@ -7,9 +7,9 @@ from deeplab_jax.dry_run.hardware import parse_hardware, peak_speed
 def test_a_guess_on_known_hardware_says_its_basis(narrow_config):
     config = narrow_config("model.dtype=bfloat16")
     time = hours.guess(989e12, config, parse_hardware("h200"))
-    assert (time.low, time.high) == pytest.approx((2.5, 10))
-    assert time.basis == "a guess: 10 % to 40 % of the peak, 989 TFLOP/s a device in bfloat16"
-    assert hours.guess(989e12, config, parse_hardware("h200:4")).low == pytest.approx(2.5 / 4)
+    assert (time.low, time.high) == pytest.approx((5, 20))
+    assert time.basis == "a guess: 5 % to 20 % of the peak, 989 TFLOP/s a device in bfloat16"
+    assert hours.guess(989e12, config, parse_hardware("h200:4")).low == pytest.approx(5 / 4)
 
 
 def test_full_products_on_a_tpu_take_six_passes():
