@@ -175,7 +175,7 @@ def recipes(results: Results) -> str:
     text = "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
     return f"""{text}
 `python docs/write_hardware.py recipes`. Memory: the CUDA compiler's figures for one H200
-([hardware](hardware.md#gpus)). Hours, without evaluations: **not measured**; {time.basis}, one H200.
+([hardware](hardware.md#gpus)). Hours on one, without evaluations: **not measured**; {time.basis}.
 """
 
 

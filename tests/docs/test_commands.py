@@ -56,8 +56,9 @@ ELSEWHERE = {
 
 def commands(page):
     """Returns the commands of a page: the lines of its blocks that are in no language."""
-    blocks = re.findall(r"^```\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
-    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    code = "".join(text for language, text in blocks if not language)
+    lines = code.replace("\\\n", " ").splitlines()
     lines = [re.sub(r"\s+#.*", "", re.sub(r"\s+", " ", line)) for line in lines]
     return [line for line in lines if line and line[0] != "#"]
 
