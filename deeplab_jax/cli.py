@@ -23,6 +23,9 @@ VERBS = {
     "predict": "segment images: masks, overlays, probabilities, submissions",
     "report": "write a page about an evaluation: classes, images, confusions, curves",
     "doctor": "check a data set before training, and propose a recipe",
+    "config fields": "every field of a recipe: default, unit, accepted values, meaning",
+    "config show": "a recipe's values, and where each comes from",
+    "config diff": "the fields in which two recipes or runs differ",
     "convert from-pytorch": "turn a file of PyTorch weights into a checkpoint",
     "convert to-pytorch": "write a checkpoint's weights as a file for PyTorch",
     "convert replay": "train on given batches, step by step as PyTorch would, to compare",
@@ -51,12 +54,14 @@ def _dispatch(argv: list[str]) -> None:
         close = difflib.get_close_matches(verb, VERBS, 1)
         fix = f"did you mean {close[0]}?" if close else f"use one of {', '.join(VERBS)}"
         raise ConfigError(f"deeplab {verb}", "there is no such verb", fix)
-    import_module(module_of(verb)).main(rest)
+    import_module(module_of(verb)).main(argv[1:] if verb.startswith("config ") else rest)
 
 
 def module_of(verb: str) -> str:
     """Returns the name of the module whose `main` runs a verb."""
     package, _, name = verb.rpartition(" ")
+    if package == "config":  # one module for all of its verbs
+        return "deeplab_jax.config.__main__"
     module = f"{package or 'deeplab_jax'}.{name.replace('-', '_')}"
     return f"{module}.__main__" if name in _ROOMS else module
 
@@ -118,6 +123,7 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+        self._first = ""  # of the arguments, if it is no flag
 
     def parse(self, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         """Returns (arguments, the `--config.x=y` among them as written).
@@ -127,18 +133,25 @@ class Parser(argparse.ArgumentParser):
         """
         argv = _join_overrides(argv)
         flags = [flag for action in self._actions for flag in action.option_strings]
-        for name in (a.split("=")[0] for a in argv if a.startswith("--")):
+        for argument, following in zip(argv, [*argv[1:], ""], strict=True):
             # Before argparse, which would first report the required flag that was misspelt.
-            if name not in flags and not name.startswith("--config."):
-                close = difflib.get_close_matches(name, flags, 1, 0.7)
-                fix = f"did you mean {close[0]}?" if close else f"see {self.prog} --help"
-                raise ConfigError(name, "there is no such argument", fix)
+            name, _, value = argument.partition("=")
+            if name.startswith("--") and name not in flags and not name.startswith("--config."):
+                value = value or ("" if following.startswith("-") else following)
+                from deeplab_jax.config.flags import unknown_flag
+
+                raise unknown_flag(name, value, self.prog, flags)
+        self._first = argv[0] if argv and not argv[0].startswith("-") else ""
         overrides = [a for a in argv if a.startswith("--config.")]
         return self.parse_args([a for a in argv if not a.startswith("--config.")]), overrides
 
     def error(self, message: str) -> NoReturn:
         """Raises instead of printing the usage and exiting."""
-        raise ConfigError(self.prog, message, f"see {self.prog} --help")
+        fix = f"see {self.prog} --help"
+        wanted = [a for a in self._actions if a.required or "--data" in a.option_strings]
+        if self._first and wanted and wanted[0].option_strings:
+            fix = f"did you mean {wanted[0].option_strings[0]} {self._first}?"
+        raise ConfigError(self.prog, message, fix)
 
 
 def _join_overrides(argv: Sequence[str]) -> list[str]:

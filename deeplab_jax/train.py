@@ -5,6 +5,7 @@
 The loop itself is `deeplab_jax.training.loop.train`.
 """
 
+import re
 from typing import TYPE_CHECKING
 
 from deeplab_jax import cli
@@ -20,6 +21,10 @@ _EXAMPLES = """\
   deeplab train --config configs/voc_r50_os16.py --config.init.backbone=none --config.seed=1
   deeplab train --config configs/ade20k_r50_os16.py --dry-run --hardware v5e:4x4
 The same command again continues where the run stopped."""
+_FIELDS = "often changed, here with the template's values; all fields: deeplab config fields"
+_OFTEN = ("data.root", "model.num_classes", "init.backbone", "data.crop_size", "data.num_workers",
+          "train.batch_size", "train.gradient_accumulation", "train.epochs", "train.lr",
+          "eval.every_epochs")  # fmt: skip
 
 
 def main(argv: list[str]) -> None:
@@ -28,7 +33,14 @@ def main(argv: list[str]) -> None:
     Raises:
       DeepLabError: see `deeplab_jax.errors`; `cli.run` prints it.
     """
-    parser = cli.Parser("train", _EXAMPLES)
+    from deeplab_jax.config.catalogue import rows
+
+    often = [row for name in _OFTEN for row in rows() if row.name == name]
+    text = "".join(
+        f"\n  {f'--config.{row.name}={row.default}':40}{re.split('[;:]', row.text)[0]}"
+        for row in often
+    )
+    parser = cli.Parser("train", f"{_EXAMPLES}\n\n{_FIELDS}{text}")
     text = "recipe: a file as in configs/, or a row of the table such as ade20k_r50_os16"
     parser.add_argument("--config", metavar="RECIPE", required=True, help=text)
     parser.add_argument("--workdir", metavar="DIR", help="default: runs/<name of the recipe>")

@@ -44,7 +44,7 @@ def run(call):
         ),
         (["train", "--config", RECIPE, "--workdri=x"], "did you mean --workdir?"),
         (["train", "--workdri=x"], "did you mean --workdir?"),
-        (["train", "--config", RECIPE, "--steps=3"], "see deeplab train --help"),
+        (["train", "--config", RECIPE, "--steps=3"], "did you mean --config.train.steps=3?"),
         (["train", "--config", RECIPE, "more"], "unrecognized arguments: more"),
         (["train", "--conf", RECIPE], "did you mean --config?"),
         (["train"], "arguments are required: --config"),
