@@ -56,26 +56,29 @@ def main(argv: list[str]) -> None:
     args, overrides = parser.parse(argv)
     check_progress_flags(args)
     check_named(args.output)
+    from convert.pth import check_file
+    from deeplab_jax.config.recipe import load_recipe
+
     if os.path.lexists(args.output):
         fix = "choose another --output, or remove this one"
         raise CheckpointError(args.output, "exists already", fix)
+    config = load_recipe(args.config, overrides) if args.config else None
+    check_file(args.checkpoint)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # leave the accelerator to whoever trains on it
     from convert.dialects import MisfitError
 
     try:
-        _convert(args, overrides)
+        _convert(args, overrides, config)
     except MisfitError as error:
         print(error.table, file=sys.stderr, flush=True)
         raise
 
 
-def _convert(args: argparse.Namespace, overrides: list[str]) -> None:
+def _convert(args: argparse.Namespace, overrides: list[str], config: "Config | None") -> None:
     from convert.momentum import read_progress, run_items
     from convert.source import read_source
     from deeplab_jax.checkpoint import Info
-    from deeplab_jax.config.recipe import load_recipe
 
-    config = load_recipe(args.config, overrides) if args.config else None
     _refuse_duplicates(args, overrides)
     source = read_source(args.checkpoint, args.optimizer)
     if config is None:

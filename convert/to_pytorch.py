@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from deeplab_jax import cli
 from deeplab_jax.errors import CheckpointError, ConfigError, check_writable
+from deeplab_jax.utils import steps
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,6 +44,7 @@ def main(argv: list[str]) -> None:
     if overrides:
         raise ConfigError(overrides[0], "there is no such argument", f"see {parser.prog} --help")
     check_output(args.output, args.optimizer)
+    steps.check(args.checkpoint, args.step)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # leave the accelerator to whoever trains on it
     from convert.keymap import describe
     from convert.momentum import to_optimizer

@@ -133,7 +133,7 @@ class Parser(argparse.ArgumentParser):
         """
         argv = _join_overrides(argv)
         flags = [flag for action in self._actions for flag in action.option_strings]
-        for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+        for argument, following in zip(argv, [*argv[1:], ""], strict=False):
             # Before argparse, which would first report the required flag that was misspelt.
             name, _, value = argument.partition("=")
             if name.startswith("--") and name not in flags and not name.startswith("--config."):

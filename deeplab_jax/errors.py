@@ -90,11 +90,28 @@ def as_resource_error(error: Exception) -> ResourceError | None:
     if isinstance(error, MemoryError):
         fix = "lower config.train.batch_size or config.data.crop_size"
         return ResourceError("memory", f"is exhausted ({error})", fix)
+    if _is_of_backend(error):
+        platforms = os.environ.get("JAX_PLATFORMS", "")
+        what = "JAX finds no such device here, or cannot use it"
+        fix = "unset JAX_PLATFORMS"
+        for extra, names in (("gpu", ("cuda", "gpu")), ("tpu", ("tpu",))):
+            if set(names) & set(platforms.split(",")):
+                fix += f', or install its support: pip install -e ".[{extra}]"'
+        return ResourceError(f"JAX_PLATFORMS={platforms}", what, fix)
     if "RESOURCE_EXHAUSTED" in str(error):
         cause = str(error).split("RESOURCE_EXHAUSTED:")[-1].split("\n")[0].strip()
         fix = "use fewer pixels at once; `deeplab train --dry-run` says what lowers the need"
         return ResourceError("device", f"out of memory ({cause})", fix)
     return None
+
+
+def _is_of_backend(error: BaseException) -> bool:
+    """Tells whether JAX raised an error while it looked for the devices of JAX_PLATFORMS."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    is_there = trace is not None and trace.tb_frame.f_code.co_filename.endswith("xla_bridge.py")
+    return is_there and "JAX_PLATFORMS" in os.environ
 
 
 def root_cause(error: BaseException) -> BaseException:

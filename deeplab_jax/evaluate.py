@@ -9,6 +9,7 @@ from pathlib import Path
 
 from deeplab_jax import cli
 from deeplab_jax.distributed import cluster
+from deeplab_jax.utils import steps
 
 _EXAMPLES = """\
   deeplab evaluate --checkpoint runs/camvid_r50_os16
@@ -30,6 +31,8 @@ def main(argv: list[str]) -> None:
     cluster.add_arguments(parser)
     args, overrides = parser.parse(argv)
     json_file = Path(args.json) if args.json else None
+    if cluster.is_alone(args.coordinator, args.num_processes, args.process_id):
+        steps.check(args.checkpoint, args.step)  # before JAX loads
     cluster.initialize(args.coordinator, args.num_processes, args.process_id)
     from deeplab_jax.evaluation.run import evaluate_checkpoint
     from deeplab_jax.report.write import write_evaluated

@@ -8,6 +8,7 @@ None loads JAX.
 """
 
 import shutil
+import sys
 import textwrap
 from collections.abc import Sequence
 from typing import Any
@@ -100,4 +101,4 @@ def _shown(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.main(["config", *sys.argv[1:]])

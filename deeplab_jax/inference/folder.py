@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from deeplab_jax.data.images import read_size
 from deeplab_jax.errors import DataError, ResourceError
 from deeplab_jax.inference import prediction
+from deeplab_jax.utils import steps
 from deeplab_jax.utils.progress import counting
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def predict_files(
     broken = _check_headers(images)
     usable = {image: name for image, name in images.items() if image not in broken}
     if usable:
+        steps.check(checkpoint, step)  # before JAX loads
         from deeplab_jax.inference.segmenter import load
 
         model = load(checkpoint, step, overrides)

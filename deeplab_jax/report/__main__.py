@@ -5,10 +5,12 @@
 `evaluate` writes it too. The page, `report.html`, loads no other file.
 """
 
+import shlex
 from pathlib import Path
 
 from deeplab_jax import cli
 from deeplab_jax.errors import ConfigError, check_writable
+from deeplab_jax.utils import steps
 
 _EXAMPLES = """\
   deeplab report runs/camvid_r50_os16
@@ -30,7 +32,8 @@ def main(argv: list[str]) -> None:
     folder = Path(args.checkpoint)
     numbers = folder / "evaluation.json"
     if not numbers.is_file():
-        fix = f"run deeplab evaluate --checkpoint {folder} first"
+        steps.check(folder)
+        fix = f"make one: deeplab evaluate --checkpoint {shlex.quote(args.checkpoint)}"
         raise ConfigError(str(numbers), "there is no evaluation to report", fix)
     output = Path(args.output or folder / "report.html")
     check_writable(output, "--output")
