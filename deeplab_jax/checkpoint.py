@@ -25,7 +25,14 @@ from orbax.checkpoint import v1 as ocp
 
 from deeplab_jax import config as config_lib
 from deeplab_jax.distributed import cluster, hosts
-from deeplab_jax.errors import CheckpointError, ResourceError, describe_cause, root_cause, shorten
+from deeplab_jax.errors import (
+    CheckpointError,
+    ResourceError,
+    describe_cause,
+    missing_backend,
+    root_cause,
+    shorten,
+)
 from deeplab_jax.utils.steps import (
     ACCEPTED,
     check,
@@ -316,6 +323,20 @@ def misfits(
         return differences(_saved_items(where, abstract), abstract, allow_cast)
 
 
+def read_shapes(
+    path: str | os.PathLike, step: int | str, names: Iterable[str]
+) -> dict[str, PyTree]:
+    """Returns the named items of a step as trees of shapes and types; reads no array.
+
+    Raises:
+      CheckpointError: the checkpoint is damaged.
+      ResourceError: a permission is missing.
+    """
+    where = step_path(path, find_step(path, step))
+    with _reading(where):
+        return _saved_items(where, names)
+
+
 def read_arrays(
     path: str | os.PathLike, step: int | str, names: Iterable[str]
 ) -> dict[str, PyTree]:
@@ -343,6 +364,8 @@ def _reading(where: Path) -> Iterator[None]:
         fix = "free memory, or make the files readable"
         raise ResourceError(str(where), f"cannot be read: {describe_cause(error)}", fix) from error
     except Exception as error:
+        if (missing := missing_backend(error)) is not None:
+            raise missing from error
         what = f"cannot be restored: {describe_cause(error)}"
         raise CheckpointError(str(where), what, "use another step or a copy") from error
 

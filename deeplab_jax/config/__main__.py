@@ -34,7 +34,9 @@ def main(argv: list[str]) -> None:
 
 
 def _fields(argv: Sequence[str]) -> None:
-    examples = "  deeplab config fields\n  deeplab config fields batch\n  deeplab config fields eval."
+    examples = (
+        "  deeplab config fields\n  deeplab config fields batch\n  deeplab config fields eval."
+    )
     parser = cli.Parser("config fields", examples)
     text = "only fields about it: in their names, what other tools call them, or their sentences"
     parser.add_argument("word", metavar="WORD", nargs="?", default="", help=text)

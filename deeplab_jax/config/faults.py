@@ -32,7 +32,9 @@ def explain(error: Exception, file: Path) -> ConfigError:
         return ConfigError(f"{where}: {found.where}", found.what, found.fix)
     text = error.msg if isinstance(error, SyntaxError) else str(error)
     text = clip((text.splitlines() or [""])[0])
-    return ConfigError(where, f"fails with {type(error).__name__}: {text}", f"correct it; {DEFINES}")
+    return ConfigError(
+        where, f"fails with {type(error).__name__}: {text}", f"correct it; {DEFINES}"
+    )
 
 
 def _frames(error: BaseException) -> Iterator[tuple[FrameType, int]]:

@@ -144,9 +144,12 @@ class ModelConfig:
         "dilations of the three separable ASPP branches; the fourth is a 1x1 convolution",
         _integers(3),
     )
-    stem: str = _field("deep", "first layer: three 3x3 convolutions (deep), or one 7x7", _one_of("deep", "7x7"))
+    stem: str = _field(
+        "deep", "first layer: three 3x3 convolutions (deep), or one 7x7", _one_of("deep", "7x7")
+    )
     multi_grid: tuple[int, ...] = _field(
-        (), "dilations of the last layer's blocks in place of its own; empty: its own",
+        (),
+        "dilations of the last layer's blocks in place of its own; empty: its own",
         Accepted("3 positive integers (2 at depth 18), or empty"),
     )
     width: int = _field(64, "channels of the first stage; later stages double it", _WIDTH)
@@ -159,9 +162,7 @@ class ModelConfig:
     dtype: str = _field(
         "float32", "type of the activations", _one_of("float32", "bfloat16", "float64")
     )
-    freeze_batch_norm: bool = _field(
-        False, "train with the running statistics, fixed", _BOOLEAN
-    )
+    freeze_batch_norm: bool = _field(False, "train with the running statistics, fixed", _BOOLEAN)
     remat: tuple[int, ...] = _field(
         (),
         "stages of the backbone whose activations are computed again in the backward pass instead"
@@ -298,9 +299,7 @@ class TrainConfig:
         0, "length of the run in optimiser steps; 0: by epochs", _from(0), unit="steps"
     )
     lr: float = _field(0.01, "learning rate at the first step", _positive("a positive rate"))
-    min_lr: float = _field(
-        1e-4, "learning rate where the schedule ends", Accepted("0 to train.lr")
-    )
+    min_lr: float = _field(1e-4, "learning rate where the schedule ends", Accepted("0 to train.lr"))
     poly_power: float = _field(0.9, "power of the poly schedule", _positive("a positive number"))
     momentum: float = _field(0.9, "momentum of SGD", _fraction("momentum"))
     weight_decay: float = _field(5e-4, "weight decay, on every parameter", _from(0))
@@ -405,9 +404,7 @@ class Config:
         Accepted("a name"),
         is_free=True,
     )
-    seed: int = _field(
-        0, "seed of initial weights, order of samples, augmentation, dropout", _SEED
-    )
+    seed: int = _field(0, "seed of initial weights, order of samples, augmentation, dropout", _SEED)
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()

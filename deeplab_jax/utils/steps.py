@@ -97,7 +97,9 @@ def _near(path: Path) -> Path | None:
     """Returns the checkpoint directory beside a missing one with the most similar name."""
     if not path.parent.is_dir():
         return None
-    names = [entry.name for entry, _ in zip(path.parent.iterdir(), range(_MAX_ENTRIES), strict=False)]
+    names = [
+        entry.name for entry, _ in zip(path.parent.iterdir(), range(_MAX_ENTRIES), strict=False)
+    ]
     for name in difflib.get_close_matches(path.name, names, 3, 0.5):
         if folder_of(path.with_name(name)).is_dir():
             return path.with_name(name)
