@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from deeplab_jax.config import Config
 
 _STRUCTURE = ("output_stride", "atrous_rates", "multi_grid")  # what weights do not show
+_BACKBONE = "--config.init.backbone"
 _EXAMPLES = """\
   deeplab convert from-pytorch --checkpoint resnet50_v1c-2cccc1ad.pth --output weights/r50_v1c
   deeplab convert from-pytorch --checkpoint deeplabv3plus_resnet50os16_voc.pth \\
@@ -98,9 +99,27 @@ def _convert(args: argparse.Namespace, overrides: list[str], config: "Config | N
     save(args.output, items, info)
     print("\n".join(summary(source, config, info)))
     if args.optimizer:
-        step = f"continues with `deeplab train --config {args.config} --workdir {args.output}`"
-        print(f"momentum converted; step {info.step}: {step}")
-    print(f"written: {args.output}")
+        print(f"momentum converted; step {info.step}")
+        cli.finish(args.output, "train", "--config", args.config, "--workdir", args.output)
+    elif source.structure.is_backbone:
+        cli.finish(args.output, "train", *backbone_flags(source), f"{_BACKBONE}={args.output}")
+    elif args.config and os.path.isdir(config.data.root):
+        cli.finish(args.output, "evaluate", "--checkpoint", args.output)
+    else:
+        command = ("predict", "--checkpoint", args.output, "IMAGES", "--output", "out")
+        cli.finish(args.output, *command)
+
+
+def backbone_flags(source: "PyTorchFile") -> list[str]:
+    """Returns the flags of `deeplab train` for a recipe whose network has the file's backbone."""
+    from deeplab_jax.config import get_config
+
+    depth = source.structure.depth
+    name = f"voc_r{101 if depth == 101 else 50}_os16"
+    own = get_config("voc", 101 if depth == 101 else 50).model
+    flags = [f"--config.model.{key}={value}" for key, value in source.structure.model.items()
+             if value != own[key]]  # fmt: skip
+    return ["--config", name, *flags]
 
 
 def _integers(text: str) -> tuple[int, ...]:
@@ -173,7 +192,7 @@ def infer_config(source: "PyTorchFile", args: argparse.Namespace, overrides: lis
 
     if args.output_stride is None and not source.structure.is_backbone:
         what = "is missing: the weights do not show it, and there is no --config that says it"
-        fix = "give 8 or 16, as in training (d8, os8 and the like in the file's name)"
+        fix = "give --output-stride 16, or 8, as in training (d8, os8 and the like in the name)"
         raise ConfigError("--output-stride", what, fix)
     template = get_config("folder", source.structure.depth, args.output_stride or 16)
     template.name = Path(source.path).stem

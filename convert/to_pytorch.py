@@ -72,7 +72,12 @@ def main(argv: list[str]) -> None:
         lr = optimizer["param_groups"][0]["lr"]
         note = "" if total is not None else " of the first step: the schedule's end is not known"
         print(f"momentum converted; iteration {info.step}, lr {lr:.6g}{note}")
-    print(f"written: {args.output} ({len(tensors)} tensors)")
+    level = {"sssegmentation": '["model"]', "mmsegmentation": '["state_dict"]'}.get(dialect, "")
+    load = f"torch.load({args.output!r}){level}"
+    if args.output.endswith(".safetensors"):
+        load = f"safetensors.torch.load_file({args.output!r})"
+    print(f"{len(tensors)} tensors; in PyTorch: {load}")
+    cli.finish(args.output)
 
 
 def check_output(path: str, with_optimizer: bool = False) -> None:

@@ -6,16 +6,20 @@ Importing this loads no JAX. A verb's module parses its arguments before it impo
 import argparse
 import difflib
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from deeplab_jax import __version__
 from deeplab_jax.distributed import cluster
-from deeplab_jax.errors import ConfigError, DeepLabError, Interrupted, as_resource_error
+from deeplab_jax.errors import ConfigError, DataError, DeepLabError, Interrupted, as_resource_error
 from deeplab_jax.utils.progress import discard
+
+if TYPE_CHECKING:
+    from deeplab_jax.config import Config
 
 VERBS = {
     "train": "train a recipe, or continue an interrupted run",
@@ -30,6 +34,7 @@ VERBS = {
     "convert to-pytorch": "write a checkpoint's weights as a file for PyTorch",
     "convert replay": "train on given batches, step by step as PyTorch would, to compare",
 }
+_OF_DATA = ("--config.data.", "--config.model.num_classes=")  # what the doctor looks at
 _ROOMS = ("doctor", "report")  # verbs that are folders; their `main` is in `__main__`
 
 
@@ -110,6 +115,26 @@ def _tell(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
     except BrokenPipeError:  # after Ctrl-C in `... 2>&1 | tee log`, which ends both
         discard(sys.stderr)
+
+
+def finish(results: str | os.PathLike | None, *following: str | os.PathLike) -> None:
+    """Prints where a verb's results are, and the next command's words, where there are any."""
+    if results is not None:
+        print(f"results: {shlex.quote(str(results))}")
+    if following:
+        print(f"next: {shlex.join(['deeplab', *map(str, following)])}", flush=True)
+
+
+def with_doctor(
+    error: DataError, config: "Config", recipe: str, overrides: Sequence[str]
+) -> DataError:
+    """Returns an error of a run's data that also names the command that shows all faults."""
+    is_told = any(text in error.fix for text in ("deeplab doctor", "--config.data."))
+    if is_told or not os.path.isdir(config.data.root):
+        return error  # the fault is not in the files
+    kept = [text for text in overrides if text.startswith(_OF_DATA)]
+    command = shlex.join(["deeplab", "doctor", "--config", recipe, *kept])
+    return DataError(error.where, error.what, f"{error.fix}; see all: {command}")
 
 
 class Parser(argparse.ArgumentParser):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from deeplab_jax import cli
 from deeplab_jax.distributed import cluster
-from deeplab_jax.errors import ConfigError, ResourceError
+from deeplab_jax.errors import ConfigError, DataError, ResourceError
 from deeplab_jax.utils import steps
 
 if TYPE_CHECKING:
@@ -74,7 +74,10 @@ def main(argv: list[str]) -> None:
         if args.coordinator is not None or args.num_processes is not None:
             fix = "name the devices of all hosts with --hardware"
             raise ConfigError("--coordinator", "a dry run is one process", fix)
-        _dry_run(config, workdir, args.hardware)
+        try:
+            _dry_run(config, workdir, args.hardware)
+        except DataError as error:
+            raise cli.with_doctor(error, config, args.config, overrides) from error
         return
     if cluster.is_alone(args.coordinator, args.num_processes, args.process_id):
         _check_paths(config, workdir)  # before JAX loads
@@ -83,7 +86,11 @@ def main(argv: list[str]) -> None:
     from deeplab_jax.utils import compile_cache
 
     compile_cache.enable()
-    train(config, workdir)
+    try:
+        train(config, workdir)
+    except DataError as error:
+        raise cli.with_doctor(error, config, args.config, overrides) from error
+    cli.finish(workdir, "evaluate", "--checkpoint", workdir)
 
 
 def _check_paths(config: "Config", workdir: str) -> None:

@@ -74,13 +74,10 @@ _COMMON = {
 }
 _MEANINGS = {word: key for key, words in _COMMON.items() for word in words.split()}
 # What other tools have and this one does not; a similar field would mislead.
-_ABSENT = frozenset(
-    "activation augment augmentation class_weight class_weights clip clip_grad device devices ema"
-    " gpu gpus grad_clip label_smoothing loss lr_scheduler mean optimizer patience schedule"
-    " scheduler std sync_bn tpu warmup warmup_epochs warmup_iters warmup_steps".split()
-)
-# Words that say nothing about which field is meant.
-_EMPTY = frozenset("a an and as at by each for from in is its of on or the to with config".split())
+_ABSENT = """activation augment augmentation class_weight class_weights clip clip_grad device devices
+ ema gpu gpus grad_clip label_smoothing loss lr_scheduler mean optimizer patience schedule scheduler
+ std sync_bn tpu warmup warmup_epochs warmup_iters warmup_steps"""
+_FILLERS = "a an and as at by each for from in is its of on or the to with config"
 
 
 class Row(NamedTuple):
@@ -137,7 +134,7 @@ def suggest(name: str, known: Iterable[str] = ()) -> str | None:
         return found
     wanted = normalized(name)
     leaf = wanted.rpartition(".")[2]
-    if leaf in _ABSENT:
+    if leaf in _ABSENT.split():
         return None
     if found := _by_words(wanted, names):
         return found
@@ -192,4 +189,4 @@ def _by_words(wanted: str, names: Iterable[str]) -> str | None:
 
 
 def _words(text: str) -> set[str]:
-    return {word.rstrip("s") for word in re.findall(r"[a-z]+", text.lower())} - _EMPTY
+    return {word.rstrip("s") for word in re.findall(r"[a-z]+", text.lower())} - {*_FILLERS.split()}

@@ -9,12 +9,10 @@ from deeplab_jax.config.recipe import parse_value
 from deeplab_jax.config.schema import fields
 from deeplab_jax.errors import ConfigError
 
-_DEVICES = frozenset(
-    "accelerator cpu cuda device device_id device_ids devices gpu gpu_id gpu_ids gpus n_gpu ngpu"
-    " num_gpus platform tpu tpus".split()
-)
-_RESUME = frozenset("auto_resume continue resume resume_from restart".split())
-_IMAGES = frozenset("file files folder image images img imgs input inputs source".split())
+_DEVICES = """accelerator cpu cuda device device_id device_ids devices gpu gpu_id gpu_ids gpus n_gpu
+ ngpu num_gpus platform tpu tpus"""
+_RESUME = "auto_resume continue resume resume_from restart"
+_IMAGES = "file files folder image images img imgs input inputs source"
 # Verbs that a network is given to, and the fields that they read.
 _READERS = ("deeplab evaluate", "deeplab predict", "deeplab report")
 _READ = ("data.", "eval.", "model.dtype")
@@ -47,14 +45,14 @@ def unknown_flag(name: str, value: str, prog: str, flags: Collection[str]) -> Co
       flags: the verb's own flags; "--config.x" among them where it takes fields.
     """
     word, what = normalized(name), "there is no such argument"
-    if word in _DEVICES:
+    if word in _DEVICES.split():
         what += ": devices are found automatically"
         fix = "leave it out; CUDA_VISIBLE_DEVICES=0 or JAX_PLATFORMS=cpu before the command"
         return ConfigError(name, what, f"{fix} restricts them")
-    if word in _RESUME and "--workdir" in flags:
+    if word in _RESUME.split() and "--workdir" in flags:
         fix = "leave it out: the same command with the same --workdir continues the run"
         return ConfigError(name, what, fix)
-    if word in _IMAGES and prog == "deeplab predict":
+    if word in _IMAGES.split() and prog == "deeplab predict":
         fix = f"name images without a flag: {prog} --checkpoint DIR {value or 'IMAGE'} --output out"
         return ConfigError(name, what, fix)
     if prog == "deeplab report" and word in f"checkpoint {_FLAGS['--checkpoint']}".split():

@@ -36,8 +36,13 @@ def main(argv: list[str]) -> None:
 
     if args.config:
         run(args.config, overrides, args.json)
+        cli.finish(args.json, "train", "--config", args.config, *overrides)
+        return
+    run(args.data, None, args.json, args.write_config, args.val_fraction, args.seed)
+    if args.write_config:
+        cli.finish(args.write_config, "train", "--config", args.write_config)
     else:
-        run(args.data, None, args.json, args.write_config, args.val_fraction, args.seed)
+        cli.finish(args.json, "doctor", "--data", args.data, "--write-config", "mine.py")
 
 
 def _check_arguments(args: argparse.Namespace, overrides: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""What the shapes of parameters say about their network, for messages about weights that do not fit.
+"""What the shapes of parameters say about their network, to explain weights that do not fit.
 
 Output stride, atrous rates and multi-grid leave no trace in parameters.
 """

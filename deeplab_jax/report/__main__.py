@@ -40,6 +40,7 @@ def main(argv: list[str]) -> None:
     from deeplab_jax.report.write import write_again
 
     write_again(folder, output, overrides)
+    cli.finish(output, "predict", "--checkpoint", args.checkpoint, "IMAGES", "--output", "out")
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def test_override_that_cannot_be_used_is_refused(text, message):
         (
             "def get_config():\n    c = config.get_config('voc')\n    c.train.lrr = 1\n    "
             "return c",
-            "mine.py, line 4: config.train.lrr: there is no such field - did you mean config.train.lr?",
+            "mine.py, line 4: config.train.lrr: there is no such field - did you mean config.train",
         ),
         (
             "def get_config():\n    c = config.get_config('voc')\n    c.seed = 'x'\n    return c",
