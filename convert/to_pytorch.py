@@ -44,13 +44,13 @@ def main(argv: list[str]) -> None:
     if overrides:
         raise ConfigError(overrides[0], "there is no such argument", f"see {parser.prog} --help")
     check_output(args.output, args.optimizer)
+    check_dialect(args.dialect)
     steps.check(args.checkpoint, args.step)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # leave the accelerator to whoever trains on it
     from convert.keymap import describe
     from convert.momentum import to_optimizer
     from deeplab_jax import checkpoint
 
-    check_dialect(args.dialect)
     info = checkpoint.read_info(args.checkpoint, args.step)
     names = ["params", "batch_stats"]
     if args.optimizer:
@@ -102,9 +102,11 @@ def check_named(path: str) -> None:
 
 def check_dialect(name: str | None) -> None:
     """Refuses a dialect that does not exist."""
+    if name is None:
+        return
     from convert.keymap import DIALECTS
 
-    if name is not None and name not in DIALECTS:
+    if name not in DIALECTS:
         close = difflib.get_close_matches(name, DIALECTS, 1, 0.5)
         fix = f"did you mean {close[0]}?" if close else f"use one of {', '.join(DIALECTS)}"
         raise ConfigError("--dialect", f"{name!r} is not known", fix)

@@ -74,9 +74,9 @@ _COMMON = {
 }
 _MEANINGS = {word: key for key, words in _COMMON.items() for word in words.split()}
 # What other tools have and this one does not; a similar field would mislead.
-_ABSENT = """activation augment augmentation class_weight class_weights clip clip_grad device devices
- ema gpu gpus grad_clip label_smoothing loss lr_scheduler mean optimizer patience schedule scheduler
- std sync_bn tpu warmup warmup_epochs warmup_iters warmup_steps"""
+_ABSENT = """activation augment augmentation class_weight class_weights clip clip_grad device
+ devices ema gpu gpus grad_clip label_smoothing loss lr_scheduler mean optimizer patience schedule
+ scheduler std sync_bn tpu warmup warmup_epochs warmup_iters warmup_steps"""
 _FILLERS = "a an and as at by each for from in is its of on or the to with config"
 
 

@@ -130,3 +130,40 @@ def test_file_that_is_not_python_is_no_recipe(tmp_path):
     (tmp_path / "recipe.yaml").write_text("a: 1")
     with pytest.raises(ConfigError, match="is not a Python file"):
         load_recipe(str(tmp_path / "recipe.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("c.train.learning_rate = 1", "config.train.learning_rate: there is no such field - did you"
+         " mean config.train.lr?"),
+        ("c.train.update(lrr=1)", "config.train.lrr: there is no such field"),
+        ("t = c.log; t.every = 1", "config.log.every: there is no such field"),
+        ("c.optimizer.lr = 1", "config.optimizer.lr: there is no such field - did you mean"
+         " config.train.lr?"),
+        ("c.train = 3", "config.train: is a group of fields, not a value"),
+        ("c.train.epochs = 2.5", "config.train.epochs: must be a whole number (1 or more)"),
+        ("1 / 0", "fails with ZeroDivisionError: division by zero - correct it"),
+        ("x = [1", "fails with SyntaxError: "),
+    ],
+)  # fmt: skip
+def test_wrong_line_of_a_recipe_is_told_with_its_number(write, line, message):
+    path = write(f"def get_config():\n    c = config.get_config('voc')\n    {line}\n    return c\n")
+    with pytest.raises(ConfigError, match=re.escape(f"mine.py, line 4: {message}")):
+        load_recipe(str(path))
+
+
+def test_type_that_slipped_through_is_refused():
+    c = config.get_config("folder")
+    with c.ignore_type():
+        c.train.epochs = "3"
+    with pytest.raises(ConfigError, match=r"must be a whole number .1 or more., got 3"):
+        config.freeze(c)
+
+
+def test_fix_proposes_the_value_of_the_recipe():
+    c = config.get_config("folder", 18)
+    for depth, value in ((18, "recipe's: --config.model.depth=18"), (35, "default: .*=50")):
+        c.model.depth = depth
+        with pytest.raises(ConfigError, match=f"use a value such as the {value}"):
+            apply_overrides(c, ["--config.model.depth=35"])
