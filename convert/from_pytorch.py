@@ -1,6 +1,6 @@
 """Command: turns a file of PyTorch weights into a checkpoint, without PyTorch.
 
-    python -m convert.from_pytorch --checkpoint X.pth --config configs/ROW.py --output DIR
+    deeplab convert from-pytorch --checkpoint X.pth --config configs/ROW.py --output DIR
 
 Networks of sssegmentation and mmsegmentation become a checkpoint of kind "weights", ImageNet
 classifiers (v1c, torchvision) one of kind "backbone"; a network with its optimiser's state becomes

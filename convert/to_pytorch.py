@@ -1,6 +1,6 @@
 """Command: writes a checkpoint's weights as a file for PyTorch, without PyTorch.
 
-    python -m convert.to_pytorch --checkpoint DIR --output X.pth
+    deeplab convert to-pytorch --checkpoint DIR --output X.pth
 
 Names and order are those of `convert.keymap`; so a file that `convert.from_pytorch` has read comes
 back with equal tensors, what it dropped aside.

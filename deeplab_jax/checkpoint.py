@@ -34,7 +34,6 @@ from deeplab_jax.errors import (
     shorten,
 )
 from deeplab_jax.utils.steps import (
-    ACCEPTED,
     check,
     finished,
     folder_of,
@@ -265,7 +264,7 @@ def read_info(path: str | os.PathLike, step: int | str = "latest") -> Info:
         raise CheckpointError(str(where), what, "use another step or a copy") from error
     if version != FORMAT or kind not in KINDS:
         what = f"format {version!r} and kind {kind!r} are unknown; accepted: format {FORMAT}"
-        fix = f"{ACCEPTED}, written by this version of deeplab_jax"
+        fix = "use the version of deeplab_jax that wrote it"
         raise CheckpointError(str(where), f"{what}, kind {', '.join(KINDS)}", fix)
     try:
         return _from_json(metadata, number)
@@ -298,7 +297,7 @@ def restore(
     step = find_step(path, step)
     where = step_path(path, step)
     if problems := misfits(path, step, abstract, allow_cast):
-        fix = "use the configuration it was saved with, or another checkpoint"
+        fix = "use the configuration it was saved with, without --config.model..., or another"
         raise CheckpointError(str(where), f"does not fit: {', '.join(problems)}", fix)
     with _reading(where):
         return _load(where, abstract)

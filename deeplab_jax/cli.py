@@ -6,6 +6,7 @@ Importing this loads no JAX. A verb's module parses its arguments before it impo
 import argparse
 import difflib
 import os
+import re
 import shlex
 import sys
 import traceback
@@ -34,6 +35,10 @@ VERBS = {
     "convert to-pytorch": "write a checkpoint's weights as a file for PyTorch",
     "convert replay": "train on given batches, step by step as PyTorch would, to compare",
 }
+# What other tools call a verb.
+_OTHERS = {"infer": "predict", "inference": "predict", "segment": "predict", "test": "evaluate",
+           "val": "evaluate", "validate": "evaluate", "fit": "train", "resume": "train",
+           "check": "doctor", "export": "convert to-pytorch"}  # fmt: skip
 _OF_DATA = ("--config.data.", "--config.model.num_classes=")  # what the doctor looks at
 _ROOMS = ("doctor", "report")  # verbs that are folders; their `main` is in `__main__`
 
@@ -56,7 +61,7 @@ def _dispatch(argv: list[str]) -> None:
         print(__version__)
         return
     if verb not in VERBS:
-        close = difflib.get_close_matches(verb, VERBS, 1)
+        close = [_OTHERS[verb]] if verb in _OTHERS else difflib.get_close_matches(verb, VERBS, 1)
         fix = f"did you mean {close[0]}?" if close else f"use one of {', '.join(VERBS)}"
         raise ConfigError(f"deeplab {verb}", "there is no such verb", fix)
     import_module(module_of(verb)).main(argv[1:] if verb.startswith("config ") else rest)
@@ -129,7 +134,7 @@ def with_doctor(
     error: DataError, config: "Config", recipe: str, overrides: Sequence[str]
 ) -> DataError:
     """Returns an error of a run's data that also names the command that shows all faults."""
-    is_told = any(text in error.fix for text in ("deeplab doctor", "--config.data."))
+    is_told = any(text in error.fix for text in ("deeplab doctor", "--config."))
     if is_told or not os.path.isdir(config.data.root):
         return error  # the fault is not in the files
     kept = [text for text in overrides if text.startswith(_OF_DATA)]
@@ -172,10 +177,14 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raises instead of printing the usage and exiting."""
-        fix = f"see {self.prog} --help"
+        required = [a for a in self._actions if a.required]
+        names = [" ".join([*a.option_strings[:1], str(a.metavar)]) for a in required]
+        fix = f"give {' '.join(names)}; see {self.prog} --help"
         wanted = [a for a in self._actions if a.required or "--data" in a.option_strings]
         if self._first and wanted and wanted[0].option_strings:
             fix = f"did you mean {wanted[0].option_strings[0]} {self._first}?"
+        if bare := re.search(r"unrecognized arguments: (config\.\S+)", message):
+            fix = f"did you mean --{bare[1]}?"
         raise ConfigError(self.prog, message, fix)
 
 

@@ -1,6 +1,6 @@
 """Command: measures a checkpoint on its validation set.
 
-    python -m deeplab_jax.evaluate --checkpoint runs/camvid_r50_os16
+    deeplab evaluate --checkpoint runs/camvid_r50_os16
 
 Writes `evaluation.json` and `report.html`.
 """

@@ -1,6 +1,6 @@
 """Command: segments images with a checkpoint.
 
-    python -m deeplab_jax.predict --checkpoint runs/camvid_r50_os16 street.jpg --output out
+    deeplab predict --checkpoint runs/camvid_r50_os16 street.jpg --output out
 
 Writes, for each image at its own size and upright, a file for each --format and NAME.json. An image
 in a folder below the one named gets its results in the same folder below --output.

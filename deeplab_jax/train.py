@@ -1,6 +1,6 @@
 """Command: trains a recipe, or continues an interrupted run.
 
-    python -m deeplab_jax.train --config configs/ade20k_r50_os16.py --config.init.backbone=DIR
+    deeplab train --config configs/ade20k_r50_os16.py --config.init.backbone=DIR
 
 The loop itself is `deeplab_jax.training.loop.train`.
 """

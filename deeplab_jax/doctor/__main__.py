@@ -1,6 +1,6 @@
 """Command: checks a data set before anything is trained on it.
 
-    python -m deeplab_jax.doctor --data DIR --write-config mine.py
+    deeplab doctor --data DIR --write-config mine.py
 
 Opens every image and mask, tells all faults at once, and proposes a recipe. No file of the data set
 is ever changed. Exit code 0 if nothing is wrong but warnings, else 3.

@@ -94,7 +94,10 @@ def find_images(paths: Sequence[str], output: str = "") -> dict[Path, str]:
         elif os.path.lexists(path):
             images[path] = path.stem
         else:
-            raise DataError(str(path), "there is no such file", "name image files or folders")
+            fix = "name image files or folders"
+            if set("*?[") & set(str(path)):
+                fix = "a pattern that matches nothing stays as it is; name the folder instead"
+            raise DataError(str(path), "there is no such file", fix)
     if not images:
         accepted = ", ".join(_SUFFIXES)
         raise DataError(", ".join(paths), f"no images here ({accepted})", "name other folders")

@@ -1,6 +1,6 @@
 """Command: writes a page about a checkpoint's evaluation.
 
-    python -m deeplab_jax.report runs/camvid_r50_os16
+    deeplab report runs/camvid_r50_os16
 
 `evaluate` writes it too. The page, `report.html`, loads no other file.
 """

@@ -64,6 +64,8 @@ def _check_fit(path: str, step: int | str, wanted: dict[str, PyTree], skip: str 
     there, here = structure(saved), structure(wanted["params"])
     changed = {k: v for k, v in there.items() if k in here and k != skip and v != here[k]}
     phrases = [describe_difference(key, value, here[key]) for key, value in changed.items()]
+    if changed:  # names of parameters would tell nothing more
+        problems = [problem.partition(" (")[0] for problem in problems]
     fixes = []
     if changed.pop("num_classes", None):
         fixes.append("new classifiers: --config.init.head=skip")

@@ -10,7 +10,10 @@ from pathlib import Path
 
 from deeplab_jax.errors import CheckpointError, ResourceError, describe_cause, shorten
 
-ACCEPTED = "give a work directory of `deeplab train` or the output of `deeplab convert`"
+ACCEPTED = (
+    "give a work directory of `deeplab train`, or make one of PyTorch's weights: deeplab convert"
+    " from-pytorch --checkpoint FILE --output DIR"
+)
 _STEPS = "checkpoints"  # the folder that holds one folder per step
 _WEIGHTS = (".pth", ".pt", ".safetensors", ".bin", ".ckpt")
 _MAX_ENTRIES = 1000  # of a folder that is searched for checkpoints
@@ -100,7 +103,7 @@ def _near(path: Path) -> Path | None:
     names = [
         entry.name for entry, _ in zip(path.parent.iterdir(), range(_MAX_ENTRIES), strict=False)
     ]
-    for name in difflib.get_close_matches(path.name, names, 3, 0.5):
+    for name in difflib.get_close_matches(path.name, names, 3):
         if folder_of(path.with_name(name)).is_dir():
             return path.with_name(name)
     return None
