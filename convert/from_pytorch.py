@@ -1,6 +1,6 @@
 """Command: turns a file of PyTorch weights into a checkpoint, without PyTorch.
 
-    python -m convert.from_pytorch --checkpoint X.pth --config configs/ROW.py --output DIR
+    deeplab convert from-pytorch --checkpoint X.pth --config configs/ROW.py --output DIR
 
 Networks of sssegmentation and mmsegmentation become a checkpoint of kind "weights", ImageNet
 classifiers (v1c, torchvision) one of kind "backbone"; a network with its optimiser's state becomes
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from deeplab_jax.config import Config
 
 _STRUCTURE = ("output_stride", "atrous_rates", "multi_grid")  # what weights do not show
+_BACKBONE = "--config.init.backbone"
 _EXAMPLES = """\
   deeplab convert from-pytorch --checkpoint resnet50_v1c-2cccc1ad.pth --output weights/r50_v1c
   deeplab convert from-pytorch --checkpoint deeplabv3plus_resnet50os16_voc_train.pth \\
@@ -56,26 +57,29 @@ def main(argv: list[str]) -> None:
     args, overrides = parser.parse(argv)
     check_progress_flags(args)
     check_named(args.output)
+    from convert.pth import check_file
+    from deeplab_jax.config.recipe import load_recipe
+
     if os.path.lexists(args.output):
         fix = "choose another --output, or remove this one"
         raise CheckpointError(args.output, "exists already", fix)
+    config = load_recipe(args.config, overrides) if args.config else None
+    check_file(args.checkpoint)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # leave the accelerator to whoever trains on it
     from convert.dialects import MisfitError
 
     try:
-        _convert(args, overrides)
+        _convert(args, overrides, config)
     except MisfitError as error:
         print(error.table, file=sys.stderr, flush=True)
         raise
 
 
-def _convert(args: argparse.Namespace, overrides: list[str]) -> None:
+def _convert(args: argparse.Namespace, overrides: list[str], config: "Config | None") -> None:
     from convert.momentum import read_progress, run_items
     from convert.source import read_source
     from deeplab_jax.checkpoint import Info
-    from deeplab_jax.config.recipe import load_recipe
 
-    config = load_recipe(args.config, overrides) if args.config else None
     _refuse_duplicates(args, overrides)
     source = read_source(args.checkpoint, args.optimizer)
     if config is None:
@@ -95,9 +99,27 @@ def _convert(args: argparse.Namespace, overrides: list[str]) -> None:
     save(args.output, items, info)
     print("\n".join(summary(source, config, info)))
     if args.optimizer:
-        step = f"continues with `deeplab train --config {args.config} --workdir {args.output}`"
-        print(f"momentum converted; step {info.step}: {step}")
-    print(f"written: {args.output}")
+        print(f"momentum converted; step {info.step}")
+        cli.finish(args.output, "train", "--config", args.config, "--workdir", args.output)
+    elif source.structure.is_backbone:
+        cli.finish(args.output, "train", *backbone_flags(source), f"{_BACKBONE}={args.output}")
+    elif args.config and os.path.isdir(config.data.root):
+        cli.finish(args.output, "evaluate", "--checkpoint", args.output)
+    else:
+        command = ("predict", "--checkpoint", args.output, "IMAGES", "--output", "out")
+        cli.finish(args.output, *command)
+
+
+def backbone_flags(source: "PyTorchFile") -> list[str]:
+    """Returns the flags of `deeplab train` for a recipe whose network has the file's backbone."""
+    from deeplab_jax.config import get_config
+
+    depth = source.structure.depth
+    name = f"voc_r{101 if depth == 101 else 50}_os16"
+    own = get_config("voc", 101 if depth == 101 else 50).model
+    flags = [f"--config.model.{key}={value}" for key, value in source.structure.model.items()
+             if value != own[key]]  # fmt: skip
+    return ["--config", name, *flags]
 
 
 def _integers(text: str) -> tuple[int, ...]:
@@ -170,7 +192,7 @@ def infer_config(source: "PyTorchFile", args: argparse.Namespace, overrides: lis
 
     if args.output_stride is None and not source.structure.is_backbone:
         what = "is missing: the weights do not show it, and there is no --config that says it"
-        fix = "give 8 or 16, as in training (d8, os8 and the like in the file's name)"
+        fix = "give --output-stride 16, or 8, as in training (d8, os8 and the like in the name)"
         raise ConfigError("--output-stride", what, fix)
     template = get_config("folder", source.structure.depth, args.output_stride or 16)
     template.name = Path(source.path).stem

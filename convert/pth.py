@@ -4,10 +4,12 @@ Nothing in a file is executed (`unpickler`), every zip member's CRC is checked a
 (`containers`); whatever is wrong with a file ends as one CheckpointError that names it.
 """
 
+import difflib
 import io
 import json
 import math
 import os
+import shlex
 import struct
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -23,6 +25,7 @@ from convert import shown
 from convert.containers import LimitedFile, is_safetensors, read_checkpoint
 from convert.rebuild import DAMAGED, DTYPES, Malformed, check_bools
 from deeplab_jax.errors import CheckpointError, ResourceError
+from deeplab_jax.utils.steps import latest_step
 
 MAX_HEADER = 8 << 20  # bytes of a safetensors header: 100 000 tensors
 
@@ -117,13 +120,27 @@ def write_safetensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray]
         safetensors.numpy.save_file(arrays, partial.name)
 
 
+def check_file(path: str) -> None:
+    """Refuses what is no file (CheckpointError); names a file of weights that is near."""
+    if os.path.isfile(path):
+        return
+    if os.path.isdir(path) and latest_step(path) is not None:
+        fix = f"use it as it is, such as in deeplab predict --checkpoint {shlex.quote(path)}"
+        raise CheckpointError(path, "is a checkpoint already, no file of PyTorch", fix)
+    what = "is no file" if os.path.exists(path) else "does not exist"
+    folder = path if os.path.isdir(path) else os.path.dirname(path) or "."
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    files = [name for name in names if name.endswith((".pth", ".pt", ".safetensors"))]
+    close = difflib.get_close_matches(os.path.basename(path), sorted(files), 1, 0)
+    fix = f"did you mean {os.path.normpath(f'{folder}/{close[0]}')}?" if close else "give a .pth"
+    raise CheckpointError(path, what, fix)
+
+
 @contextmanager
 def _opened(path: str | os.PathLike) -> Iterator[tuple[LimitedFile, int]]:
     """Yields the open file and its size; every failure inside becomes a CheckpointError."""
     where = os.fspath(path)
-    if not os.path.isfile(where):
-        what = "is no file" if os.path.exists(where) else "does not exist"
-        raise CheckpointError(where, what, "check the path")
+    check_file(where)
     try:
         with LimitedFile(io.FileIO(where)) as file:
             yield file, os.fstat(file.fileno()).st_size

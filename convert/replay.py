@@ -1,6 +1,6 @@
 """Command: trains on given batches from PyTorch's weights, to compare step by step.
 
-    python -m convert.replay --checkpoint X.pth --config F --batches B.npz --steps N --total-steps T
+    deeplab convert replay --checkpoint X.pth --config F --batches B.npz --steps N --total-steps T
 
 The update is `train`'s own, without dropout. Standard output is one JSON line a step.
 """

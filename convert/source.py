@@ -13,6 +13,7 @@ from convert.pth import read_weights
 from deeplab_jax.config import ModelConfig
 from deeplab_jax.errors import CheckpointError, shorten
 from deeplab_jax.models import build_model, init_variables
+from deeplab_jax.models.structure import describe_difference
 
 _LEVELS = ("model", "state_dict")  # where files keep the state dict, if not at the top
 _MODULE = "module."  # what PyTorch's wrappers for several devices put before every key
@@ -67,7 +68,10 @@ class PyTorchFile:
         misfit = compare(self.tensors, to_shapes(abstract, model.depth, dialect), dialect)
         if any(misfit):
             closest = f"closest known layout: {describe(dialect, depth)}"
-            what = f"does not fit{' ' + recipe if recipe else ''} ({closest}): {misfit.counts()}"
+            pairs = [(key, value, getattr(model, key)) for key, value in fields.items()]
+            differences = [describe_difference(*pair) for pair in pairs if pair[1] != pair[2]]
+            phrases = "; ".join([*differences, misfit.counts()])
+            what = f"does not fit{' ' + recipe if recipe else ''} ({closest}): {phrases}"
             raise MisfitError(self.path, what, self._advice(model, recipe), misfit.table())
         floating = {key: v for key, v in self.tensors.items() if is_floating(v.dtype)}
         bad = [shown(key) for key, value in floating.items() if not np.isfinite(value).all()]

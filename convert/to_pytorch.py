@@ -1,6 +1,6 @@
 """Command: writes a checkpoint's weights as a file for PyTorch, without PyTorch.
 
-    python -m convert.to_pytorch --checkpoint DIR --output X.pth
+    deeplab convert to-pytorch --checkpoint DIR --output X.pth
 
 Names and order are those of `convert.keymap`; so a file that `convert.from_pytorch` has read comes
 back with equal tensors, what it dropped aside.
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from deeplab_jax import cli
 from deeplab_jax.errors import CheckpointError, ConfigError, check_writable
+from deeplab_jax.utils import steps
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,12 +44,13 @@ def main(argv: list[str]) -> None:
     if overrides:
         raise ConfigError(overrides[0], "there is no such argument", f"see {parser.prog} --help")
     check_output(args.output, args.optimizer)
+    check_dialect(args.dialect)
+    steps.check(args.checkpoint, args.step)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # leave the accelerator to whoever trains on it
     from convert.keymap import describe
     from convert.momentum import to_optimizer
     from deeplab_jax import checkpoint
 
-    check_dialect(args.dialect)
     info = checkpoint.read_info(args.checkpoint, args.step)
     names = ["params", "batch_stats"]
     if args.optimizer:
@@ -70,7 +72,12 @@ def main(argv: list[str]) -> None:
         lr = optimizer["param_groups"][0]["lr"]
         note = "" if total is not None else " of the first step: the schedule's end is not known"
         print(f"momentum converted; iteration {info.step}, lr {lr:.6g}{note}")
-    print(f"written: {args.output} ({len(tensors)} tensors)")
+    level = {"sssegmentation": '["model"]', "mmsegmentation": '["state_dict"]'}.get(dialect, "")
+    load = f"torch.load({args.output!r}){level}"
+    if args.output.endswith(".safetensors"):
+        load = f"safetensors.torch.load_file({args.output!r})"
+    print(f"{len(tensors)} tensors; in PyTorch: {load}")
+    cli.finish(args.output)
 
 
 def check_output(path: str, with_optimizer: bool = False) -> None:
@@ -95,9 +102,11 @@ def check_named(path: str) -> None:
 
 def check_dialect(name: str | None) -> None:
     """Refuses a dialect that does not exist."""
+    if name is None:
+        return
     from convert.keymap import DIALECTS
 
-    if name is not None and name not in DIALECTS:
+    if name not in DIALECTS:
         close = difflib.get_close_matches(name, DIALECTS, 1, 0.5)
         fix = f"did you mean {close[0]}?" if close else f"use one of {', '.join(DIALECTS)}"
         raise ConfigError("--dialect", f"{name!r} is not known", fix)

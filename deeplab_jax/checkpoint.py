@@ -25,7 +25,21 @@ from orbax.checkpoint import v1 as ocp
 
 from deeplab_jax import config as config_lib
 from deeplab_jax.distributed import cluster, hosts
-from deeplab_jax.errors import CheckpointError, ResourceError, describe_cause, root_cause, shorten
+from deeplab_jax.errors import (
+    CheckpointError,
+    ResourceError,
+    describe_cause,
+    missing_backend,
+    root_cause,
+    shorten,
+)
+from deeplab_jax.utils.steps import (
+    check,
+    finished,
+    folder_of,
+    latest_step,
+    step_path,
+)
 from deeplab_jax.utils.trees import PyTree, differences
 
 FORMAT = 1  # version of the description; raised when older readers would misunderstand it
@@ -33,11 +47,9 @@ KINDS = ("run", "weights", "backbone")
 EVAL_ITEMS = {"params": "params", "batch_stats": "batch_stats"}  # variable -> item of a step
 
 WRITE_SECONDS = 300  # that hosts wait for each other's writes
-_STEPS = "checkpoints"  # the folder of W that holds one folder per step
 # Orbax's file about a step. `read_info` needs only its `custom_metadata`; through Orbax's interface
 # every array's header would be read too (0.7 s for 1200 arrays).
 _DESCRIPTION = "_CHECKPOINT_METADATA"
-_ACCEPTED = "give a work directory of `train` or the output of a converter"
 
 
 def _is_wanted(record: logging.LogRecord) -> bool:
@@ -214,16 +226,6 @@ def save_once(path: str | os.PathLike, items: Mapping[str, PyTree], info: Info) 
         saver.save(info.step, items, info, info.metrics)
 
 
-def folder_of(path: str | os.PathLike) -> Path:
-    """Returns the folder of a directory's steps."""
-    return Path(path) / _STEPS
-
-
-def latest_step(path: str | os.PathLike) -> int | None:
-    """Returns the newest finished step, or None where there is none."""
-    return max(_steps(path), default=None)
-
-
 def find_step(path: str | os.PathLike, step: int | str = "latest") -> int:
     """Returns the number of a finished step.
 
@@ -234,19 +236,15 @@ def find_step(path: str | os.PathLike, step: int | str = "latest") -> int:
     Raises:
       CheckpointError: there is no such step, or no checkpoint; the message lists the steps.
     """
-    steps = _steps(path)
-    if not steps:
-        raise _no_checkpoint(Path(path))
-    present = f"use one of: {', '.join(map(str, steps))}"
+    steps = check(path, step)
     if step == "latest":
         return steps[-1]
     if step == "best":
         best = _best(_scores(path))
         if best is None:
+            present = f"use one of: {', '.join(map(str, steps))}"
             raise CheckpointError(str(path), "no step was evaluated, so none is the best", present)
         return best
-    if str(step) not in map(str, steps):
-        raise CheckpointError(str(path), f"there is no step {step}", f"{present}, latest, best")
     return int(step)
 
 
@@ -266,7 +264,7 @@ def read_info(path: str | os.PathLike, step: int | str = "latest") -> Info:
         raise CheckpointError(str(where), what, "use another step or a copy") from error
     if version != FORMAT or kind not in KINDS:
         what = f"format {version!r} and kind {kind!r} are unknown; accepted: format {FORMAT}"
-        fix = f"{_ACCEPTED}, written by this version of deeplab_jax"
+        fix = "use the version of deeplab_jax that wrote it"
         raise CheckpointError(str(where), f"{what}, kind {', '.join(KINDS)}", fix)
     try:
         return _from_json(metadata, number)
@@ -299,7 +297,7 @@ def restore(
     step = find_step(path, step)
     where = step_path(path, step)
     if problems := misfits(path, step, abstract, allow_cast):
-        fix = "use the configuration it was saved with, or another checkpoint"
+        fix = "use the configuration it was saved with, without --config.model..., or another"
         raise CheckpointError(str(where), f"does not fit: {', '.join(problems)}", fix)
     with _reading(where):
         return _load(where, abstract)
@@ -322,6 +320,20 @@ def misfits(
     where = step_path(path, find_step(path, step))
     with _reading(where):
         return differences(_saved_items(where, abstract), abstract, allow_cast)
+
+
+def read_shapes(
+    path: str | os.PathLike, step: int | str, names: Iterable[str]
+) -> dict[str, PyTree]:
+    """Returns the named items of a step as trees of shapes and types; reads no array.
+
+    Raises:
+      CheckpointError: the checkpoint is damaged.
+      ResourceError: a permission is missing.
+    """
+    where = step_path(path, find_step(path, step))
+    with _reading(where):
+        return _saved_items(where, names)
 
 
 def read_arrays(
@@ -351,6 +363,8 @@ def _reading(where: Path) -> Iterator[None]:
         fix = "free memory, or make the files readable"
         raise ResourceError(str(where), f"cannot be read: {describe_cause(error)}", fix) from error
     except Exception as error:
+        if (missing := missing_backend(error)) is not None:
+            raise missing from error
         what = f"cannot be restored: {describe_cause(error)}"
         raise CheckpointError(str(where), what, "use another step or a copy") from error
 
@@ -388,37 +402,6 @@ def _saved_items(where: Path, names: Iterable[str]) -> dict[str, PyTree]:
     return items
 
 
-def _steps(path: str | os.PathLike) -> list[int]:
-    """Returns the finished steps in order; names that are not numbers are unfinished saves."""
-    root = folder_of(path)
-    try:
-        return sorted(int(entry.name) for entry in root.iterdir() if entry.name.isdecimal())
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        raise ResourceError(
-            str(root), f"cannot be listed: {describe_cause(error)}", "change it"
-        ) from error
-
-
-def step_path(path: str | os.PathLike, step: int) -> Path:
-    """Returns the folder of a step."""
-    return folder_of(path).absolute() / str(step)
-
-
-def _no_checkpoint(path: Path) -> CheckpointError:
-    if not path.exists():
-        return CheckpointError(str(path), "there is no such directory", _ACCEPTED)
-    if not path.is_dir():
-        fix = "convert it first (python -m convert.from_pytorch) and give the output directory"
-        return CheckpointError(str(path), "is a file, not a checkpoint directory", fix)
-    if path.name == _STEPS or path.parent.name == _STEPS:
-        root = path.parent if path.name == _STEPS else path.parent.parent
-        return CheckpointError(str(path), "lies inside a checkpoint directory", f"give {root}")
-    what = f"holds no finished checkpoint ({_STEPS}/<step> is missing)"
-    return CheckpointError(str(path), what, _ACCEPTED)
-
-
 def _to_json(info: Info) -> dict[str, object]:
     if info.kind not in KINDS:
         raise ValueError(f"`kind` must be one of {KINDS}, got {info.kind!r}.")
@@ -445,7 +428,7 @@ def _from_json(metadata: dict[str, Any], step: int) -> Info:
 def _scores(path: str | os.PathLike) -> dict[int, float]:
     """Returns the score of every finished step whose description can be read."""
     scores = {}
-    for step in _steps(path):
+    for step in finished(path):
         with contextlib.suppress(CheckpointError):
             scores[step] = _score(read_info(path, step).metrics)
     return scores

@@ -6,16 +6,21 @@ Importing this loads no JAX. A verb's module parses its arguments before it impo
 import argparse
 import difflib
 import os
+import re
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from deeplab_jax import __version__
 from deeplab_jax.distributed import cluster
-from deeplab_jax.errors import ConfigError, DeepLabError, Interrupted, as_resource_error
+from deeplab_jax.errors import ConfigError, DataError, DeepLabError, Interrupted, as_resource_error
 from deeplab_jax.utils.progress import discard
+
+if TYPE_CHECKING:
+    from deeplab_jax.config import Config
 
 VERBS = {
     "train": "train a recipe, or continue an interrupted run",
@@ -26,10 +31,18 @@ VERBS = {
     "demo": "draw a small data set, train on it, evaluate, predict: minutes on a CPU",
     "recipes": "list the recipes that come with the package, or copy one for editing",
     "prepare": "put downloaded data sets into their layouts; decode a recipe's data once",
+    "config fields": "every field of a recipe: default, unit, accepted values, meaning",
+    "config show": "a recipe's values, and where each comes from",
+    "config diff": "the fields in which two recipes or runs differ",
     "convert from-pytorch": "turn a file of PyTorch weights into a checkpoint",
     "convert to-pytorch": "write a checkpoint's weights as a file for PyTorch",
     "convert replay": "train on given batches, step by step as PyTorch would, to compare",
 }
+# What other tools call a verb.
+_OTHERS = {"infer": "predict", "inference": "predict", "segment": "predict", "test": "evaluate",
+           "val": "evaluate", "validate": "evaluate", "fit": "train", "resume": "train",
+           "check": "doctor", "export": "convert to-pytorch"}  # fmt: skip
+_OF_DATA = ("--config.data.", "--config.model.num_classes=")  # what the doctor looks at
 _ROOMS = ("demo", "doctor", "report")  # verbs that are folders; their `main` is in `__main__`
 
 
@@ -52,10 +65,10 @@ def dispatch(argv: list[str]) -> None:
         print(describe_version())
         return
     if verb not in VERBS:
-        close = difflib.get_close_matches(verb, VERBS, 1)
+        close = [_OTHERS[verb]] if verb in _OTHERS else difflib.get_close_matches(verb, VERBS, 1)
         fix = f"did you mean {close[0]}?" if close else f"use one of {', '.join(VERBS)}"
         raise ConfigError(f"deeplab {verb}", "there is no such verb", fix)
-    import_module(module_of(verb)).main(rest)
+    import_module(module_of(verb)).main(argv[1:] if verb.startswith("config ") else rest)
 
 
 def describe_version() -> str:
@@ -75,6 +88,8 @@ def describe_version() -> str:
 def module_of(verb: str) -> str:
     """Returns the name of the module whose `main` runs a verb."""
     package, _, name = verb.rpartition(" ")
+    if package == "config":  # one module for all of its verbs
+        return "deeplab_jax.config.__main__"
     module = f"{package or 'deeplab_jax'}.{name.replace('-', '_')}"
     return f"{module}.__main__" if name in _ROOMS else module
 
@@ -125,6 +140,26 @@ def _tell(text: str) -> None:
         discard(sys.stderr)
 
 
+def finish(results: str | os.PathLike | None, *following: str | os.PathLike) -> None:
+    """Prints where a verb's results are, and the next command's words, where there are any."""
+    if results is not None:
+        print(f"results: {shlex.quote(str(results))}")
+    if following:
+        print(f"next: {shlex.join(['deeplab', *map(str, following)])}", flush=True)
+
+
+def with_doctor(
+    error: DataError, config: "Config", recipe: str, overrides: Sequence[str]
+) -> DataError:
+    """Returns an error of a run's data that also names the command that shows all faults."""
+    is_told = any(text in error.fix for text in ("deeplab doctor", "--config."))
+    if is_told or not os.path.isdir(config.data.root):
+        return error  # the fault is not in the files
+    kept = [text for text in overrides if text.startswith(_OF_DATA)]
+    command = shlex.join(["deeplab", "doctor", "--config", recipe, *kept])
+    return DataError(error.where, error.what, f"{error.fix}; see all: {command}")
+
+
 class Parser(argparse.ArgumentParser):
     """argparse that raises `ConfigError` and separates `--config.x=y`."""
 
@@ -136,6 +171,7 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+        self._first = ""  # of the arguments, if it is no flag
 
     def parse(self, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         """Returns (arguments, the `--config.x=y` among them as written).
@@ -145,18 +181,29 @@ class Parser(argparse.ArgumentParser):
         """
         argv = _join_overrides(argv)
         flags = [flag for action in self._actions for flag in action.option_strings]
-        for name in (a.split("=")[0] for a in argv if a.startswith("--")):
+        for argument, following in zip(argv, [*argv[1:], ""], strict=False):
             # Before argparse, which would first report the required flag that was misspelt.
-            if name not in flags and not name.startswith("--config."):
-                close = difflib.get_close_matches(name, flags, 1, 0.7)
-                fix = f"did you mean {close[0]}?" if close else f"see {self.prog} --help"
-                raise ConfigError(name, "there is no such argument", fix)
+            name, _, value = argument.partition("=")
+            if name.startswith("--") and name not in flags and not name.startswith("--config."):
+                value = value or ("" if following.startswith("-") else following)
+                from deeplab_jax.config.flags import unknown_flag
+
+                raise unknown_flag(name, value, self.prog, flags)
+        self._first = argv[0] if argv and not argv[0].startswith("-") else ""
         overrides = [a for a in argv if a.startswith("--config.")]
         return self.parse_args([a for a in argv if not a.startswith("--config.")]), overrides
 
     def error(self, message: str) -> NoReturn:
         """Raises instead of printing the usage and exiting."""
-        raise ConfigError(self.prog, message, f"see {self.prog} --help")
+        required = [a for a in self._actions if a.required]
+        names = [" ".join([*a.option_strings[:1], str(a.metavar)]) for a in required]
+        fix = f"give {' '.join(names)}; see {self.prog} --help"
+        wanted = [a for a in self._actions if a.required or "--data" in a.option_strings]
+        if self._first and wanted and wanted[0].option_strings:
+            fix = f"did you mean {wanted[0].option_strings[0]} {self._first}?"
+        if bare := re.search(r"unrecognized arguments: (config\.\S+)", message):
+            fix = f"did you mean --{bare[1]}?"
+        raise ConfigError(self.prog, message, fix)
 
 
 def _join_overrides(argv: Sequence[str]) -> list[str]:

@@ -7,6 +7,7 @@ import errno
 import os
 import re
 import shutil
+import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -90,11 +91,27 @@ def as_resource_error(error: Exception) -> ResourceError | None:
     if isinstance(error, MemoryError):
         fix = "lower config.train.batch_size or config.data.crop_size"
         return ResourceError("memory", f"is exhausted ({error})", fix)
+    if (missing := missing_backend(error)) is not None:
+        return missing
     if "RESOURCE_EXHAUSTED" in str(error):
         cause = str(error).split("RESOURCE_EXHAUSTED:")[-1].split("\n")[0].strip()
         fix = "use fewer pixels at once; `deeplab train --dry-run` says what lowers the need"
         return ResourceError("device", f"out of memory ({cause})", fix)
     return None
+
+
+def missing_backend(error: BaseException) -> ResourceError | None:
+    """Returns the error for devices of JAX_PLATFORMS that JAX did not find; None for another."""
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    frames = traceback.extract_tb(error.__traceback__)
+    if not platforms or not any(frame.filename.endswith("xla_bridge.py") for frame in frames):
+        return None
+    fix = "unset JAX_PLATFORMS"
+    for extra, names in (("gpu", ("cuda", "gpu")), ("tpu", ("tpu",))):
+        if set(names) & set(platforms.split(",")):
+            fix += f', or install its support: pip install -e ".[{extra}]"'
+    what = "JAX finds no such device here, or cannot use it"
+    return ResourceError(f"JAX_PLATFORMS={platforms}", what, fix)
 
 
 def root_cause(error: BaseException) -> BaseException:

@@ -1,14 +1,17 @@
 """Command: measures a checkpoint on its validation set.
 
-    python -m deeplab_jax.evaluate --checkpoint runs/camvid_r50_os16
+    deeplab evaluate --checkpoint runs/camvid_r50_os16
 
 Writes `evaluation.json` and `report.html`.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from deeplab_jax import cli
 from deeplab_jax.distributed import cluster
+from deeplab_jax.errors import DataError
+from deeplab_jax.utils import steps
 
 _EXAMPLES = """\
   deeplab evaluate --checkpoint runs/camvid_r50_os16
@@ -30,12 +33,38 @@ def main(argv: list[str]) -> None:
     cluster.add_arguments(parser)
     args, overrides = parser.parse(argv)
     json_file = Path(args.json) if args.json else None
+    if cluster.is_alone(args.coordinator, args.num_processes, args.process_id):
+        steps.check(args.checkpoint, args.step)  # before JAX loads
     cluster.initialize(args.coordinator, args.num_processes, args.process_id)
     from deeplab_jax.evaluation.run import evaluate_checkpoint
     from deeplab_jax.report.write import write_evaluated
 
-    segmenter, evaluation = evaluate_checkpoint(args.checkpoint, args.step, overrides, json_file)
-    write_evaluated(segmenter, evaluation, json_file)
+    try:
+        result = evaluate_checkpoint(args.checkpoint, args.step, overrides, json_file)
+    except DataError as error:
+        raise _with_doctor(error, args.checkpoint, args.step, overrides) from error
+    page = write_evaluated(*result, json_file)
+    cli.finish(page, "predict", "--checkpoint", args.checkpoint, "IMAGES", "--output", "out")
+
+
+def _with_doctor(error: DataError, path: str, step: str, overrides: Sequence[str]) -> DataError:
+    """Returns the error with the doctor's command for the recipe of the checkpoint, if known."""
+    from deeplab_jax.checkpoint import read_info
+    from deeplab_jax.config import flatten
+    from deeplab_jax.config.checks import as_text
+    from deeplab_jax.config.recipe import apply_overrides, is_run, load_recipe, recipe_files
+
+    own = read_info(path, step).config
+    if own is None:
+        return error
+    config = apply_overrides(own, overrides)
+    if is_run(path):
+        return cli.with_doctor(error, config, path, overrides)
+    if own.name not in recipe_files():
+        return error
+    row = flatten(load_recipe(own.name))
+    flags = [f"--config.{k}={as_text(v)}" for k, v in flatten(own).items() if v != row[k]]
+    return cli.with_doctor(error, config, own.name, [*flags, *overrides])
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """Command: segments images with a checkpoint.
 
-    python -m deeplab_jax.predict --checkpoint runs/camvid_r50_os16 street.jpg --output out
+    deeplab predict --checkpoint runs/camvid_r50_os16 street.jpg --output out
 
 Writes, for each image at its own size and upright, a file for each --format and NAME.json. An image
 in a folder below the one named gets its results in the same folder below --output.
 """
+
+from pathlib import Path
 
 from deeplab_jax import cli
 from deeplab_jax.errors import DataError
@@ -54,6 +56,11 @@ def main(argv: list[str]) -> None:
         cli.render(error)
     if errors:
         raise SystemExit(DataError.exit_code)
+    is_evaluated = (Path(args.checkpoint) / "evaluation.json").is_file()
+    following = ("report", args.checkpoint) if is_evaluated else (
+        "evaluate", "--checkpoint", args.checkpoint
+    )  # fmt: skip
+    cli.finish(args.output, *following)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,17 @@
 """Command: trains a recipe, or continues an interrupted run.
 
-    python -m deeplab_jax.train --config configs/ade20k_r50_os16.py --config.init.backbone=DIR
+    deeplab train --config configs/ade20k_r50_os16.py --config.init.backbone=DIR
 
 The loop itself is `deeplab_jax.training.loop.train`.
 """
 
+import os
 from typing import TYPE_CHECKING
 
 from deeplab_jax import cli
 from deeplab_jax.distributed import cluster
-from deeplab_jax.errors import ConfigError
+from deeplab_jax.errors import ConfigError, DataError, ResourceError
+from deeplab_jax.utils import steps
 
 if TYPE_CHECKING:
     from deeplab_jax.config import Config
@@ -20,6 +22,18 @@ _EXAMPLES = """\
   deeplab train --config configs/voc_r50_os16.py --config.init.backbone=none --config.seed=1
   deeplab train --config configs/ade20k_r50_os16.py --dry-run --hardware v5e:4x4
 The same command again continues where the run stopped."""
+_FIELDS = """\
+often changed, here with their defaults; `deeplab config fields` tells all:
+  --config.data.root=data                  folder of the data
+  --config.data.crop_size=512,512          (height, width) of a training sample
+  --config.data.num_workers=0              processes that read; 0: threads
+  --config.model.num_classes=2             classes, without the ignored one
+  --config.init.backbone=none              checkpoint of ImageNet weights, or none
+  --config.train.batch_size=16             images of a step, over all devices
+  --config.train.gradient_accumulation=1   parts of a batch, one after the other: less memory
+  --config.train.epochs=60                 length of the run
+  --config.train.lr=0.01                   learning rate at the first step
+  --config.eval.every_epochs=10            epochs between evaluations"""
 
 
 def main(argv: list[str]) -> None:
@@ -28,7 +42,7 @@ def main(argv: list[str]) -> None:
     Raises:
       DeepLabError: see `deeplab_jax.errors`; `cli.run` prints it.
     """
-    parser = cli.Parser("train", _EXAMPLES)
+    parser = cli.Parser("train", f"{_EXAMPLES}\n\n{_FIELDS}")
     text = "recipe: a file as in configs/, or a row of the table such as ade20k_r50_os16"
     parser.add_argument("--config", metavar="RECIPE", required=True, help=text)
     parser.add_argument("--workdir", metavar="DIR", help="default: runs/<name of the recipe>")
@@ -60,12 +74,34 @@ def main(argv: list[str]) -> None:
         if args.coordinator is not None or args.num_processes is not None:
             fix = "name the devices of all hosts with --hardware"
             raise ConfigError("--coordinator", "a dry run is one process", fix)
-        _dry_run(config, workdir, args.hardware)
+        try:
+            _dry_run(config, workdir, args.hardware)
+        except DataError as error:
+            raise cli.with_doctor(error, config, args.config, overrides) from error
         return
+    if cluster.is_alone(args.coordinator, args.num_processes, args.process_id):
+        _check_paths(config, workdir)  # before JAX loads
     cluster.initialize(args.coordinator, args.num_processes, args.process_id)
     from deeplab_jax.training.loop import train
 
-    train(config, workdir)
+    try:
+        train(config, workdir)
+    except DataError as error:
+        raise cli.with_doctor(error, config, args.config, overrides) from error
+    cli.finish(workdir, "evaluate", "--checkpoint", workdir)
+
+
+def _check_paths(config: "Config", workdir: str) -> None:
+    """Refuses a work directory, data root, backbone or checkpoint that is not there."""
+    from deeplab_jax.data.open import check_root
+
+    if os.path.lexists(workdir) and not os.path.isdir(workdir):
+        raise ResourceError(workdir, "is a file, not a folder", "choose another --workdir")
+    check_root(config.data)
+    if steps.latest_step(workdir) is None:  # a continued run has its weights
+        for path in (config.init.checkpoint, config.init.backbone):
+            if path not in ("", "none"):
+                steps.check(path)
 
 
 def _dry_run(config: "Config", workdir: str, hardware: str | None) -> None:

@@ -45,9 +45,22 @@ def run(call):
         ),
         (["train", "--config", RECIPE, "--workdri=x"], "did you mean --workdir?"),
         (["train", "--workdri=x"], "did you mean --workdir?"),
-        (["train", "--config", RECIPE, "--steps=3"], "see deeplab train --help"),
+        (["train", "--config", RECIPE, "--steps=3"], "did you mean --config.train.steps=3?"),
+        (["train", "--config", RECIPE, "--lr", "0.02"], "did you mean --config.train.lr=0.02?"),
+        (["train", "--config", RECIPE, "--img", "64"], "--config.data.crop_size=64,64?"),
+        (["train", "--config", RECIPE, "--amp"], "did you mean --config.model.dtype=bfloat16?"),
+        (["train", "--config", RECIPE, "--num-classes=4"], "--config.model.num_classes=4?"),
+        (["train", "--config", RECIPE, "--save-dir", "x"], "did you mean --workdir x?"),
+        (["train", "--config", RECIPE, "--resume"], "same --workdir continues the run"),
+        (["train", "--config", RECIPE, "--device=cuda"], "devices are found automatically"),
+        (["train", RECIPE], f"did you mean --config {RECIPE}?"),
+        (["doctor", "photos"], "did you mean --data photos?"),
+        (["evaluate", "--weights", "x"], "did you mean --checkpoint x?"),
+        (["evaluate", "--checkpoint", "x", "--batch-size=8"], "see deeplab evaluate --help"),
+        (["predict", "--source", "a.jpg"], "name images without a flag: "),
+        (["report", "--checkpoint", "x"], "name the run without a flag: deeplab report x"),
         (["train", "--config", RECIPE, "more"], "unrecognized arguments: more"),
-        (["train", "--conf", RECIPE], "did you mean --config?"),
+        (["train", "--conf", RECIPE], f"did you mean --config {RECIPE}?"),
         (["train"], "arguments are required: --config"),
         (["train", "--config"], "expected one argument"),
         (["train", "--config", "configs/voc.py"], "such as "),
@@ -74,7 +87,7 @@ def test_recipe_that_raises_is_told_in_one_line(call, tmp_path):
     recipe.write_text("raise RuntimeError('first line\\nsecond line')")
     code, out, err = call("train", "--config", recipe)
     assert (code, out) == (2, "")
-    assert err.startswith(f"error: {recipe}: fails with RuntimeError: first line - ")
+    assert err.startswith(f"error: {recipe}, line 1: fails with RuntimeError: first line - ")
     assert err.count("\n") == 1
 
 
@@ -82,6 +95,57 @@ def test_missing_data_is_an_error_of_the_data(call, tmp_path):
     code, out, err = call("train", "--config", RECIPE, f"--config.data.root={tmp_path}")
     assert (code, out, err.count("\n")) == (3, "", 1)
     assert f"{tmp_path}/images/train: is not a folder" in err
+
+
+def test_data_that_are_wrong_name_the_doctor_who_shows_all(call, make_tree):
+    root = make_tree("folder", num_val=1)
+    next(root.rglob("*.png")).unlink()
+    changes = [f"--config.data.root={root}", "--config.model.num_classes=4"]
+    code, _, err = call("train", "--config", RECIPE, "--config.seed=1", *changes)
+    assert (code, err.count("\n")) == (3, 1)
+    assert err.endswith(f"; see all: deeplab doctor --config {RECIPE} {' '.join(changes)}\n")
+    code, _, err = call("doctor", *err.split("deeplab doctor ")[1].split())
+    assert code == 3
+    code, _, err = call("train", "--config", RECIPE, *changes, "--config.data.train_split=trian")
+    assert "there is no split 'trian'; there are train, val - use one that is there: " in err
+    assert err.endswith(" --config.data.train_split=train\n")
+
+
+@pytest.mark.process("one process for each verb")
+@pytest.mark.parametrize("verb", ["evaluate", "predict", "report", "convert to-pytorch", "train"])
+def test_missing_checkpoint_is_told_before_jax_loads(verb, make_tree, tmp_path):
+    (tmp_path / "a.png").touch()
+    root = make_tree("folder", num_val=1)
+    flags = {
+        "evaluate": ["--checkpoint", "x.pth"],
+        "predict": ["--checkpoint", "x.pth", str(next(root.rglob("*.jpg"))), "--output", "out"],
+        "report": ["x.pth"],
+        "convert to-pytorch": ["--checkpoint", "x.pth", "--output", "y.pth"],
+        "train": ["--config", "voc_r50_os16", "--config.data.dataset=folder",
+                  f"--config.data.root={root}", "--config.init.backbone=x.pth"],
+    }  # fmt: skip
+    code = "import sys; sys.modules['jax'] = None; from deeplab_jax import cli; cli.main()"
+    (tmp_path / "x.pth").touch()
+    command = [sys.executable, "-c", code, *verb.split(), *flags[verb]]
+    got = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert got.stderr == (
+        "error: x.pth: is a file, not a checkpoint directory - convert it first: deeplab convert"
+        " from-pytorch --checkpoint x.pth --output weights/x\n"
+    )
+    assert got.returncode == 4
+
+
+@pytest.mark.process("JAX starts once a process")
+@pytest.mark.parametrize(("name", "fix"), [("cuda", '".[gpu]"'), ("nonsense", "unset JAX_PLAT")])
+def test_devices_that_are_not_there_are_told_in_one_line(name, fix):
+    code = "import jax; from deeplab_jax import cli; cli.run(lambda argv: jax.devices(), [])"
+    env = os.environ | {"JAX_PLATFORMS": name}
+    command = [sys.executable, "-c", code]
+    got = subprocess.run(command, env=env, capture_output=True, text=True)
+    if got.returncode:  # a machine with GPUs finds them
+        assert (got.returncode, got.stderr.count("\n")) == (5, 1)
+        assert got.stderr.startswith(f"error: JAX_PLATFORMS={name}: ")
+        assert fix in got.stderr
 
 
 def test_work_directory_that_is_a_file_is_told_in_one_line(call, make_tree, tmp_path):
@@ -119,11 +183,15 @@ def run(*argv):
         assert end.code == 0, argv
 from deeplab_jax import cli
 run("", "--help")
-for verb in cli.VERBS:
+heavy = {"jax", "flax", "orbax", "grain", "numpy"}
+fields = [verb for verb in cli.VERBS if verb.startswith("config ")]  # these load the schema
+for verb in [verb for verb in cli.VERBS if verb not in fields] + fields:
+    if verb in fields[:1]:
+        assert "ml_collections" not in sys.modules
     sys.modules.pop(cli.module_of(verb), None)  # another verb may have imported it
     run(cli.module_of(verb), "--help")
     run("", *verb.split(), "--help")
-assert not {"jax", "flax", "orbax", "grain", "numpy", "ml_collections"} & set(sys.modules)
+assert not heavy & set(sys.modules)
 """
     got = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert got.stderr == ""

@@ -1,6 +1,8 @@
 """Checks that types cannot make: the range of each field, and what fields require of each other."""
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from deeplab_jax.config.schema import (
@@ -22,16 +24,20 @@ _FOLDER_KEYS = ("images", "masks", "mask_suffix", "split_file", "mask_format", "
                 "ignore_values", "class_values", "class_colors")  # fmt: skip
 
 
-def validate(config: Config) -> None:
+def validate(config: Config, recipe: Mapping[str, Any] = MappingProxyType({})) -> None:
     """Checks every field by itself and together with others.
+
+    `recipe` holds values by full name that are proposed in place of wrong ones; where it has none,
+    the default is.
 
     Raises:
       ConfigError: a field cannot be used; names the first such, what is accepted, and the fix.
     """
     for key, field in fields().items():
-        if rule := field.metadata["rule"]:
-            value = get(config, key)
-            _require(key, value, rule.is_valid(value), rule.accepted, rule.fix)
+        value, rule = get(config, key), field.metadata["rule"]
+        fix = rule.fix or _proposal(key, value, recipe)
+        _require(key, value, _has_type(value, field.default), typed(key), fix)
+        _require(key, value, rule.is_valid(value), rule.accepted, fix)
     _check_model(config.model)
     _check_classes(config.data, config.model.num_classes)
     _check_layout(config.data)
@@ -54,20 +60,46 @@ def nearest_multiple(value: int, unit: int) -> int:
     return max(unit, round(value / unit) * unit)
 
 
-def _require(key: str, value: Any, is_good: bool, accepted: str, fix: str = "") -> None:
-    if is_good:
-        return
-    example = fields()[key].default
-    text = ",".join(map(str, example)) if isinstance(example, tuple) else example
-    fix = fix or f"use a value such as the default: --config.{key}={text}"
-    raise ConfigError(f"config.{key}", f"must be {accepted}, got {value}", fix)
+def _has_type(value: Any, default: Any) -> bool:
+    kinds = {float: float | int, tuple: tuple | list}
+    is_boolean = isinstance(value, bool) == isinstance(default, bool)
+    return is_boolean and isinstance(value, kinds.get(type(default), type(default)))
+
+
+def typed(key: str) -> str:
+    """Returns the type and the accepted values of a field, in words."""
+    field = fields()[key]
+    names = {int: "a whole number", float: "a number", str: "text", tuple: "a list"}
+    accepted = field.metadata["rule"].accepted
+    kind = names.get(type(field.default))
+    return f"{kind} ({accepted})" if kind else accepted
+
+
+def _proposal(key: str, value: Any, recipe: Mapping[str, Any]) -> str:
+    """Returns the fix that proposes the recipe's value, or the default where that is wrong."""
+    origin, example = "recipe's", recipe.get(key, value)
+    if example == value:
+        origin, example = "default", fields()[key].default
+    return f"use a value such as the {origin}: --config.{key}={as_text(example)}"
+
+
+def as_text(value: Any) -> str:
+    """Returns a value as it is written after `--config.x=`."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+
+
+def _require(key: str, value: Any, is_good: bool, accepted: str, fix: str) -> None:
+    if not is_good:
+        raise ConfigError(f"config.{key}", f"must be {accepted}, got {value}", fix)
 
 
 def _check_model(model: ModelConfig) -> None:
     blocks = 3 if model.depth > 18 else 2
     is_good = not model.multi_grid or is_integers(model.multi_grid, blocks)
-    _require("model.multi_grid", model.multi_grid, is_good, f"{blocks} positive integers")
-    _require("model.width", model.width, model.width % 2 == 0, "an even number")
+    fix = f"give {blocks}, or leave it empty: --config.model.multi_grid="
+    _require("model.multi_grid", model.multi_grid, is_good, f"{blocks} positive integers", fix)
 
 
 def _check_classes(data: DataConfig, num_classes: int) -> None:

@@ -1,13 +1,14 @@
 """A configuration as `ConfigDict`, flat mapping and JSON, and the difference of two."""
 
 import dataclasses
-import difflib
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from deeplab_jax.config.catalogue import advice
 from deeplab_jax.config.checks import get, validate
 from deeplab_jax.config.schema import Config, fields
 from deeplab_jax.errors import ConfigError
@@ -22,8 +23,12 @@ def freeze(config: Config | ConfigDict) -> Config:
     return from_flat(flatten(config))
 
 
-def from_flat(values: Mapping[str, Any]) -> Config:
+def from_flat(
+    values: Mapping[str, Any], recipe: Mapping[str, Any] = MappingProxyType({})
+) -> Config:
     """Returns the checked configuration of {"train.lr": ..., ...}; absent fields keep defaults.
+
+    `recipe` holds the values to propose in place of wrong ones; see `validate`.
 
     Raises:
       ConfigError: a field is unknown, or its value cannot be used.
@@ -43,7 +48,7 @@ def from_flat(values: Mapping[str, Any]) -> Config:
         for name, section in sections.items()
     }
     config = Config(**top, **built)
-    validate(config)
+    validate(config, recipe)
     return config
 
 
@@ -93,14 +98,10 @@ def difference(old: Config, new: Config) -> list[str]:
 
 
 def unknown_key(key: str, known: Iterable[str]) -> ConfigError:
-    """Returns the error for a field that does not exist, with the closest that does."""
+    """Returns the error for a field that does not exist, with the one that is meant."""
     known = list(known)
-    leaf = {name.rsplit(".", 1)[-1]: name for name in reversed(known)}  # the first of a name
-    close = difflib.get_close_matches(key, known, 1, 0.6) if "." in key else []
-    close = close or [leaf[k] for k in difflib.get_close_matches(key.rsplit(".", 1)[-1], leaf, 1)]
     first = next((name for name in known if name.startswith(f"{key}.")), None)
     if first:
-        fix = f"name one of its fields, such as {first}"
+        fix = f"name one of its fields, such as config.{first}"
         return ConfigError(f"config.{key}", "is a group of fields, not a value", fix)
-    fix = f"did you mean config.{close[0]}?" if close else "deeplab_jax/config/schema.py has all"
-    return ConfigError(f"config.{key}", "there is no such field", fix)
+    return ConfigError(f"config.{key}", "there is no such field", advice(key, known))

@@ -3,19 +3,22 @@
 import ast
 import difflib
 import importlib.util
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from deeplab_jax.config.forms import flatten, from_flat, unknown_key
+from deeplab_jax.config.faults import DEFINES, explain
+from deeplab_jax.config.forms import flatten, from_dict, from_flat, unknown_key
 from deeplab_jax.config.schema import Config, fields
-from deeplab_jax.errors import ConfigError, shorten
+from deeplab_jax.errors import ConfigError, describe_cause, shorten
 
 _HERE = Path(__file__).parent
 # The recipes that come with the package: of a wheel, or of the checkout it is imported from.
 _RECIPES = _HERE / "recipes" if (_HERE / "recipes").is_dir() else _HERE.parents[1] / "configs"
+RUN_CONFIG = "config.json"  # in a run's work directory
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -48,33 +51,50 @@ def load_recipe(path: str, overrides: Sequence[str] = ()) -> Config:
     """Returns the checked configuration of a recipe.
 
     Args:
-      path: a Python file that defines `get_config()`, or the name of a recipe in the package, such
-        as "ade20k_r50_os16".
+      path: a Python file that defines `get_config()`, the name of a recipe in the package, such as
+        "ade20k_r50_os16", or the work directory of a run.
       overrides: "--config.train.lr=0.02" and the like, applied in order.
 
     Raises:
       ConfigError: the file or a value cannot be used.
     """
+    if is_run(path):
+        return apply_overrides(_read_run(Path(path) / RUN_CONFIG), overrides)
     file = find_recipe(path)
     spec = importlib.util.spec_from_file_location("deeplab_jax_recipe", file)
     if spec is None or spec.loader is None:
-        raise ConfigError(str(path), "is not a Python file", "a recipe defines get_config()")
+        fix = "name a recipe, such as configs/voc_r50_os16.py or voc_r50_os16"
+        raise ConfigError(str(path), "is not a Python file", fix)
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        config = module.get_config()
-    except ConfigError:
-        raise
+        config = module.get_config() if hasattr(module, "get_config") else None
     except Exception as error:  # a user's file may raise anything
-        what = f"fails with {type(error).__name__}: {error}".splitlines()[0]
-        raise ConfigError(str(path), what, "a recipe defines get_config(); see configs/") from error
+        raise explain(error, file) from error
     fix = "return what deeplab_jax.config.get_config(...) returns"
+    if not hasattr(module, "get_config"):
+        raise ConfigError(str(path), "defines no get_config()", DEFINES)
     if not isinstance(config, ConfigDict):
         raise ConfigError(str(path), f"get_config() returns {type(config).__name__}", fix)
     missing = fields().keys() - flatten(config).keys()
     if missing:
         raise ConfigError(str(path), f"its configuration lacks {shorten(missing)}", fix)
     return apply_overrides(config, [f"--config.name={file.stem}", *overrides])
+
+
+def is_run(path: str) -> bool:
+    """Tells whether a path is the work directory of a run, with its configuration."""
+    return (Path(path) / RUN_CONFIG).is_file()
+
+
+def _read_run(file: Path) -> Config:
+    try:
+        return from_dict(json.loads(file.read_text("utf-8")))
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error.where}", error.what, error.fix) from error
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        fix = "name the run's recipe instead"
+        raise ConfigError(str(file), f"cannot be read ({describe_cause(error)})", fix) from error
 
 
 def apply_overrides(config: Config | ConfigDict, overrides: Sequence[str]) -> Config:
@@ -88,19 +108,24 @@ def apply_overrides(config: Config | ConfigDict, overrides: Sequence[str]) -> Co
     Raises:
       ConfigError: there is no such field, a value has the wrong type, or it cannot be used.
     """
-    values = flatten(config)
+    recipe = flatten(config)
+    values = dict(recipe)
     for override in overrides:
         name, has_value, text = override.removeprefix("--config.").partition("=")
         if name not in values:
             raise unknown_key(name, values)
         if not has_value:
             raise ConfigError(override, "has no value", f"write {override}=VALUE")
-        values[name] = _parse(name, text, values[name])
-    return from_flat(values)
+        values[name] = parse_value(name, text, values[name])
+    return from_flat(values, recipe)
 
 
-def _parse(name: str, text: str, current: Any) -> Any:
-    """Returns `text` as a value of the type of `current`."""
+def parse_value(name: str, text: str, current: Any) -> Any:
+    """Returns `text` as a value of the type of `current`, the value of the field `name` so far.
+
+    Raises:
+      ConfigError: it is none.
+    """
     kind = type(current)
     try:
         if kind is bool:

@@ -22,12 +22,13 @@ class Accepted(NamedTuple):
 
     Attributes:
       accepted: in words, after "must be".
-      is_valid: whether a value of any type is accepted.
-      fix: what to do; empty: the default is proposed.
+      is_valid: whether a value of the field's type is accepted; by default all are, and
+        `checks.validate` compares the value with other fields.
+      fix: what to do; empty: the recipe's value or the default is proposed.
     """
 
     accepted: str
-    is_valid: Callable[[Any], bool]
+    is_valid: Callable[[Any], bool] = lambda value: True
     fix: str = ""
 
 
@@ -54,7 +55,7 @@ def is_integers(value: Any, count: int) -> bool:
 
 def _integers(count: int, is_optional: bool = False) -> Accepted:
     return Accepted(
-        f"{count} positive integers",
+        f"{count} positive integers{', or empty' if is_optional else ''}",
         lambda value: (is_optional and not value) or is_integers(value, count),
     )
 
@@ -92,15 +93,22 @@ _STAGES = Accepted(
 _CLASSES = Accepted(
     "2 to 255", lambda value: 2 <= value <= 255, "count the classes, without the ignored one"
 )
+_WIDTH = Accepted(
+    f"an even number, 1 to {MAX_CHANNELS}",
+    lambda value: value % 2 == 0 and 1 <= value <= MAX_CHANNELS,
+)
 _CHANNELS = Accepted(f"1 to {MAX_CHANNELS}", lambda value: 1 <= value <= MAX_CHANNELS)
 _SEED = Accepted("0 to 4294967295", lambda value: 0 <= value < 2**32)
+_BOOLEAN = Accepted("true or false")
+_WINDOW = Accepted("2 positive integers with config.eval.mode=slide, empty with whole")
 
 
 def _field(
     default: Any,
     text: str,
-    rule: Accepted | None = None,
+    rule: Accepted,
     *,
+    unit: str = "",
     is_free: bool = False,
     is_local: bool = False,
 ) -> Any:
@@ -108,12 +116,15 @@ def _field(
 
     Args:
       default: its value in the template for a folder, ResNet-50 at output stride 16.
-      text: its meaning, with its unit.
-      rule: accepted values; None for any of the type.
+      text: its meaning.
+      rule: accepted values.
+      unit: of its numbers; empty where they have none.
       is_free: a continued run may change it, as it cannot change a result.
       is_local: hosts of one run may differ in it.
     """
-    metadata = {"text": text, "rule": rule, "is_free": is_free, "is_local": is_local}
+    metadata = {
+        "text": text, "rule": rule, "unit": unit, "is_free": is_free, "is_local": is_local
+    }  # fmt: skip
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -133,11 +144,15 @@ class ModelConfig:
         "dilations of the three separable ASPP branches; the fourth is a 1x1 convolution",
         _integers(3),
     )
-    stem: str = _field("deep", "three 3x3 convolutions, or one 7x7", _one_of("deep", "7x7"))
-    multi_grid: tuple[int, ...] = _field(
-        (), "dilations of the last layer's blocks in place of its own; empty: its own"
+    stem: str = _field(
+        "deep", "first layer: three 3x3 convolutions (deep), or one 7x7", _one_of("deep", "7x7")
     )
-    width: int = _field(64, "channels of the first stage; later stages double it", _CHANNELS)
+    multi_grid: tuple[int, ...] = _field(
+        (),
+        "dilations of the last layer's blocks in place of its own; empty: its own",
+        Accepted("3 positive integers (2 at depth 18), or empty"),
+    )
+    width: int = _field(64, "channels of the first stage; later stages double it", _WIDTH)
     head_channels: int = _field(512, "channels of ASPP and decoder", _CHANNELS)
     low_level_channels: int = _field(48, "channels of the decoder's shortcut", _CHANNELS)
     aux_channels: int = _field(512, "channels of the auxiliary head", _CHANNELS)
@@ -147,7 +162,7 @@ class ModelConfig:
     dtype: str = _field(
         "float32", "type of the activations", _one_of("float32", "bfloat16", "float64")
     )
-    freeze_batch_norm: bool = _field(False, "train with the running statistics")
+    freeze_batch_norm: bool = _field(False, "train with the running statistics, fixed", _BOOLEAN)
     remat: tuple[int, ...] = _field(
         (),
         "stages of the backbone whose activations are computed again in the backward pass instead"
@@ -167,10 +182,14 @@ class DataConfig:
         _one_of(*DATASETS, text=", ".join(DATASETS)),
     )
     root: str = _field(
-        "data", "holds the official layouts, or is the folder itself", is_free=True, is_local=True
+        "data",
+        "folder that holds the official layouts, or is the data set itself",
+        Accepted("a folder"),
+        is_free=True,
+        is_local=True,
     )
-    train_split: str = _field("train", "split to train on")
-    val_split: str = _field("val", "split to evaluate on")
+    train_split: str = _field("train", "split to train on", Accepted("a name"))
+    val_split: str = _field("val", "split to evaluate on", Accepted("a name"))
     source: str = _field(
         "folder",
         "files of a folder, or the same samples from tfds or a cache",
@@ -178,48 +197,79 @@ class DataConfig:
         is_free=True,
     )
     images: str = _field(
-        "images/{split}", "folder of the images below the root, flat or nested; folder only"
+        "images/{split}",
+        "folder of the images below the root, flat or nested; folder only",
+        Accepted("a path with {split} in it"),
     )
     masks: str = _field(
-        "labels/{split}", "folder of the masks below the root, flat or nested; folder only"
+        "labels/{split}",
+        "folder of the masks below the root, flat or nested; folder only",
+        Accepted("a path"),
     )
-    mask_suffix: str = _field("", "what follows the image's name in its mask's, such as \"_mask\"")
+    mask_suffix: str = _field(
+        "",
+        "what follows the image's name in its mask's, such as \"_mask\"",
+        Accepted("text, or empty"),
+    )
     split_file: str = _field(
-        "", 'list of ids, one a line, such as "splits/{split}.txt"; empty: all files'
+        "",
+        'list of ids, one a line, such as "splits/{split}.txt"; empty: all files',
+        Accepted("a path, or empty"),
     )
     mask_format: str = _field(
         "index",
         "a mask's values are classes (index), colours of classes (color), or 0 and 255 (binary)",
         _one_of("index", "color", "binary", text="index, color, binary"),
     )
-    reduce_zero_label: bool = _field(False, "value 0 is ignored and value k is class k - 1")
-    ignore_values: tuple[int, ...] = _field((255,), "values that are ignored", _values(65535))
-    class_values: tuple[int, ...] = _field((), "values of class 0, 1, ...; empty: 0, 1, ..., C - 1")
+    reduce_zero_label: bool = _field(
+        False, "value 0 of a mask is ignored and value k is class k - 1", _BOOLEAN
+    )
+    ignore_values: tuple[int, ...] = _field(
+        (255,), "values of a mask that are ignored", _values(65535)
+    )
+    class_values: tuple[int, ...] = _field(
+        (),
+        "values of class 0, 1, ... in a mask; empty: 0, 1, ..., C - 1",
+        Accepted("a different number in 0..65535 for each class, or empty"),
+    )
     class_names: tuple[str, ...] = _field(
-        (), "names of the classes; empty: classes.json, else class_0, class_1, ...; folder only"
+        (),
+        "names of the classes; empty: classes.json, else class_0, class_1, ...; folder only",
+        Accepted("a name for each class, or empty"),
     )
     class_colors: tuple[int, ...] = _field(
         (),
         "R, G, B of class 0, 1, ...; empty: classes.json, else light colours that are safe for"
         " colour-blind eyes (of color masks VOC's)",
+        Accepted("3 numbers in 0..255 for each class, or empty"),
     )
     max_bad_samples: int = _field(
-        0, "training samples that may be unreadable, and are left out", _from(0)
+        0, "training samples that may be unreadable, and are left out", _from(0), unit="samples"
     )
-    tfds_name: str = _field("", "name of a prepared TFDS data set; empty: ours; tfds only")
-    image_key: str = _field("image", "feature with the image; tfds only")
-    mask_key: str = _field("mask", "feature with the mask; tfds only")
+    tfds_name: str = _field(
+        "", "name of a prepared TFDS data set; empty: ours; tfds only", Accepted("a name, or empty")
+    )
+    image_key: str = _field("image", "feature with the image; tfds only", Accepted("a name"))
+    mask_key: str = _field("mask", "feature with the mask; tfds only", Accepted("a name"))
     resize_base: tuple[int, int] = _field(
-        (2048, 512), "(long side, short side) that scale 1 fits an image into, pixels", _integers(2)
+        (2048, 512),
+        "(long side, short side) that scale 1 fits an image into",
+        _integers(2),
+        unit="pixels",
     )
     scale_range: tuple[float, float] = _field(
         (0.5, 2.0), "lowest and highest random scale of the resize base in training", _RANGE
     )
     crop_size: tuple[int, int] = _field(
-        (512, 512), "(height, width) of a training sample, pixels", _integers(2)
+        (512, 512), "(height, width) of a training sample", _integers(2), unit="pixels"
     )
     num_workers: int = _field(
-        0, "processes that read; 0: threads of this process", _from(0), is_free=True, is_local=True
+        0,
+        "worker processes that read samples; 0: threads of this process",
+        _from(0),
+        unit="processes",
+        is_free=True,
+        is_local=True,
     )
 
 
@@ -227,7 +277,12 @@ class DataConfig:
 class TrainConfig:
     """Length of the run, loss and optimiser (spec sections 4 and 5)."""
 
-    batch_size: int = _field(16, "images of a step, over all devices and hosts")
+    batch_size: int = _field(
+        16,
+        "images of a step, over all devices and hosts",
+        Accepted("2 or more, a multiple of loss_groups and of gradient_accumulation"),
+        unit="images",
+    )
     gradient_accumulation: int = _field(
         1,
         "parts that a batch is taken in, one after the other, before one step of the optimiser:"
@@ -240,10 +295,12 @@ class TrainConfig:
         " processes do; the group count also sets the epoch's length",
         _from(1),
     )
-    epochs: int = _field(60, "length of the run, epochs", _from(1))
-    steps: int = _field(0, "length of the run, optimiser steps; 0: by epochs", _from(0))
+    epochs: int = _field(60, "length of the run", _from(1), unit="epochs")
+    steps: int = _field(
+        0, "length of the run in optimiser steps; 0: by epochs", _from(0), unit="steps"
+    )
     lr: float = _field(0.01, "learning rate at the first step", _positive("a positive rate"))
-    min_lr: float = _field(1e-4, "learning rate where the schedule ends")
+    min_lr: float = _field(1e-4, "learning rate where the schedule ends", Accepted("0 to train.lr"))
     poly_power: float = _field(0.9, "power of the poly schedule", _positive("a positive number"))
     momentum: float = _field(0.9, "momentum of SGD", _fraction("momentum"))
     weight_decay: float = _field(5e-4, "weight decay, on every parameter", _from(0))
@@ -258,12 +315,14 @@ class MeshConfig:
         1,
         "devices that share an image, each with a band of its rows; the others split the batch",
         _from(1),
+        unit="devices",
         is_free=True,
     )
     check_every_steps: int = _field(
         500,
         "steps between two comparisons of the parameters that devices and hosts hold; 0: never",
         _from(0),
+        unit="steps",
         is_free=True,
     )
 
@@ -272,11 +331,14 @@ class MeshConfig:
 class EvalConfig:
     """The evaluation protocol (spec section 7)."""
 
-    every_epochs: int = _field(10, "epochs between evaluations; the last step always is", _from(1))
+    every_epochs: int = _field(
+        10, "epochs between evaluations; the last step always is one", _from(1), unit="epochs"
+    )
     resize_base: tuple[int, int] | tuple[()] = _field(
         (),
-        "(long side, short side) that test images are fitted into, pixels; empty: their own size",
+        "(long side, short side) that test images are fitted into; empty: their own size",
         _integers(2, is_optional=True),
+        unit="pixels",
     )
     mode: str = _field(
         "whole",
@@ -284,14 +346,14 @@ class EvalConfig:
         _one_of("whole", "slide"),
     )
     crop_size: tuple[int, int] | tuple[()] = _field(
-        (), "(height, width) of windows, pixels of the fitted image; slide only"
+        (), "(height, width) of windows of the fitted image; slide only", _WINDOW, unit="pixels"
     )
     stride: tuple[int, int] | tuple[()] = _field(
-        (), "(down, right) from window to window, pixels; slide only"
+        (), "(down, right) from window to window; slide only", _WINDOW, unit="pixels"
     )
     scales: tuple[float, ...] = _field((1.0,), "scales of the image; scores are averaged", _SCALES)
-    flip: bool = _field(False, "average with the mirrored image, too")
-    softmax_first: bool = _field(False, "resize probabilities, not logits")
+    flip: bool = _field(False, "average with the mirrored image, too", _BOOLEAN)
+    softmax_first: bool = _field(False, "resize probabilities, not logits", _BOOLEAN)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -299,7 +361,7 @@ class CheckpointConfig:
     """Saving of the state."""
 
     every_steps: int = _field(
-        0, "steps between saves; 0: once an epoch; the last step always is", _from(0)
+        0, "steps between saves; 0: once an epoch; the last step always is", _from(0), unit="steps"
     )
 
 
@@ -307,7 +369,9 @@ class CheckpointConfig:
 class LogConfig:
     """Logging of steps."""
 
-    every_steps: int = _field(10, "steps between lines of the log", _from(1), is_free=True)
+    every_steps: int = _field(
+        10, "steps between lines of the log", _from(1), unit="steps", is_free=True
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -318,11 +382,13 @@ class InitConfig:
         "none",
         "backbone checkpoint (ImageNet weights), or none to start from random weights; a row of"
         " the table needs one or the other to be said, or a checkpoint",
+        Accepted("a checkpoint directory, or none"),
     )
     checkpoint: str = _field(
         "",
         "work directory of a run, or converted weights, whose latest network this run starts from,"
         " at step 0; empty: none",
+        Accepted("a checkpoint directory, or empty"),
     )
     head: str = _field(
         "load", "the checkpoint's classifiers, or skip: new ones", _one_of("load", "skip")
@@ -334,9 +400,12 @@ class Config:
     """A run's configuration, checked; see the sections' fields."""
 
     name: str = _field(
-        "folder_r50_os16", "name of the recipe; reading a file sets it to the file's", is_free=True
+        "folder_r50_os16",
+        "name of the recipe; reading a file sets it to the file's",
+        Accepted("a name"),
+        is_free=True,
     )
-    seed: int = _field(0, "of initial weights, order of samples, augmentation, dropout", _SEED)
+    seed: int = _field(0, "seed of initial weights, order of samples, augmentation, dropout", _SEED)
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()

@@ -4,15 +4,18 @@ Only names are read here. Ids of a list are looked up among the files found unde
 link that leads out of the root is refused; so nothing outside is ever opened.
 """
 
+import difflib
+import glob
 import os
 import re
+import shlex
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from deeplab_jax.config import LABEL_IDS, DataConfig
-from deeplab_jax.errors import DataError, clip
+from deeplab_jax.errors import DataError, clip, shorten
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
@@ -81,6 +84,9 @@ def find_files(data_config: DataConfig, split: str, on_fault: OnFault = _raise) 
     """
     root, paths = Path(data_config.root), split_paths(data_config, split)
     image_folder, mask_folder = root / paths.images, root / paths.masks
+    for folder, template in ((image_folder, "images"), (mask_folder, "masks")):
+        if not folder.is_dir():
+            raise _no_folder(folder, data_config, split, template)
     image_names, mask_names = (_list(f, root, on_fault) for f in (image_folder, mask_folder))
     image_suffixes, lossy = paths.image_suffixes, paths.lossy_mask_suffixes
     is_shared = image_folder.resolve() == mask_folder.resolve()
@@ -97,7 +103,7 @@ def find_files(data_config: DataConfig, split: str, on_fault: OnFault = _raise) 
     for suffixes in (lossy, paths.mask_suffixes):
         ends = tuple(paths.mask_suffix + suffix for suffix in suffixes)
         masks |= _by_stem(mask_folder, mask_names, ends, on_fault)
-    listed = _read_list(root, paths)
+    listed = _read_list(root, paths, data_config, split)
     if listed is None:
         stems = sorted(images.keys() | masks.keys())
     else:
@@ -110,6 +116,34 @@ def find_files(data_config: DataConfig, split: str, on_fault: OnFault = _raise) 
                 _refuse_columns(line, images, root, paths)
             stems.append(stem)
     return Files(stems, images, masks, paths.id_suffix)
+
+
+def _no_folder(folder: Path, data_config: DataConfig, split: str, template: str) -> DataError:
+    """Returns the error of a split's missing folder; names the splits that are there."""
+    pattern = getattr(split_paths(data_config, "{split}"), template)
+    if found := _splits(Path(data_config.root), pattern, data_config.dataset):
+        what = f"is not a folder: there is no split {split!r}; there are {shorten(found)}"
+        return DataError(str(folder), what, _propose_split(data_config, split, found))
+    root = shlex.quote(data_config.root)
+    fix = f"correct --config.data.root, or let `deeplab doctor --data {root}` look for the layout"
+    return DataError(str(folder), "is not a folder", fix)
+
+
+def _splits(root: Path, pattern: str, dataset: str) -> list[str]:
+    """Returns the names for {split} in a path below the root that lead to something."""
+    start, mark, end = str(root / pattern).partition("{split}")
+    if not mark:
+        return []
+    paths = glob.glob(f"{glob.escape(start)}*{glob.escape(end)}")
+    names = [path[len(start) : len(path) - len(end)] for path in paths]
+    official = {"training": "train", "validation": "val"} if dataset == "ade20k" else {}
+    return sorted(official.get(name, name) for name in names)
+
+
+def _propose_split(data_config: DataConfig, split: str, found: list[str]) -> str:
+    key = "train_split" if data_config.train_split == split else "val_split"
+    close = difflib.get_close_matches(split, found, 1, 0)[0]
+    return f"use one that is there: --config.data.{key}={close}"
 
 
 def _stem_of(name: str, images: dict[str, str], paths: SplitPaths) -> str:
@@ -146,9 +180,6 @@ def _without(names: list[str], folder: Path, other: Path) -> list[str]:
 def _list(folder: Path, root: Path, on_fault: OnFault) -> list[str]:
     """Returns all files under `folder`, as sorted relative paths, hidden ones left out."""
     try:
-        if not folder.is_dir():
-            fix = "check config.data.root; README shows the layouts"
-            raise DataError(str(folder), "is not a folder", fix)
         inside = tuple(os.path.join(os.path.realpath(path), "") for path in (root, folder))
         return sorted(_walk(str(folder), "", inside, (inside[1],), on_fault))
     except OSError as error:
@@ -197,13 +228,20 @@ def _by_stem(
     return found
 
 
-def _read_list(root: Path, paths: SplitPaths) -> list[str] | None:
+def _read_list(
+    root: Path, paths: SplitPaths, data_config: DataConfig, split: str
+) -> list[str] | None:
     """Returns the lines of the split's list that are not blank, or None where there is none."""
     path = root / paths.list_file
     if not paths.list_file or not os.path.lexists(path):
         if not paths.is_list_needed:
             return None
-        raise DataError(str(path), "is missing", "check config.data.root and the name of the split")
+        found = _splits(root, split_paths(data_config, "{split}").list_file, data_config.dataset)
+        if found:
+            what = f"is missing: there is no split {split!r}; there are {shorten(found)}"
+            raise DataError(str(path), what, _propose_split(data_config, split, found))
+        fix = "correct --config.data.root or --config.data.split_file"
+        raise DataError(str(path), "is missing", fix)
     if path.is_symlink() and not os.path.isabs(paths.list_file):
         inside = tuple(os.path.join(os.path.realpath(place), "") for place in (root, path.parent))
         if not os.path.realpath(path).startswith(inside):

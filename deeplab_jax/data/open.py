@@ -1,8 +1,18 @@
 """Opens a data set from the source that the configuration names."""
 
+from pathlib import Path
+
 from deeplab_jax.config import DataConfig
 from deeplab_jax.data.dataset import Dataset
 from deeplab_jax.data.sources.folder import open_folder
+from deeplab_jax.errors import DataError
+
+
+def check_root(data_config: DataConfig) -> None:
+    """Refuses a root that is no folder, where files are read (DataError)."""
+    if data_config.source == "folder" and not Path(data_config.root).is_dir():
+        fix = "name the folder of the data: --config.data.root=DIR"
+        raise DataError(data_config.root, "there is no such folder of data", fix)
 
 
 def open_dataset(data_config: DataConfig, num_classes: int, split: str) -> Dataset:
@@ -12,6 +22,7 @@ def open_dataset(data_config: DataConfig, num_classes: int, split: str) -> Datas
       DataError: a folder, list, image or mask is missing, or there are none.
       ConfigError: the data set has another number of classes.
     """
+    check_root(data_config)
     if data_config.source == "tfds":
         from deeplab_jax.data.sources.tfds import open_tfds
 

@@ -5,6 +5,7 @@ processes of a run are in `distributed.hosts`.
 """
 
 import argparse
+import glob
 import os
 import socket
 import sys
@@ -79,6 +80,23 @@ def initialize(
     else:
         arguments = found
     _initialize(arguments, seconds)
+
+
+def is_alone(
+    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
+) -> bool:
+    """Tells whether this process works alone, for sure and without loading JAX.
+
+    Arguments as of `initialize`. False on a machine with TPU chips, which may belong to a slice.
+    """
+    given = (coordinator, num_processes, process_id)
+    if given == (None, 1, None):
+        return True
+    if given != (None, None, None) or _slurm(os.environ) or _open_mpi(os.environ):
+        return False
+    has_chips = any(glob.glob("/dev/accel*") + glob.glob("/dev/vfio/*"))
+    names = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES", "MEGASCALE_NUM_SLICES")
+    return not has_chips and not any(name in os.environ for name in names)
 
 
 def is_initialized() -> bool:

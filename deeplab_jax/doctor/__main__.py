@@ -1,6 +1,6 @@
 """Command: checks a data set before anything is trained on it.
 
-    python -m deeplab_jax.doctor --data DIR --write-config mine.py
+    deeplab doctor --data DIR --write-config mine.py
 
 Opens every image and mask, tells all faults at once, and proposes a recipe. No file of the data set
 is ever changed. Exit code 0 if nothing is wrong but warnings, else 3.
@@ -36,8 +36,13 @@ def main(argv: list[str]) -> None:
 
     if args.config:
         run(args.config, overrides, args.json)
+        cli.finish(args.json, "train", "--config", args.config, *overrides)
+        return
+    run(args.data, None, args.json, args.write_config, args.val_fraction, args.seed)
+    if args.write_config:
+        cli.finish(args.write_config, "train", "--config", args.write_config)
     else:
-        run(args.data, None, args.json, args.write_config, args.val_fraction, args.seed)
+        cli.finish(args.json, "doctor", "--data", args.data, "--write-config", "mine.py")
 
 
 def _check_arguments(args: argparse.Namespace, overrides: list[str]) -> None:

@@ -60,7 +60,7 @@ def write(proposal: Proposal, path: str, val_fraction: float, seed: int) -> None
         text = f"{key} = {textwrap.shorten(str(value), 50, placeholder=' ...')}"
         print(textwrap.fill(f"{text}: {field.reason}", 80, subsequent_indent="    ",
                             initial_indent="  ", break_long_words=False))  # fmt: skip
-    print(f"\ntrain with it:  deeplab train --config {path}\n")
+    print()
 
 
 def _create(path: Path, text: str) -> None:

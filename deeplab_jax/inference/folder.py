@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from deeplab_jax.data.images import read_size
 from deeplab_jax.errors import DataError, ResourceError
 from deeplab_jax.inference import prediction
+from deeplab_jax.utils import steps
 from deeplab_jax.utils.progress import counting
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def predict_files(
     broken = _check_headers(images)
     usable = {image: name for image, name in images.items() if image not in broken}
     if usable:
+        steps.check(checkpoint, step)  # before JAX loads
         from deeplab_jax.inference.segmenter import load
 
         model = load(checkpoint, step, overrides)
@@ -95,7 +97,10 @@ def find_images(paths: Sequence[str], output: str = "") -> dict[Path, str]:
         elif os.path.lexists(path):
             images[path] = path.stem
         else:
-            raise DataError(str(path), "there is no such file", "name image files or folders")
+            fix = "name image files or folders"
+            if set("*?[") & set(str(path)):
+                fix = "a pattern that matches nothing stays as it is; name the folder instead"
+            raise DataError(str(path), "there is no such file", fix)
     if not images:
         accepted = ", ".join(_SUFFIXES)
         raise DataError(", ".join(paths), f"no images here ({accepted})", "name other folders")

@@ -1,14 +1,16 @@
 """Command: writes a page about a checkpoint's evaluation.
 
-    python -m deeplab_jax.report runs/camvid_r50_os16
+    deeplab report runs/camvid_r50_os16
 
 `evaluate` writes it too. The page, `report.html`, loads no other file.
 """
 
+import shlex
 from pathlib import Path
 
 from deeplab_jax import cli
 from deeplab_jax.errors import ConfigError, check_writable
+from deeplab_jax.utils import steps
 
 _EXAMPLES = """\
   deeplab report runs/camvid_r50_os16
@@ -30,13 +32,15 @@ def main(argv: list[str]) -> None:
     folder = Path(args.checkpoint)
     numbers = folder / "evaluation.json"
     if not numbers.is_file():
-        fix = f"run deeplab evaluate --checkpoint {folder} first"
+        steps.check(folder)
+        fix = f"make one: deeplab evaluate --checkpoint {shlex.quote(args.checkpoint)}"
         raise ConfigError(str(numbers), "there is no evaluation to report", fix)
     output = Path(args.output or folder / "report.html")
     check_writable(output, "--output")
     from deeplab_jax.report.write import write_again
 
     write_again(folder, output, overrides)
+    cli.finish(output, "predict", "--checkpoint", args.checkpoint, "IMAGES", "--output", "out")
 
 
 if __name__ == "__main__":

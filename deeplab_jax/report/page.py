@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from deeplab_jax.config import Config, flatten
+from deeplab_jax.config.checks import as_text
 from deeplab_jax.data.colors import safe_palette
 from deeplab_jax.evaluation.summary import Ends, Evaluation
 from deeplab_jax.report import plots, reading
@@ -269,10 +270,7 @@ def _config(config: Config) -> Html:
 
 def _text(value: Any) -> str:
     """Returns a value of a field as it is written after `--config.x=`."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-    return text or "(empty)"
+    return as_text(value) or "(empty)"
 
 
 def _environment(result: Evaluation) -> Html:

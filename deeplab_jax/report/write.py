@@ -52,19 +52,22 @@ def write_again(folder: Path, output: Path, overrides: Sequence[str]) -> None:
 
 def write_evaluated(
     segmenter: Segmenter, evaluation: Evaluation, json_file: Path | None = None
-) -> None:
+) -> Path | None:
     """Writes the page about what `evaluate_checkpoint` returned.
 
     The page is `report.html` in the checkpoint, or with `json_file`, as for `evaluate_checkpoint`,
     `<its stem>_report.html` beside it. The first host writes it. Nothing is written if `json_file`
-    is not a regular file, such as /dev/stdout.
+    is not a regular file, such as /dev/stdout. Returns the page's path; None where none is.
     """
     output = segmenter.path / "report.html"
     if json_file:
         output = json_file.with_name(f"{json_file.stem}_report.html")
     json_file = json_file or segmenter.path / EVALUATION_FILE
-    if hosts.is_primary() and json_file.is_file():
+    if not json_file.is_file():
+        return None
+    if hosts.is_primary():
         _draw(output, evaluation, segmenter)
+    return output
 
 
 def read_evaluation(path: Path) -> Evaluation:

@@ -11,6 +11,7 @@ from deeplab_jax import checkpoint
 from deeplab_jax.config import Config
 from deeplab_jax.errors import CheckpointError, ConfigError, shorten
 from deeplab_jax.models import build_model, init_variables
+from deeplab_jax.models.structure import describe_difference, structure
 from deeplab_jax.training.state import State
 from deeplab_jax.utils.trees import PyTree, placed
 
@@ -40,7 +41,39 @@ def check_init(config: Config, class_names: Sequence[str]) -> list[str]:
     if kind != "backbone":
         what = f"is a checkpoint of kind {kind}, not backbone"
         raise CheckpointError(backbone, what, f"give it as --config.init.checkpoint={backbone}")
+    if backbone != "none":
+        wanted = jax.eval_shape(lambda: init_variables(build_model(config.model), 0))
+        parts = {name: tree["backbone"] for name, tree in wanted.items()}
+        _check_fit(backbone, "latest", parts)
     return []
+
+
+def _check_fit(path: str, step: int | str, wanted: dict[str, PyTree], skip: str = "") -> None:
+    """Refuses weights that do not fit; says which networks they and the recipe are of.
+
+    Args:
+      path: the checkpoint.
+      step: its step.
+      wanted: shapes and types by item.
+      skip: a field of `config.model` in which they may differ.
+    """
+    problems = checkpoint.misfits(path, step, wanted, allow_cast=True)
+    if not problems:
+        return
+    saved = checkpoint.read_shapes(path, step, ["params"])["params"]
+    there, here = structure(saved), structure(wanted["params"])
+    changed = {k: v for k, v in there.items() if k in here and k != skip and v != here[k]}
+    phrases = [describe_difference(key, value, here[key]) for key, value in changed.items()]
+    if changed:  # names of parameters would tell nothing more
+        problems = [problem.partition(" (")[0] for problem in problems]
+    fixes = []
+    if changed.pop("num_classes", None):
+        fixes.append("new classifiers: --config.init.head=skip")
+    if changed:
+        flags = " ".join(f"--config.model.{key}={value}" for key, value in changed.items())
+        fixes.insert(0, f"build its network: {flags}")
+    fix = ", and ".join(fixes) or "convert or copy it again: it is of the network that is wanted"
+    raise CheckpointError(path, f"does not fit: {'; '.join([*phrases, ', '.join(problems)])}", fix)
 
 
 def _check_checkpoint(config: Config, class_names: Sequence[str]) -> list[str]:
@@ -49,15 +82,7 @@ def _check_checkpoint(config: Config, class_names: Sequence[str]) -> list[str]:
     if info.kind == "backbone" or info.config is None:
         what = "holds a backbone, not a segmentation network"
         raise CheckpointError(path, what, f"give it as --config.init.backbone={path} instead")
-    problems = checkpoint.misfits(path, info.step, _wanted(config, info), allow_cast=True)
-    if problems:
-        what = f"does not fit: {', '.join(problems)}"
-        fix = "use its config.model, or another checkpoint"
-        there, here = info.config.model.num_classes, config.model.num_classes
-        if there != here and not is_skipped:
-            what += f"; {there} classes there, {here} here"
-            fix = "new classifiers: --config.init.head=skip; all else must be as it was saved"
-        raise CheckpointError(path, what, fix)
+    _check_fit(path, info.step, _wanted(config, info), "num_classes" if is_skipped else "")
     pairs = zip(info.class_names, class_names, strict=False)  # converted weights may have no names
     changed = [f"{i}: {there} -> {here}" for i, (there, here) in enumerate(pairs) if there != here]
     if is_skipped or not changed:

@@ -1,5 +1,6 @@
 """Length of a run, the steps of its evaluations and saves, and its batches."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -46,7 +47,10 @@ def make_plan(config: Config, num_samples: int) -> Plan:
     per_epoch = steps_per_epoch(config, num_samples)
     if per_epoch < 1:
         what = f"{num_samples} images do not fill one batch of {config.train.batch_size}"
-        raise DataError(str(config.data.root), what, "lower config.train.batch_size")
+        parts, groups = config.train.gradient_accumulation, config.train.loss_groups
+        size = max(num_samples // (unit := math.lcm(parts, groups)) * unit, 2 * parts)
+        fix = f"lower it: --config.train.batch_size={size}, or add images"
+        raise DataError(str(config.data.root), what, fix)
     total = total_steps(config, num_samples)
     save_every = config.checkpoint.every_steps or per_epoch
     return Plan(total, per_epoch, save_every, config.eval.every_epochs * per_epoch)

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from deeplab_jax import checkpoint
-from deeplab_jax.config import Config, difference, to_json
+from deeplab_jax.config import Config, difference, flatten, to_json
+from deeplab_jax.config.checks import as_text
 from deeplab_jax.data import Dataset
 from deeplab_jax.distributed import hosts
 from deeplab_jax.errors import ConfigError
@@ -67,10 +68,12 @@ def read_run(workdir: Path, step: int, config: Config) -> checkpoint.Info:
         raise ConfigError(str(workdir), what, "choose another --workdir")
     changes = difference(info.config, config)
     if changes:
+        own, names = flatten(info.config), [change.partition(":")[0] for change in changes]
+        flags = " ".join(f"--config.{name}={as_text(own[name])}" for name in names)
         raise ConfigError(
             str(workdir),
             f"holds a run with another configuration ({'; '.join(changes)})",
-            "continue it with its own, or choose another --workdir",
+            f"continue it with {flags}, or choose another --workdir",
         )
     return info
 

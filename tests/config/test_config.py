@@ -208,8 +208,8 @@ def test_difference_names_what_changes_a_result_and_nothing_else():
         ("train.lrr", "did you mean config.train.lr?"),
         ("optim.momentun", "did you mean config.train.momentum?"),
         ("crop_sise", "did you mean config.data.crop_size?"),
-        ("model", "name one of its fields, such as model."),
-        ("zzz", "deeplab_jax/config/schema.py has all"),
+        ("model", "name one of its fields, such as config.model."),
+        ("zzz", "see all: deeplab config fields"),
     ],
 )
 def test_unknown_field_gets_advice(key, advice):

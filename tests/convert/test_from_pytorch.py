@@ -177,7 +177,11 @@ def test_run_starts_from_a_converted_backbone(
 
 
 def test_backbone_with_the_other_stem_is_refused_by_a_run(convert, make_tensors, make_variables):
-    *_, out = convert(make_tensors("torchvision"))
+    _, text, _, out = convert(make_tensors("torchvision"))
+    flags = "--config voc_r50_os16 --config.model.depth=18 --config.model.stem=7x7"
+    command = f"next: deeplab train {flags} --config.model.width="
+    assert command in text
+    assert text.endswith(f" --config.init.backbone={out}\n")
     state = jax.device_put(make_variables(), jax.local_devices()[0])
     with pytest.raises(checkpoint.CheckpointError, match="does not fit"):
         load_backbone(state, str(out))

@@ -39,7 +39,8 @@ def test_there_and_back_gives_equal_bytes_in_order(
         write_pth(path, obj)
     code, text, err, directory = import_run(path)
     assert (code, err) == (0, "")
-    assert f"momentum converted; step {iteration}: continues with `deeplab train " in text
+    assert f"momentum converted; step {iteration}\n" in text
+    assert "next: deeplab train --config " in text
     assert "optimizer" not in text.split("not read:")[-1]
     code, text, err, path = export(directory, "--optimizer", "--dialect", dialect)
     assert (code, err) == (0, "")

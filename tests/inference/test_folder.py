@@ -36,8 +36,12 @@ def test_predict_writes_indices_with_a_palette_and_an_overlay_at_the_images_own_
     )
     assert (code, err) == (0, "")
     assert out.startswith(f"2 of 2 images -> {tmp_path / 'out'}  ")
-    assert out.endswith(" images/s\n")
-    assert out.count("\n") == 1
+    first, *last = out.splitlines()
+    assert first.endswith(" images/s")
+    assert last == [
+        f"results: {tmp_path / 'out'}",
+        f"next: deeplab evaluate --checkpoint {saved_run.path}",
+    ]
     for image in saved_run.images[:2]:
         prediction = model(image)
         size = Image.open(image).size

@@ -1,0 +1,192 @@
+"""The fields as a table, and the field that a word of another tool or another version means."""
+
+import difflib
+import re
+from collections.abc import Collection, Iterable, Sequence
+from typing import NamedTuple
+
+from deeplab_jax.config.checks import as_text
+from deeplab_jax.config.schema import fields
+
+# What other tools, the literature and older versions call a field.
+_COMMON = {
+    "name": "experiment run_name exp_name",
+    "seed": "random_seed manual_seed rng",
+    "model.depth": "model.backbone model.encoder encoder arch architecture layers resnet model_name"
+    " encoder_name",
+    "model.output_stride": "os outstride out_stride downsample_factor",
+    "model.num_classes": "classes nc n_classes num_class class_count",
+    "model.atrous_rates": "dilations dilation aspp_dilations aspp_rates rates",
+    "model.dropout_rate": "dropout drop_rate dropout_ratio",
+    "model.dtype": "amp precision mixed_precision fp16 bf16 half bfloat16 float16 half_precision",
+    "model.freeze_batch_norm": "freeze_bn frozen_bn fix_bn freeze_norm norm_eval bn_eval",
+    "model.remat": "checkpointing gradient_checkpointing activation_checkpointing"
+    " grad_checkpointing with_cp",
+    "data.dataset": "dataset_name dataset_type",
+    "data.root": "data path data_dir data_root data_path dataset_dir dataset_path dataset_root"
+    " root_dir input_dir",
+    "data.train_split": "training_split train_set train_list",
+    "data.val_split": "validation_split eval_split test_split split val_set",
+    "data.images": "img_dir image_dir images_dir image_folder",
+    "data.masks": "labels label_dir mask_dir masks_dir ann_dir annotations seg_dir",
+    "data.mask_suffix": "seg_map_suffix label_suffix",
+    "data.ignore_values": "ignore_index ignore_label void_label void ignored_label",
+    "data.class_names": "names labels_names class_list",
+    "data.class_colors": "palette colors colours colormap",
+    "data.class_values": "label_map class_ids mask_values label_values",
+    "data.max_bad_samples": "skip_bad skip_bad_samples skip_broken skip_errors skip_corrupt"
+    " ignore_errors",
+    "data.crop_size": "image_size img_size imgsz img input_size size crop resolution train_size"
+    " imsize height width",
+    "data.resize_base": "base_size resize img_scale resize_to",
+    "data.scale_range": "scale ratio_range scale_factor random_scale multi_scale_range",
+    "data.num_workers": "workers n_workers num_proc dataloader_workers threads",
+    "train.batch_size": "bs batch global_batch samples_per_gpu batch_size_per_gpu train_batch_size"
+    " per_device_train_batch_size micro_batch",
+    "train.gradient_accumulation": "accumulate accumulation grad_accum accumulation_steps"
+    " accumulate_grad_batches gradient_accumulation_steps grad_accum_steps accum",
+    "train.loss_groups": "reference_processes processes",
+    "train.epochs": "max_epochs num_epochs n_epochs epoch",
+    "train.steps": "max_steps max_iters iterations iters num_steps total_steps max_iter"
+    " total_itrs num_iters num_train_steps iteration",
+    "train.lr": "learning_rate base_lr lr0 initial_lr learningrate lr_rate init_lr peak_lr",
+    "train.min_lr": "final_lr end_lr lrf eta_min lr_min",
+    "train.poly_power": "power lr_power",
+    "train.weight_decay": "wd weight_decay_rate l2 decay",
+    "train.aux_weight": "aux_loss aux_loss_weight auxiliary auxiliary_loss aux auxiliary_weight",
+    "mesh.spatial": "space mesh.space spatial_partition spatial_shards model_parallel",
+    "mesh.check_every_steps": "check_every replica_check",
+    "eval.every_epochs": "eval_every val_interval eval_interval val_every validate_every eval_freq"
+    " evaluate_every check_val_every_n_epoch val_freq",
+    "eval.resize_base": "test_size eval_size val_size",
+    "eval.mode": "sliding_window slide sliding test_mode",
+    "eval.scales": "tta multi_scale multiscale ms test_scales",
+    "eval.flip": "mirror hflip horizontal_flip test_flip",
+    "checkpoint.every_steps": "save_every save_interval save_freq checkpoint_interval save_period"
+    " checkpoint_every save_steps ckpt_every save_every_steps",
+    "log.every_steps": "log_every log_interval print_freq print_every logging_steps"
+    " print_interval log_freq log_steps log_every_n_steps",
+    "init.backbone": "pretrained pretrained_backbone backbone_weights imagenet encoder_weights"
+    " pretrained_weights imagenet_weights",
+    "init.checkpoint": "load_from finetune fine_tune init_from start_from from_checkpoint ckpt"
+    " weights init_checkpoint",
+    "init.head": "reset_head new_head skip_head",
+}
+_MEANINGS = {word: key for key, words in _COMMON.items() for word in words.split()}
+# What other tools have and this one does not; a similar field would mislead.
+_ABSENT = """activation augment augmentation class_weight class_weights clip clip_grad device
+ devices ema gpu gpus grad_clip label_smoothing loss lr_scheduler mean optimizer patience schedule
+ scheduler std sync_bn tpu warmup warmup_epochs warmup_iters warmup_steps"""
+_FILLERS = "a an and as at by each for from in is its of on or the to with config"
+
+
+class Row(NamedTuple):
+    """A field as people read it.
+
+    Attributes:
+      name: in full, such as "train.lr".
+      default: as written after `--config.x=`; empty for text or a list that is empty.
+      unit: of its numbers; empty where they have none.
+      accepted: values, in words.
+      text: its meaning.
+    """
+
+    name: str
+    default: str
+    unit: str
+    accepted: str
+    text: str
+
+
+def rows() -> list[Row]:
+    """Returns every field, in the order of the schema."""
+    return [
+        Row(key, as_text(field.default), field.metadata["unit"], field.metadata["rule"].accepted,
+            field.metadata["text"])
+        for key, field in fields().items()
+    ]  # fmt: skip
+
+
+def search(word: str) -> list[Row]:
+    """Returns the fields that a word is about: in their names, common names or sentences."""
+    wanted = normalized(word)
+    meant = suggest(wanted)
+    found = [row for row in rows() if wanted in row.name or row.name == meant]
+    texts = {row: f"{row.text} {row.unit} {_COMMON.get(row.name, '')}" for row in rows()}
+    return found + [
+        row for row, text in texts.items()
+        if row not in found and any(t.startswith(wanted) for t in re.findall(r"\w+", text.lower()))
+    ]  # fmt: skip
+
+
+def suggest(name: str, known: Iterable[str] = ()) -> str | None:
+    """Returns the field that a wrong name means, or None.
+
+    After `called` come fields with the words of the name in their names and sentences, then
+    similar spelling.
+
+    Args:
+      name: such as "train.learning_rate", "batch" or "log-every".
+      known: the fields to choose from; empty: all.
+    """
+    names = list(known) or list(fields())
+    if found := called(name, names):
+        return found
+    wanted = normalized(name)
+    leaf = wanted.rpartition(".")[2]
+    if leaf in _ABSENT.split():
+        return None
+    if found := _by_words(wanted, names):
+        return found
+    if "." in wanted and (close := difflib.get_close_matches(wanted, names, 1, 0.8)):
+        return close[0]
+    spelled = _meanings(names) | _leaves(names)
+    close = difflib.get_close_matches(leaf, spelled, 1, 0.75)
+    return spelled[close[0]] if close else None
+
+
+def called(name: str, known: Iterable[str] = ()) -> str | None:
+    """Returns the field of that name in any section, or with that common name; None without."""
+    names = list(known) or list(fields())
+    meanings, leaves, wanted = _meanings(names), _leaves(names), normalized(name)
+    for word in (wanted, wanted.replace(".", "_"), wanted.rpartition(".")[2]):
+        if found := meanings.get(word) or (word if word in names else leaves.get(word)):
+            return found
+    return None
+
+
+def _meanings(names: Collection[str]) -> dict[str, str]:
+    return {word: key for word, key in _MEANINGS.items() if key in names}
+
+
+def _leaves(names: Sequence[str]) -> dict[str, str]:
+    return {name.rpartition(".")[2]: name for name in reversed(names)}  # the first of a name
+
+
+def advice(name: str, known: Iterable[str] = ()) -> str:
+    """Returns the fix for a field that does not exist: the one that is meant, or the whole list."""
+    if found := suggest(name, known):
+        return f"did you mean config.{found}?"
+    return "see all: deeplab config fields"
+
+
+def normalized(name: str) -> str:
+    """Returns a name of a field or flag in lower case, with "_" for "-"."""
+    return name.strip().lower().lstrip("-").removeprefix("config.").replace("-", "_")
+
+
+def _by_words(wanted: str, names: Iterable[str]) -> str | None:
+    """Returns the field whose names and sentence have every word of a name, or None."""
+    section, _, leaf = wanted.rpartition(".")
+    words, scores = _words(leaf), {}
+    for name in names:
+        named = _words(f"{name} {_COMMON.get(name, '')}")
+        text = _words(fields()[name].metadata["text"]) - named
+        if words and words <= named | text and words & named:
+            in_section = name.startswith(f"{section}.")
+            scores[name] = len(words & named) + len(words & text) / 2 + in_section / 4
+    return max(scores, key=scores.__getitem__, default=None)  # the first of equals
+
+
+def _words(text: str) -> set[str]:
+    return {word.rstrip("s") for word in re.findall(r"[a-z]+", text.lower())} - {*_FILLERS.split()}
