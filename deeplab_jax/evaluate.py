@@ -10,7 +10,7 @@ from pathlib import Path
 
 from deeplab_jax import cli
 from deeplab_jax.distributed import cluster
-from deeplab_jax.errors import DataError
+from deeplab_jax.errors import DataError, check_writable
 from deeplab_jax.utils import steps
 
 _EXAMPLES = """\
@@ -34,6 +34,8 @@ def main(argv: list[str]) -> None:
     args, overrides = parser.parse(argv)
     json_file = Path(args.json) if args.json else None
     if cluster.is_alone(args.coordinator, args.num_processes, args.process_id):
+        if json_file:
+            check_writable(json_file, "--json")
         steps.check(args.checkpoint, args.step)  # before JAX loads
     cluster.initialize(args.coordinator, args.num_processes, args.process_id)
     from deeplab_jax.evaluation.run import evaluate_checkpoint

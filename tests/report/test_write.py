@@ -8,9 +8,13 @@ from deeplab_jax.report import write
 
 
 def test_without_an_evaluation_the_report_asks_for_one(call, tmp_path):
+    code, _, err = call("report", tmp_path)
+    assert code == 4
+    assert f"{tmp_path}: holds no finished checkpoint" in err
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
     code, out, err = call("report", tmp_path)
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert f"run deeplab evaluate --checkpoint {tmp_path} first" in err
+    assert f"make one: deeplab evaluate --checkpoint {tmp_path}\n" in err
     (tmp_path / "evaluation.json").write_text('{"mean_iou": 0.5}')
     with pytest.raises(ConfigError, match="again"):
         write.read_evaluation(tmp_path / "evaluation.json")
