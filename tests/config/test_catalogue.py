@@ -1,8 +1,9 @@
+import importlib
 import re
 
 import pytest
 
-from deeplab_jax import config, train
+from deeplab_jax import config
 from deeplab_jax.config import catalogue
 from deeplab_jax.config.schema import fields
 
@@ -67,6 +68,7 @@ def test_search_finds_names_common_names_and_sentences():
 
 
 def test_help_of_train_shows_ten_fields_with_their_defaults():
+    train = importlib.import_module("deeplab_jax.train")
     shown = re.findall(r"--config\.([\w.]+)=(\S+) ", train._FIELDS)
     defaults = {row.name: row.default for row in catalogue.rows()}
     assert len(shown) == 10
