@@ -13,7 +13,8 @@ from deeplab_jax.errors import ConfigError, DeepLabError, clip
 from deeplab_jax.evaluation.run import EVALUATION_FILE
 from deeplab_jax.evaluation.summary import Evaluation
 from deeplab_jax.inference.segmenter import Segmenter, load
-from deeplab_jax.report import checking, page, pictures, reading
+from deeplab_jax.report import checking, page, pictures
+from deeplab_jax.training.log import read_log
 from deeplab_jax.utils.atomic import atomic_write
 
 _LOG = "log.jsonl"  # of a run, in its work directory
@@ -41,7 +42,7 @@ def write_again(folder: Path, output: Path, overrides: Sequence[str]) -> None:
         segmenter = load(folder, evaluation["step"], overrides)
     except DeepLabError as error:  # the page then has the numbers alone
         palette, notes = colormap(config.model.num_classes), [f"No pictures: {error}."]
-        log = reading.read_log(folder / _LOG)
+        log = read_log(folder / _LOG)
         _write(output, page.PageContent(evaluation, config, log, palette, (), notes))
     else:
         _draw(output, evaluation, segmenter)
@@ -98,7 +99,7 @@ def _draw(output: Path, evaluation: Evaluation, segmenter: Segmenter) -> None:
             f"{len(changed)} pictures score otherwise than in the evaluation, first {changed[0]}: "
             "the data or the checkpoint have changed since. Evaluate again."
         )
-    log, embedded = reading.read_log(segmenter.path / _LOG), pictures.embed(images)
+    log, embedded = read_log(segmenter.path / _LOG), pictures.embed(images)
     _write(output, page.PageContent(evaluation, config, log, segmenter.palette, embedded, notes))
 
 
