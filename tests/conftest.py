@@ -5,7 +5,8 @@ import importlib.util
 import os
 import signal
 import sys
-from contextlib import contextmanager
+import threading
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -125,6 +126,42 @@ def call(capsys):
         return Outcome(end.value.code, *capsys.readouterr())
 
     return call
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """Returns terminal(columns): a block whose output goes to a terminal; it yields what reads it.
+
+    That function is called once, after what was to be written.
+    """
+
+    @contextmanager
+    def terminal(columns):
+        ours, theirs = os.openpty()
+        monkeypatch.setenv("COLUMNS", str(columns))
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.delenv("NO_COLOR", raising=False)
+        screen = os.fdopen(theirs, "w", encoding="utf-8")
+        got = []
+
+        def read():
+            with suppress(OSError):  # the other end is closed
+                while part := os.read(ours, 4096):
+                    got.append(part)
+
+        def output():
+            screen.close()
+            reader.join()
+            os.close(ours)
+            return b"".join(got).decode()
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", screen)
+            yield output
+
+    return terminal
 
 
 @pytest.fixture(scope="session")

@@ -38,7 +38,7 @@ _T = TypeVar("_T")
 # otherwise, and a TPU's runtime keeps some for itself.
 _USABLE = {"gpu": 0.75, "tpu": 0.94, "cpu": 0.8}
 _FRACTION = "XLA_PYTHON_CLIENT_MEM_FRACTION"
-_LOG_BYTES = 250  # of a line of the log, at most
+_LOG_BYTES = 300  # of a line of the log, at most
 _MARKS = (0, 25, 50, 75, 100)  # percent of the steps
 
 

@@ -27,6 +27,7 @@ from deeplab_jax.inference.protocol import EvalProtocol, View
 from deeplab_jax.inference.resize import Axis
 from deeplab_jax.models import DeepLabV3Plus, Output, fold_batch_norm
 from deeplab_jax.models.preprocess import normalize
+from deeplab_jax.utils import compile_cache
 
 _PIECE = {"cpu": (64, 256)}  # rows and columns; measured
 _LARGE_PIECE = (512, 512)  # on accelerators, where a call costs more than its work
@@ -350,7 +351,8 @@ class Engine:
         key = ProgramKey(device, batch, shape, images.dtype)
         if key not in self.programs:
             if key not in self._refused:
-                self._refused[key] = self._network.lower(*arguments).compile()
+                with compile_cache.compiling(f"the network for {height}x{width} pixels"):
+                    self._refused[key] = self._network.lower(*arguments).compile()
             free, is_slide = self.free_memory(device), self.protocol.mode == "slide"
             check_memory(self._refused[key], free, size, is_slide)
             self.programs[key] = self._refused.pop(key)

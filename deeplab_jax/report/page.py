@@ -15,6 +15,7 @@ from deeplab_jax.evaluation.summary import Ends, Evaluation
 from deeplab_jax.report import plots, reading
 from deeplab_jax.report.html import DASH, Html, join, percent, scroller, table, tag
 from deeplab_jax.report.pictures import Picture
+from deeplab_jax.training.log import Log
 
 _MAX_MATRIX = 30  # classes
 _TOP = 20  # listed confusions; half as many beside a matrix
@@ -35,7 +36,7 @@ class PageContent(NamedTuple):
 
     evaluation: Evaluation
     config: Config
-    log: reading.Log
+    log: Log
     palette: np.ndarray
     pictures: Sequence[Picture]
     notes: Sequence[str]

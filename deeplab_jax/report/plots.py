@@ -1,16 +1,14 @@
 """Curves and bars as SVG, coloured by the page's style sheet."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from deeplab_jax.report.html import Html, join, tag
+from deeplab_jax.utils.axes import Point, position, span, thin, ticks
 
 _WIDTH, _HEIGHT = 400, 236  # about the pixels of a plot on a page
 _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 388, 12, 200  # edges of the frame
 _MAX_POINTS = 300  # of a line
-
-Point = tuple[float, float]  # (x, y)
 
 
 class Series(NamedTuple):
@@ -31,16 +29,14 @@ def line_plot(title: str, series: Sequence[Series], unit: str = "") -> Html:
     The vertical axis starts at 0 where the lowest value is positive and below 0.7 of the highest;
     `unit` follows its numbers. Lines of finite numbers are thinned to 300 points each.
     """
-    thinned = [Series(_thin(line.points), line.class_) for line in series]
+    thinned = [Series(thin(line.points, _MAX_POINTS), line.class_) for line in series]
     xs = [x for line in thinned for x, _ in line.points]
     ys = [y for line in thinned for _, y in line.points]
-    low, high = min(ys), max(ys)
-    low = 0.0 if 0 < low < 0.7 * high else low
-    x_ticks, y_ticks = _ticks(min(xs), max(xs)), _ticks(low, high)
-    x_range, y_range = (min(xs), max(xs)), (min(low, y_ticks[0]), max(high, y_ticks[-1]))
+    x_range, y_range = (min(xs), max(xs)), span(ys)
+    x_ticks, y_ticks = ticks(*x_range), ticks(*y_range)
 
     def place(x: float, y: float) -> Point:
-        right = _share(x, *x_range), _share(y, *y_range)
+        right = position(x, *x_range), position(y, *y_range)
         return _LEFT + right[0] * (_RIGHT - _LEFT), _BOTTOM - right[1] * (_BOTTOM - _TOP)
 
     drawn = [_grid(place, x_ticks, y_ticks, (x_range[0], y_range[0]), unit)]
@@ -87,26 +83,3 @@ def _line(points: Sequence[Point], class_: str) -> Html:
         return line
     dots = (tag("circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r=3, class_="dot") for x, y in points)
     return join([line, *dots])
-
-
-def _thin(points: Sequence[Point]) -> list[Point]:
-    """Returns at most `_MAX_POINTS` means of equal groups of neighbours."""
-    size = math.ceil(len(points) / _MAX_POINTS)
-    groups = [points[i : i + size] for i in range(0, len(points), size)]
-    return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
-
-
-def _share(value: float, low: float, high: float) -> float:
-    return (value - low) / (high - low) if high > low else 0.5
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    """Returns round numbers from about `low` to about `high`, three to six of them."""
-    if high <= low:
-        return [low]
-    rough = (high - low) / 5
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough)
-    # Rounding both ends inwards keeps numbers off the frame's corners.
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [n * step for n in range(first, last + 1)]

@@ -1,15 +1,11 @@
-"""Interpretation of an evaluation: sentences, confusions, departures from the recipe, curves."""
+"""Interpretation of an evaluation: sentences, confusions, departures from the recipe."""
 
-import json
-import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from deeplab_jax import config as config_lib
 from deeplab_jax.evaluation.summary import Evaluation
 from deeplab_jax.report.html import percent
-from deeplab_jax.report.plots import Point
 
 _HARDLY = 0.01  # IoU below which a class counts as hardly found
 
@@ -119,29 +115,3 @@ def departures(config: config_lib.Config) -> tuple[str, list[Departure]]:
         if key != "name" and recipe[key] != value
     ]
     return f"{kind} for {name}", changed
-
-
-class Log(NamedTuple):
-    """Curves of a run: (step, value) by quantity, from training steps and from evaluations."""
-
-    train: dict[str, list[Point]]
-    eval: dict[str, list[Point]]
-
-
-def read_log(path: Path) -> Log:
-    """Returns the finite numbers of a run's `log.jsonl`.
-
-    Lines that cannot be read are left out; a missing file is an empty log.
-    """
-    log = Log({}, {})
-    events = log._asdict()
-    for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
-        try:
-            entry = json.loads(line)
-            event, step = events[entry["event"]], float(entry["step"])
-        except (ValueError, KeyError, TypeError):
-            continue  # such as a line that a kill cut short
-        for key, value in entry.items():
-            if isinstance(value, int | float) and key != "step" and math.isfinite(value):
-                event.setdefault(key, []).append((step, float(value)))
-    return log

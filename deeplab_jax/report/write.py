@@ -13,7 +13,8 @@ from deeplab_jax.errors import ConfigError, DeepLabError, clip
 from deeplab_jax.evaluation.run import EVALUATION_FILE
 from deeplab_jax.evaluation.summary import Evaluation
 from deeplab_jax.inference.segmenter import Segmenter, load
-from deeplab_jax.report import checking, page, pictures, reading
+from deeplab_jax.report import checking, page, pictures
+from deeplab_jax.training.log import read_log
 from deeplab_jax.utils.atomic import atomic_write
 
 _LOG = "log.jsonl"  # of a run, in its work directory
@@ -44,7 +45,7 @@ def write_again(folder: Path, output: Path, overrides: Sequence[str]) -> None:
     except DeepLabError as error:
         _check_absent(output, error)
         palette, notes = safe_palette(config.model.num_classes), [_no_pictures(error)]
-        log = reading.read_log(folder / _LOG)
+        log = read_log(folder / _LOG)
         _write(output, page.PageContent(evaluation, config, log, palette, (), notes))
     else:
         _draw(output, evaluation, segmenter, keeps=True)
@@ -123,7 +124,7 @@ def _draw(output: Path, evaluation: Evaluation, segmenter: Segmenter, keeps: boo
             f"{len(changed)} pictures score otherwise than in the evaluation, first {changed[0]}: "
             "the data or the checkpoint have changed since. Evaluate again."
         )
-    log, embedded = reading.read_log(segmenter.path / _LOG), pictures.embed(images)
+    log, embedded = read_log(segmenter.path / _LOG), pictures.embed(images)
     _write(output, page.PageContent(evaluation, config, log, segmenter.palette, embedded, notes))
 
 

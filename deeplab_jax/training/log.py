@@ -1,18 +1,50 @@
-"""Output of a run under way: a JSON line per logged step, and a line on the terminal."""
+"""Output of a run under way: a JSON line per logged step, and a line on the screen."""
 
 import json
+import math
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from deeplab_jax.utils.atomic import atomic_write
-from deeplab_jax.utils.progress import PLAIN_SECONDS, discard
+from deeplab_jax.utils.progress import PLAIN_SECONDS, Screen, View, duration
 
-_SMOOTHING = 0.9  # weight of the past in the printed loss
+SMOOTHING = 0.9  # weight of the past, per step, in the smoothed loss and time of a step
+_GIB = 2**30
+
+
+def smooth(past: float | None, value: float) -> float:
+    """Returns the smoothed value after one more step; `past` is None before the first."""
+    return value if past is None else SMOOTHING * past + (1 - SMOOTHING) * value
+
+
+class Log(NamedTuple):
+    """Curves of a run: (step, value) by quantity, from training steps and from evaluations."""
+
+    train: dict[str, list[tuple[float, float]]]
+    eval: dict[str, list[tuple[float, float]]]
+
+
+def read_log(path: Path) -> Log:
+    """Returns the finite numbers of a run's `log.jsonl`.
+
+    Lines that cannot be read are left out; a missing file is an empty log.
+    """
+    log = Log({}, {})
+    events = log._asdict()
+    for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
+        try:
+            entry = json.loads(line)
+            event, step = events[entry["event"]], float(entry["step"])
+        except (ValueError, KeyError, TypeError):
+            continue  # such as a line that a kill cut short
+        for key, value in entry.items():
+            if isinstance(value, int | float) and key != "step" and math.isfinite(value):
+                event.setdefault(key, []).append((step, float(value)))
+    return log
 
 
 class JsonLog:
@@ -54,15 +86,20 @@ class JsonLog:
 
 
 class Speed:
-    """Images per second and share of time spent waiting for data, since the last reading."""
+    """Images per second and share of time spent waiting for data, since the last line of the log.
+
+    The first step of a process, which compiles, is left out.
+    """
 
     def __init__(self, batch_size: int):
         self._batch_size = batch_size
+        self._step_seconds: float | None = None  # smoothed
         self.pause()
 
     def pause(self) -> None:
         """Starts anew, as after time that was not training, such as an evaluation."""
-        self._start, self._waited, self._steps = time.perf_counter(), 0.0, 0
+        self._start = self._last = time.perf_counter()
+        self._waited, self._steps = 0.0, 0
 
     def waited(self, seconds: float) -> None:
         """Adds time spent waiting for a batch."""
@@ -70,86 +107,99 @@ class Speed:
 
     def finished_step(self) -> None:
         """Counts a finished step."""
-        self._steps += 1
+        now = time.perf_counter()
+        self._step_seconds = smooth(self._step_seconds, now - self._last)
+        self._last, self._steps = now, self._steps + 1
 
     def read(self) -> dict[str, float]:
-        """Returns "images_per_second" and "data_wait" (fraction), and starts anew."""
+        """Returns "images_per_second" and "data_wait" (fraction); nothing without any step."""
+        if not self._steps:
+            return {}
         elapsed = max(time.perf_counter() - self._start, 1e-9)
-        values = {
+        return {
             "images_per_second": round(self._steps * self._batch_size / elapsed, 2),
             "data_wait": round(min(self._waited / elapsed, 1), 4),
         }
-        self.pause()
-        return values
+
+    def seconds_of(self, steps: int) -> float | None:
+        """Returns the time that so many steps take at the recent rate; None before any is known."""
+        return None if self._step_seconds is None else steps * self._step_seconds
 
 
 class Display:
-    """One live line on a terminal, else a plain line now and then."""
+    """Where a run is: one line, redrawn on a terminal, else printed now and then."""
 
-    def __init__(self, total: int, done: int, on_gone: Callable[[], None] = lambda: None):
-        """Shows a run of `total` optimiser steps, of which `done` are done; prints nothing yet.
+    def __init__(
+        self,
+        total: int,
+        steps_per_epoch: int,
+        on_gone: Callable[[], None] | None = None,
+        memory: Callable[[], int | None] = lambda: None,
+    ):
+        """Shows nothing yet.
 
-        `on_gone` is called when the reader of the output has gone, as in `... | head`.
+        Args:
+          total: optimiser steps of the run.
+          steps_per_epoch: for the number of epochs.
+          on_gone: called when the reader of the output has gone, as in `... | head`.
+          memory: returns the most bytes that a device has held; None where it does not tell.
         """
-        self._total, self._first = total, done
-        self._on_gone = on_gone
-        self._start = time.perf_counter()
-        self._printed = -PLAIN_SECONDS
-        self._loss: float | None = None
-        self._bar: Any = None
+        self._total, self._per_epoch, self._memory = total, steps_per_epoch, memory
+        self._scores: list[float] = []
+        self._latest: tuple[int, dict[str, float], float | None] | None = None
+        self._screen = Screen(self._view, on_gone=on_gone)
+        self._printed: float | None = None
+        self.say = self._screen.say  # prints a line that stays
 
     @contextmanager
     def live(self) -> Iterator["Display"]:
-        """Shows a progress bar while the block runs, if the output is a terminal."""
-        if not sys.stdout.isatty():
-            self._print("compiling")
+        """Redraws the line while the block runs, if the output is a terminal."""
+        with self._screen.open():
             yield self
-            return
-        from rich.progress import BarColumn, Progress, TextColumn
 
-        columns = (BarColumn(bar_width=8), TextColumn("{task.description}"))
-        with Progress(*columns) as bar:
-            self._task = bar.add_task("compiling", total=self._total, completed=self._first)
-            self._bar = bar
-            yield self
-        self._bar = None
+    def evaluated(self, *scores: float) -> None:
+        """Adds mean IoUs, fractions, of evaluations in their order."""
+        self._scores += scores
 
-    def say(self, text: str) -> None:
-        """Prints a line that stays."""
-        if self._bar is not None:
-            self._bar.console.print(text, highlight=False, markup=False)
-        else:
-            self._print(text)
+    def step(
+        self, step: int, values: dict[str, float], left: float | None = None, is_last: bool = False
+    ) -> None:
+        """Shows a finished step.
 
-    def step(self, step: int, values: dict[str, float], is_last: bool) -> None:
-        """Shows a finished step: on a terminal each, else one in ten seconds and the last.
+        Where the output is not a terminal, the first step of the process is printed, then one in
+        ten seconds, and the last.
 
-        `values` are "loss", "lr", "images_per_second" and "data_wait".
+        Args:
+          step: its number.
+          values: as in the log; "images_per_second" and "data_wait" may be absent.
+          left: seconds that the steps left will take; None where unknown.
+          is_last: whether it ends the run.
         """
-        keep = _SMOOTHING if self._loss is not None else 0.0
-        self._loss = keep * (self._loss or 0.0) + (1 - keep) * values["loss"]
-        elapsed = time.perf_counter() - self._start
-        left = elapsed / max(step - self._first, 1) * (self._total - step)
-        text = (
-            f"step {step}/{self._total}  loss {self._loss:.3f}  lr {values['lr']:.1e}"
-            f"  left {_duration(left)}  {values['images_per_second']:.1f} images/s"
-            f"  data wait {100 * values['data_wait']:.0f} %"
-        )
-        if self._bar is not None:
-            self._bar.update(self._task, completed=step, description=text)
-        elif is_last or elapsed - self._printed >= PLAIN_SECONDS:
-            self._printed = elapsed
-            self._print(text)
+        self._latest = step, values, left
+        now = time.perf_counter()
+        is_due = self._printed is None or is_last or now - self._printed >= PLAIN_SECONDS
+        if is_due and not self._screen.is_live:
+            self._printed = now
+            self.say("  ".join(self._parts(*self._latest)))
 
-    def _print(self, text: str) -> None:
-        try:
-            print(text, flush=True)
-        except BrokenPipeError:
-            discard(sys.stdout)
-            self._on_gone()
+    def _view(self) -> View:
+        if self._latest is None:
+            return View(["starting"])
+        return View([*self._parts(*self._latest)], self._latest[0] / self._total)
 
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+    def _parts(self, step: int, values: dict[str, float], left: float | None) -> Iterator[str]:
+        yield f"step {step}/{self._total}"
+        yield f"epoch {step / self._per_epoch:.1f}"
+        yield f"loss {values['loss']:.3f} (smoothed {values['loss_smoothed']:.3f})"
+        yield f"lr {values['lr']:.1e}"
+        if "images_per_second" in values:
+            yield f"{values['images_per_second']:.1f} images/s"
+            yield f"data wait {100 * values['data_wait']:.0f} %"
+        if left is not None:
+            yield f"left {duration(left)}"
+        if self._scores:
+            last, best = 100 * self._scores[-1], 100 * max(self._scores)
+            yield f"mIoU last {last:.1f} best {best:.1f}"
+        memory = self._memory()
+        if memory is not None:
+            yield f"memory {memory / _GIB:.1f} GiB"

@@ -4,6 +4,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,15 @@ from deeplab_jax.distributed.replicas import Replicas
 from deeplab_jax.errors import DataError, Interrupted, NumericError, ReaderError, ResourceError
 from deeplab_jax.evaluation.evaluator import Evaluator
 from deeplab_jax.inference.protocol import read_protocol
-from deeplab_jax.training.log import Display, JsonLog, Speed
+from deeplab_jax.training import picture
+from deeplab_jax.training.log import Display, JsonLog, Speed, read_log, smooth
 from deeplab_jax.training.plan import read_batches
 from deeplab_jax.training.setup import RunSetup, claim, gather, restore_or_init
 from deeplab_jax.training.signals import interrupted, stop_signals
 from deeplab_jax.training.state import State, eval_variables, tree_hash
 from deeplab_jax.training.step import Metrics, make_train_step
 from deeplab_jax.utils import compile_cache
+from deeplab_jax.utils.progress import clock, counting
 
 _FAILED = 255  # vote of a host that cannot go on; other votes are numbers of signals
 
@@ -111,6 +114,7 @@ class Run:
         self.failure: Exception | None = None  # while reading on this host
         self.agreed = 0  # vote that all hosts stop for: a signal's number, or _FAILED
         self.speed = Speed(self.config.train.batch_size)
+        self.loss: float | None = None  # smoothed
         # (step, row ids, metrics), the metrics still on the device
         self.pending: deque[tuple[int, np.ndarray, Metrics]] = deque()
 
@@ -120,7 +124,9 @@ class Run:
             self.log = JsonLog(_log_path(self.setup), self.setup.start)
         # A closed pipe, as in `... | head`, stops the run as a signal does.
         on_gone = partial(self.stop.append, int(signal.SIGPIPE))
-        self.display = Display(self.plan.total, self.setup.start, on_gone)
+        plan = self.plan
+        self.display = Display(plan.total, plan.steps_per_epoch, on_gone, _peak_memory)
+        self._recall()
         with self.display.live(), checkpoint.Saver(self.setup.workdir) as self.saver:
             try:
                 if self.config.mesh.check_every_steps:  # hosts may have read different files
@@ -139,6 +145,16 @@ class Run:
             finally:
                 self.log.close()
 
+    def _recall(self) -> None:
+        """Goes on from the last smoothed loss and the scores in the log of a continued run."""
+        path = _log_path(self.setup)
+        if path is None:
+            return
+        past = read_log(path)
+        if losses := past.train.get("loss_smoothed"):
+            self.loss = losses[-1][1]
+        self.display.evaluated(*(score for _, score in past.eval.get("mean_iou", ())))
+
     def _steps(self) -> None:
         """Runs the steps that are left, each followed by the work due after it."""
         batch_size = self.config.train.batch_size
@@ -150,9 +166,13 @@ class Run:
         for step in range(first, self.plan.total + 1):
             batch, on_device = self._next(batches, is_first=step == first)
             state, self.state = self._whole(), None
-            self.state, metrics = self.train_step(state, *on_device[1:])
+            with ExitStack() as stack:
+                if step == first:
+                    stack.enter_context(compile_cache.compiling("the training step", is_told=True))
+                self.state, metrics = self.train_step(state, *on_device[1:])
             self.pending.append((step, batch.index, metrics))
-            self._read_metrics(keep=1)  # a step late, so that the device never waits
+            # A step late, so that the device never waits; but the first is shown at once.
+            self._read_metrics(keep=int(step != first))
             self._do_what_is_due(step)
             self._agree()
             self._stop_if_agreed(step)
@@ -176,7 +196,7 @@ class Run:
         """Returns the next batch, as it was read and on the devices."""
         began = time.perf_counter()
         if is_first:  # hosts cannot vote yet
-            with hosts.sync_errors():
+            with hosts.sync_errors(), clock("reading the first batch"):
                 got = next(batches, None)
                 if self.failure is not None:
                     raise self.failure
@@ -206,18 +226,25 @@ class Run:
             self.failure = error
 
     def _read_metrics(self, keep: int = 0) -> None:
-        """Reads all but the newest `keep` steps' metrics, logs them, and checks them."""
+        """Reads all but the newest `keep` steps' metrics, checks them, logs and shows them."""
         while len(self.pending) > keep:
             step, index, metrics = self.pending.popleft()
-            values = {name: value.item() for name, value in jax.device_get(metrics).items()}
-            self.speed.finished_step()
+            is_first, is_last = step == self.setup.start + 1, step == self.plan.total
+            with clock("running the first step") if is_first else nullcontext():
+                values = {name: value.item() for name, value in jax.device_get(metrics).items()}
             if not values.pop("is_finite"):
                 raise self._not_finite(step, index, values)
-            is_last = step == self.plan.total
-            if step % self.config.log.every_steps == 0 or is_last:
-                values |= self.speed.read()
+            self.loss = values["loss_smoothed"] = smooth(self.loss, values["loss"])
+            if not is_first:  # it compiled
+                self.speed.finished_step()
+            values |= self.speed.read()
+            is_logged = step % self.config.log.every_steps == 0 or is_last
+            if is_logged:
                 self.log.write("train", step, values)
-                self.display.step(step, values, is_last)
+            if is_logged or is_first:
+                self.speed.pause()
+            left = self.speed.seconds_of(self.plan.total - step)
+            self.display.step(step, values, left, is_last)
 
     def _not_finite(self, step: int, index: np.ndarray, values: dict[str, float]) -> NumericError:
         told = hosts.all_gather([self.setup.dataset.ids[i] for i in index])
@@ -244,7 +271,11 @@ class Run:
 
     def _evaluate(self, step: int) -> dict[str, float] | None:
         """Evaluates and logs; None when asked to stop, and the continued run evaluates."""
-        result = self.evaluate(eval_variables(self._whole()), should_stop=lambda: bool(self.stop))
+        share = len(hosts.own_share(range(len(self.setup.validation))))
+        with counting(share, "images evaluated") as count:
+            result = self.evaluate(
+                eval_variables(self._whole()), should_stop=lambda: bool(count() or self.stop)
+            )
         if result is None:
             self.agreed = max(hosts.all_gather(self.stop[0] if self.stop else 0))
             return None
@@ -252,7 +283,18 @@ class Run:
         scores = {key: summary[key] for key in ("mean_iou", "pixel_accuracy", "iou")}
         self.log.write("eval", step, scores)
         self.display.say(f"step {step}: validation mean IoU {100 * result.mean_iou:.2f} %")
+        self.display.evaluated(result.mean_iou)
+        if hosts.is_primary():
+            self._draw(step)
         return {"mean_iou": result.mean_iou}
+
+    def _draw(self, step: int) -> None:
+        """Writes `progress.png`; a disk that is full must not end the run here."""
+        path, log = self.setup.workdir / "progress.png", read_log(self.setup.workdir / "log.jsonl")
+        try:
+            picture.write(path, f"{self.config.name}, step {step} of {self.plan.total}", log)
+        except OSError as error:
+            self.display.say(f"warning: {path} was not written: {error.strerror or error}")
 
     def _compare_devices(self, step: int) -> None:
         """Raises if devices no longer hold the same state."""
@@ -276,6 +318,12 @@ class Run:
             if step > self.setup.start:
                 self._save(step)
         self.saver.wait()
+
+
+def _peak_memory() -> int | None:
+    """Returns the most bytes that one of this host's devices has held; None if none tells."""
+    told = [device.memory_stats() or {} for device in jax.local_devices()]
+    return max(statistics.get("peak_bytes_in_use", 0) for statistics in told) or None
 
 
 def _can_save(reason: Exception | None) -> bool:

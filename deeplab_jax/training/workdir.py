@@ -2,6 +2,7 @@
 
 <workdir>/config.json    the resolved configuration, for people
 <workdir>/log.jsonl      see `log.JsonLog`
+<workdir>/progress.png   see `picture`; after each evaluation
 <workdir>/checkpoints/   the latest and the best step
 """
 

@@ -8,12 +8,19 @@ import os
 import platform
 import stat
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
+from jaxlib import utils as jaxlib_utils
+
+from deeplab_jax.utils.progress import clock
 
 VARIABLE = "DEEPLAB_COMPILE_CACHE"
 _OFF = ("off", "0", "no", "false")
+_LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
+_USUAL, _FATAL = 1, 3  # levels of XLA's messages; JAX sets the first where the user sets none
 
 
 def enable() -> Path | None:
@@ -38,6 +45,38 @@ def enable() -> Path | None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     return folder
+
+
+def is_on() -> bool:
+    """Tells whether compiled programs are kept, in whatever folder."""
+    values = jax.config.values
+    return bool(values["jax_enable_compilation_cache"] and values["jax_compilation_cache_dir"])
+
+
+@contextmanager
+def compiling(what: str, is_told: bool = False) -> Iterator[None]:
+    """Shows a clock while the block compiles `what`; for `is_told` see `progress.clock`."""
+    note = "cached afterwards" if is_on() else "not cached"
+    with without_alarms(), clock(f"compiling {what}", f"once per shape; {note}", is_told):
+        yield
+
+
+@contextmanager
+def without_alarms() -> Iterator[None]:
+    """Silences XLA's alarms ("Very slow compile", "Constant folding is taking ...") in the block.
+
+    They are logged as errors, and no flag of XLA's tells them apart. What ends a compilation is
+    raised, and so is not lost. A level of the user's own stays, such as `TF_CPP_MIN_LOG_LEVEL=0`.
+    """
+    is_usual = os.environ.get(_LOG_LEVEL) == str(_USUAL)
+    if not is_usual or jax.config.values["jax_logging_level"] not in (None, "NOTSET"):
+        yield
+        return
+    jaxlib_utils.absl_set_min_log_level(_FATAL)
+    try:
+        yield
+    finally:
+        jaxlib_utils.absl_set_min_log_level(_USUAL)
 
 
 def _make_private(folder: Path) -> Path:

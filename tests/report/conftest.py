@@ -9,7 +9,8 @@ import pytest
 from deeplab_jax.config import freeze, get_config, to_dict
 from deeplab_jax.data.classes import colormap
 from deeplab_jax.evaluation import metrics, summary
-from deeplab_jax.report import page, pictures, reading
+from deeplab_jax.report import page, pictures
+from deeplab_jax.training.log import Log
 
 NASTY = ("<script>alert(1)</script>", "a\"b'&c", "</script>", "wall; plant life", "$title {x} \\")
 ELEMENTS_WITHOUT_END = ("meta", "link", "img", "input", "br")
@@ -104,7 +105,7 @@ def make_content(make_evaluation):
         evaluation = make_evaluation(*counts(dataset.pairs(), num_classes), dataset.ids, names, c)
         images = list(pictures.worst_and_best(evaluation, dataset, dataset.predict))
         train = {"loss": [(10.0 * i, 2 / (i + 1)) for i in range(900)], "lr": [(10.0, 0.1)]}
-        log = reading.Log(train, {"mean_iou": [(100.0, 0.2), (200.0, 0.4)]})
+        log = Log(train, {"mean_iou": [(100.0, 0.2), (200.0, 0.4)]})
         palette, embedded = colormap(num_classes), pictures.embed(images)
         return page.PageContent(evaluation, c, log, palette, embedded, ["a <note>"])
 

@@ -13,7 +13,8 @@ from PIL import Image
 from deeplab_jax.config import freeze, get_config
 from deeplab_jax.data.classes import colormap
 from deeplab_jax.evaluation import metrics
-from deeplab_jax.report import page, reading
+from deeplab_jax.report import page
+from deeplab_jax.training.log import read_log
 
 
 def test_names_never_become_markup(html, content, parse):
@@ -67,7 +68,7 @@ def test_embedded_pictures_hold_the_classes_themselves(html, content, parse):
 @pytest.mark.parametrize("confusion", [np.zeros((2, 2), int), np.diag([3, 4])])
 def test_nothing_and_perfection_make_a_page(make_evaluation, confusion):
     evaluation = make_evaluation(confusion, metrics.areas_of(confusion)[None], ("x",), ("a", "b"))
-    config, log = freeze(get_config("folder")), reading.read_log(Path("no"))
+    config, log = freeze(get_config("folder")), read_log(Path("no"))
     text = page.build(page.PageContent(evaluation, config, log, colormap(2), (), ["No pictures."]))
     assert "There is no log" in text
     assert ("Every class is found" in text) == bool(confusion.any())

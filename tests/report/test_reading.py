@@ -40,16 +40,3 @@ def test_departures_are_from_the_row_of_the_table():
         name == "the table's recipe (published mean IoU 43.21 %) for ade20k, R-50, output stride 16"
     )
     assert changed == [("train.lr", 0.01, 0.02)]
-
-
-def test_log_of_a_killed_run_is_read(tmp_path):
-    lines = [
-        '{"event": "train", "step": 10, "loss": 2.5, "lr": NaN}',
-        '{"event": "eval", "step": 10, "mean_iou": 0.5, "iou": [0.5]}',
-        '{"event": "end"}',
-        "[]",
-        '{"event": "tr',
-    ]
-    (tmp_path / "log.jsonl").write_text("\n".join(lines))
-    log = reading.read_log(tmp_path / "log.jsonl")
-    assert log == ({"loss": [(10, 2.5)]}, {"mean_iou": [(10, 0.5)]})

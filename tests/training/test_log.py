@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 
@@ -78,11 +79,13 @@ def clock(monkeypatch):
 
 def test_speed_counts_images_and_the_share_of_waiting(clock):
     speed = Speed(batch_size=8)
+    assert speed.read() == {}  # no step yet
     for _ in range(3):
         speed.waited(0.5)
         speed.finished_step()
     clock.now += 6
     assert speed.read() == {"images_per_second": 4.0, "data_wait": 0.25}
+    speed.pause()
     clock.now += 2
     speed.finished_step()
     assert speed.read() == {"images_per_second": 4.0, "data_wait": 0.0}
@@ -100,20 +103,49 @@ def test_speed_leaves_out_what_came_before_a_pause(clock):
     assert speed.read() == {"images_per_second": 4.0, "data_wait": 0.5}
 
 
-VALUES = {"loss": 2.0, "lr": 0.01, "images_per_second": 3.0, "data_wait": 0.25}
+def test_time_left_goes_by_the_recent_rate(clock):
+    speed = Speed(batch_size=8)
+    assert speed.seconds_of(10) is None
+    for seconds in (1, 2):
+        clock.now += seconds
+        speed.finished_step()
+    assert speed.seconds_of(10) == pytest.approx(11)  # 0.9 x 1 s + 0.1 x 2 s, ten times
+    clock.now += 1000
+    speed.pause()  # such as an evaluation: no step
+    clock.now += 1.1
+    speed.finished_step()
+    assert speed.seconds_of(10) == pytest.approx(11)
+
+
+VALUES = {
+    "loss": 2.0, "loss_smoothed": 2.25, "lr": 0.01, "images_per_second": 3.0, "data_wait": 0.25
+}  # fmt: skip
+LINE = "loss 2.000 (smoothed 2.250)  lr 1.0e-02  3.0 images/s  data wait 25 %"
 
 
 def test_plain_line_tells_where_the_run_is(clock, capsys):
-    display = Display(100, 40)
-    clock.now += 5
-    display.step(50, VALUES, is_last=False)  # 10 steps in 5 s: 50 more take 25 s
-    assert capsys.readouterr().out == (
-        "step 50/100  loss 2.000  lr 1.0e-02  left 0:25  3.0 images/s  data wait 25 %\n"
-    )
+    display = Display(100, 20, memory=lambda: 3 << 29)
+    display.step(50, VALUES, left=25.2)
+    assert capsys.readouterr().out == f"step 50/100  epoch 2.5  {LINE}  left 0:25  memory 1.5 GiB\n"
 
 
-def test_plain_lines_are_some_seconds_apart_but_the_last_one_is_printed(clock, capsys):
-    display = Display(12, 0)
+def test_what_is_not_known_is_left_out(clock, capsys):
+    first = {key: VALUES[key] for key in ("loss", "loss_smoothed", "lr")}
+    Display(100, 20).step(1, first)
+    loss = LINE.partition("  3.0")[0]
+    assert capsys.readouterr().out == f"step 1/100  epoch 0.1  {loss}\n"
+
+
+def test_last_and_best_score_follow_an_evaluation(clock, capsys):
+    display = Display(100, 20)
+    display.evaluated(0.3, 0.361)
+    display.evaluated(0.352)
+    display.step(50, VALUES)
+    assert capsys.readouterr().out.endswith("  mIoU last 35.2 best 36.1\n")
+
+
+def test_plain_lines_are_some_seconds_apart_but_the_first_and_last_are_printed(clock, capsys):
+    display = Display(12, 4)
     for step in range(1, 13):
         clock.now += 4
         display.step(step, VALUES, is_last=step == 12)
@@ -121,34 +153,43 @@ def test_plain_lines_are_some_seconds_apart_but_the_last_one_is_printed(clock, c
     assert [line.split()[1] for line in lines] == ["1/12", "4/12", "7/12", "10/12", "12/12"]
 
 
-def test_shown_loss_is_smoothed(clock, capsys):
-    display = Display(3, 0)
-    display.step(1, VALUES, is_last=True)
-    display.step(2, VALUES | {"loss": 1.0}, is_last=True)
-    first, second = capsys.readouterr().out.splitlines()
-    assert "loss 2.000" in first
-    assert "loss 1.900" in second
+def test_loss_is_smoothed_with_nine_tenths_of_the_past():
+    assert log.smooth(None, 2.0) == 2.0
+    assert log.smooth(2.0, 1.0) == pytest.approx(1.9)
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (36061, "10:01:01")]
-)
-def test_durations(clock, capsys, seconds, text):
-    display = Display(2, 0)
-    clock.now += seconds
-    display.step(1, VALUES, is_last=True)
-    assert capsys.readouterr().out.split("  ")[3] == f"left {text}"
+    ("columns", "lines"),
+    [
+        (200, [f"━━━━━┄┄┄┄┄  step 50/100  epoch 2.5  {LINE}  left 0:25  mIoU last 35.2 best 35.2"]),
+        (80, ["━━━━━┄┄┄┄┄  step 50/100  epoch 2.5  loss 2.000 (smoothed 2.250)  lr 1.0e-02",
+              "3.0 images/s  data wait 25 %  left 0:25  mIoU last 35.2 best 35.2"]),
+        (40, ["━━━━━┄┄┄┄┄  step 50/100  epoch 2.5", "loss 2.000 (smoothed 2.250)  lr 1.0e-02",
+              "3.0 images/s  data wait 25 %  left 0:25", "mIoU last 35.2 best 35.2"]),
+    ],
+)  # fmt: skip
+def test_terminal_gets_lines_broken_between_figures(terminal, columns, lines):
+    with terminal(columns) as output:
+        display = Display(100, 20)
+        with display.live():
+            display.say("saved [3/4]")
+            display.evaluated(0.352)
+            display.step(50, VALUES, left=25)
+        display.say("after")
+    text = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", output().replace("\r\n", "\n")).replace("\r", "\n")
+    assert "saved [3/4]\n" in text
+    assert "\n".join([*lines, "after\n"]) in text
+    assert max(map(len, text.splitlines())) <= columns
 
 
-def test_terminal_gets_a_bar_and_lines_that_stay(monkeypatch, capsys):
-    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    monkeypatch.setenv("COLUMNS", "200")
-    display = Display(10, 0)
-    with display.live():
-        display.step(7, VALUES, is_last=False)
-        display.say("saved [3/4]")
-    out = capsys.readouterr().out
-    assert "saved [3/4]" in out
-    assert "step 7/10" in out
-    display.say("after")
-    assert capsys.readouterr().out == "after\n"
+def test_log_of_a_killed_run_is_read(tmp_path):
+    lines = [
+        '{"event": "train", "step": 10, "loss": 2.5, "lr": NaN}',
+        '{"event": "eval", "step": 10, "mean_iou": 0.5, "iou": [0.5]}',
+        '{"event": "end"}',
+        "[]",
+        '{"event": "tr',
+    ]
+    (tmp_path / "log.jsonl").write_text("\n".join(lines))
+    got = log.read_log(tmp_path / "log.jsonl")
+    assert got == ({"loss": [(10, 2.5)]}, {"mean_iou": [(10, 0.5)]})

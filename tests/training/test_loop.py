@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -14,6 +15,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from deeplab_jax import checkpoint
 from deeplab_jax.data import SampleOrder, open_dataset
@@ -136,6 +138,29 @@ def test_interrupted_run_ends_bit_for_bit_as_the_uninterrupted(interrupted, fini
     assert log_of(interrupted.workdir) == log_of(finished)
     steps = [line["step"] for line in log_of(finished) if line["event"] == "train"]
     assert steps == [*range(1, TOTAL + 1)]
+
+
+@pytest.mark.process("trains once more; the display and the picture have tests of their own")
+def test_numbers_shown_are_those_of_the_log(call, tiny, finished, tmp_path, monkeypatch):
+    def fail(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    assert Image.open(finished / "progress.png").format == "PNG"
+    monkeypatch.setattr(loop.picture, "write", fail)
+    got = call(*tiny, "--workdir", tmp_path, "--config.log.every_steps=7")
+    assert got.code == 0
+    assert f"warning: {tmp_path}/progress.png was not written: No space left on device" in got.out
+    assert "compiling the training step 0:00, once per shape; " in got.out
+    steps = [
+        {line["step"]: line for line in log_of(workdir) if line["event"] == "train"}
+        for workdir in (tmp_path, finished)
+    ]
+    # The smoothed loss takes every step, whatever is logged.
+    assert steps[0] == {step: steps[1][step] for step in (7, 14)}
+    told = re.findall(r"^step (\d+)/14 .*? loss ([\d.]+) \(smoothed ([\d.]+)\)", got.out, re.M)
+    assert told[0][0] == "1"  # at once, though it is not logged
+    last = steps[0][14]
+    assert told[-1] == ("14", f"{last['loss']:.3f}", f"{last['loss_smoothed']:.3f}")
 
 
 def test_second_ctrl_c_leaves_at_once(call, tiny, tmp_path, monkeypatch):

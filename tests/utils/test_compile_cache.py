@@ -7,7 +7,7 @@ import sys
 import jax
 import pytest
 
-from deeplab_jax.utils import compile_cache
+from deeplab_jax.utils import compile_cache, progress
 
 
 @pytest.fixture(autouse=True)
@@ -86,3 +86,25 @@ def test_programs_outlive_the_process(tmp_path):
     for _ in range(2):
         subprocess.run([sys.executable, "-c", code], env=environment, check=True)
         assert list(tmp_path.glob("*/*-cache"))
+
+
+def test_compiling_says_whether_it_is_kept(monkeypatch, tmp_path, capsys):
+    with progress.Screen().open():
+        with compile_cache.compiling("the step", is_told=True):
+            pass
+        monkeypatch.setenv(compile_cache.VARIABLE, str(tmp_path))
+        compile_cache.enable()
+        with compile_cache.compiling("the step", is_told=True):
+            pass
+    start = "compiling the step 0:00, once per shape; "
+    assert capsys.readouterr().out == f"{start}not cached\n{start}cached afterwards\n"
+
+
+@pytest.mark.parametrize(("level", "levels"), [("1", [3, 1]), ("0", []), ("2", [])])
+def test_alarms_are_silent_while_compiling_unless_the_user_wants_them(monkeypatch, level, levels):
+    got = []
+    monkeypatch.setattr(compile_cache.jaxlib_utils, "absl_set_min_log_level", got.append)
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", level)
+    with pytest.raises(KeyError), compile_cache.without_alarms():
+        raise KeyError
+    assert got == levels

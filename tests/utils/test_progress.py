@@ -1,4 +1,9 @@
 import io
+import re
+import threading
+import time
+
+import pytest
 
 from deeplab_jax.utils import progress
 
@@ -29,3 +34,64 @@ def test_count_goes_to_another_stream_with_its_rate(monkeypatch, capsys):
     with progress.counting(2, "read", stream) as count:
         count()
     assert "1/2" in stream.getvalue()[len(text) :]
+
+
+def test_clock_is_silent_without_a_screen(capsys):
+    with progress.clock("compiling", is_told=True):
+        assert threading.current_thread() in threading.enumerate()
+    assert capsys.readouterr().out == ""
+
+
+def test_clock_runs_in_plain_lines_and_leaves_no_thread(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "PLAIN_SECONDS", 0.05)
+    threads = threading.active_count()
+    with progress.Screen().open():
+        with progress.clock("compiling", "once per shape", is_told=True):
+            time.sleep(0.3)
+        with pytest.raises(KeyError), progress.clock("failing"):
+            raise KeyError
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 2
+    assert set(lines) == {"compiling 0:00, once per shape"}
+    assert threading.active_count() == threads
+
+
+def test_clock_and_count_run_on_a_terminal(terminal):
+    with terminal(80) as output, progress.counting(4, "images") as count:
+        count()
+        with progress.clock("compiling", "once per shape"):
+            time.sleep(1.3)
+        count()
+        time.sleep(0.4)
+    text = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", output())
+    assert "compiling 0:00, once per shape" in text
+    assert "compiling 0:01, once per shape" in text
+    assert "━━━━━┄┄┄┄┄  2/4 images  left 0:0" in text
+
+
+def test_reader_that_has_gone_is_told_or_raised(monkeypatch):
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    monkeypatch.setattr(progress, "discard", lambda stream: None)
+    gone = []
+    progress.Screen(stream=Closed(), on_gone=lambda: gone.append(1)).say("x")
+    assert gone == [1]
+    with pytest.raises(BrokenPipeError):
+        progress.Screen(stream=Closed()).say("x")
+    monkeypatch.setattr(progress, "PLAIN_SECONDS", 0.01)
+    with progress.Screen(stream=Closed()).open(), progress.clock("compiling"):
+        time.sleep(0.05)  # no traceback of the thread
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (36061, "10:01:01")]
+)
+def test_durations(seconds, text):
+    assert progress.duration(seconds) == text
+
+
+def test_lines_break_between_parts_alone():
+    assert progress.lay_out(["ab", "cd", "efghijk", "l"], 6) == ["ab  cd", "efghijk", "l"]
+    assert progress.lay_out([], 6) == []
