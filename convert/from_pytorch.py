@@ -1,6 +1,6 @@
 """Command: turns a file of PyTorch weights into a checkpoint, without PyTorch.
 
-    deeplab convert from-pytorch --checkpoint X.pth --config configs/ROW.py --output DIR
+    deeplab convert from-pytorch --checkpoint X.pth --config ROW --output DIR
 
 Networks of sssegmentation and mmsegmentation become a checkpoint of kind "weights", ImageNet
 classifiers (v1c, torchvision) one of kind "backbone"; a network with its optimiser's state becomes
@@ -33,10 +33,10 @@ _BACKBONE = "--config.init.backbone"
 _EXAMPLES = """\
   deeplab convert from-pytorch --checkpoint resnet50_v1c-2cccc1ad.pth --output weights/r50_v1c
   deeplab convert from-pytorch --checkpoint deeplabv3plus_resnet50os16_voc_train.pth \\
-      --config configs/voc_r50_os16.py --output weights/voc_r50_os16
+      --config voc_r50_os16 --output weights/voc_r50_os16
   deeplab convert from-pytorch --checkpoint mine.pth --output-stride 16 --output weights/mine
   deeplab convert from-pytorch --checkpoint checkpoints-epoch-30.pth --optimizer \\
-      --config configs/voc_r50_os16.py --output runs/voc_r50_os16   # `train` continues it"""
+      --config voc_r50_os16 --output runs/voc_r50_os16   # `train` continues it"""
 
 
 def main(argv: list[str]) -> None:
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
     add = parser.add_argument
     add("--checkpoint", metavar="FILE", required=True, help=".pth or .safetensors")
     add("--output", metavar="DIR", required=True, help="the checkpoint to write")
-    add("--config", metavar="FILE", help="recipe of the weights, see configs/")
+    add("--config", metavar="FILE", help="recipe of the weights: a file or a name")
     text = "needed without --config: weights do not show it"
     add("--output-stride", type=int, choices=(8, 16), help=text)
     text = "default: 12,24,36 at output stride 8, 6,12,18 at 16"
@@ -149,7 +149,7 @@ def check_progress_flags(args: argparse.Namespace) -> None:
     """Refuses `--iteration` without `--optimizer`, which needs a recipe, and impossible ones."""
     if args.optimizer and not args.config:
         what = "needs --config: the recipe that the run follows"
-        raise ConfigError("--optimizer", what, "give --config configs/ROW.py")
+        raise ConfigError("--optimizer", what, "give --config ROW")
     if args.iteration is not None and not args.optimizer:
         raise ConfigError("--iteration", "is given without --optimizer", "give both or none")
     if args.iteration is not None and not 0 <= args.iteration <= MAX_ITERATION:

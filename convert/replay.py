@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from deeplab_jax.config import Config
 
 _EXAMPLES = """\
-  deeplab convert replay --checkpoint start.pth --config configs/voc_r50_os16.py \\
+  deeplab convert replay --checkpoint start.pth --config voc_r50_os16 \\
       --batches batches.npz --steps 5 --total-steps 100 --dtype float64 --output end.pth
-  deeplab convert replay --checkpoint epoch_30.pth --optimizer --config configs/voc_r50_os16.py \\
+  deeplab convert replay --checkpoint epoch_30.pth --optimizer --config voc_r50_os16 \\
       --batches batches.npz --steps 5 --total-steps 39660
 
 batches: `np.savez(..., images=..., labels=...)`, images float32 (S, B, H, W, 3) normalised, labels
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> None:
     parser = cli.Parser("convert replay", _EXAMPLES)
     add = parser.add_argument
     add("--checkpoint", metavar="FILE", required=True, help=".pth or .safetensors")
-    add("--config", metavar="FILE", required=True, help="recipe, see configs/")
+    add("--config", metavar="FILE", required=True, help="recipe: a file or a name")
     add("--batches", metavar="FILE", required=True, help=".npz, see below")
     add("--steps", metavar="N", type=int, required=True, help="how many to do")
     add("--total-steps", metavar="T", type=int, required=True, help="where the schedule ends")

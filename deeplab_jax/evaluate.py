@@ -26,7 +26,9 @@ def main(argv: list[str]) -> None:
       DeepLabError: see `deeplab_jax.errors`; `cli.run` prints it.
     """
     parser = cli.Parser("evaluate", _EXAMPLES)
-    parser.add_argument("--checkpoint", metavar="DIR", required=True, help="a run's directory")
+    parser.add_argument(
+        "--checkpoint", metavar="DIR", required=True, help="a run's directory, or converted weights"
+    )
     parser.add_argument("--step", default="latest", help="latest, best or a number")
     parser.add_argument("--json", metavar="FILE", help="where the numbers go, and FILE_report.html")
     parser.add_argument("--config.x", metavar="VALUE", help="any field of the checkpoint's recipe")

@@ -25,7 +25,9 @@ def main(argv: list[str]) -> None:
       SystemExit: images could not be used; they are listed, and the others' results written.
     """
     parser = cli.Parser("predict", _EXAMPLES)
-    parser.add_argument("--checkpoint", metavar="DIR", required=True, help="a run's directory")
+    parser.add_argument(
+        "--checkpoint", metavar="DIR", required=True, help="a run's directory, or converted weights"
+    )
     parser.add_argument("--step", default="latest", help="latest, best or a number")
     parser.add_argument("--output", metavar="DIR", required=True, help="where results go")
     parser.add_argument(

@@ -1,6 +1,6 @@
 """Command: trains a recipe, or continues an interrupted run.
 
-    deeplab train --config configs/ade20k_r50_os16.py --config.init.backbone=DIR
+    deeplab train --config ade20k_r50_os16 --config.init.backbone=DIR
 
 The loop itself is `deeplab_jax.training.loop.train`.
 """
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from deeplab_jax.config import Config
 
 _EXAMPLES = """\
-  deeplab train --config configs/camvid_r50_os16.py --config.data.root=camvid
-  deeplab train --config configs/ade20k_r50_os16.py --config.init.backbone=DIR --workdir runs/ade
-  deeplab train --config configs/voc_r50_os16.py --config.init.backbone=none --config.seed=1
-  deeplab train --config configs/ade20k_r50_os16.py --dry-run --hardware v5e:4x4
+  deeplab train --config camvid_r50_os16 --config.data.root=camvid
+  deeplab train --config ade20k_r50_os16 --config.init.backbone=DIR --workdir runs/ade
+  deeplab train --config voc_r50_os16 --config.init.backbone=none --config.seed=1
+  deeplab train --config ade20k_r50_os16 --dry-run --hardware v5e:4x4
 The same command again continues where the run stopped."""
 _FIELDS = """\
 often changed, here with their defaults; `deeplab config fields` tells all:
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
       DeepLabError: see `deeplab_jax.errors`; `cli.run` prints it.
     """
     parser = cli.Parser("train", f"{_EXAMPLES}\n\n{_FIELDS}")
-    text = "recipe: a file as in configs/, or a row of the table such as ade20k_r50_os16"
+    text = "recipe: a file, or a name of `deeplab recipes`, such as ade20k_r50_os16"
     parser.add_argument("--config", metavar="RECIPE", required=True, help=text)
     parser.add_argument("--workdir", metavar="DIR", help="default: runs/<name of the recipe>")
     parser.add_argument(

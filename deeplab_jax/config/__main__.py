@@ -21,7 +21,7 @@ from deeplab_jax.config.schema import Config, fields
 from deeplab_jax.config.table import PUBLISHED_MIOU
 from deeplab_jax.errors import ConfigError
 
-_RECIPE = "a recipe: a file, a row of the table such as ade20k_r50_os16, or a run's directory"
+_RECIPE = "a recipe: a file, a name such as ade20k_r50_os16, or a run's directory"
 
 
 def main(argv: list[str]) -> None:

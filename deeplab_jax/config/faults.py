@@ -15,7 +15,7 @@ from deeplab_jax.config.forms import unknown_key
 from deeplab_jax.config.schema import fields
 from deeplab_jax.errors import ConfigError, clip
 
-DEFINES = "a recipe defines get_config(), as the files in configs/ do"
+DEFINES = "a recipe defines get_config(); see one: deeplab recipes --copy voc_r50_os16 FILE.py"
 
 
 def explain(error: Exception, file: Path) -> ConfigError:

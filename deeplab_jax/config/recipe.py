@@ -63,7 +63,7 @@ def load_recipe(path: str, overrides: Sequence[str] = ()) -> Config:
     file = find_recipe(path)
     spec = importlib.util.spec_from_file_location("deeplab_jax_recipe", file)
     if spec is None or spec.loader is None:
-        fix = "name a recipe, such as configs/voc_r50_os16.py or voc_r50_os16"
+        fix = "name a recipe, such as mine.py or voc_r50_os16"
         raise ConfigError(str(path), "is not a Python file", fix)
     module = importlib.util.module_from_spec(spec)
     try:

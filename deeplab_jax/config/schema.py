@@ -199,7 +199,7 @@ class DataConfig:
     images: str = _field(
         "images/{split}",
         "folder of the images below the root, flat or nested; folder only",
-        Accepted("a path with {split} in it"),
+        Accepted("a path; it or split_file holds {split}"),
     )
     masks: str = _field(
         "labels/{split}",

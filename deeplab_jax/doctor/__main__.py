@@ -15,7 +15,7 @@ from deeplab_jax.errors import ConfigError, check_writable
 _EXAMPLES = """\
   deeplab doctor --data photos/
   deeplab doctor --data photos/ --write-config mine.py --val-fraction 0.2
-  deeplab doctor --config configs/camvid_r50_os16.py --config.data.root=camvid --json report.json"""
+  deeplab doctor --config camvid_r50_os16 --config.data.root=camvid --json report.json"""
 
 
 def main(argv: list[str]) -> None:
