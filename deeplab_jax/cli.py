@@ -197,7 +197,9 @@ class Parser(argparse.ArgumentParser):
         """Raises instead of printing the usage and exiting."""
         required = [a for a in self._actions if a.required]
         names = [" ".join([*a.option_strings[:1], str(a.metavar)]) for a in required]
-        fix = f"give {' '.join(names)}; see {self.prog} --help"
+        fix = f"see {self.prog} --help"
+        if names and message.startswith("the following arguments are required"):
+            fix = f"give {' '.join(names)}; {fix}"
         wanted = [a for a in self._actions if a.required or "--data" in a.option_strings]
         if self._first and wanted and wanted[0].option_strings:
             fix = f"did you mean {wanted[0].option_strings[0]} {self._first}?"

@@ -36,7 +36,7 @@ def run(call):
     [
         (["train", "--config", RECIPE, "--config.optim.lrr=1"], "did you mean config.train.lr?"),
         (["train", "--config", RECIPE, "--config.train.lrr", "1"], "did you mean config.train.lr?"),
-        (["train", "--config", RECIPE, "--config.train.lr=abc"], "'abc' is not a float"),
+        (["train", "--config", RECIPE, "--config.train.lr=abc"], "'abc' is not a number"),
         (["train", "--config", RECIPE, "--config.train.lr"], "write --config.train.lr=VALUE"),
         (["train", "--config", RECIPE, "--config.model=3"], "is a group of fields, not a value"),
         (

@@ -39,8 +39,8 @@ def _fields(argv: Sequence[str]) -> None:
     )
     parser = cli.Parser("config fields", examples)
     text = "only fields about it: in their names, what other tools call them, or their sentences"
-    parser.add_argument("word", metavar="WORD", nargs="?", default="", help=text)
-    word = parser.parse(argv)[0].word
+    parser.add_argument("words", metavar="WORD", nargs="*", help=text)
+    word = "_".join(parser.parse(argv)[0].words)
     rows = catalogue.search(word) if word else catalogue.rows()
     if not rows:
         raise ConfigError(word, "no field is about this", "see all: deeplab config fields")

@@ -19,6 +19,11 @@ _HERE = Path(__file__).parent
 # The recipes that come with the package: of a wheel, or of the checkout it is imported from.
 _RECIPES = _HERE / "recipes" if (_HERE / "recipes").is_dir() else _HERE.parents[1] / "configs"
 RUN_CONFIG = "config.json"  # in a run's work directory
+_KINDS = {  # of values that text can fail to be: in words, and an example
+    bool: ("true or false", "true"),
+    int: ("a whole number", "16"),
+    float: ("a number", "0.01"),
+}
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -135,10 +140,9 @@ def parse_value(name: str, text: str, current: Any) -> Any:
             return tuple(_parse_element(part.strip()) for part in parts if part.strip())
         return kind(text)
     except (ValueError, KeyError):
-        example = {bool: "true", int: "16", float: "0.01", tuple: "512,1024"}.get(kind, "text")
-        raise ConfigError(
-            f"--config.{name}", f"{text!r} is not a {kind.__name__}", f"give one such as {example}"
-        ) from None
+        what, example = _KINDS[kind]
+        what = f"{text!r} is not {what}"
+        raise ConfigError(f"--config.{name}", what, f"give one such as {example}") from None
 
 
 def _parse_element(text: str) -> Any:

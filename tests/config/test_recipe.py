@@ -65,9 +65,12 @@ def test_last_override_wins():
     ("text", "message"),
     [
         ("train.lrr=1", "config.train.lrr: there is no such field - did you mean config.train.lr?"),
-        ("train.lr=abc", "--config.train.lr: 'abc' is not a float - give one such as 0.01"),
-        ("train.steps=1.5", "--config.train.steps: '1.5' is not a int - give one such as 16"),
-        ("model.freeze_batch_norm=yes", "'yes' is not a bool - give one such as true"),
+        ("train.lr=abc", "--config.train.lr: 'abc' is not a number - give one such as 0.01"),
+        (
+            "train.steps=1.5",
+            "--config.train.steps: '1.5' is not a whole number - give one such as 16",
+        ),
+        ("model.freeze_batch_norm=yes", "'yes' is not true or false - give one such as true"),
         ("data.crop_size=64,x", "must be 2 positive integers, got (64, 'x')"),
         ("train", "config.train: is a group of fields, not a value"),
         ("train.lr", "--config.train.lr: has no value - write --config.train.lr=VALUE"),

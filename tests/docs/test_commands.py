@@ -158,7 +158,8 @@ def place(make_tree, saved_run, tiny_recipe, tmp_path, monkeypatch):
             shutil.copytree(saved_run.path, "runs/mine")
         if page == "training.md":
             shutil.copytree(saved_run.path, "weights/voc_r50_os16")
-            root = f'data.root = "{saved_run.root}"\n'
+            tree = make_tree("folder", num_train=8, num_val=2, num_classes=4)
+            root = f'data.root = "{tree}"\n'
             Path("mine.py").write_text(tiny_recipe(f"{root}train.steps = 2\ntrain.batch_size = 4"))
         return tmp_path
 
