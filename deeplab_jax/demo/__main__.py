@@ -20,10 +20,11 @@ _EXAMPLES = """\
   deeplab demo --draw-only
 The same command again starts afresh."""
 _NEXT = """\
-next: deeplab doctor --data DIR --write-config mine.py  # your own images and masks
+Your own images and masks; then a row of the published table; then all recipes:
+next: deeplab doctor --data DIR --write-config mine.py
 next: deeplab train --config mine.py
-next: deeplab train --config ade20k_r50_os16 --config.init.backbone=DIR  # a row of the table
-next: deeplab recipes  # all recipes"""
+next: deeplab train --config ade20k_r50_os16 --config.init.backbone=DIR
+next: deeplab recipes"""
 
 
 def main(argv: list[str]) -> None:
@@ -82,8 +83,9 @@ def main(argv: list[str]) -> None:
     print(
         f"best constant prediction (one class everywhere): {result['best_constant_mean_iou']:.4f}"
     )
-    print(f"results: {shlex.quote(predictions)}  # *_overlay.jpg: classes over the images")
-    print(f"results: {shlex.quote(f'{run}/report.html')}  # open in a browser")
+    print("Open in a browser, and look at the overlays:")
+    print(f"results: {shlex.quote(f'{run}/report.html')}")
+    print(f"results: {shlex.quote(predictions)}")
     print(_NEXT)
 
 

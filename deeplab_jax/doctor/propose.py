@@ -248,7 +248,7 @@ def length_fields(number: int, here: Machine, crop: tuple[int, ...]) -> Fields:
         seconds = step_seconds(here, depth_for(here)[0], crop, batch) * per_epoch
         if epochs * seconds > _SECONDS_HERE:
             epochs = max(1, int(_SECONDS_HERE / seconds))
-            aim = "fewer than would be good, for time"
+            aim = "as many as two hours allow"
         aim = f"{in_words(here, epochs * seconds)}; {aim}"
     steps = f"{per_epoch} steps each, {epochs * per_epoch} in all; {aim}"
     usual = "fits most cards at this crop; 16 where memory allows"

@@ -132,4 +132,3 @@ def _write(output: Path, content: page.PageContent) -> None:
     text = page.build(content)
     with atomic_write(output) as file:
         file.write(text.encode("utf-8", "replace"))  # ids may hold half a surrogate pair
-    print(f"report: {output} ({len(text) / 1e6:.1f} MB, {len(content.pictures)} pictures)")

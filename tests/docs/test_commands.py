@@ -178,7 +178,7 @@ def test_commands_run_in_their_order(page, place, call, compile_quickly):
         for text, draw in BEFORE.items():
             if text in command:
                 draw(top / "DIR")
-        for name, value in (("IMAGES...", "photos/images/val"), ("RECIPE", "mine.py")):
+        for name, value in (("IMAGES", "photos/images/val"), ("RECIPE", "mine.py")):
             command = command.replace(name, value)
         words = shlex.split(command)[1:]
         if words[0] == "train" or words[:2] == ["prepare", "cache"]:

@@ -69,7 +69,7 @@ def test_evaluate_writes_the_report_and_report_writes_it_again(call, saved_run, 
     (run / "log.jsonl").write_text('{"event": "train", "step": 7, "loss": 2.5}\n')
     code, out, err = call("evaluate", "--checkpoint", run, "--config.eval.resize_base=80,64")
     assert (code, err) == (0, "")
-    assert f"report: {run / 'report.html'} " in out
+    assert f"results: {run / 'report.html'}\n" in out
     first = parse((run / "report.html").read_text("utf-8"))
     assert len(first.of("canvas")) == 3
     assert "Training loss" in first.text
