@@ -35,11 +35,10 @@ def write_again(folder: Path, output: Path, overrides: Sequence[str]) -> None:
     evaluation = read_evaluation(numbers)
     overrides = [*evaluation["overrides"], *overrides]
     try:
-        config = apply_overrides(from_dict(evaluation["config"]), overrides)
-    except ConfigError:
-        raise  # the error names the field
+        config = from_dict(evaluation["config"])
     except (ValueError, TypeError, AttributeError, LookupError) as error:
         raise _unusable(numbers, f"config: {clip(str(error))}") from error
+    config = apply_overrides(config, overrides)
     try:
         segmenter = load(folder, evaluation["step"], overrides)
     except DeepLabError as error:
