@@ -1,6 +1,6 @@
 """Writes docs/quickstart.jpg and docs/report.png from a run of the quick start.
 
-    deeplab demo runs/demo
+    deeplab demo
     python docs/write_pictures.py runs/demo/run
 
 The run has been evaluated, so that its `report.html` is there; the second picture needs Chromium.

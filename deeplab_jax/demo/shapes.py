@@ -19,6 +19,7 @@ SIZES = ((128, 160), (160, 128), (144, 144))  # (height, width)
 RADIUS = (18, 36)  # pixels
 VOID_HALF_WIDTH = 0.7  # pixels to either side of an outline
 JPEG_QUALITY = 92
+_BACKGROUND = (112, 112, 112)  # in classes.json: light enough for overlays
 
 
 _Field = Callable[[np.ndarray, np.ndarray], np.ndarray]  # of two coordinates
@@ -172,5 +173,5 @@ def _classes() -> list[dict]:
     colours = [_rgb(shape.hue, 0.8, 0.9) * 255 for shape in SHAPES]
     return [
         {"name": name, "color": [round(float(channel)) for channel in colour]}
-        for name, colour in zip(CLASSES, [np.zeros(3), *colours], strict=True)
+        for name, colour in zip(CLASSES, [_BACKGROUND, *colours], strict=True)
     ]

@@ -83,7 +83,7 @@ def _draw_plot(pen: ImageDraw.ImageDraw, left: int, width: int, plot: _Plot) -> 
     for value in ticks(*ends[1]):
         y = place(ends[0][0], value)[1]
         _stroke(pen, [(frame[0][0], y), (frame[0][1], y)], _GRID, 1)
-        _text(pen, (frame[0][0] - 8, y), f"{value:.6g}", _GREY, 12, "rm")
+        _text(pen, (frame[0][0] - 8, y), f"{value:.3g}", _GREY, 12, "rm")
     for value in ticks(*ends[0]):
         x = place(value, ends[1][0])[0]
         _text(pen, (x, frame[1][0] + 8), f"{value:.6g}", _GREY, 12, "mt")
