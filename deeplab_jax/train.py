@@ -78,6 +78,8 @@ def main(argv: list[str]) -> None:
             _dry_run(config, workdir, args.hardware)
         except DataError as error:
             raise cli.with_doctor(error, config, args.config, overrides) from error
+        place = ["--workdir", args.workdir] if args.workdir else []
+        cli.finish(None, "train", "--config", args.config, *place, *overrides)
         return
     if cluster.is_alone(args.coordinator, args.num_processes, args.process_id):
         _check_paths(config, workdir)  # before JAX loads

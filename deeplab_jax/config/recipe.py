@@ -45,6 +45,9 @@ def find_recipe(recipe: str) -> Path:
         return file
     if recipe in files:
         return files[recipe]
+    if file.is_dir():
+        fix = "name a file in it, or a name of `deeplab recipes`"
+        raise ConfigError(recipe, "is a folder, not a recipe", fix)
     beside = sorted(map(str, file.parent.glob("*.py"))) if file.parent.is_dir() else []
     near = difflib.get_close_matches(recipe, beside, 1)
     near = near or difflib.get_close_matches(file.stem, files, 1) or [*beside, *files]

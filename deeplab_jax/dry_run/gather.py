@@ -32,6 +32,8 @@ from deeplab_jax.training.init_weights import check_init
 from deeplab_jax.training.optimizer import build_optimizer
 from deeplab_jax.training.plan import make_plan, read_batches
 from deeplab_jax.training.state import abstract_state
+from deeplab_jax.utils import compile_cache
+from deeplab_jax.utils.progress import Screen
 
 _T = TypeVar("_T")
 # Share of a device's memory that a step may use: JAX takes three quarters of a GPU unless told
@@ -164,8 +166,9 @@ def _device_memory(
     usable = _usable(hardware, is_here)
     total = _machine_bytes() if hardware.kind == "cpu" else hardware.memory_bytes
     if devices:
-        print(f"compiling for {hardware.name}, which takes some minutes at most ...", flush=True)
-        figures, step = _compile(config, hardware, devices, is_here)
+        what = f"the training step for {hardware.name}"
+        with Screen().open(), compile_cache.compiling(what, is_told=True):
+            figures, step = _compile(config, hardware, devices, is_here)
         source = f"the compiler's own figures ({hardware_lib.compiler_version(hardware)})"
         return DeviceMemory(figures, usable, total, source), step
     source = "our estimate, within a factor of 1.5 of the compiler's figure"

@@ -259,7 +259,7 @@ def check_free(paths: Iterable[Path]) -> None:
     if found:
         rest = f", ... ({len(found)} files)" if len(found) > 5 else ""
         what = "exists already" if len(found) == 1 else "exist already"
-        fix = "choose another folder, or replace them with --force (force=True)"
+        fix = "choose another folder, or replace them with --force, in Python force=True"
         raise ConfigError(", ".join(found[:5]) + rest, what, fix)
 
 
