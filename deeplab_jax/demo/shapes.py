@@ -19,7 +19,7 @@ SIZES = ((128, 160), (160, 128), (144, 144))  # (height, width)
 RADIUS = (18, 36)  # pixels
 VOID_HALF_WIDTH = 0.7  # pixels to either side of an outline
 JPEG_QUALITY = 92
-_BACKGROUND = (112, 112, 112)  # in classes.json: light enough for overlays
+_BACKGROUND = np.full(3, 112)  # in classes.json: light enough for overlays
 
 
 _Field = Callable[[np.ndarray, np.ndarray], np.ndarray]  # of two coordinates
