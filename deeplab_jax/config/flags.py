@@ -57,13 +57,12 @@ def unknown_flag(name: str, value: str, prog: str, flags: Collection[str]) -> Co
         return ConfigError(name, what, fix)
     if prog == "deeplab report" and word in f"checkpoint {_FLAGS['--checkpoint']}".split():
         return ConfigError(name, what, f"name the run without a flag: {prog} {value or 'DIR'}")
-    key, names = None, [key for key in fields() if prog not in _READERS or key.startswith(_READ)]
     for flag in flags:
         if word in _FLAGS.get(flag, "").split():
             given = f" {value}" if value and flag not in ("--dry-run", "--force") else ""
             return ConfigError(name, what, f"did you mean {flag}{given}?")
-    if "--config.x" in flags:
-        key = called(word, names)
+    names = [key for key in fields() if prog not in _READERS or key.startswith(_READ)]
+    key = called(word, names) if "--config.x" in flags else None
     close = difflib.get_close_matches(f"--{word.replace('_', '-')}", flags, 1, 0.7)
     if close and not key:
         return ConfigError(name, what, f"did you mean {close[0]}?")

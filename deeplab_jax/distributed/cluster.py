@@ -5,7 +5,6 @@ processes of a run are in `distributed.hosts`.
 """
 
 import argparse
-import glob
 import os
 import socket
 import sys
@@ -16,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from deeplab_jax.errors import ConfigError, ResourceError
+from deeplab_jax.utils import machine
 from deeplab_jax.utils.progress import discard
 
 _CONNECT_SECONDS = 300  # wait for all processes to come; a slice's hosts do not boot at once
@@ -94,9 +94,8 @@ def is_alone(
         return True
     if given != (None, None, None) or _slurm(os.environ) or _open_mpi(os.environ):
         return False
-    has_chips = any(glob.glob("/dev/accel*") + glob.glob("/dev/vfio/*"))
     names = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES", "MEGASCALE_NUM_SLICES")
-    return not has_chips and not any(name in os.environ for name in names)
+    return not machine.tpu_chips() and not any(name in os.environ for name in names)
 
 
 def is_initialized() -> bool:

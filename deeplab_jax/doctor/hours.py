@@ -1,7 +1,5 @@
 """A guess of a training's hours on this machine, from arithmetic alone: nothing is compiled."""
 
-import os
-from glob import glob
 from typing import NamedTuple
 
 from deeplab_jax.utils import machine
@@ -21,16 +19,10 @@ class Machine(NamedTuple):
 
 
 def this_machine() -> Machine:
-    """Looks for a GPU's or TPU's device files, without JAX; times the processor if there is none.
-
-    `JAX_PLATFORMS=cpu` means that an accelerator is not to be used.
-    """
-    is_hidden = os.environ.get("JAX_PLATFORMS", "").lower() == "cpu"
-    devices = glob("/dev/nvidia[0-9]*") + glob("/dev/accel[0-9]*") + glob("/dev/vfio/[0-9]*")
-    cores = len(os.sched_getaffinity(0))
-    if devices and not is_hidden:
-        return Machine(True, cores, 0.0)
-    return Machine(False, cores, machine.product_speed())
+    """Looks for an accelerator without JAX; times the processor if there is none."""
+    if machine.has_accelerator():
+        return Machine(True, machine.num_cores(), 0.0)
+    return Machine(False, machine.num_cores(), machine.product_speed())
 
 
 def step_seconds(here: Machine, depth: int, crop: tuple[int, ...], batch: int) -> float:

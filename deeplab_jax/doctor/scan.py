@@ -6,7 +6,6 @@ Nothing is judged here, and no file is written.
 import filecmp
 import hashlib
 import itertools
-import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from PIL import Image
 from deeplab_jax.data import images
 from deeplab_jax.data.labels import ColorTable
 from deeplab_jax.errors import DataError
+from deeplab_jax.utils.machine import num_cores
 
 _MODES = {"LA": "grey and alpha", "La": "grey and alpha", "PA": "palette and alpha",
           "F": "fractions"}  # fmt: skip
@@ -80,11 +80,6 @@ def scan(pairs: Sequence[Pair], color_table: ColorTable | None = None) -> Iterat
     finally:
         pool.shutdown(cancel_futures=True)
         cv2.setNumThreads(threads)
-
-
-def num_cores() -> int:
-    """Returns the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def scan_sample(pair: Pair, color_table: ColorTable | None = None) -> SampleFacts:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from deeplab_jax.config import IGNORE_INDEX
-from deeplab_jax.doctor.scan import num_cores
 from deeplab_jax.doctor.survey import SEVERITIES, Finding, Survey
+from deeplab_jax.utils.machine import num_cores
 
 _WIDTH = 80
 _MAX_ITEMS = 5  # shown of one finding

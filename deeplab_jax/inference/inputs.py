@@ -13,6 +13,14 @@ from deeplab_jax.inference.buckets import Size
 Image = str | Path | bytes | PIL.Image.Image | np.ndarray  # see `check_image`
 ONLY = "image"  # name in messages of a single image without a file
 _ACCEPTED = "a path, bytes of an image file, a Pillow image, or NumPy uint8 (H, W, 3) RGB or (H, W)"
+_ADVICE = {
+    "jax.Array": "; convert it with np.asarray(image)",
+    "torch.Tensor": "; convert it with image.permute(1, 2, 0).cpu().numpy() if it is (3, H, W)",
+    "builtins.bytearray": "; convert it with bytes(image)",
+    "builtins.dict": "; give list(images.values())",
+    "builtins.list": "; lists do not nest",
+    "builtins.tuple": "; lists do not nest",
+}
 
 
 def check_image(image: object, name: str = ONLY) -> None:
@@ -49,16 +57,6 @@ def check_image(image: object, name: str = ONLY) -> None:
             fix = "; give several as a list or tuple"
         kind = kind.removeprefix("builtins.")
         raise TypeError(f"`{name}` must be {_ACCEPTED}, got {kind}{fix}.")
-
-
-_ADVICE = {
-    "jax.Array": "; convert it with np.asarray(image)",
-    "torch.Tensor": "; convert it with image.permute(1, 2, 0).cpu().numpy() if it is (3, H, W)",
-    "builtins.bytearray": "; convert it with bytes(image)",
-    "builtins.dict": "; give list(images.values())",
-    "builtins.list": "; lists do not nest",
-    "builtins.tuple": "; lists do not nest",
-}
 
 
 def _check_array(image: np.ndarray, name: str) -> None:
@@ -105,7 +103,7 @@ def check_images(images: Sequence[Image]) -> None:
 def name_of(image: Image, position: int | None) -> str:
     """Returns the name of an image in messages: its file, else its place among several."""
     if isinstance(image, str | os.PathLike):
-        return str(image)
+        return os.fspath(image)
     return ONLY if position is None else f"images[{position}]"
 
 

@@ -1,8 +1,14 @@
-"""Speed of this machine's processor, for guesses of how long a training takes."""
+"""This machine: cores, accelerators by their device files, and the speed of its processor.
 
+Nothing here loads JAX.
+"""
+
+import glob
+import os
 import time
+from importlib.util import find_spec
 
-import numpy as np
+_PLUGINS = ("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12")
 
 _SIDE = 768  # of the matrices; 1 ms to 50 ms a product
 _REPEATS = 10
@@ -12,8 +18,40 @@ _REPEATS = 10
 STEP_SHARE = (0.3, 0.7)
 
 
+def num_cores() -> int:
+    """Returns the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def tpu_chips() -> list[str]:
+    """Returns the device files that TPU chips have; other hardware may have such files too."""
+    return glob.glob("/dev/accel[0-9]*") + glob.glob("/dev/vfio/[0-9]*")
+
+
+def has_accelerator() -> bool:
+    """Tells whether there is a GPU or TPU with JAX's support for it.
+
+    False where `JAX_PLATFORMS=cpu` hides it.
+    """
+    if os.environ.get("JAX_PLATFORMS", "").lower() == "cpu":
+        return False
+    has_gpu = bool(glob.glob("/dev/nvidia[0-9]*") or os.path.exists("/dev/dxg"))  # dxg: WSL
+    return (has_gpu and any(map(_is_installed, _PLUGINS))) or (
+        bool(tpu_chips()) and _is_installed("libtpu")
+    )
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # nor is its package
+        return False
+
+
 def product_speed() -> float:
     """Returns FLOP/s of a float32 matrix product on all cores, the best of a few."""
+    import numpy as np  # here: what the other functions serve starts at once
+
     matrix = np.ones((_SIDE, _SIDE), np.float32)
     seconds = []
     for _ in range(_REPEATS):

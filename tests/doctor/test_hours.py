@@ -28,12 +28,8 @@ def test_a_processor_gets_a_small_network_and_about_two_hours(make_tree, recipe_
     assert 3000 < config.train.epochs * 3 * seconds * 1000 <= 7200
 
 
-def test_an_accelerator_that_is_hidden_is_not_there(monkeypatch):
-    monkeypatch.setattr(hours, "glob", lambda pattern: ["/dev/nvidia0"])
-    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
-    assert hours.this_machine().has_accelerator
-    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+def test_the_processor_is_timed():
     here = hours.this_machine()
-    assert not here.has_accelerator
+    assert not here.has_accelerator  # the tests hide it
     assert here.product_speed > 1e8
     assert "cores, a guess" in hours.in_words(here, 3600)

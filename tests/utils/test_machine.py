@@ -15,3 +15,22 @@ from deeplab_jax.utils import machine
 )
 def test_ranges_of_seconds_in_words(low, high, text):
     assert machine.describe(low, high) == text
+
+
+@pytest.mark.parametrize(
+    ("file", "module", "platforms", "expected"),
+    [
+        ("/dev/nvidia[0-9]*", "jax_plugins.xla_cuda13", "", True),
+        ("/dev/nvidia[0-9]*", "jax_plugins.xla_cuda13", "cpu", False),  # hidden
+        ("/dev/nvidia[0-9]*", "libtpu", "", False),  # a GPU, and JAX for processors
+        ("/dev/vfio/[0-9]*", "libtpu", "", True),
+        ("/dev/vfio/[0-9]*", "jax_plugins.xla_cuda13", "", False),  # another device
+    ],
+)
+def test_an_accelerator_needs_its_device_and_its_support(
+    monkeypatch, file, module, platforms, expected
+):
+    monkeypatch.setattr(machine.glob, "glob", lambda pattern: [pattern] if pattern == file else [])
+    monkeypatch.setattr(machine, "find_spec", lambda name: name if name == module else None)
+    monkeypatch.setenv("JAX_PLATFORMS", platforms)
+    assert machine.has_accelerator() == expected
