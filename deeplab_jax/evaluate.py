@@ -48,7 +48,9 @@ def main(argv: list[str]) -> None:
     except DataError as error:
         raise _with_doctor(error, args.checkpoint, args.step, overrides) from error
     page = write_evaluated(*result, json_file)
-    cli.finish(page, "predict", "--checkpoint", args.checkpoint, "IMAGES", "--output", "out")
+    how = [] if args.step == "latest" else ["--step", args.step]
+    how += [text for text in overrides if text.startswith("--config.eval.")]
+    cli.finish(page, "predict", "--checkpoint", args.checkpoint, *how, "IMAGES", "--output", "out")
 
 
 def _with_doctor(error: DataError, path: str, step: str, overrides: Sequence[str]) -> DataError:

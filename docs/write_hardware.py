@@ -47,10 +47,7 @@ _HEADINGS = {
     "| ratio | MiB between devices: estimate | compiler",
 }
 
-_RECIPES = (
-    "recipe | published mIoU % | crop, batch | steps | GiB on one GPU, float32 / bfloat16 "
-    "| hours, a guess"
-)
+_RECIPES = "recipe | crop, batch | steps | GiB on one GPU, float32 / bfloat16 | hours, a guess"
 
 
 class Row(NamedTuple):
@@ -170,7 +167,7 @@ def recipes(results: Results) -> str:
         assert time is not None  # a peak is known
         memory = " / ".join(f"{size / hardware_lib.GIB:.1f}" for size in needed)
         images = f"{config.data.crop_size[0]}x{config.data.crop_size[1]}, {config.train.batch_size}"
-        cells = [f"`{name}`", f"{PUBLISHED_MIOU[dataset, depth, stride]:.2f}", images, f"{steps:,}"]
+        cells = [f"`{name}`", images, f"{steps:,}"]
         rows.append([*cells, memory, describe(steps * time.low, steps * time.high)])
     text = "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
     return f"""{text}

@@ -65,7 +65,7 @@ def run(call):
         (["train", "--config"], "expected one argument"),
         (["train", "--config", "configs/voc.py"], "such as "),
         (["train", "--config", "nowhere/voc.py"], "there is no such recipe file"),
-        (["train", "--config", "configs"], "there is no such recipe file"),
+        (["train", "--config", "configs"], "is a folder, not a recipe"),
         (["evaluate"], "arguments are required: --checkpoint"),
         (["evaluate", "--checkpiont", "x"], "did you mean --checkpoint?"),
         (["predict", "--checkpoint", "x", "--output", "y"], "arguments are required: IMAGE"),

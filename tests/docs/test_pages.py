@@ -34,7 +34,8 @@ def test_links_lead_to_files_and_headings(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_a_page_is_short(page):
+def test_a_page_is_short_and_complete(page):
+    assert not re.search(r"@[A-Z]+@|TODO|TBD", page.read_text())
     if page.name not in REFERENCES:
         assert len(page.read_text().split()) <= WORDS.get(page.name, 1500)
 
