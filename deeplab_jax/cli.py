@@ -41,7 +41,8 @@ VERBS = {
 # What other tools call a verb.
 _OTHERS = {"infer": "predict", "inference": "predict", "segment": "predict", "test": "evaluate",
            "val": "evaluate", "validate": "evaluate", "fit": "train", "resume": "train",
-           "check": "doctor", "export": "convert to-pytorch"}  # fmt: skip
+           "check": "doctor", "export": "convert to-pytorch", "version": "--version",
+           "-V": "--version", "-v": "--version"}  # fmt: skip
 _OF_DATA = ("--config.data.", "--config.model.num_classes=")  # what the doctor looks at
 _ROOMS = ("demo", "doctor", "report")  # verbs that are folders; their `main` is in `__main__`
 
@@ -66,6 +67,8 @@ def dispatch(argv: list[str]) -> None:
         return
     if verb not in VERBS:
         close = [_OTHERS[verb]] if verb in _OTHERS else difflib.get_close_matches(verb, VERBS, 1)
+        if verb == "help":
+            close = [" ".join([*rest, "--help"])]
         fix = f"did you mean {close[0]}?" if close else f"use one of {', '.join(VERBS)}"
         raise ConfigError(f"deeplab {verb}", "there is no such verb", fix)
     import_module(module_of(verb)).main(argv[1:] if verb.startswith("config ") else rest)
@@ -140,12 +143,22 @@ def _tell(text: str) -> None:
         discard(sys.stderr)
 
 
-def finish(results: str | os.PathLike | None, *following: str | os.PathLike) -> None:
-    """Prints where a verb's results are, and the next command's words, where there are any."""
-    if results is not None:
-        print(f"results: {shlex.quote(str(results))}")
+def finish(
+    results: str | os.PathLike | None, *following: str | os.PathLike, note: str = ""
+) -> None:
+    """Prints where a verb's results are, and the next command, where there are any.
+
+    A verb with several results or next commands calls it for each.
+
+    Args:
+      results: a file or folder.
+      following: words of the next command, after "deeplab".
+      note: about the last line, which it ends as a comment.
+    """
+    lines = [] if results is None else [f"results: {shlex.quote(str(results))}"]
     if following:
-        print(f"next: {shlex.join(['deeplab', *map(str, following)])}", flush=True)
+        lines.append(f"next: {shlex.join(['deeplab', *map(str, following)])}")
+    print("\n".join(lines) + (f"  # {note}" if note else ""), flush=True)
 
 
 def with_doctor(
@@ -184,7 +197,8 @@ class Parser(argparse.ArgumentParser):
         for argument, following in zip(argv, [*argv[1:], ""], strict=False):
             # Before argparse, which would first report the required flag that was misspelt.
             name, _, value = argument.partition("=")
-            if name.startswith("--") and name not in flags and not name.startswith("--config."):
+            is_flag = name.startswith("--") or (name[:1] == "-" and name[1:2].isalpha())
+            if is_flag and name not in flags and not name.startswith("--config."):
                 value = value or ("" if following.startswith("-") else following)
                 from deeplab_jax.config.flags import unknown_flag
 

@@ -137,6 +137,12 @@ def describe_cause(error: BaseException) -> str:
     return text if len(text) <= 300 else f"{text[:297]}..."
 
 
+def check_folder(path: str | os.PathLike, flag: str) -> None:
+    """Refuses a file where a folder is used or made (ResourceError, which names `flag`)."""
+    if os.path.lexists(path) and not os.path.isdir(path):
+        raise ResourceError(str(path), "is a file, not a folder", f"choose another {flag}")
+
+
 def check_writable(path: Path, flag: str) -> None:
     """Refuses a file that could not be written, before the work that fills it.
 

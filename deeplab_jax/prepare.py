@@ -6,7 +6,6 @@ Nothing is downloaded. The same command again checks what is there and writes no
 """
 
 import argparse
-import shlex
 from pathlib import Path
 
 from deeplab_jax import cli
@@ -79,15 +78,15 @@ def _prepare_official(args: argparse.Namespace) -> None:
 
     root = Path(args.output)
     folder = prepare(args.what, Path(args.archives), root, args.expect_counts)
-    print(f"results: {shlex.quote(str(folder))}")
+    cli.finish(folder)
     if args.format == "tfds":
         from deeplab_jax.data.writers.tfds import write_tfds
 
         config = read_config(args.what, root)
         folder = write_tfds(config.data, config.model.num_classes)
-        print(f"results: {shlex.quote(str(folder))}  # read with --config.data.source=tfds")
-    command = ["deeplab", "doctor", "--config", OFFICIAL[args.what].recipe]
-    print(f"next: {shlex.join([*command, f'--config.data.root={root}'])}  # opens every file")
+        cli.finish(folder, note="read with --config.data.source=tfds")
+    command = ("doctor", "--config", OFFICIAL[args.what].recipe, f"--config.data.root={root}")
+    cli.finish(None, *command, note="opens every file")
 
 
 def _prepare_cache(args: argparse.Namespace, overrides: list[str]) -> None:
@@ -96,12 +95,11 @@ def _prepare_cache(args: argparse.Namespace, overrides: list[str]) -> None:
 
     config = load_recipe(args.config, overrides)
     write_cache(config.data, config.model.num_classes, Path(args.output), bool(args.verify))
-    print(f"results: {shlex.quote(args.output)}")
-    command = ["deeplab", "train", "--config", args.config]
+    command = ["train", "--config", args.config]
     command += ["--config.data.source=cache", f"--config.data.root={args.output}"]
     if not config.init.backbone:  # must be said
         command.append("--config.init.backbone=DIR")
-    print(f"next: {shlex.join(command)}")
+    cli.finish(args.output, *command)
 
 
 if __name__ == "__main__":

@@ -14,11 +14,9 @@ _EXAMPLES = """\
   deeplab recipes
   deeplab recipes --copy camvid_r18_os16 mine.py"""
 _ROW = "{:20}  {:>9}  {:>7}  {:>8}  {:>5}  {:>10}"
-_USE = """
+_PUBLISHED = """
 Published: validation mean IoU in percent, from sssegmentation's model zoo (DeepLabV3+).
-
-next: deeplab train --config ade20k_r50_os16 --config.init.backbone=DIR
-next: deeplab recipes --copy camvid_r18_os16 mine.py  # edit it, and train it by its path"""
+"""
 
 
 def main(argv: list[str]) -> None:
@@ -54,7 +52,10 @@ def _list() -> None:
         published = f"{miou:.2f}" if miou else "-"
         row = (name, published, c.model.num_classes, crop, c.train.batch_size, length)
         print(_ROW.format(*row))
-    print(_USE)
+    print(_PUBLISHED)
+    cli.finish(None, "train", "--config", "ade20k_r50_os16", "--config.init.backbone=DIR")
+    copy = ("recipes", "--copy", "camvid_r18_os16", "mine.py")
+    cli.finish(None, *copy, note="edit it, and train it by its path")
 
 
 def _copy(name: str, file: Path) -> None:
@@ -68,8 +69,7 @@ def _copy(name: str, file: Path) -> None:
         raise ConfigError(str(file), "exists, and is not replaced", "name another file")
     check_writable(file, "--copy")
     file.write_bytes(source.read_bytes())
-    print(f"results: {shlex.quote(str(file))}")
-    print(f"next: deeplab train --config {shlex.quote(str(file))}")
+    cli.finish(file, "train", "--config", file)
 
 
 if __name__ == "__main__":

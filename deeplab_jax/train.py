@@ -5,12 +5,11 @@
 The loop itself is `deeplab_jax.training.loop.train`.
 """
 
-import os
 from typing import TYPE_CHECKING
 
 from deeplab_jax import cli
 from deeplab_jax.distributed import cluster
-from deeplab_jax.errors import ConfigError, DataError, ResourceError
+from deeplab_jax.errors import ConfigError, DataError, check_folder
 from deeplab_jax.utils import steps
 
 if TYPE_CHECKING:
@@ -84,21 +83,22 @@ def main(argv: list[str]) -> None:
     if cluster.is_alone(args.coordinator, args.num_processes, args.process_id):
         _check_paths(config, workdir)  # before JAX loads
     cluster.initialize(args.coordinator, args.num_processes, args.process_id)
+    from deeplab_jax.distributed import hosts
     from deeplab_jax.training.loop import train
 
     try:
         train(config, workdir)
     except DataError as error:
         raise cli.with_doctor(error, config, args.config, overrides) from error
-    cli.finish(workdir, "evaluate", "--checkpoint", workdir)
+    if hosts.is_primary():
+        cli.finish(workdir, "evaluate", "--checkpoint", workdir)
 
 
 def _check_paths(config: "Config", workdir: str) -> None:
     """Refuses a work directory, data root, backbone or checkpoint that is not there."""
     from deeplab_jax.data.open import check_root
 
-    if os.path.lexists(workdir) and not os.path.isdir(workdir):
-        raise ResourceError(workdir, "is a file, not a folder", "choose another --workdir")
+    check_folder(workdir, "--workdir")
     check_root(config.data)
     if steps.latest_step(workdir) is None:  # a continued run has its weights
         for path in (config.init.checkpoint, config.init.backbone):

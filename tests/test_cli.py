@@ -1,5 +1,7 @@
 import errno
 import os
+import re
+import shlex
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -70,6 +72,13 @@ def run(call):
         (["evaluate", "--checkpiont", "x"], "did you mean --checkpoint?"),
         (["predict", "--checkpoint", "x", "--output", "y"], "arguments are required: IMAGE"),
         (["trian", "--config", RECIPE], "did you mean train?"),
+        (["-V"], "did you mean --version?"),
+        (["version"], "did you mean --version?"),
+        (["help"], "did you mean --help?"),
+        (["help", "train"], "did you mean train --help?"),
+        (["train", "-c", RECIPE], f"did you mean --config {RECIPE}?"),
+        (["predict", "-o", "x", "a.jpg"], "did you mean --output x?"),
+        (["train", "-lr", "0.02"], "did you mean --config.train.lr=0.02?"),
         (["frobnicate"], "use one of train, evaluate, predict"),
         (["convert", "form-pytorch"], "did you mean convert from-pytorch?"),
         (["convert", "to-pytorch", "--checkpoint", "x"], "arguments are required: --output"),
@@ -109,6 +118,75 @@ def test_data_that_are_wrong_name_the_doctor_who_shows_all(call, make_tree):
     code, _, err = call("train", "--config", RECIPE, *changes, "--config.data.train_split=trian")
     assert "there is no split 'trian'; there are train, val - use one that is there: " in err
     assert err.endswith(" --config.data.train_split=train\n")
+
+
+@pytest.mark.parametrize(
+    ("root", "names_demo"), [([], True), (["--config.data.root=nowhere"], False)]
+)
+def test_missing_data_of_the_quickstart_are_drawn_by_a_command(
+    call, tmp_path, monkeypatch, root, names_demo
+):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = call("train", "--config", "quickstart", *root)
+    assert code == 3
+    assert err.endswith("; or draw it: deeplab demo --draw-only\n") == names_demo
+
+
+@pytest.fixture
+def parse_only(monkeypatch):
+    """Returns parse_only(words), which fails if a verb refuses them; no verb does more again."""
+    parse = cli.Parser.parse
+
+    class Parsed(Exception):
+        pass
+
+    def parse_and_stop(parser, argv):
+        parse(parser, argv)
+        raise Parsed
+
+    def parse_only(words):
+        monkeypatch.setattr(cli.Parser, "parse", parse_and_stop)
+        with pytest.raises(Parsed):
+            cli.dispatch(words)
+
+    return parse_only
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["recipes"],
+        ["recipes", "--copy", "voc_r50_os8", "my own.py"],
+        ["prepare", "voc", "--archives", "x", "--output", "a b"],
+        ["prepare", "cache", "--config", "voc_r50_os8", "--output", "a b"],
+        ["doctor", "--data", "a b"],
+        ["doctor", "--data", "a b", "--write-config", "my own.py"],
+        ["doctor", "--config", "quickstart", "--config.seed=1"],
+        ["demo", "--draw-only"],
+        ["demo"],
+    ],
+)
+def test_next_commands_are_accepted(call, parse_only, tmp_path, monkeypatch, argv):
+    from deeplab_jax.data.writers import cache, official
+    from deeplab_jax.demo import __main__ as demo
+    from deeplab_jax.demo import shapes
+    from deeplab_jax.doctor import run
+
+    def run_stage(*args):
+        scores = '{"mean_iou": 1, "best_constant_mean_iou": 0}'
+        (tmp_path / "runs" / "demo" / "run" / "evaluation.json").write_text(scores)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo, "_run_stage", run_stage)
+    for module, name in ((cache, "write_cache"), (official, "prepare"), (run, "run"),
+                         (shapes, "draw")):  # fmt: skip
+        monkeypatch.setattr(module, name, lambda *args: tmp_path)
+    code, out, err = call(*argv)
+    assert (code, err) == (0, "")
+    commands = re.findall(r"^next: deeplab (.*)$", out, re.M)
+    assert commands
+    for command in commands:
+        parse_only(shlex.split(command, comments=True))
 
 
 @pytest.mark.process("one process for each verb")

@@ -77,6 +77,14 @@ def test_wheel_holds_the_packages_and_their_data_alone(repository, installed):
     assert {"deeplab_jax/py.typed", "deeplab_jax/report/template.html"} <= names
 
 
+@pytest.mark.process("trains, evaluates and predicts from an installed wheel")
+def test_installed_package_runs_the_demo(installed):
+    small = ("train.steps=2", "model.width=8", "model.head_channels=16", "model.aux_channels=8")
+    out = installed.run("demo", *(f"--config.{text}" for text in small))
+    assert "\nresults: runs/demo/run/report.html\n" in out
+    assert (installed.folder / "runs" / "demo" / "run" / "report.html").is_file()
+
+
 @pytest.mark.process("trains from an installed wheel")
 def test_installed_package_needs_no_checkout(repository, installed, make_tree):
     rows = [line.split()[0] for line in installed.run("recipes").splitlines() if line]

@@ -60,10 +60,11 @@ def test_script_chooses_the_tier(repository, tmp_path, arguments, expected):
 
 def test_installation_may_be_by_another_command(repository, tmp_path):
     (tmp_path / "bin").mkdir()
-    for name in ("python", "deeplab"):
-        (tmp_path / "bin" / name).write_text("#!/bin/sh\n")
+    for name, body in (("python", ""), ("deeplab", 'echo "ran $@"')):
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{body}\n")
         (tmp_path / "bin" / name).chmod(0o755)
     environ = os.environ | {"VIRTUAL_ENV": str(tmp_path), "INSTALL": "echo install --quiet"}
     script = repository / "scripts" / "quickstart.sh"
     got = subprocess.run(["bash", script], env=environ, capture_output=True, text=True, check=True)
     assert "\ninstall --quiet --editable .\n" in got.stdout
+    assert "\nran demo\n" in got.stdout  # in its own folder, which the recipe quickstart reads

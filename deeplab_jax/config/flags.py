@@ -39,7 +39,7 @@ def unknown_flag(name: str, value: str, prog: str, flags: Collection[str]) -> Co
     """Returns the error for a flag that a verb does not have.
 
     Args:
-      name: such as "--lr".
+      name: such as "--lr" or "-c".
       value: what follows it; "" without one.
       prog: the command, such as "deeplab train".
       flags: the verb's own flags; "--config.x" among them where it takes fields.
@@ -57,6 +57,10 @@ def unknown_flag(name: str, value: str, prog: str, flags: Collection[str]) -> Co
         return ConfigError(name, what, fix)
     if prog == "deeplab report" and word in f"checkpoint {_FLAGS['--checkpoint']}".split():
         return ConfigError(name, what, f"name the run without a flag: {prog} {value or 'DIR'}")
+    if len(name) == 2:  # a letter alone
+        for flag in flags:
+            if flag.startswith(f"-{name}"):
+                return ConfigError(name, what, f"did you mean {f'{flag} {value}'.strip()}?")
     for flag in flags:
         if word in _FLAGS.get(flag, "").split():
             given = f" {value}" if value and flag not in ("--dry-run", "--force") else ""

@@ -7,11 +7,15 @@ from deeplab_jax.data.dataset import Dataset
 from deeplab_jax.data.sources.folder import open_folder
 from deeplab_jax.errors import DataError
 
+_DRAWN = "runs/demo/data"  # root of the recipe quickstart
+
 
 def check_root(data_config: DataConfig) -> None:
     """Refuses a root that is no folder, where files are read (DataError)."""
     if data_config.source == "folder" and not Path(data_config.root).is_dir():
         fix = "name the folder of the data: --config.data.root=DIR"
+        if data_config.root == _DRAWN:
+            fix += "; or draw it: deeplab demo --draw-only"
         raise DataError(data_config.root, "there is no such folder of data", fix)
 
 

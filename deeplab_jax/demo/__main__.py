@@ -5,6 +5,7 @@
 Needs no data, no GPU and no weights. Each stage shows the command that does the same alone.
 """
 
+import argparse
 import json
 import shlex
 import time
@@ -19,21 +20,48 @@ _EXAMPLES = """\
   deeplab demo --output DIR --config.train.steps=400
   deeplab demo --draw-only
 The same command again starts afresh."""
-_NEXT = """\
-Your own images and masks; then a row of the published table; then all recipes:
-next: deeplab doctor --data DIR --write-config mine.py
-next: deeplab train --config mine.py
-next: deeplab train --config ade20k_r50_os16 --config.init.backbone=DIR
-next: deeplab recipes"""
+_NEXT = (
+    ("doctor", "--data", "DIR", "--write-config", "mine.py"),
+    ("train", "--config", "mine.py"),
+    ("train", "--config", "ade20k_r50_os16", "--config.init.backbone=DIR"),
+    ("recipes",),
+)
 
 
 def main(argv: list[str]) -> None:
     """Parses arguments, draws the data set, and runs the verbs on it.
 
     Raises:
-      ConfigError: `--output` holds something that no demo made; it is left as it is.
+      DeepLabError: the folder cannot be used, see `folder.claimed`, or a verb failed.
       Interrupted: a signal stopped a stage; the error says how to go on.
     """
+    args, overrides = _parse(argv)
+    began, again = time.perf_counter(), shlex.join(["deeplab", "demo", *argv])
+    data, run, predictions = (str(Path(args.output, part)) for part in folder.PARTS)
+    train = ["train", "--config", "quickstart", f"--config.data.root={data}"]
+    predict = ["predict", "--checkpoint", run, f"{data}/images/val", "--output", predictions]
+    stages = {
+        "Training": [*train, "--workdir", run, *overrides],
+        "Evaluating": ["evaluate", "--checkpoint", run],
+        "Predicting": [*predict, "--force"],
+    }
+    parts = folder.PARTS[:1] if args.draw_only else folder.PARTS
+    with folder.claimed(Path(args.output), parts):
+        _say("Drawing shapes", began)
+        from deeplab_jax.demo.shapes import draw
+
+        draw(Path(data))
+        if args.draw_only:
+            cli.finish(data, *train)
+            return
+        for title, command in stages.items():
+            _say(title, began)
+            _run_stage(title, command, again)
+        _say("Done", began)
+        _show(run, predictions)
+
+
+def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = cli.Parser("demo", _EXAMPLES)
     parser.add_argument("--output", metavar="DIR", default="runs/demo", help="default: runs/demo")
     text = "draw the data set in DIR/data, and stop"
@@ -43,50 +71,39 @@ def main(argv: list[str]) -> None:
     args, overrides = parser.parse(argv)
     if args.draw_only and overrides:
         raise ConfigError(overrides[0], "changes the training, and there is none", "drop it")
-    output, began = Path(args.output), time.perf_counter()
-    data, run, predictions = (str(output / part) for part in folder.PARTS)
-    again = shlex.join(["deeplab", "demo", *argv])
+    return args, overrides
 
-    def say(title: str) -> None:
-        print(f"\n== {title} ({time.perf_counter() - began:.0f} s)", flush=True)
 
-    with folder.claimed(output, folder.PARTS[:1] if args.draw_only else folder.PARTS):
-        say("Drawing shapes")
-        from deeplab_jax.demo.shapes import draw
+def _say(title: str, began: float) -> None:
+    print(f"\n== {title} ({time.perf_counter() - began:.0f} s)", flush=True)
 
-        draw(Path(data))
-        train = ["train", "--config", "quickstart", f"--config.data.root={data}"]
-        if args.draw_only:
-            print(f"results: {shlex.quote(data)}\nnext: {shlex.join(['deeplab', *train])}")
-            return
-        stages = {
-            "Training": [*train, "--workdir", run, *overrides],
-            "Evaluating": ["evaluate", "--checkpoint", run],
-            "Predicting": ["predict", "--checkpoint", run, f"{data}/images/val"],
-        }
-        stages["Predicting"] += ["--output", predictions, "--force"]
-        for title, command in stages.items():
-            say(title)
-            text = shlex.join(["deeplab", *command])
-            print(text, flush=True)
-            try:
-                cli.dispatch(command)
-            except (Interrupted, KeyboardInterrupt) as end:
-                what, code = f"stopped while {title.lower()}", 130
-                if isinstance(end, Interrupted):
-                    what, code = end.what, end.exit_code
-                fix = f"go on with {text}, or start afresh with {again}"
-                raise Interrupted("demo", what, fix, code) from end
-        say("Done")
+
+def _run_stage(title: str, command: list[str], again: str) -> None:
+    """Runs a verb; an interruption tells how to go on with it, or with the demo, `again`."""
+    text = shlex.join(["deeplab", *command])
+    print(text, flush=True)
+    try:
+        cli.dispatch(command)
+    except (Interrupted, KeyboardInterrupt) as end:
+        what, code = f"stopped while {title.lower()}", 130
+        if isinstance(end, Interrupted):
+            what, code = end.what, end.exit_code
+        fix = f"go on with {text}, or start afresh with {again}"
+        raise Interrupted("demo", what, fix, code) from end
+
+
+def _show(run: str, predictions: str) -> None:
+    """Prints what the demo found, where to look, and what to type next."""
     result = json.loads(Path(run, "evaluation.json").read_text("utf-8"))
+    constant = result["best_constant_mean_iou"]
     print(f"validation mean IoU: {result['mean_iou']:.4f}")
-    print(
-        f"best constant prediction (one class everywhere): {result['best_constant_mean_iou']:.4f}"
-    )
+    print(f"best constant prediction (one class everywhere): {constant:.4f}")
     print("Open in a browser, and look at the overlays:")
-    print(f"results: {shlex.quote(f'{run}/report.html')}")
-    print(f"results: {shlex.quote(predictions)}")
-    print(_NEXT)
+    cli.finish(f"{run}/report.html")
+    cli.finish(predictions)
+    print("Your own images and masks; then a row of the published table; then all recipes:")
+    for command in _NEXT:
+        cli.finish(None, *command)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 VOID = 255
+TRAIN, VAL = 160, 32  # images
 SIZES = ((128, 160), (160, 128), (144, 144))  # (height, width)
 RADIUS = (18, 36)  # pixels
 VOID_HALF_WIDTH = 0.7  # pixels to either side of an outline
@@ -146,7 +147,14 @@ def _rgb(hue: float, saturation: float, value: float) -> np.ndarray:
     return value - value * saturation * np.minimum(k, 4 - k).clip(0, 1)
 
 
-def draw(output: Path, seed: int = 0, train: int = 160, val: int = 32) -> None:
+def files(train: int = TRAIN, val: int = VAL) -> set[str]:
+    """Returns the paths of all that `draw` writes, in its folder."""
+    names = [f"{split}/{i:04d}" for split, n in (("train", train), ("val", val)) for i in range(n)]
+    pairs = {path for name in names for path in (f"images/{name}.jpg", f"labels/{name}.png")}
+    return {"classes.json"} | pairs
+
+
+def draw(output: Path, seed: int = 0, train: int = TRAIN, val: int = VAL) -> None:
     """Draws a data set.
 
     Args:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deeplab_jax.data.images import read_size
-from deeplab_jax.errors import DataError, ResourceError
+from deeplab_jax.errors import DataError, check_folder
 from deeplab_jax.inference import prediction
 from deeplab_jax.utils import steps
 from deeplab_jax.utils.progress import counting
@@ -137,8 +137,7 @@ def check_output(
       ResourceError: `output` is a file.
       ConfigError: results exist, and `force` is not set.
     """
-    if os.path.lexists(output) and not Path(output).is_dir():
-        raise ResourceError(output, "is a file, not a folder", "choose another --output")
+    check_folder(output, "--output")
     inputs = {image.resolve() for image in images}
     results: dict[Path, Path] = {}
     for image, name in images.items():

@@ -6,7 +6,6 @@
 <workdir>/checkpoints/   the latest and the best step
 """
 
-import fcntl
 import os
 import platform
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from deeplab_jax.data import Dataset
 from deeplab_jax.distributed import hosts
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.utils.atomic import atomic_write
+from deeplab_jax.utils.locks import try_lock
 
 
 @contextmanager
@@ -34,15 +34,10 @@ def lock(workdir: Path) -> Iterator[None]:
         yield
         return
     with (workdir / ".lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(file.fileno()):
             file.seek(0)
             what = f"another process trains here ({file.read()})"
-            fix = "wait for it, or choose another --workdir"
-            raise ConfigError(str(workdir), what, fix) from None
-        except OSError:
-            pass
+            raise ConfigError(str(workdir), what, "wait for it, or choose another --workdir")
         file.truncate(0)
         file.write(f"pid {os.getpid()} on {platform.node()}")
         file.flush()

@@ -2,6 +2,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -9,10 +10,22 @@ from functools import partial
 import pytest
 
 from deeplab_jax import cli
-from deeplab_jax.demo import shapes
+from deeplab_jax.demo import folder, shapes
 from deeplab_jax.errors import Interrupted
 
-TREE = {"images", "labels", "classes.json"}
+TREE = {"images", "labels", "classes.json", ".deeplab_demo"}
+WRITTEN = (  # by earlier demos, and by verbs that were given their folders
+    "data/images/train/0159.jpg",
+    "data/labels/val/0031.png",
+    "run/log.jsonl",
+    "run/.lock",
+    "run/.config.json.123.tmp",
+    "run/bad_samples.txt",
+    "run/checkpoints/400/params/manifest.ocdbt",
+    "run/checkpoints/500.orbax-checkpoint-tmp/params/d/1",
+    "predictions/0000_overlay.jpg",
+    "predictions/0000.json",
+)
 
 
 @pytest.fixture
@@ -32,7 +45,7 @@ def stages(monkeypatch):
             raise raised[argv[0]]
         if argv[0] == "evaluate":
             scores = {"mean_iou": 0.5, "best_constant_mean_iou": 0.125}
-            os.makedirs(argv[-1])
+            os.makedirs(argv[-1], exist_ok=True)
             with open(f"{argv[-1]}/evaluation.json", "w") as file:
                 json.dump(scores, file)
 
@@ -95,13 +108,17 @@ def test_drawing_alone_leaves_a_run_as_it_is(demo, stages, tmp_path):
 
 def test_repeated_demo_starts_afresh(demo, stages, tmp_path):
     demo()
-    old = tmp_path / "runs" / "demo" / "run" / "old.txt"
-    old.write_text("of the last run")
+    output = tmp_path / "runs" / "demo"
+    old = [output / path for path in WRITTEN]
+    for path in old:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("of the last demo")
     assert demo()[0] == 0
-    assert not old.exists()
+    assert [path for path in old if path.exists()] == []
+    assert (output / "data" / "classes.json").is_file()
 
 
-@pytest.mark.parametrize("path", ["thesis.txt", "run/thesis.txt", "data/images/train/0000.jpg"])
+@pytest.mark.parametrize("path", ["run/thesis.txt", "data/images/train/0000.jpg"])
 def test_users_folder_is_refused_and_left_as_it_is(demo, stages, tmp_path, path):
     file = tmp_path / "mine" / path
     file.parent.mkdir(parents=True)
@@ -113,28 +130,76 @@ def test_users_folder_is_refused_and_left_as_it_is(demo, stages, tmp_path, path)
 
 
 def test_what_a_user_adds_to_a_demo_is_kept(demo, stages, tmp_path):
-    demo("--draw-only")
+    demo()
     output = tmp_path / "runs" / "demo"
-    (output / "run").mkdir()  # by `deeplab train --workdir`
-    assert "holds run, which no demo made" in demo()[2]
-    (output / "run").rmdir()
-    (output / "data").rename(tmp_path / "elsewhere")
-    (output / "data").symlink_to(tmp_path / "elsewhere")
-    assert "holds data, which no demo made" in demo("--draw-only")[2]
-    assert {path.name for path in (tmp_path / "elsewhere").iterdir()} == TREE
+    for path in ("data/images/train/0160.jpg", "run/thesis.txt", "run/checkpoints/notes.txt"):
+        (output / path).parent.mkdir(exist_ok=True)
+        (output / path).write_text("precious")
+        before = sorted(output.rglob("*"))
+        code, _, err = demo()
+        assert (code, err.count("\n")) == (2, 1)
+        assert f"error: runs/demo: holds {path}, which no demo made - name another --output" in err
+        assert sorted(output.rglob("*")) == before
+        (output / path).unlink()
+    (output / "notes.txt").write_text("beside the parts")
+    assert demo()[0] == 0
+    assert (output / "notes.txt").is_file()
+    for name in ("data", "data/images/train"):
+        (output / name).rename(tmp_path / "elsewhere")
+        (output / name).symlink_to(tmp_path / "elsewhere")
+        assert f"holds {name}, which no demo made" in demo("--draw-only")[2]
+        (output / name).unlink()
+        (tmp_path / "elsewhere").rename(output / name)
+    assert len(list((output / "data" / "images" / "train").iterdir())) == 5
+
+
+def test_data_set_in_the_place_of_a_drawn_one_is_kept(demo, stages, tmp_path):
+    demo("--output", ".", "--draw-only")
+    (tmp_path / "data").rename(tmp_path / "drawn")
+    mine = tmp_path / "data" / "images" / "train" / "0000.jpg"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("precious")
+    assert "error: .: holds data, which no demo made" in demo("--output", ".")[2]
+    assert mine.read_text() == "precious"
+
+
+def test_part_that_is_a_file_is_told(demo, stages, tmp_path):
+    demo()
+    predictions = tmp_path / "runs" / "demo" / "predictions"
+    shutil.rmtree(predictions)
+    predictions.write_text("precious")
+    code, _, err = demo()
+    text = "runs/demo/predictions: is a file, not a folder - choose another --output"
+    assert (code, err) == (5, f"error: {text}\n")
+
+
+@pytest.mark.parametrize("argv", [[], ["--draw-only"]])
+def test_training_that_runs_is_left_alone(demo, stages, tmp_path, argv):
+    demo()
+    output = tmp_path / "runs" / "demo"
+    with (output / "run" / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        before = sorted(output.rglob("*"))
+        code, _, err = demo(*argv)
+        assert (code, err.count("\n")) == (2, 1)
+        assert "error: runs/demo/run: a training runs here - wait for its end, or name ano" in err
+        assert sorted(output.rglob("*")) == before
+    assert demo(*argv)[0] == 0
 
 
 def test_two_demos_in_one_folder_are_refused(demo, stages, tmp_path):
     demo("--draw-only")
-    with (tmp_path / "runs" / "demo" / ".deeplab_demo").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        assert "error: runs/demo: another demo runs here - wait" in demo("--draw-only")[2]
+    other = os.open(tmp_path / "runs" / "demo", os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    assert "error: runs/demo: another demo runs here - wait" in demo("--draw-only")[2]
+    os.close(other)
+    assert demo("--draw-only")[0] == 0
 
 
 @pytest.mark.parametrize(
     ("argv", "text"),
     [
-        (["--output", "file"], "error: file: is a file, not a folder - name another --output"),
+        (["--output", "file"], "error: file: is a file, not a folder - choose another --output"),
         (["--draw-only", "--config.seed=1"], "--config.seed=1: changes the training"),
         (["--draw"], "did you mean --draw-only?"),
     ],
@@ -142,7 +207,7 @@ def test_two_demos_in_one_folder_are_refused(demo, stages, tmp_path):
 def test_wrong_arguments_are_one_line(demo, stages, tmp_path, argv, text):
     (tmp_path / "file").write_text("")
     code, out, err = demo(*argv)
-    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert (code, out, err.count("\n")) == (5 if "--output" in argv else 2, "", 1)
     assert text in err
 
 
@@ -162,3 +227,5 @@ def test_demo_from_drawing_to_report(repository, tmp_path, compile_quickly):
     assert (output / "run" / "report.html").is_file()
     score = json.loads((output / "run" / "evaluation.json").read_text())["mean_iou"]
     assert f"validation mean IoU: {score:.4f}\n" in got.stdout
+    with folder.claimed(output, folder.PARTS):  # nothing that the verbs wrote is foreign
+        assert [path.name for path in (output / "run").iterdir()] == [".deeplab_demo"]

@@ -20,6 +20,10 @@ def contents(root):
     return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
 
 
+def test_files_are_those_that_are_drawn(drawn):
+    assert contents(drawn).keys() == shapes.files(**COUNTS)
+
+
 def labels(root, split):
     return [np.array(Image.open(path)) for path in sorted((root / "labels" / split).iterdir())]
 

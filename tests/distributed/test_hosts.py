@@ -41,11 +41,12 @@ DRIVER = """
 import os, signal, sys, time
 from pathlib import Path
 import jax, numpy as np
-from deeplab_jax import checkpoint, cli, train
+from deeplab_jax import checkpoint, cli
 from deeplab_jax.distributed import cluster, shared_dir
 from deeplab_jax.evaluation import evaluator
 from deeplab_jax.training import loop, plan
 from deeplab_jax.errors import DataError
+from deeplab_jax.train import main
 
 def after_step(step, change):
     make = loop.make_train_step
@@ -101,7 +102,7 @@ def stop_while_evaluating():
     loop.Evaluator.__call__ = evaluate
 
 exec(sys.argv[1])
-cli.run(train.main, sys.argv[2:])
+cli.run(main, sys.argv[2:])
 """
 
 
@@ -229,8 +230,9 @@ def test_run_goes_on_with_other_hosts_and_devices_and_ends_as_on_one(root, envir
 
     evaluate = [sys.executable, "-m", "deeplab_jax.evaluate", "--checkpoint", moved]
     numbers = tmp_path / "two.json"
-    codes, _, errors = pair([*evaluate, "--json", numbers], wide).end()
+    codes, outputs, errors = pair([*evaluate, "--json", numbers], wide).end()
     assert codes == [0, 0], errors
+    assert [text.count("\nnext: ") for text in outputs] == [1, 0]
     two = json.loads(numbers.read_text())
     assert two["num_images"] == 5
     assert {key: two[key] for key in ("mean_iou", "pixel_accuracy", "iou")} == {
