@@ -40,6 +40,7 @@ def main(argv: list[str]) -> None:
             check_writable(json_file, "--json")
         steps.check(args.checkpoint, args.step)  # before JAX loads
     cluster.initialize(args.coordinator, args.num_processes, args.process_id)
+    from deeplab_jax.distributed import hosts
     from deeplab_jax.evaluation.run import evaluate_checkpoint
     from deeplab_jax.report.write import write_evaluated
 
@@ -48,7 +49,8 @@ def main(argv: list[str]) -> None:
     except DataError as error:
         raise _with_doctor(error, args.checkpoint, args.step, overrides) from error
     page = write_evaluated(*result, json_file)
-    cli.finish(page, "predict", "--checkpoint", args.checkpoint, "IMAGES", "--output", "out")
+    if hosts.is_primary():
+        cli.finish(page, "predict", "--checkpoint", args.checkpoint, "IMAGES", "--output", "out")
 
 
 def _with_doctor(error: DataError, path: str, step: str, overrides: Sequence[str]) -> DataError:

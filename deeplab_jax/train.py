@@ -52,7 +52,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="write nothing: tell what the run computes, needs and reads, and whether it fits",
+        help="write nothing: tell what the run computes, needs and reads, and whether it fits;"
+        " without --hardware a few steps run here, on zeros, for their time",
     )
     parser.add_argument(
         "--hardware",
@@ -84,13 +85,15 @@ def main(argv: list[str]) -> None:
     if cluster.is_alone(args.coordinator, args.num_processes, args.process_id):
         _check_paths(config, workdir)  # before JAX loads
     cluster.initialize(args.coordinator, args.num_processes, args.process_id)
+    from deeplab_jax.distributed import hosts
     from deeplab_jax.training.loop import train
 
     try:
         train(config, workdir)
     except DataError as error:
         raise cli.with_doctor(error, config, args.config, overrides) from error
-    cli.finish(workdir, "evaluate", "--checkpoint", workdir)
+    if hosts.is_primary():
+        cli.finish(workdir, "evaluate", "--checkpoint", workdir)
 
 
 def _check_paths(config: "Config", workdir: str) -> None:
@@ -101,9 +104,9 @@ def _check_paths(config: "Config", workdir: str) -> None:
         raise ResourceError(workdir, "is a file, not a folder", "choose another --workdir")
     check_root(config.data)
     if steps.latest_step(workdir) is None:  # a continued run has its weights
-        for path in (config.init.checkpoint, config.init.backbone):
-            if path not in ("", "none"):
-                steps.check(path)
+        path = config.init.checkpoint or config.init.backbone  # the first leaves no use for both
+        if path not in ("", "none"):
+            steps.check(path)
 
 
 def _dry_run(config: "Config", workdir: str, hardware: str | None) -> None:
