@@ -104,7 +104,7 @@ def _check_paths(config: "Config", workdir: str) -> None:
         raise ResourceError(workdir, "is a file, not a folder", "choose another --workdir")
     check_root(config.data)
     if steps.latest_step(workdir) is None:  # a continued run has its weights
-        path = config.init.checkpoint or config.init.backbone  # the first leaves no use for both
+        path = config.init.checkpoint or config.init.backbone  # a recipe names one at most
         if path not in ("", "none"):
             steps.check(path)
 

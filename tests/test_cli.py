@@ -154,15 +154,6 @@ def test_devices_that_are_not_there_are_told_in_one_line(name, fix):
     assert fix in got.stderr
 
 
-def test_backbone_that_a_checkpoint_replaces_need_not_be_there(call, make_tree, tmp_path):
-    (tmp_path / "other" / "checkpoints" / "1").mkdir(parents=True)
-    changes = [f"--config.data.root={make_tree('folder')}", "--config.model.num_classes=4"]
-    changes += ["--config.init.backbone=nowhere", f"--config.init.checkpoint={tmp_path}/other"]
-    code, _, err = call("train", "--config", RECIPE, "--workdir", tmp_path / "run", *changes)
-    assert (code, err.count("\n")) == (4, 1)
-    assert err.startswith(f"error: {tmp_path}/other")
-
-
 def test_work_directory_that_is_a_file_is_told_in_one_line(call, make_tree, tmp_path):
     (tmp_path / "run").write_text("")
     root = make_tree("folder", num_val=1)
