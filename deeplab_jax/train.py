@@ -51,7 +51,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="write nothing: tell what the run computes, needs and reads, and whether it fits",
+        help="write nothing: tell what the run computes, needs and reads, and whether it fits;"
+        " without --hardware a few steps run here, on zeros, for their time",
     )
     parser.add_argument(
         "--hardware",
@@ -101,9 +102,9 @@ def _check_paths(config: "Config", workdir: str) -> None:
     check_folder(workdir, "--workdir")
     check_root(config.data)
     if steps.latest_step(workdir) is None:  # a continued run has its weights
-        for path in (config.init.checkpoint, config.init.backbone):
-            if path not in ("", "none"):
-                steps.check(path)
+        path = config.init.checkpoint or config.init.backbone  # a recipe names one at most
+        if path not in ("", "none"):
+            steps.check(path)
 
 
 def _dry_run(config: "Config", workdir: str, hardware: str | None) -> None:

@@ -276,7 +276,7 @@ def _evaluate(row: Row, path: Path, config: "Config", dataset: "Dataset") -> dic
     device = jax.local_devices()[0]
     _tell(row, f"converted; {len(dataset)} images on {device.device_kind}")
     evaluator = Evaluator(build_model(config.model), dataset, config.eval.resize_base)
-    result = evaluator(variables, should_stop=_progress(row, len(dataset)))
+    result = evaluator(variables, on_image=_progress(row, len(dataset)))
     assert result is not None  # nothing asks it to stop
     if math.isnan(result.mean_iou):
         fix = "give the masks of the validation set"
@@ -286,19 +286,18 @@ def _evaluate(row: Row, path: Path, config: "Config", dataset: "Dataset") -> dic
     return {"jax": jax.__version__, "platform": device.platform, **summary}
 
 
-def _progress(row: Row, total: int) -> Callable[[], bool]:
-    """Returns a function to call before each image, which now and then tells how far it is."""
+def _progress(row: Row, total: int) -> Callable[[], None]:
+    """Returns a function to call after each image, which now and then tells how far it is."""
     start = told = time.perf_counter()
-    done = -1
+    done = 0
 
-    def tell() -> bool:
+    def tell() -> None:
         nonlocal told, done
         now, done = time.perf_counter(), done + 1
-        if now - told >= TELL_SECONDS and done:
+        if now - told >= TELL_SECONDS:
             told = now
             left = timedelta(seconds=round((now - start) / done * (total - done)))
             _tell(row, f"{done}/{total} images, {left} left")
-        return False
 
     return tell
 

@@ -23,7 +23,7 @@ def explain(error: Exception, file: Path) -> ConfigError:
     frames = list(_frames(error))
     own = [index for index, (frame, _) in enumerate(frames) if _is_of(frame, file)]
     line = frames[own[-1]][1] if own else 0
-    if isinstance(error, SyntaxError) and error.filename and os.path.samefile(error.filename, file):
+    if isinstance(error, SyntaxError) and error.filename and _is_same(error.filename, file):
         line = error.lineno or 0
     where = f"{file}, line {line}" if line else str(file)
     if isinstance(error, ConfigError):
@@ -45,7 +45,11 @@ def _frames(error: BaseException) -> Iterator[tuple[FrameType, int]]:
 
 
 def _is_of(frame: FrameType, file: Path) -> bool:
-    return os.path.abspath(frame.f_code.co_filename) == os.path.abspath(file)
+    return _is_same(frame.f_code.co_filename, file)
+
+
+def _is_same(name: str, file: Path) -> bool:
+    return os.path.abspath(name) == os.path.abspath(file)
 
 
 def _wrong_field(frames: list[FrameType], own: list[int], line: int) -> ConfigError | None:

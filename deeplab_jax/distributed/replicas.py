@@ -14,6 +14,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from deeplab_jax.distributed import hosts
 from deeplab_jax.errors import NumericError, shorten
+from deeplab_jax.utils import compile_cache
 from deeplab_jax.utils.trees import PyTree
 
 
@@ -70,7 +71,8 @@ class Replicas:
         """
         if self._mesh.size == 1:
             return
-        sums = np.asarray(self._all_checksums(tree)).reshape(-1).tolist()
+        with compile_cache.without_alarms():
+            sums = np.asarray(self._all_checksums(tree)).reshape(-1).tolist()
         counts = Counter(sums)
         if len(counts) == 1:
             return

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -90,7 +91,14 @@ def gather(config: Config, workdir: str, hardware: str | None) -> RunFacts:
     if hardware is None and step and memory.fits:
         # Where no guess is possible there is an accelerator.
         if step_time is None or step_time.high <= hours.MAX_SECONDS:
-            step_time = hours.measure(step, config)
+            try:
+                step_time = hours.measure(step, config)
+            except jax.errors.JaxRuntimeError as error:  # the guess stays
+                if "RESOURCE_EXHAUSTED" not in str(error):
+                    raise
+                note = "a step tried here ran out of memory: end other programs on these devices"
+                notes = (*inputs.warnings, f"{note}, or {memory_advice(config)}")
+                inputs = replace(inputs, warnings=notes)
     elif hardware is not None and chosen.kind == "cpu":
         step_time = None  # virtual devices share this machine's cores
     return RunFacts(
@@ -167,7 +175,7 @@ def _device_memory(
     total = _machine_bytes() if hardware.kind == "cpu" else hardware.memory_bytes
     if devices:
         what = f"the training step for {hardware.name}"
-        with Screen().open(), compile_cache.compiling(what, is_told=True):
+        with Screen(is_transient=True).open(), compile_cache.compiling(what, is_told=True):
             figures, step = _compile(config, hardware, devices, is_here)
         source = f"the compiler's own figures ({hardware_lib.compiler_version(hardware)})"
         return DeviceMemory(figures, usable, total, source), step

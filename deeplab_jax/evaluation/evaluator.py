@@ -1,6 +1,7 @@
 """Evaluation of weights on a data set: one confusion matrix over all images and hosts."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import jax
@@ -17,6 +18,7 @@ from deeplab_jax.inference.buckets import Size
 from deeplab_jax.inference.engine import Engine, Item, Variables
 from deeplab_jax.inference.protocol import TABLE, EvalProtocol
 from deeplab_jax.models import DeepLabV3Plus
+from deeplab_jax.utils.progress import counting
 
 IMAGES_A_ROUND = 8  # images of a host between two polls of the others
 
@@ -80,6 +82,7 @@ class Evaluator:
         variables: Variables,
         indices: Iterable[int] | None = None,
         should_stop: Callable[[], bool] = lambda: False,
+        on_image: Callable[[], None] = lambda: None,
     ) -> EvalResult | None:
         """Evaluates `variables` on the devices of all hosts, which share the images.
 
@@ -87,6 +90,7 @@ class Evaluator:
           variables: {"params", "batch_stats"}; each host holds the arrays whole, in any layout.
           indices: images to evaluate; all by default.
           should_stop: asked before each image; True on one host stops all hosts.
+          on_image: called after each image that this host has counted.
 
         Returns:
           The counts, the same on all hosts, or None if `should_stop` returned True.
@@ -117,7 +121,9 @@ class Evaluator:
         counts: dict[int, np.ndarray] = {}
         failure = None
         try:
-            counts |= self.engine.load(variables).count(items())
+            for position, matrix in self.engine.load(variables).count(items()):
+                counts[position] = matrix
+                on_image()
         except Exception as error:
             if not hosts.are_multiple():
                 raise
@@ -146,6 +152,13 @@ class Evaluator:
             self._sizes[index] = size
         if new:
             self.engine.plan(self._sizes.values())
+
+
+def counting_images(dataset: Dataset) -> AbstractContextManager[Callable[[], None]]:
+    """Shows how far the evaluation of a data set is on this host; yields its `on_image`."""
+    share = len(hosts.own_share(range(len(dataset))))
+    where = " on this host" if hosts.are_multiple() else ""
+    return counting(share, f"images evaluated{where}")
 
 
 class _Rounds:

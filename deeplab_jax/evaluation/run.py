@@ -17,11 +17,12 @@ from deeplab_jax.distributed.replicas import checksum
 from deeplab_jax.distributed.shared_dir import as_path
 from deeplab_jax.errors import check_writable
 from deeplab_jax.evaluation import metrics
-from deeplab_jax.evaluation.evaluator import EvalResult, Evaluator
+from deeplab_jax.evaluation.evaluator import EvalResult, Evaluator, counting_images
 from deeplab_jax.evaluation.summary import Evaluation, environment
 from deeplab_jax.inference.protocol import read_protocol
 from deeplab_jax.inference.segmenter import Segmenter, load
-from deeplab_jax.utils.progress import counting
+from deeplab_jax.utils import compile_cache
+from deeplab_jax.utils.atomic import atomic_write
 
 EVALUATION_FILE = "evaluation.json"  # in the checkpoint directory
 
@@ -85,7 +86,8 @@ def evaluate_checkpoint(
             facts["step"] = step = find_step(path, step)
             segmenter = load(path, step, overrides)
             if hosts.are_multiple():
-                facts["weights"] = hex(int(jax.jit(checksum)(segmenter.variables)))
+                with compile_cache.without_alarms():
+                    facts["weights"] = hex(int(jax.jit(checksum)(segmenter.variables)))
             config = segmenter.config
             dataset = open_dataset(config.data, config.model.num_classes, config.data.val_split)
             facts["data"] = dataset.fingerprint()
@@ -93,7 +95,7 @@ def evaluate_checkpoint(
         text = json.dumps(_content(segmenter, dataset, result, overrides), indent=1) + "\n"
         if hosts.is_primary():
             file = json_file or path / EVALUATION_FILE
-            file.write_text(text)
+            _write(file, text)
             print(f"numbers: {file}")
     return segmenter, json.loads(text)  # with lists for tuples, as in the file
 
@@ -103,11 +105,10 @@ def _evaluate(segmenter: Segmenter, dataset: Dataset) -> EvalResult:
     start = time.perf_counter()
     base, protocol = segmenter.config.eval.resize_base, read_protocol(segmenter.config.eval)
     evaluator = Evaluator(segmenter.model, dataset, base, protocol)
-    share = len(hosts.own_share(range(len(dataset))))
-    with counting(share, "images evaluated") as count:
-        result = evaluator(segmenter.variables, should_stop=lambda: bool(count()))
+    with counting_images(dataset) as count:
+        result = evaluator(segmenter.variables, on_image=count)
     segmenter.engine = evaluator.engine
-    assert result is not None  # `count` returns None, so nothing asks to stop
+    assert result is not None  # nothing asks to stop
     seconds = time.perf_counter() - start
     print_table(result)
     print(
@@ -115,6 +116,15 @@ def _evaluate(segmenter: Segmenter, dataset: Dataset) -> EvalResult:
         f"{result.num_images} images of {dataset.name}/{dataset.split}, {protocol}, {seconds:.1f} s"
     )
     return result
+
+
+def _write(file: Path, text: str) -> None:
+    """Writes a file whole or not at all; a link or device, such as /dev/stdout, in place."""
+    if file.is_symlink() or (file.exists() and not file.is_file()):
+        file.write_text(text)
+        return
+    with atomic_write(file) as stream:
+        stream.write(text.encode())
 
 
 def _content(

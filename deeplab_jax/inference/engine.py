@@ -171,9 +171,10 @@ class Engine:
         folded = model.clone(policy=policy._replace(is_folded=True))
         self._network = jax.jit(partial(_network, folded, is_soft and not is_slide))
         late = is_soft and is_slide  # windows are resized to themselves before the softmax
-        self._add = jax.jit(partial(_add, late))
-        self._count = jax.jit(partial(_count, late))
-        self._decide = jax.jit(partial(_decide, late, is_soft))
+        quiet = compile_cache.without_alarms()
+        self._add = quiet(jax.jit(partial(_add, late)))
+        self._count = quiet(jax.jit(partial(_count, late)))
+        self._decide = quiet(jax.jit(partial(_decide, late, is_soft)))
 
     def load(self, variables: Variables) -> "Engine":
         """Sets the weights, of which this host holds the arrays whole, and returns itself."""

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -86,18 +87,20 @@ class JsonLog:
 
 
 class Speed:
-    """Images per second and share of time spent waiting for data, since the last line of the log.
+    """Rate of training, share of time spent waiting for data, and time left.
 
-    The first step of a process, which compiles, is left out.
+    Rate and share are means since the last `pause`, or since the start. The first step of a
+    process, which compiles, is not counted.
     """
 
     def __init__(self, batch_size: int):
         self._batch_size = batch_size
         self._step_seconds: float | None = None  # smoothed
+        self._evaluations: list[float] = []  # seconds of each
         self.pause()
 
     def pause(self) -> None:
-        """Starts anew, as after time that was not training, such as an evaluation."""
+        """Starts new means, as after a line of the log or an evaluation."""
         self._start = self._last = time.perf_counter()
         self._waited, self._steps = 0.0, 0
 
@@ -121,9 +124,24 @@ class Speed:
             "data_wait": round(min(self._waited / elapsed, 1), 4),
         }
 
-    def seconds_of(self, steps: int) -> float | None:
-        """Returns the time that so many steps take at the recent rate; None before any is known."""
-        return None if self._step_seconds is None else steps * self._step_seconds
+    def evaluated(self, seconds: float) -> None:
+        """Counts a finished evaluation."""
+        self._evaluations.append(seconds)
+
+    def left(self, steps: int, evaluations: int) -> str | None:
+        """Returns the time of the steps and evaluations left; None before the first step.
+
+        Steps are taken at their recent rate, evaluations at their mean. Before the first evaluation
+        of the process the text is such as "1:02:03 + evaluations".
+        """
+        if self._step_seconds is None:
+            return None
+        seconds = steps * self._step_seconds
+        if not evaluations:
+            return duration(seconds)
+        if not self._evaluations:
+            return f"{duration(seconds)} + evaluations"
+        return duration(seconds + evaluations * statistics.mean(self._evaluations))
 
 
 class Display:
@@ -146,7 +164,7 @@ class Display:
         """
         self._total, self._per_epoch, self._memory = total, steps_per_epoch, memory
         self._scores: list[float] = []
-        self._latest: tuple[int, dict[str, float], float | None] | None = None
+        self._latest: tuple[int, dict[str, float], str | None] | None = None
         self._screen = Screen(self._view, on_gone=on_gone)
         self._printed: float | None = None
         self.say = self._screen.say  # prints a line that stays
@@ -162,7 +180,7 @@ class Display:
         self._scores += scores
 
     def step(
-        self, step: int, values: dict[str, float], left: float | None = None, is_last: bool = False
+        self, step: int, values: dict[str, float], left: str | None = None, is_last: bool = False
     ) -> None:
         """Shows a finished step.
 
@@ -172,7 +190,7 @@ class Display:
         Args:
           step: its number.
           values: as in the log; "images_per_second" and "data_wait" may be absent.
-          left: seconds that the steps left will take; None where unknown.
+          left: time left, in words; None where unknown.
           is_last: whether it ends the run.
         """
         self._latest = step, values, left
@@ -187,7 +205,7 @@ class Display:
             return View(["starting"])
         return View([*self._parts(*self._latest)], self._latest[0] / self._total)
 
-    def _parts(self, step: int, values: dict[str, float], left: float | None) -> Iterator[str]:
+    def _parts(self, step: int, values: dict[str, float], left: str | None) -> Iterator[str]:
         yield f"step {step}/{self._total}"
         yield f"epoch {step / self._per_epoch:.1f}"
         yield f"loss {values['loss']:.3f} (smoothed {values['loss_smoothed']:.3f})"
@@ -196,7 +214,7 @@ class Display:
             yield f"{values['images_per_second']:.1f} images/s"
             yield f"data wait {100 * values['data_wait']:.0f} %"
         if left is not None:
-            yield f"left {duration(left)}"
+            yield f"left {left}"
         if self._scores:
             last, best = 100 * self._scores[-1], 100 * max(self._scores)
             yield f"mIoU last {last:.1f} best {best:.1f}"

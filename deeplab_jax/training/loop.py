@@ -20,7 +20,7 @@ from deeplab_jax.distributed import hosts
 from deeplab_jax.distributed import mesh as mesh_lib
 from deeplab_jax.distributed.replicas import Replicas
 from deeplab_jax.errors import DataError, Interrupted, NumericError, ReaderError, ResourceError
-from deeplab_jax.evaluation.evaluator import Evaluator
+from deeplab_jax.evaluation.evaluator import Evaluator, counting_images
 from deeplab_jax.inference.protocol import read_protocol
 from deeplab_jax.training import picture
 from deeplab_jax.training.log import Display, JsonLog, Speed, read_log, smooth
@@ -30,7 +30,7 @@ from deeplab_jax.training.signals import interrupted, stop_signals
 from deeplab_jax.training.state import State, eval_variables, tree_hash
 from deeplab_jax.training.step import Metrics, make_train_step
 from deeplab_jax.utils import compile_cache
-from deeplab_jax.utils.progress import clock, counting
+from deeplab_jax.utils.progress import clock
 
 _FAILED = 255  # vote of a host that cannot go on; other votes are numbers of signals
 
@@ -120,13 +120,13 @@ class Run:
 
     def go(self) -> dict[str, int | str]:
         """Trains to the end, or to the first error, which is raised after the state is saved."""
-        with hosts.sync_errors():
-            self.log = JsonLog(_log_path(self.setup), self.setup.start)
         # A closed pipe, as in `... | head`, stops the run as a signal does.
         on_gone = partial(self.stop.append, int(signal.SIGPIPE))
         plan = self.plan
         self.display = Display(plan.total, plan.steps_per_epoch, on_gone, _peak_memory)
-        self._recall()
+        with hosts.sync_errors():
+            self.log = JsonLog(_log_path(self.setup), self.setup.start)
+            self._recall()
         with self.display.live(), checkpoint.Saver(self.setup.workdir) as self.saver:
             try:
                 if self.config.mesh.check_every_steps:  # hosts may have read different files
@@ -146,7 +146,12 @@ class Run:
                 self.log.close()
 
     def _recall(self) -> None:
-        """Goes on from the last smoothed loss and the scores in the log of a continued run."""
+        """Takes the last smoothed loss and the scores from the log of a continued run.
+
+        Only the first host has the log, and it alone writes the loss. Where the run stopped between
+        two logged steps, the steps since the last line are missing in the smoothed loss, which then
+        differs from an uninterrupted run's for some tens of steps.
+        """
         path = _log_path(self.setup)
         if path is None:
             return
@@ -243,7 +248,9 @@ class Run:
                 self.log.write("train", step, values)
             if is_logged or is_first:
                 self.speed.pause()
-            left = self.speed.seconds_of(self.plan.total - step)
+            # A step's metrics are read before its evaluation.
+            evaluations = self.plan.evaluations_from(step)
+            left = self.speed.left(self.plan.total - step, evaluations)
             self.display.step(step, values, left, is_last)
 
     def _not_finite(self, step: int, index: np.ndarray, values: dict[str, float]) -> NumericError:
@@ -271,14 +278,13 @@ class Run:
 
     def _evaluate(self, step: int) -> dict[str, float] | None:
         """Evaluates and logs; None when asked to stop, and the continued run evaluates."""
-        share = len(hosts.own_share(range(len(self.setup.validation))))
-        with counting(share, "images evaluated") as count:
-            result = self.evaluate(
-                eval_variables(self._whole()), should_stop=lambda: bool(count() or self.stop)
-            )
+        began, variables = time.perf_counter(), eval_variables(self._whole())
+        with counting_images(self.setup.validation) as count:
+            result = self.evaluate(variables, should_stop=lambda: bool(self.stop), on_image=count)
         if result is None:
             self.agreed = max(hosts.all_gather(self.stop[0] if self.stop else 0))
             return None
+        self.speed.evaluated(time.perf_counter() - began)
         summary = result.summary()
         scores = {key: summary[key] for key in ("mean_iou", "pixel_accuracy", "iou")}
         self.log.write("eval", step, scores)
@@ -289,9 +295,10 @@ class Run:
         return {"mean_iou": result.mean_iou}
 
     def _draw(self, step: int) -> None:
-        """Writes `progress.png`; a disk that is full must not end the run here."""
-        path, log = self.setup.workdir / "progress.png", read_log(self.setup.workdir / "log.jsonl")
+        """Writes `progress.png`; an error of the disk must not end the run here."""
+        path = self.setup.workdir / "progress.png"
         try:
+            log = read_log(self.setup.workdir / "log.jsonl")
             picture.write(path, f"{self.config.name}, step {step} of {self.plan.total}", log)
         except OSError as error:
             self.display.say(f"warning: {path} was not written: {error.strerror or error}")
@@ -322,7 +329,10 @@ class Run:
 
 def _peak_memory() -> int | None:
     """Returns the most bytes that one of this host's devices has held; None if none tells."""
-    told = [device.memory_stats() or {} for device in jax.local_devices()]
+    try:
+        told = [device.memory_stats() or {} for device in jax.local_devices()]
+    except Exception:  # would end the thread that draws the screen, not the run
+        return None
     return max(statistics.get("peak_bytes_in_use", 0) for statistics in told) or None
 
 

@@ -22,6 +22,10 @@ class Plan:
         """Tells whether to evaluate after `step` steps."""
         return step % self.eval_every == 0 or step == self.total
 
+    def evaluations_from(self, step: int) -> int:
+        """Returns the number of evaluations after step number `step` and later ones."""
+        return -(-self.total // self.eval_every) - (step - 1) // self.eval_every
+
     def is_save_due(self, step: int) -> bool:
         """Tells whether to save after `step` steps; always after evaluated ones, for the best."""
         return step % self.save_every == 0 or self.is_eval_due(step)

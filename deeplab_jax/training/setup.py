@@ -26,6 +26,7 @@ from deeplab_jax.training.init_weights import check_init, load_init
 from deeplab_jax.training.optimizer import build_optimizer
 from deeplab_jax.training.plan import Plan, make_plan
 from deeplab_jax.training.state import State, init_state, restore_state
+from deeplab_jax.utils import compile_cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,4 +177,6 @@ def restore_or_init(setup: RunSetup) -> State:
             out_shardings=mesh_lib.replicated(mesh),
             compiler_options=options,
         )
-        return load_init(init(), config)
+        with compile_cache.without_alarms():
+            state = init()
+        return load_init(state, config)

@@ -33,6 +33,7 @@ class Screen:
     """Shows the work under way on one stream, while it is open.
 
     Attributes:
+      stream: where it is shown.
       is_live: whether it is open, and on a terminal.
     """
 
@@ -41,18 +42,20 @@ class Screen:
         view: Callable[[], View] | None = None,
         stream: TextIO | None = None,
         on_gone: Callable[[], None] | None = None,
+        is_transient: bool = False,
     ):
         """Shows nothing yet.
 
         Args:
-          view: returns what is shown while no other work is; the last of it stays on the screen.
-          stream: standard output by default. What is shown on another stream disappears at the end.
+          view: returns what is shown while no other work is.
+          stream: standard output by default.
           on_gone: called when the reader of the output has gone, as in `... | head`; by default
             BrokenPipeError is raised.
+          is_transient: whether the live area disappears at the end.
         """
-        self._stream = sys.stdout if stream is None else stream
+        self.stream = _unwrapped(stream)
         self._on_gone = on_gone
-        self._stays = view is not None and stream is None
+        self._is_transient = is_transient
         self._views = [view or (lambda: View(()))]
         self._live: Any = None
 
@@ -66,7 +69,7 @@ class Screen:
         """Shows this screen's work while the block runs."""
         _screens.append(self)
         try:
-            if not self._stream.isatty():
+            if not self.stream.isatty():
                 yield
                 return
             from rich.console import Console
@@ -75,8 +78,8 @@ class Screen:
             # What others print appears above the live area; a file keeps getting its own.
             with Live(
                 self,
-                console=Console(file=self._stream),
-                transient=not self._stays,
+                console=Console(file=self.stream),
+                transient=self._is_transient,
                 redirect_stdout=sys.stdout.isatty(),
                 redirect_stderr=sys.stderr.isatty(),
             ) as self._live:
@@ -100,11 +103,11 @@ class Screen:
             self._live.console.print(text, highlight=False, markup=False, soft_wrap=True)
             return
         try:
-            print(text, file=self._stream, flush=True)
+            print(text, file=self.stream, flush=True)
         except BrokenPipeError:
             if self._on_gone is None:
                 raise
-            discard(self._stream)
+            discard(self.stream)
             self._on_gone()
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
@@ -123,6 +126,12 @@ class Screen:
 _screens: list[Screen] = []  # open ones, the innermost last
 
 
+def _unwrapped(stream: TextIO | None) -> TextIO:
+    """Returns a stream, by default standard output, without what a live area wraps it in."""
+    stream = sys.stdout if stream is None else stream
+    return getattr(stream, "rich_proxied_file", stream)
+
+
 def lay_out(parts: Sequence[str], width: int) -> list[str]:
     """Returns lines of at most `width` characters, broken between parts; one part may be longer."""
     lines: list[str] = []
@@ -139,12 +148,12 @@ def clock(text: str, note: str = "", is_told: bool = False) -> Iterator[None]:
     """Shows on the innermost open screen for how long the block has been running.
 
     Without an open screen nothing is shown. Where the screen is not a terminal, a line comes every
-    ten seconds, the first one at once if `is_told`.
+    ten seconds.
 
     Args:
       text: what is done, such as "compiling".
       note: follows the time.
-      is_told: see above.
+      is_told: whether the first line comes at the start of the block, not after ten seconds.
     """
     if not _screens:
         yield
@@ -172,7 +181,7 @@ def _ticking(screen: Screen, line: Callable[[], str]) -> Iterator[None]:
         while not is_over.wait(PLAIN_SECONDS):
             try:
                 screen.say(line())
-            except BrokenPipeError:
+            except OSError:  # a closed pipe, or a full disk under `... > log`
                 return  # the main thread meets it at its own next line
 
     thread = threading.Thread(target=tick, name="clock", daemon=True)
@@ -195,7 +204,7 @@ def counting(
     Args:
       total: number of items.
       what: text after the count, such as "images evaluated".
-      stream: output; standard output by default. A bar on another stream disappears at the end.
+      stream: standard output by default. A bar on another stream disappears at the end.
       unit: such as "images"; the mean rate follows the count, "12 images/s".
 
     Yields:
@@ -213,8 +222,9 @@ def counting(
         parts = [text(), f"left {duration(left)}"] if 0 < done < total else [text()]
         return View(parts, done / max(total, 1))
 
-    outer = _screens[-1] if _screens and stream is None else None
-    screen = outer or Screen(view, stream)
+    stream = _unwrapped(stream)
+    outer = _screens[-1] if _screens and _screens[-1].stream is stream else None
+    screen = outer or Screen(view, stream, is_transient=stream is not _unwrapped(None))
 
     def count() -> None:
         nonlocal done, printed

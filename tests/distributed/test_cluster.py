@@ -1,5 +1,8 @@
 """How a process finds the others of its run."""
 
+import fnmatch
+import glob
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -69,6 +72,35 @@ SRUN = {
 )
 def test_cluster_is_found_in_the_environment(environ, expected):
     assert cluster._find_cluster(environ) == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "environ", "files", "expected"),
+    [
+        ((), {}, (), True),
+        ((None, 1, None), SRUN, ("/dev/accel0",), True),  # whatever the cluster says
+        (("10.0.0.2:80", 2, 0), {}, (), False),
+        (("10.0.0.2:80", 1, 0), {}, (), False),
+        ((), SRUN, (), False),
+        ((), {**SRUN, "SLURM_NTASKS": "1"}, (), True),
+        (
+            (),
+            {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:3"},
+            (),
+            False,
+        ),
+        ((), {"OMPI_COMM_WORLD_SIZE": "1"}, (), True),
+        ((), {"TPU_WORKER_HOSTNAMES": "localhost"}, (), False),
+        ((), {"TPU_PROCESS_ADDRESSES": "a:1,b:1"}, (), False),
+        ((), {"MEGASCALE_NUM_SLICES": "2"}, (), False),
+        ((), {}, ("/dev/accel0",), False),
+        ((), {}, ("/dev/vfio/0",), False),
+    ],
+)
+def test_process_is_alone_only_where_that_is_sure(monkeypatch, flags, environ, files, expected):
+    monkeypatch.setattr(os, "environ", environ)
+    monkeypatch.setattr(glob, "glob", lambda pattern: fnmatch.filter(files, pattern))
+    assert cluster.is_alone(*flags) is expected
 
 
 def test_hosts_with_other_numbers_of_devices_are_refused(monkeypatch):

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
@@ -121,6 +122,18 @@ def test_a_short_step_is_measured_on_the_devices_at_hand(tiny, tmp_path, compile
 def test_a_long_step_is_guessed(tiny, tmp_path, compile_quickly, monkeypatch):
     monkeypatch.setattr(gather.hours, "MAX_SECONDS", 0.0)
     assert gather.gather(tiny, str(tmp_path / "run"), None).step_time.basis.startswith("a guess")
+
+
+def test_a_measurement_that_runs_out_of_memory_leaves_the_guess(
+    tiny, tmp_path, compile_quickly, monkeypatch
+):
+    def fail(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    monkeypatch.setattr(gather.hours, "measure", fail)
+    facts = gather.gather(tiny, str(tmp_path / "run"), None)
+    assert facts.step_time.basis.startswith("a guess")
+    assert "a step tried here ran out of memory" in facts.inputs.warnings[-1]
 
 
 def test_hardware_is_for_a_dry_run(tmp_path):

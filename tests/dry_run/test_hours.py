@@ -1,3 +1,7 @@
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
 import pytest
 
 from deeplab_jax.dry_run import hours
@@ -23,3 +27,21 @@ def test_a_guess_on_a_processor_comes_from_its_own_speed(narrow_config):
     assert 0 < time.low < time.high
     assert time.basis.startswith("a guess: ")
     assert "of a matrix product's speed here" in time.basis
+
+
+@pytest.mark.parametrize(
+    ("longest", "basis"), [(60.0, "the median of 3"), (0.0, "once")], ids=["short", "long"]
+)
+def test_a_step_is_measured_a_few_times_unless_it_is_long(monkeypatch, longest, basis):
+    class Step(SimpleNamespace):
+        def __call__(self, state, *batch):
+            self.calls += 1
+            return state, state
+
+    step = Step(input_shardings=[None], calls=0)
+    zero = jax.ShapeDtypeStruct((1,), jnp.float32)
+    monkeypatch.setattr(hours, "abstract_arguments", lambda config: (zero,) * 4)
+    monkeypatch.setattr(hours, "MAX_SECONDS", longest)
+    got = hours.measure(step, None)
+    assert got.basis == f"measured here, {basis}"
+    assert step.calls == (4 if longest else 1)

@@ -105,7 +105,9 @@ def test_order_and_choice_of_images_are_the_callers(config, draw_variables):
         )
         evaluator.engine.buckets = Buckets(limit=1)
         evaluator.engine.plan([(64, 64)])
-        some = evaluator(variables, [5, 0, 2])
+        counted = []
+        some = evaluator(variables, [5, 0, 2], on_image=lambda: counted.append(1))
+        assert len(counted) == 3
         assert some.image_ids == tuple(dataset.ids[k] for k in (5, 0, 2))
         label = dataset.read(5)[1]
         np.testing.assert_array_equal(

@@ -64,6 +64,18 @@ def test_numbers_that_cannot_be_written_are_told_before_anything_is_loaded(call,
     assert err.startswith(f"error: {tmp_path / place}: ")
 
 
+def test_numbers_go_through_a_link_and_replace_a_file(saved_run, call, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "numbers.json")  # as /dev/stdout is
+    for name in ("numbers.json", "link"):
+        argv = ["--checkpoint", saved_run.path, "--json", tmp_path / name]
+        (tmp_path / "numbers.json").write_text("old")
+        file = (tmp_path / "numbers.json").stat().st_ino
+        assert call("evaluate", *argv)[0] == 0
+        assert json.loads((tmp_path / "numbers.json").read_text())["step"] == 7
+        assert ((tmp_path / "numbers.json").stat().st_ino == file) == (name == "link")
+    assert (tmp_path / "link").is_symlink()
+
+
 def test_override_of_the_network_does_not_fit(saved_run, call):
     code, _, err = call("evaluate", "--checkpoint", saved_run.path, "--config.model.width=16")
     assert (code, err.count("\n")) == (4, 1)

@@ -53,13 +53,13 @@ def evaluated(monkeypatch):
         def __init__(self, model, dataset, resize_base):
             self.dataset, self.model = dataset, model
 
-        def __call__(self, variables, indices=None, should_stop=None):
+        def __call__(self, variables, on_image):
             if self.model.output_stride in evaluated.faults:
                 raise evaluated.faults[self.model.output_stride]
             evaluated.names.append(self.dataset.name)
             for index in range(len(self.dataset)):
-                should_stop()
                 self.dataset.read(index)
+                on_image()
             confusion = np.eye(self.model.num_classes, dtype=np.int64)
             return EvalResult(confusion, self.dataset.class_names, len(self.dataset))
 
@@ -183,7 +183,7 @@ def test_a_backbone_is_no_row(site, tensors):
 
 
 def test_masks_without_a_valid_pixel_give_no_figure(site, monkeypatch):
-    def nothing(self, variables, indices=None, should_stop=None):
+    def nothing(self, variables, on_image):
         return EvalResult(np.zeros((21, 21), np.int64), self.dataset.class_names, 2)
 
     monkeypatch.setattr(evaluator.Evaluator, "__call__", nothing)

@@ -105,16 +105,20 @@ def test_speed_leaves_out_what_came_before_a_pause(clock):
 
 def test_time_left_goes_by_the_recent_rate(clock):
     speed = Speed(batch_size=8)
-    assert speed.seconds_of(10) is None
+    assert speed.left(10, 0) is None
     for seconds in (1, 2):
         clock.now += seconds
         speed.finished_step()
-    assert speed.seconds_of(10) == pytest.approx(11)  # 0.9 x 1 s + 0.1 x 2 s, ten times
+    assert speed.left(100, 0) == "1:50"  # 0.9 x 1 s + 0.1 x 2 s, a hundred times
+    assert speed.left(100, 2) == "1:50 + evaluations"
     clock.now += 1000
     speed.pause()  # such as an evaluation: no step
     clock.now += 1.1
     speed.finished_step()
-    assert speed.seconds_of(10) == pytest.approx(11)
+    assert speed.left(100, 0) == "1:50"
+    speed.evaluated(20)
+    speed.evaluated(30)
+    assert speed.left(100, 2) == "2:40"
 
 
 VALUES = {
@@ -125,7 +129,7 @@ LINE = "loss 2.000 (smoothed 2.250)  lr 1.0e-02  3.0 images/s  data wait 25 %"
 
 def test_plain_line_tells_where_the_run_is(clock, capsys):
     display = Display(100, 20, memory=lambda: 3 << 29)
-    display.step(50, VALUES, left=25.2)
+    display.step(50, VALUES, left="0:25")
     assert capsys.readouterr().out == f"step 50/100  epoch 2.5  {LINE}  left 0:25  memory 1.5 GiB\n"
 
 
@@ -174,7 +178,7 @@ def test_terminal_gets_lines_broken_between_figures(terminal, columns, lines):
         with display.live():
             display.say("saved [3/4]")
             display.evaluated(0.352)
-            display.step(50, VALUES, left=25)
+            display.step(50, VALUES, left="0:25")
         display.say("after")
     text = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", output().replace("\r\n", "\n")).replace("\r", "\n")
     assert "saved [3/4]\n" in text

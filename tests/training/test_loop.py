@@ -439,3 +439,13 @@ def test_hash_depends_on_names_and_on_each_bit():
     assert tree_hash({"a": tree["a"], "c": tree["b"]}) != tree_hash(tree)
     tree["b"][1] = -0.0
     assert tree_hash(tree) != tree_hash({"a": tree["a"], "b": np.zeros(2, "f4")})
+
+
+def test_device_that_does_not_tell_its_memory_disturbs_no_one(monkeypatch):
+    def fail():
+        raise jax.errors.JaxRuntimeError("UNAVAILABLE: the device is gone")
+
+    monkeypatch.setattr(jax, "local_devices", lambda: [SimpleNamespace(memory_stats=fail)])
+    assert loop._peak_memory() is None
+    monkeypatch.setattr(jax, "local_devices", lambda: [SimpleNamespace(memory_stats=lambda: None)])
+    assert loop._peak_memory() is None

@@ -9,6 +9,7 @@ def test_plan_says_what_is_due_when(tiny_config):
     plan = make_plan(tiny_config, 16)
     assert [s for s in range(1, 15) if plan.is_eval_due(s)] == [8, 14]
     assert [s for s in range(1, 15) if plan.is_save_due(s)] == [3, 6, 8, 9, 12, 14]
+    assert [plan.evaluations_from(s) for s in (1, 8, 9, 14)] == [2, 2, 1, 1]
 
 
 def test_plan_saves_once_an_epoch_by_default(tiny_config):

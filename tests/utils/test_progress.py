@@ -1,7 +1,9 @@
+import errno
 import io
 import re
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -55,33 +57,73 @@ def test_clock_runs_in_plain_lines_and_leaves_no_thread(monkeypatch, capsys):
     assert not [thread for thread in threading.enumerate() if thread.name == "clock"]
 
 
-def test_clock_and_count_run_on_a_terminal(terminal):
-    with terminal(80) as output, progress.counting(4, "images") as count:
-        count()
-        with progress.clock("compiling", "once per shape"):
-            time.sleep(1.3)
-        count()
-        time.sleep(0.4)
+def test_clock_and_count_run_on_a_terminal(terminal, monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(progress, "time", SimpleNamespace(perf_counter=lambda: now))
+    with terminal(80) as output:
+        screen = progress.Screen()
+        with screen.open(), progress.counting(4, "images") as count:
+            count()
+            with progress.clock("compiling", "once per shape"):
+                screen.say("a line")  # redraws what is below
+                now += 1.3
+                screen.say("a line")
+            count()
+            screen.say("a line")
     text = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", output())
     assert "compiling 0:00, once per shape" in text
     assert "compiling 0:01, once per shape" in text
-    assert "━━━━━┄┄┄┄┄  2/4 images  left 0:0" in text
+    assert "━━━━━┄┄┄┄┄  2/4 images  left 0:01" in text
+
+
+def test_count_takes_the_place_of_a_screen_of_its_stream_alone(terminal, capsys, monkeypatch):
+    with terminal(80) as output:
+        screen = progress.Screen(lambda: progress.View(["the run"]))
+        other = io.StringIO()
+        with screen.open():
+            with progress.counting(2, "images"):
+                screen.say("a line")
+            monkeypatch.setattr(progress, "PLAIN_SECONDS", 0)
+            with progress.counting(2, "read", other) as count:
+                count()
+    text = output()
+    assert "0/2 images" in text
+    assert "read" not in text
+    assert other.getvalue() == "1/2 read\n"
+
+
+class Closed(io.StringIO):
+    """A stream that takes nothing."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def write(self, text):
+        raise self.error
 
 
 def test_reader_that_has_gone_is_told_or_raised(monkeypatch):
-    class Closed(io.StringIO):
-        def write(self, text):
-            raise BrokenPipeError
-
     monkeypatch.setattr(progress, "discard", lambda stream: None)
     gone = []
-    progress.Screen(stream=Closed(), on_gone=lambda: gone.append(1)).say("x")
+    closed = Closed(BrokenPipeError())
+    progress.Screen(stream=closed, on_gone=lambda: gone.append(1)).say("x")
     assert gone == [1]
     with pytest.raises(BrokenPipeError):
-        progress.Screen(stream=Closed()).say("x")
+        progress.Screen(stream=closed).say("x")
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(), OSError(errno.ENOSPC, "no space")])
+def test_thread_that_cannot_print_ends_quietly(monkeypatch, error):
+    failed = []
+    monkeypatch.setattr(threading, "excepthook", failed.append)
     monkeypatch.setattr(progress, "PLAIN_SECONDS", 0.01)
-    with progress.Screen(stream=Closed()).open(), progress.clock("compiling"):
-        time.sleep(0.05)  # no traceback of the thread
+    with progress.Screen(stream=Closed(error)).open(), progress.clock("compiling"):
+        end = time.monotonic() + 10
+        while any(thread.name == "clock" for thread in threading.enumerate()):
+            assert time.monotonic() < end
+            time.sleep(0.01)
+    assert not failed
 
 
 @pytest.mark.parametrize(
