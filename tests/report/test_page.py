@@ -1,9 +1,6 @@
 import base64
 import io
 import re
-import subprocess
-import sys
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -79,18 +76,3 @@ def test_many_classes_show_confusions_instead_of_a_matrix(make_content, parse):
     assert parse(few).of("table", class_="matrix")
     assert not parse(many).of("table", class_="matrix")
     assert "Most pixels lost" in many
-
-
-@pytest.mark.process("builds a wheel")
-def test_wheel_holds_the_page(repository, tmp_path):
-    pytest.importorskip("setuptools", minversion="77")
-    for name in ("pyproject.toml", "README.md", "LICENSE", "deeplab_jax", "convert"):
-        (tmp_path / name).symlink_to(repository / name)
-    code = "from setuptools import build_meta; print(build_meta.build_wheel('.'))"
-    command = [sys.executable, "-c", code]
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    names = {n for n in zipfile.ZipFile(wheel).namelist() if n.startswith("deeplab_jax/report/")}
-    folder = repository / "deeplab_jax" / "report"
-    expected = {f"deeplab_jax/report/{path.name}" for path in folder.iterdir() if path.is_file()}
-    assert names == expected

@@ -422,5 +422,5 @@ def test_the_script_runs_from_anywhere(crosscheck_table, tmp_path):
         text=True,
     )
     assert got.returncode == 1
-    assert "not run: missing zoo/deeplabv3plus_resnet50os16_voc_train.pth, data/VOC" in got.stdout
+    assert "not run: missing zoo/deeplabv3plus_resnet50os16_voc_train.pth, data\n" in got.stdout
     assert got.stdout.endswith("numbers: zoo/crosscheck.json\n")

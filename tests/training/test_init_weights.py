@@ -269,7 +269,7 @@ def test_fine_tuning_to_other_classes_and_going_on_once_the_source_is_gone(
     shutil.rmtree(source)
     code, out, _ = call(*tuned)
     assert code == 0
-    assert "continuing at step 2 of 3" in out
+    assert "continuing at step 1 of 3" in out
     assert "init:" not in out
     steps = [json.loads(line)["step"] for line in (workdir / "log.jsonl").open()]
     assert steps == [1, 2, 3, 3, 3]  # the last is evaluated, and the end
