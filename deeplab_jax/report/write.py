@@ -63,7 +63,7 @@ def write_evaluated(
     if json_file:
         output = json_file.with_name(f"{json_file.stem}_report.html")
     json_file = json_file or segmenter.path / EVALUATION_FILE
-    if not json_file.is_file():
+    if not json_file.is_file() or json_file.parent == Path("/dev"):  # also `--json /dev/stdout > x`
         return None
     if hosts.is_primary():
         _draw(output, evaluation, segmenter)
