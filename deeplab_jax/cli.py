@@ -60,7 +60,7 @@ def dispatch(argv: list[str]) -> None:
         print("usage: deeplab VERB ...\n\nverbs:")
         for name, text in VERBS.items():
             print(f"  {name:21} {text}")
-        print("\nOptions of a verb: deeplab VERB --help")
+        print("\nOptions of a verb: deeplab VERB --help; versions and devices: deeplab --version")
         return
     if verb == "--version":
         print(describe_version())
