@@ -85,7 +85,10 @@ class PyTorchFile:
             return "give the whole state dict of such a network"
         fields = self.structure.model.items()
         flags = [f"--config.model.{k}={value}" for k, value in fields if getattr(model, k) != value]
-        return f"give the recipe of these weights{', or ' + ' '.join(flags) if flags else ''}"
+        if not flags:
+            return "give the recipe of these weights"
+        known = " ".join(flags)
+        return f"give the recipe of these weights, or {known} and the atrous rates they had"
 
 
 def read_source(path: str, with_optimizer: bool = False) -> PyTorchFile:

@@ -47,7 +47,9 @@ _HEADINGS = {
     "| ratio | MiB between devices: estimate | compiler",
 }
 
-_RECIPES = "recipe | crop, batch | steps | GiB on one GPU, float32 / bfloat16 | hours, a guess"
+_RECIPES = (
+    "recipe | crop, batch | steps | GiB on one GPU, float32 / bfloat16 | hours in bfloat16, a guess"
+)
 
 
 class Row(NamedTuple):

@@ -160,7 +160,9 @@ def _check_masks(data: DataConfig, num_classes: int) -> None:
 
 
 def _check_windows(protocol: EvalConfig) -> None:
-    is_slide, fix = protocol.mode == "slide", "give both, or use config.eval.mode=whole"
+    is_slide = protocol.mode == "slide"
+    fix = "give both, such as --config.eval.crop_size=512,512 --config.eval.stride=341,341"
+    fix += ", or use config.eval.mode=whole"
     for key in ("crop_size", "stride"):
         value = getattr(protocol, key)
         is_good = is_integers(value, 2 if is_slide else 0)

@@ -19,7 +19,12 @@ def freeze(config: Config | ConfigDict) -> Config:
 
     Raises:
       ConfigError: a field is unknown, or its value cannot be used.
+      TypeError: `config` is something else, such as the name of a recipe.
     """
+    if not isinstance(config, Config | ConfigDict):
+        fix = "load_recipe(NAME)" if isinstance(config, str) else "get_config(...)"
+        kind = type(config).__name__
+        raise TypeError(f"`config` must be a Config or ConfigDict, got {kind}; give {fix}.")
     return from_flat(flatten(config))
 
 

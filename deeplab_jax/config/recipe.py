@@ -4,7 +4,7 @@ import ast
 import difflib
 import importlib.util
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,9 @@ def find_recipe(recipe: str) -> Path:
         raise ConfigError(recipe, "is a folder, not a recipe", fix)
     beside = sorted(map(str, file.parent.glob("*.py"))) if file.parent.is_dir() else []
     near = difflib.get_close_matches(recipe, beside, 1)
-    near = near or difflib.get_close_matches(file.stem, files, 1) or [*beside, *files]
+    near = near or difflib.get_close_matches(file.stem, files, 1)
+    near = near or [name for name in files if file.stem and name.startswith(file.stem)]
+    near = near or [*beside, *files]
     fix = f"name one, such as {near[0]}; deeplab recipes lists them"
     raise ConfigError(recipe, "there is no such recipe file", fix)
 
@@ -87,6 +89,7 @@ def load_recipe(path: str, overrides: Sequence[str] = ()) -> Config:
     missing = fields().keys() - flatten(config).keys()
     if missing:
         raise ConfigError(str(path), f"its configuration lacks {shorten(missing)}", fix)
+    _check_list(overrides)
     return apply_overrides(config, [f"--config.name={file.stem}", *overrides])
 
 
@@ -115,7 +118,9 @@ def apply_overrides(config: Config | ConfigDict, overrides: Sequence[str]) -> Co
 
     Raises:
       ConfigError: there is no such field, a value has the wrong type, or it cannot be used.
+      TypeError: `overrides` is a text or a mapping.
     """
+    _check_list(overrides)
     recipe = flatten(config)
     values = dict(recipe)
     for override in overrides:
@@ -126,6 +131,12 @@ def apply_overrides(config: Config | ConfigDict, overrides: Sequence[str]) -> Co
             raise ConfigError(override, "has no value", f"write {override}=VALUE")
         values[name] = parse_value(name, text, values[name])
     return from_flat(values, recipe)
+
+
+def _check_list(overrides: object) -> None:
+    if isinstance(overrides, str | Mapping):
+        kind, example = type(overrides).__name__, '["--config.train.lr=0.02"]'
+        raise TypeError(f"`overrides` must be a list of texts, got {kind}; give {example}.")
 
 
 def parse_value(name: str, text: str, current: Any) -> Any:

@@ -8,7 +8,7 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from deeplab_jax.config.schema import DATASETS, Config
+from deeplab_jax.config.schema import DATASETS, Config, fields
 from deeplab_jax.errors import ConfigError
 
 # Each row: classes, global batch, epochs, crop and resize base (long side, short side).
@@ -53,10 +53,16 @@ def get_config(dataset: str, depth: int = 50, output_stride: int = 16) -> Config
       A locked `ConfigDict` with the fields of `schema.Config`; misspelt ones raise.
 
     Raises:
-      ConfigError: the data set is not one of the above.
+      ConfigError: an argument is not one of the above.
     """
     if dataset not in DATASETS:
         raise ConfigError("dataset", f"{dataset!r} is unknown", f"use one of {', '.join(DATASETS)}")
+    for key, value in (("depth", depth), ("output_stride", output_stride)):
+        field = fields()[f"model.{key}"]
+        rule = field.metadata["rule"]
+        if not rule.is_valid(value):
+            what = f"must be {rule.accepted}, got {value!r}"
+            raise ConfigError(key, what, f"use {field.default}")
     c = ConfigDict(dataclasses.asdict(Config()))
     c.name = f"{dataset}_r{depth}_os{output_stride}"
     c.model.depth, c.model.output_stride = depth, output_stride

@@ -125,7 +125,8 @@ def _no_folder(folder: Path, data_config: DataConfig, split: str, template: str)
         what = f"is not a folder: there is no split {split!r}; there are {shorten(found)}"
         return DataError(str(folder), what, _propose_split(data_config, split, found))
     root = shlex.quote(data_config.root)
-    fix = f"correct --config.data.root, or let `deeplab doctor --data {root}` look for the layout"
+    fields = f"--config.data.{template} or --config.data.root"
+    fix = f"correct {fields}, or let `deeplab doctor --data {root}` look for the layout"
     return DataError(str(folder), "is not a folder", fix)
 
 

@@ -96,8 +96,8 @@ def _show(run: str, predictions: str) -> None:
     """Prints what the demo found, where to look, and what to type next."""
     result = json.loads(Path(run, "evaluation.json").read_text("utf-8"))
     constant = result["best_constant_mean_iou"]
-    print(f"validation mean IoU: {result['mean_iou']:.4f}")
-    print(f"best constant prediction (one class everywhere): {constant:.4f}")
+    print(f"validation mean IoU: {100 * result['mean_iou']:.2f} %")
+    print(f"best constant prediction (one class everywhere): {100 * constant:.2f} %")
     print("Open in a browser, and look at the overlays:")
     cli.finish(f"{run}/report.html")
     cli.finish(predictions)

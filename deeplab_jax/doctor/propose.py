@@ -101,7 +101,7 @@ def depth_for(here: Machine) -> tuple[int, str]:
     """Returns the layers of the network to train on a machine, and the reason."""
     if here.has_accelerator:
         return 50, "ResNet-50, as in the table"
-    return 18, "ResNet-18: here is no GPU or TPU; 50 with one"
+    return 18, "ResNet-18: this machine has no GPU or TPU; with one take 50"
 
 
 def _check_names(survey: Survey, layout: GuessedLayout) -> None:
@@ -140,7 +140,7 @@ def _place_fields(layout: GuessedLayout) -> Fields:
     if not layout.is_split:
         reason = "a random split, written beside this file: no picture is in both"
         fields["data.split_file"] = Field(None, reason)
-        splits, reason = ("train", "val"), "a list each"
+        splits, reason = ("train", "val"), "one list for each"
     parts = zip(("data.train_split", "data.val_split"), splits, strict=False)
     return fields | {key: Field(split, reason) for key, split in parts}
 
@@ -211,7 +211,7 @@ def _size_fields(
     crop = _crop(sides[0], largest), _crop(sides[1], largest)
     shape = "square: images stand and lie" if is_mixed else f"the median image is {height}x{width}"
     limit = _RATE * OUTPUT_STRIDE
-    reason = f"multiples of 64 or 32; {shape}; up to {largest} for {why}"
+    reason = f"multiples of 64 or 32; {shape}; at most {largest}, to save {why}"
     if min(crop) > limit:
         reason += f"; above {limit}, the reach of the largest atrous rate"
     base = Field((long, short), "median (long, short) side: scale 1 is native")
@@ -243,7 +243,7 @@ def length_fields(number: int, here: Machine, crop: tuple[int, ...]) -> Fields:
     per_epoch = number // batch
     epochs = min(max(round(_STEPS / per_epoch), _EPOCHS[0]), _EPOCHS[1])
     bounds = f" ({_EPOCHS[0]} to {_EPOCHS[1]} epochs)" if epochs in _EPOCHS else ""
-    aim = f"aimed at {_STEPS}{bounds}"
+    aim = f"aimed at {_STEPS} steps{bounds}"
     if not here.has_accelerator:
         seconds = step_seconds(here, depth_for(here)[0], crop, batch) * per_epoch
         if epochs * seconds > _SECONDS_HERE:
@@ -254,12 +254,12 @@ def length_fields(number: int, here: Machine, crop: tuple[int, ...]) -> Fields:
     usual = "fits most cards at this crop; 16 where memory allows"
     if batch < 8:
         few = number < 2 * batch
-        usual = f"there are but {number} images to train on" if few else "small, for time"
+        usual = f"there are but {number} images to train on" if few else "small, to save time"
     every = Field(max(1, epochs // _EVALUATIONS), f"about {_EVALUATIONS} times in the run")
     return {
         "train.batch_size": Field(batch, usual),
         "train.loss_groups": Field(1, "one loss over the batch"),
         "train.epochs": Field(epochs, steps),
         "eval.every_epochs": every,
-        "data.num_workers": Field(0, "threads; some processes if `data wait` stays above 5 %"),
+        "data.num_workers": Field(0, "0: threads; take processes if `data wait` stays above 5 %"),
     }

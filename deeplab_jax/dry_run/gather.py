@@ -26,7 +26,7 @@ from deeplab_jax.dry_run.compiled import CompiledStep, compile_step, lower_step
 from deeplab_jax.dry_run.estimate import estimate, item_bytes
 from deeplab_jax.dry_run.facts import CHECKPOINTS, DeviceMemory, Inputs, RunFacts, memory_advice
 from deeplab_jax.dry_run.hardware import Hardware
-from deeplab_jax.errors import DeepLabError, ResourceError
+from deeplab_jax.errors import DataError, DeepLabError, ResourceError
 from deeplab_jax.training import workdir as workdir_lib
 from deeplab_jax.training.bad_samples import without_listed
 from deeplab_jax.training.init_weights import check_init
@@ -101,6 +101,12 @@ def gather(config: Config, workdir: str, hardware: str | None) -> RunFacts:
                 inputs = replace(inputs, warnings=notes)
     elif hardware is not None and chosen.kind == "cpu":
         step_time = None  # virtual devices share this machine's cores
+    if hardware is not None and not Path(config.data.root).is_dir():
+        # The data are with the hardware.
+        absent = [error for error in inputs.errors if isinstance(error, DataError)]
+        notes = (*inputs.warnings, *(f"{e.where}: {e.what}, on this machine" for e in absent[:1]))
+        rest = tuple(error for error in inputs.errors if error not in absent)
+        inputs = replace(inputs, warnings=notes, errors=rest)
     return RunFacts(
         config=config, hardware=chosen, mesh=mesh, parameters=flops.count_parameters(config),
         macs=macs, state=state, memory=memory, step_time=step_time, inputs=inputs,

@@ -81,7 +81,7 @@ def _layout(facts: RunFacts) -> Iterator[str]:
     height, number = facts.config.data.crop_size[0], train.gradient_accumulation
     rows = "" if spatial == 1 else f", {height // spatial} of their {height} rows"
     parts = "" if number == 1 else f", in {number} parts one after the other"
-    yield _row("batch", f"{train.batch_size} images over {facts.hardware.num_devices} devices, "
+    yield _row("batch", f"{train.batch_size} images over {facts.hardware.num_devices} device(s), "
                f"mesh {data} (batch) x {spatial} (rows): each holds {train.batch_size // data}"
                f"{rows}{parts}")  # fmt: skip
 

@@ -18,7 +18,7 @@ from deeplab_jax.distributed.shared_dir import as_path
 from deeplab_jax.errors import check_writable
 from deeplab_jax.evaluation import metrics
 from deeplab_jax.evaluation.evaluator import EvalResult, Evaluator, counting_images
-from deeplab_jax.evaluation.summary import Evaluation, environment
+from deeplab_jax.evaluation.summary import Evaluation, Summary, environment
 from deeplab_jax.inference.protocol import read_protocol
 from deeplab_jax.inference.segmenter import Segmenter, load
 from deeplab_jax.utils import compile_cache
@@ -111,11 +111,24 @@ def _evaluate(segmenter: Segmenter, dataset: Dataset) -> EvalResult:
     assert result is not None  # nothing asks to stop
     seconds = time.perf_counter() - start
     print_table(result)
-    print(
-        f"mean IoU {100 * result.mean_iou:.2f} %  step {segmenter.step}, "
-        f"{result.num_images} images of {dataset.name}/{dataset.split}, {protocol}, {seconds:.1f} s"
-    )
+    scores = result.summary()
+    print(f"mean IoU {100 * result.mean_iou:.2f} %{_in_words(scores)}")
+    place = f"{result.num_images} images of {dataset.name}/{dataset.split}"
+    print(f"step {segmenter.step}, {place}, {seconds:.1f} s")
+    print(f"protocol: {protocol}")
     return result
+
+
+def _in_words(scores: Summary) -> str:
+    """Returns how sure the mean IoU is, and what one class everywhere scores."""
+    interval, constant = scores["mean_iou_interval"], scores["best_constant_mean_iou"]
+    parts = []
+    if interval["low"] is not None and interval["high"] is not None:
+        ends = f"{100 * interval['low']:.2f} to {100 * interval['high']:.2f}"
+        parts.append(f"{100 * interval['level']:.0f} % interval {ends}")
+    if constant is not None:
+        parts.append(f"one class everywhere {100 * constant:.2f}")
+    return f" ({'; '.join(parts)})" if parts else ""
 
 
 def _write(file: Path, text: str) -> None:

@@ -144,7 +144,9 @@ def check_output(
         for path in prediction.output_paths(output, name, formats):
             other = results.setdefault(path, image)
             if other != image:
-                fix = "predict them into different directories, or name the folder above both"
+                fix = "predict one of them into another --output"
+                if image.parent != other.parent:
+                    fix += ", or name the folder above both"
                 raise DataError(str(image), f"would overwrite the result of {other}", fix)
             if path.resolve() in inputs:
                 what = f"would be overwritten by the result of {image}"

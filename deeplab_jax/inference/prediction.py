@@ -215,7 +215,7 @@ def check_formats(names: Iterable[str], legend: bool = False) -> tuple[str, ...]
     Raises:
       ConfigError: a format is unknown, there is none, or `legend` is set and no overlay written.
     """
-    names = tuple(dict.fromkeys(names))
+    names = tuple(dict.fromkeys(names.split(",") if isinstance(names, str) else names))
     for name in names or ("",):
         if name not in FORMATS:
             close = difflib.get_close_matches(name, FORMATS, 1)

@@ -5,6 +5,7 @@ result = model("street.jpg")       # .labels (H, W), .confidence (H, W), .overla
 result.save("out")                 # out/street.png, out/street_overlay.jpg, out/street.json
 """
 
+import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
@@ -20,6 +21,7 @@ from deeplab_jax import checkpoint
 from deeplab_jax.config import Config
 from deeplab_jax.config.recipe import apply_overrides
 from deeplab_jax.data import workers
+from deeplab_jax.data.labels import open_classes
 from deeplab_jax.data.transforms import fit_size, resize_image
 from deeplab_jax.errors import CheckpointError, DataError, ResourceError
 from deeplab_jax.inference import inputs
@@ -77,6 +79,10 @@ class Segmenter:
     def engine(self) -> Engine:
         """The network under the configuration's protocol, norms folded into kernels."""
         return Engine(self.model, read_protocol(self.config.eval)).load(self.variables)
+
+    def __repr__(self) -> str:
+        """Returns the checkpoint, its step and the classes in one line."""
+        return f"Segmenter({self.path}, step {self.step}, {len(self.class_names)} classes)"
 
     def logits(self, images: np.ndarray | jax.Array) -> jax.Array:
         """Computes class scores at a quarter of the resolution.
@@ -224,6 +230,12 @@ def _too_large(origin: _Origin, error: ResourceError) -> DataError:
     return DataError(origin.where, f"{error.where} {error.what}", error.fix)
 
 
+def _names_classes(config: Config) -> bool:
+    data = config.data
+    has_file = (Path(data.root) / "classes.json").is_file()
+    return data.dataset == "folder" and (has_file or bool(data.class_names))
+
+
 def load(path: str | Path, step: int | str = "latest", overrides: Sequence[str] = ()) -> Segmenter:
     """Loads a checkpoint for evaluation and prediction.
 
@@ -231,7 +243,7 @@ def load(path: str | Path, step: int | str = "latest", overrides: Sequence[str] 
       path: work directory of a run, or the output of a converter.
       step: a number, "latest" or "best".
       overrides: changes to the checkpoint's configuration, such as
-        "--config.eval.resize_base=240,180".
+        "--config.eval.resize_base=240,180"; "--config.data.class_names=road,sky" names the classes.
 
     Raises:
       CheckpointError: there is no such checkpoint or step, or it does not fit.
@@ -243,6 +255,9 @@ def load(path: str | Path, step: int | str = "latest", overrides: Sequence[str] 
         what = "holds a backbone, not a segmentation network"
         raise CheckpointError(str(path), what, "train with --config.init.backbone=" + str(path))
     config = apply_overrides(info.config, overrides)
+    if any(text.startswith("--config.data.") for text in overrides) and _names_classes(config):
+        names, palette, _ = open_classes(config.data, config.model.num_classes)
+        info = dataclasses.replace(info, class_names=names, palette=palette)
     model = build_model(config.model)
     abstract = jax.eval_shape(lambda: init_variables(model, 0))
     abstract = placed(abstract, SingleDeviceSharding(jax.local_devices()[0]))

@@ -59,7 +59,7 @@ def reading_help(result: Evaluation) -> str:
         worst_image, middle = scored[0], scored[len(scored) // 2]
         sentences.append(
             f"Worst image: {worst_image['id']} ({percent(worst_image['mean_iou'])} mean IoU; the "
-            f"middle image has {percent(middle['mean_iou'])})."
+            f"median image has {percent(middle['mean_iou'])})."
         )
     return " ".join(sentences)
 

@@ -286,7 +286,7 @@ def test_head_of_another_class_count_is_refused(convert, make_tensors, make_reci
         "  differs     decoder.3.weight            (19, 10, 1, 1), (5, 10, 1, 1) wanted\n",
         "0 missing, 0 unexpected, 4 of another shape or type",
         "closest known layout: sssegmentation's DeepLabV3+ with ResNet-18",
-        "or --config.model.num_classes=19\n",
+        "or --config.model.num_classes=19 and the atrous rates they had\n",
     )
 
 

@@ -70,7 +70,7 @@ def test_every_stage_shows_its_command_and_the_end_what_to_type(demo, stages):
     train = f"train {root} --workdir runs/demo/run --config.seed=1"
     assert stages["train"] == train.split()
     assert f"\ndeeplab {train}\n" in out
-    assert "mean IoU: 0.5000\nbest constant prediction (one class everywhere): 0.1250\n" in out
+    assert "mean IoU: 50.00 %\nbest constant prediction (one class everywhere): 12.50 %\n" in out
     assert "results: runs/demo/run/report.html" in out
     assert "next: deeplab doctor --data DIR --write-config mine.py" in out
 
@@ -226,6 +226,6 @@ def test_demo_from_drawing_to_report(repository, tmp_path, compile_quickly):
     assert len(list((output / "predictions").glob("*_overlay.jpg"))) == 32
     assert (output / "run" / "report.html").is_file()
     score = json.loads((output / "run" / "evaluation.json").read_text())["mean_iou"]
-    assert f"validation mean IoU: {score:.4f}\n" in got.stdout
+    assert f"validation mean IoU: {100 * score:.2f} %\n" in got.stdout
     with folder.claimed(output, folder.PARTS):  # nothing that the verbs wrote is foreign
         assert [path.name for path in (output / "run").iterdir()] == [".deeplab_demo"]

@@ -19,7 +19,7 @@ def test_reading_help_says_what_fails_where_and_how_sure(make_evaluation):
         "most wrong pixels in bad. Predicted, not in the truth, and so counted as 0 %: d. "
         "Worst image: bad ("
     )
-    assert re.search(r"; the middle image has \d+\.\d %\)\.$", text)
+    assert re.search(r"; the median image has \d+\.\d %\)\.$", text)
     first = reading.confusions(result["confusion"])[0]
     assert first == (1, 2, 50, 0.5, 50 / 70)
 
