@@ -166,8 +166,8 @@ def with_doctor(
 ) -> DataError:
     """Returns an error of a run's data that also names the command that shows all faults."""
     is_told = any(text in error.fix for text in ("deeplab doctor", "--config."))
-    if is_told or not os.path.isdir(config.data.root):
-        return error  # the fault is not in the files
+    if is_told or cluster.is_initialized() or not os.path.isdir(config.data.root):
+        return error  # the fault is not in the files, or perhaps in those of another host
     kept = [text for text in overrides if text.startswith(_OF_DATA)]
     command = shlex.join(["deeplab", "doctor", "--config", recipe, *kept])
     return DataError(error.where, error.what, f"{error.fix}; see all: {command}")

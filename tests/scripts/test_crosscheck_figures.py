@@ -129,7 +129,7 @@ def test_figures_are_those_of_pytorch(
     config = apply_overrides(get_config(*key), overrides)
     root = make_tree(dataset, num_train=0, num_val=images)
     net, iou = network_and_iou(torch_reference, config.model, root, dataset, base)
-    name = f"deeplabv3plus_resnet{row_depth}os{stride}_{dataset}.pth"
+    name = f"deeplabv3plus_resnet{row_depth}os{stride}_{dataset}_train.pth"
     torch_reference.torch.save({"model": net.state_dict(), "epoch": 60}, tmp_path / name)
     expected = 100 * np.nanmean(iou)
 

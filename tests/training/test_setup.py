@@ -14,6 +14,7 @@ from deeplab_jax import checkpoint
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.models import build_model, init_variables
 from deeplab_jax.training import workdir as workdir_lib
+from deeplab_jax.utils import locks
 
 _FINISHED = pytest.mark.process("trains first; differences are unit tests of config and workdir")
 
@@ -87,5 +88,5 @@ def test_file_system_without_locks_is_used_without(call, tiny, finished, monkeyp
     def fail(*args):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(workdir_lib.fcntl, "flock", fail)
+    monkeypatch.setattr(locks.fcntl, "flock", fail)
     assert call(*tiny, "--workdir", finished).code == 0
