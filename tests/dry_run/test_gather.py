@@ -110,6 +110,7 @@ def test_devices_that_cannot_be_used_are_refused_as_in_training(tiny, tmp_path, 
         gather.gather(tiny, str(tmp_path / "run"), name)
 
 
+@pytest.mark.process("compiles and runs a step; the first tier has the one without memory")
 def test_a_short_step_is_measured_on_the_devices_at_hand(tiny, tmp_path, compile_quickly):
     facts = gather.gather(tiny, str(tmp_path / "run"), None)
     assert facts.step_time.low == facts.step_time.high > 0
@@ -119,6 +120,7 @@ def test_a_short_step_is_measured_on_the_devices_at_hand(tiny, tmp_path, compile
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.process("compiles a step; the first tier has the one without memory")
 def test_a_long_step_is_guessed(tiny, tmp_path, compile_quickly, monkeypatch):
     monkeypatch.setattr(gather.hours, "MAX_SECONDS", 0.0)
     assert gather.gather(tiny, str(tmp_path / "run"), None).step_time.basis.startswith("a guess")

@@ -15,6 +15,7 @@ def confusion_of(prediction, label):
     return counts
 
 
+@pytest.mark.process("evaluates and predicts")
 def test_evaluate_counts_what_predict_says(saved_run, call, tmp_path):
     argv = ["--checkpoint", saved_run.path, "--json", tmp_path / "numbers.json"]
     code, out, err = call("evaluate", *argv)
@@ -42,6 +43,7 @@ def test_evaluate_counts_what_predict_says(saved_run, call, tmp_path):
     assert f"mean IoU {100 * iou.mean():.2f} %" in out
 
 
+@pytest.mark.process("evaluates three times")
 def test_evaluate_obeys_step_and_overrides(saved_run, call):
     argv = ["--checkpoint", saved_run.path, "--step", "best", "--config.eval.resize_base="]
     assert call("evaluate", *argv)[0] == 0

@@ -163,12 +163,14 @@ def test_numbers_shown_are_those_of_the_log(call, tiny, finished, tmp_path, monk
     assert told[-1] == ("14", f"{last['loss']:.3f}", f"{last['loss_smoothed']:.3f}")
 
 
+@pytest.mark.process("starts a process and stops it while it compiles")
 def test_second_ctrl_c_leaves_at_once(call, tiny, tmp_path, monkeypatch):
     signal_when_logged(monkeypatch, 4, signal.SIGINT, signal.SIGINT)
     assert call(*tiny, "--workdir", tmp_path).code == 130
     assert checkpoint.latest_step(tmp_path) == 3
 
 
+@pytest.mark.process("trains a run of its own")
 def test_save_that_fails_after_a_signal_is_told_with_its_own_cause(
     call, tiny, tmp_path, monkeypatch
 ):
@@ -236,6 +238,7 @@ def kill_while_training(command, workdir, environment, rng, lines):
     assert process.returncode == -signal.SIGKILL
 
 
+@pytest.mark.process("kills a process, and trains three times")
 def test_killed_run_ends_bit_for_bit_as_the_uninterrupted(
     call, tiny, finished, tmp_path, compile_quickly
 ):
