@@ -131,7 +131,7 @@ def decode_pixels(name: str, data: bytes, max_pixels: int | None = None) -> np.n
     except cv2.error:
         image = None
     if image is None:
-        raise _damaged(name)
+        raise damaged(name)
     return _turn(image, tag)
 
 
@@ -280,7 +280,7 @@ def open_header(name: str, file: BinaryIO, max_pixels: int | None = None) -> Ima
     _check_pixels(name, image, max_pixels)
     if num_pictures > 1:
         raise DataError(name, f"holds {num_pictures} pictures", "keep one picture in a file")
-    if image.format == "TIFF" and (odd := tiff.hidden_fault(_directory(image), image)):
+    if image.format == "TIFF" and (odd := tiff.hidden_fault(directory_of(image), image)):
         raise DataError(name, *odd)
     return image
 
@@ -301,7 +301,7 @@ def _open_any(file: BinaryIO, max_pixels: int | None) -> ImageFile.ImageFile:
     raise UnidentifiedImageError("no picture")
 
 
-def _directory(image: Image.Image) -> tiff.Directory:
+def directory_of(image: Image.Image) -> tiff.Directory:
     """Returns the directory of a TIFF's picture that is open, an empty one of other formats."""
     tags = getattr(image, "tag_v2", None)
     return tiff.Directory("<", {}) if tags is None else tiff.Directory.read(tags)
@@ -312,7 +312,7 @@ def _open_whole(name: str, data: bytes, max_pixels: int | None = None) -> ImageF
     header = open_header(name, io.BytesIO(data), max_pixels)
     # Damage of a PNG: Pillow would not mind, and libpng would print a line of its own.
     if header.format == "PNG" and not png.is_whole(data):
-        raise _damaged(name)
+        raise damaged(name)
     return header
 
 
@@ -339,7 +339,7 @@ def _open_mask(name: str, data: bytes) -> ImageFile.ImageFile:
 
 def _to_pixels(name: str, image: Image.Image) -> np.ndarray:
     """Decodes with Pillow to uint8 (H, W, 3), or of 16 bits uint16 (H, W, 3) or (H, W)."""
-    found = _directory(image)
+    found = directory_of(image)
     if odd := tiff.fault(found) if found.tags else None:
         raise DataError(name, *odd)
     if image.mode.startswith("I;16"):
@@ -350,7 +350,7 @@ def _to_pixels(name: str, image: Image.Image) -> np.ndarray:
         try:
             pixels = tiff.read_16_bits(cast(BinaryIO, image.fp), found)
         except Exception as error:  # whatever a decoder makes of damage
-            raise _damaged(name, f" ({error})") from error
+            raise damaged(name, f" ({error})") from error
         return _turn(pixels[..., :3], found.number(tiff.ORIENTATION, 1))
     return _to_rgb(name, image)
 
@@ -374,7 +374,7 @@ def _pixels(name: str, image: Image.Image, mode: str = "") -> np.ndarray:
     try:
         return np.asarray(image.convert(mode) if mode else image)
     except Exception as error:  # whatever a decoder makes of damage
-        raise _damaged(name, f" ({error})") from error
+        raise damaged(name, f" ({error})") from error
 
 
 def _turn(pixels: np.ndarray, tag: int) -> np.ndarray:
@@ -403,7 +403,8 @@ def orientation(header: Image.Image) -> int:
         return 1
 
 
-def _damaged(name: str, why: str = "") -> DataError:
+def damaged(name: str, why: str = "") -> DataError:
+    """Returns the error of a picture that cannot be decoded to its end."""
     return DataError(name, f"is damaged or cut short{why}", "replace the file")
 
 

@@ -42,6 +42,11 @@ def free_memory(device: jax.Device) -> int | None:
         stats = device.memory_stats() or {}
         limit = stats.get("bytes_limit")
         return None if limit is None else limit - stats.get("bytes_in_use", 0)
+    return host_memory()
+
+
+def host_memory() -> int | None:
+    """Returns this machine's free memory in bytes; None where unknown."""
     try:
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         return int(lines["MemAvailable"].split()[0]) * 1024

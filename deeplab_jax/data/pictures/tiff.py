@@ -183,8 +183,8 @@ def describe(file: BinaryIO) -> tuple[str, str] | None:
     return what, "store it as a plain one: gdal_translate -co TILED=NO IN.tif OUT.tif"
 
 
-def is_cuttable(directory: Directory) -> bool:
-    """Tells whether some rows of the picture can be decoded without the others."""
+def is_cuttable(directory: Directory, max_pixels: int) -> bool:
+    """Tells whether some rows can be decoded alone, with at most `max_pixels` around a row."""
     tiles = directory.numbers(TILE_OFFSETS)
     is_subsampled = directory.number(PHOTOMETRIC) == 6 and directory.number(COMPRESSION, 1) != 7
     return (
@@ -192,7 +192,7 @@ def is_cuttable(directory: Directory) -> bool:
         and not is_subsampled
         and directory.number(ORIENTATION, 1) == 1
         and bool(tiles or directory.numbers(OFFSETS))
-        and directory.number(TILE_HEIGHT if tiles else ROWS, directory.size[0]) > 0
+        and 0 < _places(directory)[1] * directory.size[1] <= max_pixels
     )
 
 
