@@ -334,6 +334,8 @@ def _open_mask(name: str, data: bytes) -> ImageFile.ImageFile:
     if mask.format in LOSSY_FORMATS:
         kind = "a WebP" if mask.format == "WEBP" else "a JPEG"
         raise DataError(name, f"is {kind}, which changes class indices", "store masks as PNG")
+    if mask.mode == "F" and (odd := tiff.fault(directory_of(mask))):
+        raise DataError(name, *odd)
     return mask
 
 
