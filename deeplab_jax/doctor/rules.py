@@ -366,8 +366,10 @@ RULES = (
          lambda s: (s.name(f.pair.image) for f in depth.deep(s)
                     if s.batch_size and not s.data.value_range)),
     Rule("warning", "depth", "{n} image{s} of 16 bits a channel keep{v} fewer than 64 levels",
-         lambda s: f"all are scaled by {depth.as_flag(depth.used_range(s))}: scale these files "
-                   "like the others, or mend what spreads the range",
+         lambda s: f"all are scaled by {depth.as_flag(depth.used_range(s))}: "
+                   + ("scale these files like the others, or mend what spreads the range"
+                      if depth.used_range(s) == depth.proposed_range(s) else
+                      f"that of all images is {depth.as_flag(depth.proposed_range(s))}"),
          depth.with_few_levels),
     Rule("warning", "depth", "{n} image{s} with values outside config.data.value_range",
          lambda s: "they are clipped; that of all images is "

@@ -19,7 +19,6 @@ from jax.sharding import SingleDeviceSharding
 
 from deeplab_jax import checkpoint
 from deeplab_jax.config import Config
-from deeplab_jax.config.checks import as_text
 from deeplab_jax.config.recipe import apply_overrides
 from deeplab_jax.data import workers
 from deeplab_jax.data.labels import open_classes
@@ -29,6 +28,7 @@ from deeplab_jax.inference import inputs
 from deeplab_jax.inference.buckets import Size
 from deeplab_jax.inference.engine import Engine, Item, Variables, network_logits
 from deeplab_jax.inference.inputs import Image
+from deeplab_jax.inference.memory import WINDOWS
 from deeplab_jax.inference.prediction import Prediction
 from deeplab_jax.inference.protocol import Picture, read_protocol
 from deeplab_jax.models import build_model, init_variables
@@ -84,17 +84,11 @@ class Segmenter:
 
     @cached_property
     def _reading(self) -> inputs.Reading:
-        protocol, data = self.config.eval, self.config.data
-        sides = data.crop_size if protocol.mode == "whole" else protocol.crop_size
-        steps = [max(1, 2 * side // 3) for side in sides] if protocol.mode == "whole" else (
-            protocol.stride
-        )  # fmt: skip
-        flags = {"mode": "slide", "crop_size": as_text(sides), "stride": as_text(steps)}
-        flags |= {"resize_base": ""} if protocol.resize_base else {}
-        flags |= {"scales": "1"} if protocol.scales != (1.0,) else {}
-        is_windowed = protocol.mode == "slide" and len(flags) == 3
-        fix = " ".join(f"--config.eval.{key}={value}" for key, value in flags.items())
-        return inputs.Reading(data.value_range, is_windowed, fix)
+        protocol = self.config.eval
+        flags = [] if protocol.mode == "slide" else [WINDOWS]
+        flags += ["--config.eval.resize_base="] if protocol.resize_base else []
+        flags += ["--config.eval.scales=1"] if protocol.scales != (1.0,) else []
+        return inputs.Reading(self.config.data.value_range, not flags, " ".join(flags))
 
     def __repr__(self) -> str:
         """Returns the checkpoint, its step and the classes in one line."""
