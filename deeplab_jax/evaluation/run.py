@@ -112,7 +112,7 @@ def _evaluate(segmenter: Segmenter, dataset: Dataset) -> EvalResult:
     seconds = time.perf_counter() - start
     print_table(result)
     scores = result.summary()
-    print(f"mean IoU {100 * result.mean_iou:.2f} %{_in_words(scores)}")
+    print(f"mean IoU {metrics.mean_in_words(scores['iou'])}{_in_words(scores)}")
     place = f"{result.num_images} images of {dataset.name}/{dataset.split}"
     print(f"step {segmenter.step}, {place}, {seconds:.1f} s")
     print(f"protocol: {protocol}")
@@ -170,6 +170,7 @@ def print_table(result: EvalResult) -> None:
         table.add_row(name, "-" if np.isnan(value) else f"{100 * value:.2f}", f"{share:.2f}")
     accuracy = metrics.pixel_accuracy(result.confusion)
     table.add_section()
-    table.add_row("mean", f"{100 * result.mean_iou:.2f}", "")
+    over = metrics.over_classes(np.isfinite(iou).sum(), len(iou))
+    table.add_row(f"mean{over}", f"{100 * result.mean_iou:.2f}", "")
     table.add_row("pixel accuracy", f"{100 * accuracy:.2f}", "")
     Console().print(table)

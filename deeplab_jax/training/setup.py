@@ -124,7 +124,7 @@ def _look(config: Config, workdir: Path) -> RunSetup:
         saved = workdir_lib.read_run(workdir, step, config)
         if not data.max_bad_samples:  # otherwise `claim` does, without the bad samples
             workdir_lib.check_same_data(workdir, saved, dataset)
-    if jax.config.jax_enable_x64 and config.model.dtype != "float64":
+    if jax.config.read("jax_enable_x64") and config.model.dtype != "float64":
         note = "JAX_ENABLE_X64 is set: what is drawn at random, such as dropout, is not what a run"
         notes.append(f"{note} without it draws. Unset it, unless config.model.dtype is float64.")
     plan = make_plan(config, len(dataset))
