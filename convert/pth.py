@@ -49,9 +49,9 @@ def read_weights(path: str | os.PathLike) -> object:
     A folder stands for the only index of shards in it.
     """
     path = find_index(path) or path
-    with _opened(path) as (file, _):
+    with _opened(path) as (file, size):
         head = file.read(9)
-    if head.startswith(b"{"):
+    if head.startswith(b"{") and int.from_bytes(head[:8], "little") > size:  # no length of a header
         return read_shards(path)
     return read_safetensors(path) if is_safetensors(head) else read_pth(path)
 
@@ -92,13 +92,14 @@ def read_shards(path: str | os.PathLike) -> dict[str, np.ndarray]:
             is_plain = is_safetensors(file.read(9))
         held = read_safetensors(shard) if is_plain else read_pth(shard)
         wanted = [key for key, place in places.items() if place == name]
-        keys = set(held) if isinstance(held, dict) else set()
+        held = held if isinstance(held, dict) else {}
+        keys = set(held)
         if keys != set(wanted):
             lost = shorten((shown(key) for key in set(wanted) - keys), 3)
             what = f"does not hold what {os.path.basename(path)} says (missing: {lost or 'none'}"
             more = shorten((shown(str(key)) for key in keys - set(wanted)), 3)
             raise CheckpointError(shard, f"{what}; beyond it: {more or 'none'})", DAMAGED)
-        tensors |= held  # type: ignore[arg-type]  # a dictionary with these keys
+        tensors |= held
     return {key: tensors[key] for key in places}
 
 

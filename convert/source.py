@@ -1,7 +1,7 @@
 """Weights of a PyTorch file: unwrapped, recognised and made our variables."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import jax
@@ -93,7 +93,7 @@ class PyTorchFile:
         auxiliary = {key for _, path, key in leaves(model.depth, dialect) if is_auxiliary(path)}
         tensors = self.tensors
         if new_auxiliary is not None:
-            self._refuse_auxiliary(auxiliary)
+            self._refuse_auxiliary(auxiliary, shapes)
             shapes = {key: shape for key, shape in shapes.items() if key not in auxiliary}
         misfit = compare(tensors, shapes, dialect)
         misfit.unexpected.extend((shown(k), f"{v.shape} {v.dtype}") for k, v in self.others.items())
@@ -116,22 +116,29 @@ class PyTorchFile:
             raise CheckpointError(self.path, what, "use weights from before training went wrong")
         return to_variables(tensors, model.depth, dialect)
 
-    def _refuse_auxiliary(self, auxiliary: set[str]) -> None:
+    def _refuse_auxiliary(self, auxiliary: set[str], wanted: Collection[str]) -> None:
         there = [self.keys.get(key, key) for key in self.tensors if key in auxiliary]
         if there:
             what = f"is given, and {self.path} has {len(there)} tensors of an auxiliary head"
-            _, flags = drop_flags(there, [k for k in self.keys.values() if k not in set(there)])
+            kept = [self.keys.get(key, key) for key in wanted if key not in auxiliary]
+            _, flags = drop_flags(there, kept)
             raise ConfigError("--new-auxiliary", what, f"leave it out, or those: {flags}")
 
     def _draw(self, auxiliary: set[str], model: ModelConfig, seed: int) -> dict[str, np.ndarray]:
         """Returns the auxiliary head's tensors as a new run with this seed would draw them."""
         network = build_model(dataclasses.replace(model, dtype="float32"), "cpu")
-        drawn = jax.device_get(jax.jit(lambda: init_variables(network, seed))())
-        has_counters = any(key.endswith(f".{COUNTER}") for key in self.tensors)
-        norms = {path: 0 for kind, path, _ in leaves(model.depth) if kind == "counters"}
-        tensors = to_tensors(
-            drawn, norms if has_counters else {}, model.depth, self.structure.dialect
-        )
+
+        def draw() -> dict[str, Tree]:  # the head alone, so that nothing else is compiled
+            trees = init_variables(network, seed)
+            return {kind: {unit: tree[unit] for unit in tree if is_auxiliary(unit)}
+                    for kind, tree in trees.items()}  # fmt: skip
+
+        zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape), abstract_variables(model))
+        drawn = {kind: zeros[kind] | tree for kind, tree in jax.device_get(jax.jit(draw)()).items()}
+        norms = dict.fromkeys((p for kind, p, _ in leaves(model.depth) if kind == "counters"), 0)
+        if not any(key.endswith(f".{COUNTER}") for key in self.tensors):
+            norms = {}
+        tensors = to_tensors(drawn, norms, model.depth, self.structure.dialect)
         return {key: value for key, value in tensors.items() if key in auxiliary}
 
     def _advice(

@@ -110,13 +110,13 @@ def unwrap(obj: object, path: str, level: str = "", drops: Sequence[str] = ()) -
     dropped, notes = _drop(chosen, drops)
     elsewhere = {key for rival in rivals for key in _claimed(rival, chosen.place)} - chosen.known
     entries = {k: v for k, v in chosen.entries.items() if k not in dropped and k not in elsewhere}
-    _refuse_others(entries, drops, path)
-    steps = [key for key, value in entries.items() if key.endswith(_STEPS) and not value.ndim]
+    steps = [key for key, value in entries.items() if _counts_steps(key, value)]
     for key in steps:
         del entries[key]
     if steps:
         names = shorten(map(shown, steps))
         notes.append(f"left out: {names}, which counts the steps of an averaged model")
+    _refuse_others(entries, chosen.known, path)
     keys = {name: key for name, key in chosen.keys.items() if key in entries}
     tensors = {name: entries.pop(key) for name, key in keys.items()}
     lines = [*_tell_place(chosen, rivals), *_tell_names(chosen, keys), *notes]
@@ -216,7 +216,7 @@ def _network(
         if any(name.startswith(f"{base}segmentation_head.") for name in others):
             detect([name.removeprefix(base) for name in others], path)  # raises
     backbone = at(root)
-    if network and backbone and drops:
+    if network and backbone and not backbone.missing:
         rest = set(network.keys.values()) - backbone.known
         return backbone if all(map(is_dropped, rest)) else network
     return network or backbone
@@ -321,13 +321,19 @@ def _drop(chosen: Network, drops: Sequence[str]) -> tuple[set[object], list[str]
     return dropped, notes
 
 
-def _refuse_others(entries: Entries, drops: Sequence[str], path: str) -> None:
+def _counts_steps(key: object, value: object) -> bool:
+    """Tells whether an entry is the counter of PyTorch's AveragedModel."""
+    is_number = isinstance(value, int) or (isinstance(value, np.ndarray) and not value.ndim)
+    return isinstance(key, str) and key.rpartition(".")[2] == _STEPS and is_number
+
+
+def _refuse_others(entries: Entries, known: Collection[str], path: str) -> None:
     """Refuses entries beside the tensors that are no named tensors."""
     tensors = [k for k, v in entries.items() if isinstance(k, str) and isinstance(v, np.ndarray)]
     strange = [str(key) for key in entries.keys() - set(tensors)]
     if strange:
-        what = f"{len(strange)} of {len(entries)} entries beside its tensors are no named tensors"
-        _, flags = drop_flags(sorted(strange), tensors)
+        what = f"{len(strange)} of {len(entries)} entries of its state dict are no named tensors"
+        _, flags = drop_flags(sorted(strange), known)
         fix = f"leave them out: {flags}"
         raise CheckpointError(path, f"{what} ({shorten(map(shown, strange), 5)})", fix)
 
@@ -367,16 +373,18 @@ def _globs(others: Iterable[str], kept: Collection[str]) -> Iterator[str]:
     ends = {part[-1] for part in parts}
     others = list(others)
     lasts = Counter(key[-MAX_NAME:].rpartition(".")[2] for key in others)
+    words = Counter(key[:MAX_NAME].partition("_")[0] for key in others)
+    kept_words = {key.partition("_")[0] for key in kept}
     for key in others:
         places = [match.start() for match in re.finditer(r"\.", key[:MAX_NAME])]
         start = next((place for place in places if key[:place] not in starts), 0)
-        word, _, rest = key[:MAX_NAME].partition("_")
+        word, has_more, _ = key[:MAX_NAME].partition("_")
         last = key[-MAX_NAME:].rpartition(".")[2]
         if start:
             yield _quoted(key[:start]) + ".*"
         elif places and last not in ends and lasts[last] > 1:
             yield "*." + _quoted(last)
-        elif rest and not places and not any(name.startswith(f"{word}_") for name in kept):
+        elif has_more and words[word] > 1 and word not in kept_words:
             yield _quoted(word) + "_*"
         elif len(key) > 60:
             yield _quoted(key[:60]) + "*"
