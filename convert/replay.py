@@ -165,8 +165,6 @@ def _replay(
     source.require_network(args.config)
     seed = config.seed if args.new_auxiliary else None
     variables, counters = source.to_variables(config.model, args.config, seed)
-    for note in source.notes:
-        print(note, file=sys.stderr)
     progress = Progress()
     if args.optimizer:
         progress = read_progress(source, config, args.iteration)
@@ -176,6 +174,8 @@ def _replay(
     to_state_dict(args.checkpoint, variables, info, dialect)  # refuses before it takes time
     items = run_items(args.checkpoint, variables, progress, config)
     start = {"step": np.int32(info.step), **items}
+    for note in source.notes:
+        print(note, file=sys.stderr)
     state = _train(start, images, labels, config, args)
     if args.output is None:
         return

@@ -169,6 +169,8 @@ def _networks(
     roots = {
         name.removesuffix(root): None for name in names for root in _ROOTS if name.endswith(root)
     }
+    if not roots and (dialect := recognise(names)):  # with others' names for the stages
+        roots = {DIALECTS[dialect].prefix: None}
     if len(roots) > left:
         raise CheckpointError(path, f"holds more than {MAX_NETWORKS} networks", "save one of them")
     place: list[object] = []
