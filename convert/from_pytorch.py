@@ -196,6 +196,10 @@ def _refuse_unused(source: "PyTorchFile", args: argparse.Namespace, overrides: l
     unused = [*given, *_flags(args).values(), *(override.split("=")[0] for override in overrides)]
     if source.structure.is_backbone and unused:
         what = f"is given, and {source.path} is a backbone alone, which does not depend on it"
+        if rest := source.rest_flags():
+            what = f"is given, and {source.path} holds a backbone and {len(source.others)} tensors"
+            fix = f"convert the backbone alone: leave it out, and give {rest}"
+            raise ConfigError(unused[0], f"{what} of no known head", fix)
         raise ConfigError(unused[0], what, "leave it out, and give it to `train`")
 
 

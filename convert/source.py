@@ -60,12 +60,20 @@ class PyTorchFile:
         """Returns the keys that are left out on purpose."""
         return [key for key in DIALECTS[self.structure.dialect].drops if key in self.tensors]
 
+    def rest_flags(self) -> str:
+        """Returns the flags that leave out what is no part of the network; "" if nothing is."""
+        return drop_flags(list(self.others), self.keys.values())[1]
+
     def require_network(self, recipe: str) -> None:
         """Refuses a backbone alone (CheckpointError)."""
         if self.structure.is_backbone:
             name = describe(self.structure.dialect, self.structure.depth)
-            what = f"is an ImageNet classifier ({name}), and {recipe} wants a DeepLabV3+"
+            what = f"is an ImageNet classifier ({name})"
             fix = "convert it without --config, and train with --config.init.backbone=DIR"
+            if rest := self.rest_flags():
+                what = f"holds a backbone ({name}) and {len(self.others)} tensors of no known head"
+                fix = f"convert the backbone alone: {rest} and no --config"
+            what += f", and {recipe} wants a DeepLabV3+"
             raise CheckpointError(self.path, what, fix)
 
     def to_variables(

@@ -187,10 +187,14 @@ def _network(
 ) -> Network | None:  # fmt: skip
     """Returns the network whose backbone's names begin with `root`, else the backbone."""
 
-    def at(prefix: str) -> Network | None:
-        keys = {n.removeprefix(prefix): k for n, k in names.items() if n.startswith(prefix)}
+    def at(prefix: str, of: str, inner: str = "") -> Network | None:
+        whole = f"{prefix}{of}{inner}"  # the names of the backbone, which `inner` wraps
+        keys = {
+            of + n.removeprefix(whole) if n.startswith(whole) else n.removeprefix(prefix): k
+            for n, k in names.items() if n.startswith(prefix)
+        }  # fmt: skip
         dialect = recognise(keys)
-        if not dialect or prefix + DIALECTS[dialect].prefix != root:
+        if not dialect or DIALECTS[dialect].prefix != of:
             return None
         depth = infer({name: entries[key].shape for name, key in keys.items()}, dialect).depth
         table = list(leaves(depth, dialect))
@@ -202,9 +206,11 @@ def _network(
             place, entries, prefix, dialect, keys, known, there, len(needed) - len(there)
         )
 
-    heads = [spec.prefix for spec in DIALECTS.values() if spec.heads]
-    bases = [root.removesuffix(prefix) for prefix in heads if root.endswith(prefix)]
-    network = next(filter(None, map(at, bases)), None)
+    network = None
+    for of in [spec.prefix for spec in DIALECTS.values() if spec.heads]:
+        before, found, inner = root.rpartition(of)
+        if found and (not before or before.endswith(".") or not inner):
+            network = network or at(before, of, inner)
     if network and not network.missing:
         return network
     patterns = [_pattern(glob) for glob in drops]
@@ -217,7 +223,7 @@ def _network(
         others = [name for name, key in names.items() if not is_dropped(key)]
         if any(name.startswith(f"{base}segmentation_head.") for name in others):
             detect([name.removeprefix(base) for name in others], path)  # raises
-    backbone = at(root)
+    backbone = at(root, "")
     if network and backbone and not backbone.missing:
         rest = set(network.keys.values()) - backbone.known
         return backbone if all(map(is_dropped, rest)) else network

@@ -51,6 +51,7 @@ ONE = {  # how a file wraps one network, and what is said of it
     "no point": (lambda t: under("my_", t), ["prefix my_ left out of 226 names"]),
     "backbone.module.": (lambda t: under("backbone.module.", t), ["prefix backbone.module. left"]),
     "part": (part("backbone_net.", "module."), ["wrappers left out of 132 names, such as: "]),
+    "part in a part": (part("backbone_net.", "body.net."), ["wrappers left out of 132 names"]),
     "compiled part": (part("decoder.", "_orig_mod."), ["wrappers left out of "]),
     "nested": (
         lambda t: {"checkpoint": {"model": t, "epoch": 3}},
@@ -200,6 +201,16 @@ def test_another_network_gives_its_backbone_on_request(make_tensors):
     obj = under("backbone.", tensors) | heads
     found = unwrap(obj, "x.pth", drops=["decode_head.*", "auxiliary_head.*"])
     made.assert_equal(found.tensors, tensors)
+
+
+def test_backbone_with_an_unknown_head_is_said(convert, make_tensors, make_recipe):
+    obj = under("backbone.", make_tensors("torchvision")) | {"classifier.0.weight": np.ones(3)}
+    flag = "--drop 'classifier.*'"
+    texts = ["holds a backbone", "1 tensors of no known head", flag]
+    made.assert_refused(convert(obj, "--output-stride=16"), 2, *texts)
+    made.assert_refused(convert(obj, "--config", make_recipe()), 4, *texts)
+    code, text, *_ = convert(obj, "--drop", "classifier.*")
+    assert (code, "prefix backbone. left out of 122 names\n" in text) == (0, True)
 
 
 def test_encoder_of_another_project_is_a_backbone_on_request(convert, make_tensors):
