@@ -34,6 +34,7 @@ class TfdsSource:
     mask_key: str  # feature with the mask
     has_ids: bool = False  # feature "id" holds the names
     color_table: ColorTable | None = None  # where the masks hold colours
+    value_range: tuple[int, ...] = ()  # of 16-bit images
 
     @functools.cached_property
     def _reader(self) -> tuple[Any, Any]:
@@ -55,7 +56,8 @@ class TfdsSource:
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the image and the raw mask; see `SampleSource`."""
         image, mask = self._read_bytes(index)
-        return decode_image(self.names(index)[0], image), self._decode_mask(index, mask)
+        pixels = decode_image(self.names(index)[0], image, self.value_range)
+        return pixels, self._decode_mask(index, mask)
 
     def read_mask(self, index: int) -> np.ndarray:
         """Returns the raw mask."""
@@ -130,7 +132,9 @@ def open_tfds(data_config: DataConfig, num_classes: int, split: str) -> Dataset:
     classes = open_classes(data_config, num_classes)
     table = ColorTable(classes) if data_config.mask_format == "color" else None
     keys = data_config.image_key, data_config.mask_key
-    source = TfdsSource(str(folder), split, tuple(ids), *keys, "ids" in kept, table)
+    source = TfdsSource(
+        str(folder), split, tuple(ids), *keys, "ids" in kept, table, data_config.value_range
+    )
     names, palette, values = classes.names, classes.palette, label_map(data_config, num_classes)
     return Dataset(data_config.dataset, split, source.ids, names, palette, values, source)
 
