@@ -344,16 +344,19 @@ def _to_pixels(name: str, image: Image.Image) -> np.ndarray:
     found = directory_of(image)
     if odd := tiff.fault(found) if found.tags else None:
         raise DataError(name, *odd)
-    if image.mode.startswith("I;16"):
+    is_grey = image.mode.startswith("I;16")
+    if is_grey and (found.bits != 16 or found.number(tiff.PLANAR, 1) == 1):
         return _pixels(name, image).astype(np.uint16)
-    if found.bits > 8:
+    if found.bits > 8:  # of these Pillow would keep 8; and one plane it does not open
         if not isinstance(image, ImageFile.ImageFile) or image.fp is None:
             raise _cut_to_8_bits(name)
         try:
             pixels = tiff.read_16_bits(cast(BinaryIO, image.fp), found)
         except Exception as error:  # whatever a decoder makes of damage
             raise damaged(name, f" ({error})") from error
-        return _turn(pixels[..., :3], found.number(tiff.ORIENTATION, 1))
+        return _turn(
+            pixels[..., 0] if is_grey else pixels[..., :3], found.number(tiff.ORIENTATION, 1)
+        )
     return _to_rgb(name, image)
 
 
