@@ -10,18 +10,17 @@ import os
 import re
 import shlex
 import stat
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from deeplab_jax.config import LABEL_IDS, DataConfig
+from deeplab_jax.config.patterns import IMAGE_SUFFIXES, is_pattern, names_files
+from deeplab_jax.data.patterns import LOSSY_SUFFIXES, Pattern, join
 from deeplab_jax.errors import DataError, clip, shorten
+from deeplab_jax.utils.walk import Links, OnFault, list_files
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
-LOSSY_SUFFIXES = (".jpg", ".jpeg", ".webp")
 _MAX_LIST_BYTES = 64 << 20
-OnFault = Callable[[DataError], None]
 
 
 class Files(NamedTuple):
@@ -31,6 +30,7 @@ class Files(NamedTuple):
     images: dict[str, str]  # {stem: path} of the images found
     masks: dict[str, str]  # {stem of the image: path} of the masks found
     id_suffix: str = ""  # follows the stem in a sample's id
+    folders: frozenset[str] = frozenset()  # that hold the images and masks
 
 
 class SplitPaths(NamedTuple):
@@ -82,12 +82,39 @@ def find_files(data_config: DataConfig, split: str, on_fault: OnFault = _raise) 
       DataError: a folder or list is missing or cannot be read, two files have one stem, or a link
         leads out of the root.
     """
+    paths, links = split_paths(data_config, split), Links()
+    has_pattern = is_pattern(data_config.images) and data_config.dataset == "folder"
+    find = _find_by_pattern if has_pattern else _find_in_folders
+    images, masks, folders = find(data_config, split, on_fault, links)
+    listed = _read_list(Path(data_config.root), paths, data_config, split)
+    if listed is None:
+        stems = sorted(images.keys() | masks.keys())
+    else:
+        stems = []
+        for line in listed:
+            stem = _stem_of(line, images, paths)
+            if stem not in images:  # spaces around a name count only if an image has them
+                stem = _stem_of(line.strip(), images, paths)
+            if stem not in images and stem not in masks:
+                _refuse_columns(line, images, Path(data_config.root), paths)
+            stems.append(stem)
+    return Files(stems, images, masks, paths.id_suffix, folders)
+
+
+_Pairs = tuple[dict[str, str], dict[str, str], frozenset[str]]  # images, masks, their folders
+
+
+def _find_in_folders(
+    data_config: DataConfig, split: str, on_fault: OnFault, links: Links
+) -> _Pairs:
     root, paths = Path(data_config.root), split_paths(data_config, split)
     image_folder, mask_folder = root / paths.images, root / paths.masks
     for folder, template in ((image_folder, "images"), (mask_folder, "masks")):
         if not folder.is_dir():
             raise _no_folder(folder, data_config, split, template)
-    image_names, mask_names = (_list(f, root, on_fault) for f in (image_folder, mask_folder))
+    image_names = list_files(image_folder, root, on_fault, links)
+    mask_names = list_files(mask_folder, root, on_fault, links)
+    _refuse_links(links, root, on_fault)
     image_suffixes, lossy = paths.image_suffixes, paths.lossy_mask_suffixes
     is_shared = image_folder.resolve() == mask_folder.resolve()
     if is_shared and not paths.mask_suffix:  # "a.jpg" beside "a.png"
@@ -103,19 +130,64 @@ def find_files(data_config: DataConfig, split: str, on_fault: OnFault = _raise) 
     for suffixes in (lossy, paths.mask_suffixes):
         ends = tuple(paths.mask_suffix + suffix for suffix in suffixes)
         masks |= _by_stem(mask_folder, mask_names, ends, on_fault)
-    listed = _read_list(root, paths, data_config, split)
-    if listed is None:
-        stems = sorted(images.keys() | masks.keys())
-    else:
-        stems = []
-        for line in listed:
-            stem = _stem_of(line, images, paths)
-            if stem not in images:  # spaces around a name count only if an image has them
-                stem = _stem_of(line.strip(), images, paths)
-            if stem not in images and stem not in masks:
-                _refuse_columns(line, images, root, paths)
-            stems.append(stem)
-    return Files(stems, images, masks, paths.id_suffix)
+    return images, masks, frozenset((str(image_folder), str(mask_folder)))
+
+
+def _find_by_pattern(
+    data_config: DataConfig, split: str, on_fault: OnFault, links: Links
+) -> _Pairs:
+    root = Path(data_config.root)
+    ends = tuple(data_config.mask_suffix + s for s in (*MASK_SUFFIXES, *LOSSY_SUFFIXES))
+    templates = (data_config.images, IMAGE_SUFFIXES), (data_config.masks, ends)
+    images, masks = (Pattern(template, split, suffixes) for template, suffixes in templates)
+    found = images.find(root, on_fault, links), masks.find(root, on_fault, links)
+    _refuse_links(links, root, on_fault)
+    for key, pattern, files in zip(("images", "masks"), (images, masks), found, strict=True):
+        missing = pattern.unused(files)
+        if not files or missing:
+            anywhere = Pattern(pattern.template, None, pattern.suffixes)
+            others = anywhere.find(root, on_fault, {})
+            splits = sorted({file.split for file in others.values()} - {""})
+            if not files:
+                raise _no_match(data_config, split, key, pattern, splits)
+            if missing := [text for text in missing if text in anywhere.unused(others)]:
+                what = f"nothing matches with {shorten(missing)}"
+                fix = f"correct --config.data.{key}={shlex.quote(pattern.template)}"
+                raise DataError(str(root / pattern.path), what, fix)
+    folders = frozenset(str(root / file.folder) for files in found for file in files.values())
+    pairs = join(root, (images, masks), found, data_config.mask_suffix, on_fault)
+    return *pairs, folders
+
+
+def _no_match(
+    data_config: DataConfig, split: str, key: str, pattern: Pattern, splits: list[str]
+) -> DataError:
+    """Returns the error of a pattern that names nothing; says what is there."""
+    root = Path(data_config.root)
+    where = str(root / pattern.path)
+    if splits:
+        what = f"nothing matches: there is no split {split!r}; there are {shorten(splits)}"
+        return DataError(where, what, _propose_split(data_config, split, splits))
+    names = [name for name in list_files(root, root, lambda fault: None, {})
+             if name.lower().endswith(IMAGE_SUFFIXES)]  # fmt: skip
+    kind = "files"
+    if not names_files(pattern.template):
+        kind, names = "folders", sorted({os.path.dirname(name) or "." for name in names})
+    what = f"no {kind} match; {kind} with pictures are {shorten(names) or 'none'}"
+    return DataError(where, what, _correct(data_config, key))
+
+
+def _refuse_links(links: Links, root: Path, on_fault: OnFault) -> None:
+    outside = os.path.join(os.path.realpath(root), "")
+    for path, target in links.items():
+        what = f"is a link that leads out of {outside} (to {target})"
+        on_fault(DataError(path, what, "put the file itself there"))
+
+
+def _correct(data_config: DataConfig, key: str) -> str:
+    root = shlex.quote(data_config.root)
+    fields = f"--config.data.{key} or --config.data.root"
+    return f"correct {fields}, or let `deeplab doctor --data {root}` look for the layout"
 
 
 def _no_folder(folder: Path, data_config: DataConfig, split: str, template: str) -> DataError:
@@ -124,10 +196,7 @@ def _no_folder(folder: Path, data_config: DataConfig, split: str, template: str)
     if found := _splits(Path(data_config.root), pattern, data_config.dataset):
         what = f"is not a folder: there is no split {split!r}; there are {shorten(found)}"
         return DataError(str(folder), what, _propose_split(data_config, split, found))
-    root = shlex.quote(data_config.root)
-    fields = f"--config.data.{template} or --config.data.root"
-    fix = f"correct {fields}, or let `deeplab doctor --data {root}` look for the layout"
-    return DataError(str(folder), "is not a folder", fix)
+    return DataError(str(folder), "is not a folder", _correct(data_config, template))
 
 
 def _splits(root: Path, pattern: str, dataset: str) -> list[str]:
@@ -176,42 +245,6 @@ def _without(names: list[str], folder: Path, other: Path) -> list[str]:
     """Returns the names in `folder` that are not also in `other`, which may lie in it."""
     prefix = os.path.relpath(other, folder) + "/"
     return [name for name in names if not name.startswith(prefix)]
-
-
-def _list(folder: Path, root: Path, on_fault: OnFault) -> list[str]:
-    """Returns all files under `folder`, as sorted relative paths, hidden ones left out."""
-    try:
-        inside = tuple(os.path.join(os.path.realpath(path), "") for path in (root, folder))
-        return sorted(_walk(str(folder), "", inside, (inside[1],), on_fault))
-    except OSError as error:
-        fix = "check its permissions, or remove the link"
-        where = str(error.filename or folder)
-        raise DataError(where, f"cannot be read ({error.strerror})", fix) from error
-
-
-def _walk(
-    folder: str, prefix: str, inside: tuple[str, ...], above: tuple[str, ...], on_fault: OnFault
-) -> Iterator[str]:
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            is_folder = entry.is_dir()
-            here = ""
-            if is_folder or entry.is_symlink():
-                here = os.path.join(os.path.realpath(entry.path), "")
-                if not here.startswith(inside):
-                    what = f"is a link that leads out of {inside[0]} (to {os.readlink(entry.path)})"
-                    on_fault(DataError(entry.path, what, "put the file itself there"))
-                    continue
-            if not is_folder:
-                yield prefix + entry.name
-                continue
-            if any(path.startswith(here) for path in above):
-                error = DataError(entry.path, "is a link to a folder it lies in", "remove the link")
-                on_fault(error)
-                continue
-            yield from _walk(entry.path, f"{prefix}{entry.name}/", inside, (*above, here), on_fault)
 
 
 def _by_stem(

@@ -12,7 +12,7 @@ from PIL import Image
 from deeplab_jax.config import IGNORE_INDEX, Config, DataConfig
 from deeplab_jax.data import labels
 from deeplab_jax.data.classes import CLASS_NAMES
-from deeplab_jax.data.files import find_files, split_paths
+from deeplab_jax.data.files import find_files
 from deeplab_jax.data.images import read_size
 from deeplab_jax.doctor.findings import Finding
 from deeplab_jax.doctor.layouts import GuessedLayout
@@ -177,8 +177,7 @@ def _find_pairs(
             faults += _faults(f"split {split} cannot be listed", [error])
             continue
         faults += _faults(f"links or names of split {split} that cannot be", passed_over)
-        paths = split_paths(data, split)
-        folders |= {Path(data.root, paths.images), Path(data.root, paths.masks)}
+        folders |= set(map(Path, files.folders))
         used |= {*files.images.values(), *files.masks.values()}
         images, masks = files.images, files.masks
         pairs += [Pair(split, s, images.get(s, ""), masks.get(s, "")) for s in files.stems]
