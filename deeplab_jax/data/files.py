@@ -139,17 +139,17 @@ def looked_for(data_config: DataConfig, split: str, stem: str, files: Files, kin
     if kind == "masks":
         folder = paths.masks
         suffixes = tuple(paths.mask_suffix + suffix for suffix in paths.mask_suffixes)
-    path = f"{root / folder}/{stem}"
+    path = f"{root / folder}/{clip(stem)}"
     if is_pattern(folder):
         images, masks = (Pattern(template, split, IMAGE_SUFFIXES)
                          for template in (data_config.images, data_config.masks))  # fmt: skip
-        path = str(root / images.base / stem)
+        path = f"{root / images.base}/{clip(stem)}"
         if kind == "masks":
             image = os.path.relpath(files.images[stem], root) if stem in files.images else ""
             match = images.match(image)
             path = str(root / (masks.fill(match.key) if match else masks.path))
     more = f" (or {', '.join(suffixes[1:])})" if suffixes[1:] else ""
-    return f"{clip(path)}{suffixes[0]}{more}"
+    return f"{path}{suffixes[0]}{more}"
 
 
 def _check_kind(
