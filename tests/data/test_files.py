@@ -166,23 +166,6 @@ def test_ids_of_a_list_are_matched_as_they_stand_first(opened, tmp_path):
     assert opened(**LIST).ids == ids
 
 
-@pytest.mark.parametrize(
-    ("line", "count"),
-    [
-        ("JPEGImages/a.jpg SegmentationClass/a.png", 2),
-        ("/x/a.jpg,/y/a.png", 2),
-        ("a\t a.png", 2),
-        ("a -1", 2),
-        ("a b.png 0", 3),
-    ],
-)
-def test_a_list_of_several_columns_is_told(data_config, tmp_path, line, count):
-    write(tmp_path, "images/a.png", "images/b.png", "labels/a.png")
-    (tmp_path / "train.txt").write_text(f"a\n{line}\n")
-    with pytest.raises(DataError, match=f"has a line of {count} columns .* - write one id a line"):
-        find_files(data_config("folder", tmp_path, **LIST), "train")
-
-
 def test_missing_names_with_spaces_are_no_columns(data_config, tmp_path):
     write(tmp_path, "images/a.png", "labels/a.png")
     (tmp_path / "train.txt").write_text(f"a and b\n{'x' * 5000}\nc\0d\n")
