@@ -50,13 +50,15 @@ class Choice(NamedTuple):
 
 def choose(tree: Tree, matches: Sequence[Match]) -> Choice | None:
     """Returns the place of the largest data set; None without matches."""
+    matches, unlikely = _best_images(tree, matches)
     shape_of = shapes(matches)
     winners = _without_rivals(_groups(matches, shape_of, tree))
     found = [(group, place) for group in winners
              for place in places(tree, {m: shape_of[m] for m in group.matches})]  # fmt: skip
     if not found:
         return None
-    found.sort(key=lambda pair: (pair[0].is_last, -pair[1].num_pairs, pair[1]))
+    found.sort(key=lambda pair: (pair[0].is_last, -pair[1].num_pairs,
+                                 pair[1].images.count("/"), pair[1]))  # fmt: skip
     (group, place), others = found[0], found[1:]
     texts = [(one.is_last, _told(other, one)) for one, other in others]
     rivals: list[tuple[Group, Group, Place]] = [
@@ -65,8 +67,37 @@ def choose(tree: Tree, matches: Sequence[Match]) -> Choice | None:
         for other in places(tree, {m: shape_of[m] for m in rival.matches})
     ]  # fmt: skip
     used = {path for match in place.matches for pair in match.pairs for path in pair}
-    return Choice(place, [*_last_resort(group, place), *_rival_findings(place, used, rivals),
-                          *_left_out(texts)])  # fmt: skip
+    findings = [*_last_resort(group, place), *_rival_findings(place, used, rivals)]
+    return Choice(place, [*findings, *_left_out(texts), *_told_unlikely(unlikely)])
+
+
+def _best_images(tree: Tree, matches: Sequence[Match]) -> tuple[list[Match], list[Match]]:
+    """Returns the matches with the likeliest images of each mask, and others with pictures."""
+    best: dict[str, int] = {}
+    for match in matches:
+        for _, mask in match.pairs:
+            best[mask] = min(match.image_tier, best.get(mask, UNLIKELY))
+    kept, unlikely = [], []
+    for match in matches:
+        if all(best[mask] == match.image_tier for _, mask in match.pairs):
+            kept.append(match)
+            continue
+        kinds = words.kinds_of((*parts_of(match.images), match.naming.image))
+        holds = contents.look(tree.root, [image for image, _ in match.pairs])
+        if holds == contents.PHOTO or words.SENSOR in kinds:  # not masks of another kind
+            unlikely.append(match)
+    return kept, unlikely
+
+
+def _told_unlikely(matches: Sequence[Match]) -> list[Finding]:
+    texts = {}
+    for match in matches:
+        name = f"{match.images or '.'}{f' (*{match.naming.image})' if match.naming.image else ''}"
+        texts[name] = f"{name}: {len(match.pairs)} pictures"
+    if not texts:
+        return []
+    title = f"{len(texts)} folder{'s' if len(texts) > 1 else ''} of other pictures of the same "
+    return [Finding("note", "layout", title + "names not used", _FIX, tuple(texts.values()))]
 
 
 def _groups(matches: Sequence[Match], shape_of: Mapping[Match, Shape], tree: Tree) -> list[Group]:
@@ -139,13 +170,16 @@ def _without_rivals(groups: list[Group]) -> list[Group]:
 
 
 def _told(place: Place, group: Group) -> str:
+    place = place.settled()
     holds = f" ({group.masks_hold})" if group.masks_hold else ""
-    return f"{place.images} with {place.masks}{holds}: {place.num_pairs} pairs; {place.fields()}"
+    number = f"{place.num_pairs} pair{'' if place.num_pairs == 1 else 's'}"
+    return f"{place.images} with {place.masks}{holds}: {number}; {place.fields()}"
 
 
 def _last_resort(group: Group, place: Place) -> list[Finding]:
     if not group.is_last and max(group.tiers) < BESIDE:
         return []
+    place = place.settled()
     title = f"{place.images} with {place.masks} is used because nothing else pairs"
     fix = "look whether these are the masks you mean: the names are those of results, copies or "
     return [Finding("warning", "layout", title, fix + "other pictures")]
@@ -165,11 +199,11 @@ def _rival_findings(
             unlike.append(_told(other, rival))
     found = []
     if alike:
-        number = f"{len(alike)} other place{'s' if len(alike) > 1 else ''}"
-        title = f"{number} could be meant by their names; {place.images} with {place.masks} is used"
+        place = place.settled()
+        title = f"{place.images} with {place.masks} is chosen among {len(alike) + 1} of like names"
         found.append(Finding("warning", "layout", title, _FIX, tuple(alike)))
     if unlike:
-        title = f"{len(unlike)} place{'s' if len(unlike) > 1 else ''} with the same names not used"
+        title = f"{len(unlike)} place{'s' if len(unlike) > 1 else ''} of the same names not used"
         found.append(Finding("note", "layout", title, _FIX, tuple(unlike)))
     return found
 

@@ -1,5 +1,6 @@
 """Guesses where the images and masks of a folder lie."""
 
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -78,19 +79,20 @@ def _official(
 
 
 def _layout(tree: Tree, place: Place) -> GuessedLayout:
+    data = freeze(get_config("folder")).data
+    findings: list[Finding] = []
+    names, lists = splits.ordered(splits.with_missing(tree, place)), ""
+    place = place if len(names) > 1 else place.settled()
     images, masks, suffix = place[:3]
     why = f"{images} with {masks}" + (f", masks named NAME{suffix}" if suffix else "")
-    if len(place.matches) > 1 and "*" in images:
+    if len(place.matches) > 1 and re.search(r"\*|\{.*,", images):
         why += f", all {place.num_pairs} pairs of {len(place.matches)} folders"
-    data = freeze(get_config("folder")).data
-    names, findings, lists = splits.ordered(splits.with_missing(tree, place)), [], ""
     if images.split("/")[-1] == "{split}" and masks.split("/")[-1] == "{split}annot":
         data = replace(data, ignore_values=(11,))
         why += " (CamVid's public layout, where 11 is void)"
     if len(names) > 1:
         findings += splits.left_out(place, names)
     else:
-        images, masks = (p.replace("{split}", n) for p in (images, masks) for n in names[:1] or "-")
         data = replace(data, root=str(tree.root), images=images, masks=masks, mask_suffix=suffix)
         found = splits.find_lists(tree, place, data)
         lists = found.pattern

@@ -3,7 +3,7 @@
 import itertools
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
@@ -88,29 +88,25 @@ def find(tree: Tree) -> list[Match]:
         if folder not in of_masks:
             found += _within(tree, folder, paired)
     paired = {folder for match in found for folder in (match.images, match.masks)}
-    found += _by_look(tree, stems, paired)
+    found += _of_strangers(tree, stems, paired)
     return sorted(found, key=lambda match: (match.images, match.masks, match.naming))
 
 
 def _of_two(tree: Tree, stems: dict[str, set[str]]) -> list[Match]:
     """Returns the matches of folders with the nearest ones that are named as masks are."""
-    near: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]] = defaultdict(list)
-    for folder in stems:
-        parts = parts_of(folder)
-        for start in range(len(parts) + 1):
-            for end in range(len(parts) + 1 - start):
-                near[parts[:start], parts[len(parts) - end :]].append(folder)
+    near = _index(stems)
     found: list[tuple[int, Match]] = []
     for images in stems:
-        for tier, level in _levels(images, near).items():
-            for nearness in sorted(level, reverse=True):
-                matches = [
-                    match for masks in level[nearness]
-                    for match in _matches(tree, stems, images, masks, tier)
-                ]  # fmt: skip
-                if matches:
-                    found += [(nearness, match) for match in matches]
-                    break
+        done: set[int] = set()  # tiers that have matches nearer by
+        for nearness, level in _levels(images, near):
+            matches = [
+                match for tier, masks in level if tier not in done
+                for match in _matches(tree, stems, images, masks)
+            ]  # fmt: skip
+            found += [(nearness, match) for match in matches]
+            done |= {match.mask_tier for match in matches}
+            if LIKELY in done:
+                break
     # Masks belong to the nearest images: numbered files have the same names in every folder.
     best: dict[tuple[str, int], int] = defaultdict(int)
     for nearness, match in found:
@@ -119,24 +115,38 @@ def _of_two(tree: Tree, stems: dict[str, set[str]]) -> list[Match]:
     return [match for nearness, match in found if nearness == best[match.masks, match.image_tier]]
 
 
-def _levels(
-    images: str, near: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]]
-) -> dict[int, dict[int, list[str]]]:
-    """Returns {tier: {nearness: folders that may hold the masks}}."""
+_Index = dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]]
+
+
+def _index(folders: Iterable[str]) -> _Index:
+    """Returns {(first parts, last parts): folders with a word for masks in between}."""
+    near: _Index = defaultdict(list)
+    for folder in folders:
+        parts = parts_of(folder)
+        for start in range(len(parts)):
+            for end in range(len(parts) - start):
+                middle = parts[start : len(parts) - end]
+                if words.kinds_of(middle) & {words.MASK, words.RESULT}:
+                    near[parts[:start], parts[len(parts) - end :]].append(folder)
+    return near
+
+
+def _levels(images: str, near: _Index) -> Iterator[tuple[int, list[tuple[int, str]]]]:
+    """Yields (parts in common, (tier, folder) that may hold the masks), the nearest first."""
     parts, seen = parts_of(images), {images}
-    found: dict[int, dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
     cuts = [(start, end) for start in range(len(parts) + 1) for end in range(len(parts) + 1)]
-    for start, end in sorted(cuts, key=sum, reverse=True):
-        others = near.get((parts[:start], parts[len(parts) - end :]), ())
-        if start + end == 0 and len(others) > _MAX_FAR:
-            continue
-        for other in others:
-            if other in seen:
-                continue
-            seen.add(other)
-            if is_one_split(images, other) and (tiers := roles(images, other)):
-                found[tiers[1]][sum(common(parts, parts_of(other)))].append(other)
-    return found
+    for nearness, group in itertools.groupby(sorted(cuts, key=sum, reverse=True), key=sum):
+        level = []
+        for start, end in group:
+            others = near.get((parts[:start], parts[len(parts) - end :]), ())
+            for other in others if nearness or len(others) <= _MAX_FAR else ():
+                if other in seen or sum(common(parts, parts_of(other))) != nearness:
+                    continue
+                seen.add(other)
+                if is_one_split(images, other) and (tiers := roles(images, other)):
+                    level.append((tiers[1], other))
+        if level:
+            yield nearness, level
 
 
 def is_one_split(images: str, masks: str) -> bool:
@@ -148,9 +158,7 @@ def is_one_split(images: str, masks: str) -> bool:
     return not (found[0] and found[1]) or bool(found[0] & found[1])
 
 
-def _matches(
-    tree: Tree, stems: dict[str, set[str]], images: str, masks: str, tier: int
-) -> list[Match]:
+def _matches(tree: Tree, stems: dict[str, set[str]], images: str, masks: str) -> list[Match]:
     found = []
     for rule, pairs in naming.pair(stems[images], stems[masks]):
         tiers = roles(images, masks, rule)
@@ -174,14 +182,18 @@ def _by_stem(folder: str, names: Iterable[str]) -> dict[str, str]:
 def _within(tree: Tree, folder: str, paired: set[str]) -> list[Match]:
     """Returns the matches of pictures of one folder that are in no other match."""
     free = [n for n in tree.pictures[folder] if os.path.join(folder, n) not in paired]
-    found = []
+    named: list[Match] = []
+    unnamed: list[Match] = []
     for rule, pairs in naming.pair_within({PurePosixPath(name).stem for name in free}):
-        if tiers := roles(folder, folder, rule):
-            found.append(_match(tree, folder, folder, rule, pairs, tiers))
-    found = found or _twins(tree, folder, free)
+        tiers = roles(folder, folder, rule)
+        match = _match(tree, folder, folder, rule, pairs, tiers or (LIKELY, LIKELY))
+        (named if tiers else unnamed).append(match)
+    found = named or _twins(tree, folder, free)
     # Among masks and results, names alone tell too little.
     is_doubted = words.kinds_of(parts_of(folder)) & {words.MASK, words.OTHER, words.RESULT}
-    return [m for m in found if not is_doubted or _look_paired(tree, m.pairs)]
+    if is_doubted or not found:
+        found = [match for match in found or unnamed if _look_paired(tree, match.pairs)]
+    return found
 
 
 def _twins(tree: Tree, folder: str, names: list[str]) -> list[Match]:
@@ -209,20 +221,26 @@ def _look_paired(tree: Tree, pairs: tuple[tuple[str, str], ...]) -> bool:
     return is_photo and other in (contents.INDEX, contents.COLORS)
 
 
-def _by_look(tree: Tree, stems: dict[str, set[str]], paired: set[str]) -> list[Match]:
-    """Returns matches of folders whose names tell nothing, but whose pictures do."""
+def _of_strangers(tree: Tree, stems: dict[str, set[str]], paired: set[str]) -> list[Match]:
+    """Returns matches of folders whose names tell nothing, but whose files' names or pixels do."""
     free = [folder for folder in stems if folder not in paired][:_MAX_LOOKED]
-    found, looked = [], 0
+    found: list[Match] = []
+    looked = 0
     for images in free:
         one = parts_of(images)
-        others = [o for o in free if o != images and is_one_split(images, o)
-                  and len(stems[o] & stems[images]) * 2 >= len(stems[images])]  # fmt: skip
-        for masks in sorted(others, key=lambda o: -sum(common(one, parts_of(o)))):
-            looked += 1
-            both = sorted(stems[images] & stems[masks])
-            match = _match(tree, images, masks, naming.SAME, [(s, s) for s in both], (LIKELY, 0))
-            if looked <= _MAX_LOOKED and _look_paired(tree, match.pairs):
-                kinds = words.kinds_of(parts_of(masks)[len(one) - 1 :])
-                found.append(match._replace(mask_tier=mask_tier(kinds)))
+        others = [o for o in free if o != images and is_one_split(images, o)]
+        others.sort(key=lambda o: -sum(common(one, parts_of(o))))
+        for masks in others:
+            for rule, pairs in naming.pair(stems[images], stems[masks]):
+                tiers = roles(images, masks, rule)
+                match = _match(tree, images, masks, rule, pairs, tiers or (LIKELY, LIKELY))
+                if not tiers:
+                    looked += 1
+                    if rule.place or looked > _MAX_LOOKED or not _look_paired(tree, match.pairs):
+                        continue
+                    kinds = words.kinds_of(parts_of(masks)[len(one) - 1 :])
+                    match = match._replace(mask_tier=mask_tier(kinds))
+                found.append(match)
+            if found and found[-1].images == images:
                 break
     return found

@@ -1,5 +1,6 @@
 """How a mask's name follows from its image's: equal, longer, or with another part in its place."""
 
+import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -41,7 +42,8 @@ class Naming(NamedTuple):
             head = texts[0] if len(texts) == 1 else f"{{{','.join(texts)}}}"
             head = head if 0 < len(texts) <= _MAX_HEADS else "*"
             return f"{head}{self.image}*.*", f"{head}{self.mask}*.*"
-        form = {"start": "{}*.*", "end": "*{}.*", "whole": "{}.*", "suffix": "*{}"}[self.place]
+        forms = {"start": "{}*.*", "end": "*{}.*", "whole": "{}.*", "suffix": "*{}", "": "*.*"}
+        form = forms[self.place]
         return form.format(self.image), form.format(self.mask)
 
 
@@ -63,7 +65,8 @@ def pair_within(stems: set[str]) -> list[tuple[Naming, Pairs]]:
 
 def _learn(images: set[str], masks: set[str], is_one_folder: bool) -> list[tuple[Naming, Pairs]]:
     ordered = sorted(images)
-    sample = ordered[:: max(1, len(ordered) // _SAMPLE)]
+    # At random: every second name may be a mask's.
+    sample = random.Random(0).sample(ordered, min(_SAMPLE, len(ordered)))
     numbers = {number for stem in sample for number in re.findall(r"\d+", stem)}
     near = [m for m in masks if not numbers or numbers.intersection(re.findall(r"\d+", m))]
     parts_of: dict[tuple[str, str], set[str]] = defaultdict(set)
@@ -75,10 +78,9 @@ def _learn(images: set[str], masks: set[str], is_one_folder: bool) -> list[tuple
         rules = set()
         for (head, tail), part in _cuts(stem):
             for other in parts_of.get((head, tail), ()):
-                if _is_rule(part, other, is_one_folder):
-                    place = ("whole", "end", "start", "middle")[bool(head) + 2 * bool(tail)]
-                    if place != "whole" or (part and other):
-                        rules.add(Naming(place, part, other))
+                place = ("whole", "end", "start", "middle")[bool(head) + 2 * bool(tail)]
+                if _is_rule(place, part, other, is_one_folder):
+                    rules.add(Naming(place, part, other))
         counts.update(rules)
     found: list[tuple[Naming, Pairs]] = []
     seen = set()
@@ -93,10 +95,11 @@ def _learn(images: set[str], masks: set[str], is_one_folder: bool) -> list[tuple
     return found[:_MAX_RULES]
 
 
-def _length(rule: Naming) -> tuple[bool, int]:
-    """Returns a sort key: whole words first, so that "um_" stands before "road_", not "um"."""
-    is_cut = rule.place == "middle" and not (rule.image or rule.mask)[0].isalnum()
-    return is_cut, len(rule.image) + len(rule.mask)
+def _length(rule: Naming) -> tuple[int, int]:
+    """Returns a sort key: parts that are cut at a separator, "_rgb" and not "rgb", then short."""
+    parts = [part for part in (rule.image, rule.mask) if part]
+    edge = 0 if rule.place == "end" else -1
+    return sum(part[edge].isalnum() for part in parts), len(rule.image) + len(rule.mask)
 
 
 def _cuts(stem: str) -> list[tuple[tuple[str, str], str]]:
@@ -110,19 +113,22 @@ def _cuts(stem: str) -> list[tuple[tuple[str, str], str]]:
     return [((stem[:i], stem[j:]), stem[i:j]) for n, i in enumerate(ends) for j in ends[n:]]
 
 
-def _is_rule(image: str, mask: str, is_one_folder: bool) -> bool:
+def _is_rule(place: str, image: str, mask: str, is_one_folder: bool) -> bool:
     """Tells whether two parts may differ by their role alone: "_rgb" and "_label"."""
     if image == mask or re.search(r"[{}*?\[\],]", image + mask):
         return False
-    if any(part and not re.search(r"[^\W\d_]", part) for part in (image, mask)):
+    numbers = re.compile(r"(?<![^\W\d_])\d+(?![^\W_])")  # apart from letters
+    if any(
+        numbers.search(part) or not any(map(str.isalnum, part or "a")) for part in (image, mask)
+    ):
         return False  # another number is another sample
+    if place == "whole" and (not image or not mask or re.search(r"\d", image + mask)):
+        return False
     theirs, own = words.kinds((mask,), (image,)), words.kinds((image,), (mask,))
     if words.MASK in own:
         return False
     is_mask = words.MASK in theirs or words.RESULT in theirs
-    if is_one_folder:
-        return is_mask
-    return is_mask or words.IMAGE in own or not image or not mask
+    return is_mask or not image or (not is_one_folder and (words.IMAGE in own or not mask))
 
 
 def _has(stem: str, part: str, place: str) -> bool:

@@ -49,6 +49,14 @@ class Place(NamedTuple):
         """Number of pairs of image and mask."""
         return sum(len(match.pairs) for match in self.matches)
 
+    def settled(self) -> "Place":
+        """Returns the place with the split's name in place of {split}, if there is but one."""
+        if len(self.splits) != 1:
+            return self
+        (split,) = self.splits
+        return self._replace(images=self.images.replace(SPLIT, split),
+                             masks=self.masks.replace(SPLIT, split))  # fmt: skip
+
     def fields(self) -> str:
         """Returns the fields as they are typed."""
         texts = [f'data.images="{self.images}"', f'data.masks="{self.masks}"']
@@ -170,7 +178,8 @@ def _place(members: dict[Match, Shape], is_listed: bool, is_kept: bool) -> Place
     tail = _generalise([s.tail for s in found], is_listed)
     images, masks = (*head, *first.own, *tail), (*head, *first.theirs, *tail)
     rule, is_flat = first.naming, not any(s.below for s in found)
-    if rule.is_pattern or (is_kept and is_flat and not rule.place):
+    is_file = rule.is_pattern or (is_kept and is_flat)
+    if is_file:
         below = () if is_flat else ("**",)
         ends = rule.patterns(_heads(members))
         images, masks = ((*p, *below, end) for p, end in zip((images, masks), ends, strict=True))
@@ -178,8 +187,9 @@ def _place(members: dict[Match, Shape], is_listed: bool, is_kept: bool) -> Place
     for match, shape in members.items():
         splits[shape.split] += len(match.pairs)
     splits.pop("", None)
-    return Place("/".join(images) or ".", "/".join(masks) or ".", rule.mask_suffix,
-                 tuple(members), dict(splits))  # fmt: skip
+    mask_suffix = "" if is_file else rule.mask_suffix
+    one, other = ("/".join(path) or "." for path in (images, masks))
+    return Place(one, other, mask_suffix, tuple(members), dict(splits))
 
 
 def _heads(members: Iterable[Match]) -> set[str]:
