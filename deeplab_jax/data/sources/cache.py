@@ -55,6 +55,14 @@ class CacheSource:
         image = self._bytes[end - 4 * height * width : middle].reshape(height, width, 3)
         return image, self._bytes[middle:end].reshape(height, width)
 
+    def read_mask(self, index: int) -> np.ndarray:
+        """Returns a read-only view of the classes."""
+        return self.read(index)[1]
+
+    def stamp(self, index: int) -> str:
+        """Returns the sample's checksum."""
+        return str(self.table[index, 2])
+
     def names(self, index: int) -> tuple[str, str]:
         """Returns the names of the image and the mask in messages."""
         return f"{self.path} (image {self.ids[index]})", f"{self.path} (mask {self.ids[index]})"

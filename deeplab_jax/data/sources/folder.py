@@ -25,10 +25,19 @@ class FolderSource:
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the image and the raw mask; see `SampleSource`."""
-        image, path = read_image(self.image_paths[index]), self.label_paths[index]
+        return read_image(self.image_paths[index]), self.read_mask(index)
+
+    def read_mask(self, index: int) -> np.ndarray:
+        """Returns the raw mask."""
+        path = self.label_paths[index]
         if self.color_table is None:
-            return image, read_label(path)
-        return image, self.color_table(path, read_color_label(path))
+            return read_label(path)
+        return self.color_table(path, read_color_label(path))
+
+    def stamp(self, index: int) -> str:
+        """Returns size and time of change of the mask's file."""
+        info = os.stat(self.label_paths[index])
+        return f"{info.st_size} {info.st_mtime_ns}"
 
     def names(self, index: int) -> tuple[str, str]:
         """Returns both paths."""

@@ -54,7 +54,20 @@ class TfdsSource:
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the image and the raw mask; see `SampleSource`."""
-        image_name, mask_name = self.names(index)
+        image, mask = self._extract(index)
+        return decode_image(self.names(index)[0], image), self._decode_mask(index, mask)
+
+    def read_mask(self, index: int) -> np.ndarray:
+        """Returns the raw mask."""
+        return self._decode_mask(index, self._extract(index)[1])
+
+    def stamp(self, index: int) -> str:
+        """Returns size and time of change of the set's description, which lists its shards."""
+        info = (Path(self.folder) / "dataset_info.json").stat()
+        return f"{info.st_size} {info.st_mtime_ns}"
+
+    def _extract(self, index: int) -> tuple[bytes, bytes]:
+        """Returns the coded image and mask."""
         try:
             records, extract = self._reader
             example = extract(records[index])
@@ -64,11 +77,15 @@ class TfdsSource:
                 raise ValueError("another record is there")
         except Exception as error:  # array_record and protobuf raise anything on damage
             what = f"cannot be read ({' '.join(str(error).split())[:200]})"
-            raise DataError(image_name, what, "write or copy the data set again") from error
+            fix = "write or copy the data set again"
+            raise DataError(self.names(index)[0], what, fix) from error
+        return image, mask
+
+    def _decode_mask(self, index: int, mask: bytes) -> np.ndarray:
+        name = self.names(index)[1]
         if self.color_table is None:
-            return decode_image(image_name, image), decode_label(mask_name, mask)
-        colors = decode_color_label(mask_name, mask)
-        return decode_image(image_name, image), self.color_table(mask_name, colors)
+            return decode_label(name, mask)
+        return self.color_table(name, decode_color_label(name, mask))
 
     def names(self, index: int) -> tuple[str, str]:
         """Returns the names of the image and the mask in messages."""
