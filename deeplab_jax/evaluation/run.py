@@ -17,7 +17,6 @@ from deeplab_jax.distributed.replicas import checksum
 from deeplab_jax.distributed.shared_dir import as_path
 from deeplab_jax.errors import check_writable
 from deeplab_jax.evaluation import metrics
-from deeplab_jax.evaluation.label_counts import find_oddities
 from deeplab_jax.evaluation.evaluator import EvalResult, Evaluator, counting_images
 from deeplab_jax.evaluation.summary import Evaluation, Summary, environment
 from deeplab_jax.inference.protocol import read_protocol
@@ -92,8 +91,6 @@ def evaluate_checkpoint(
             config = segmenter.config
             dataset = open_dataset(config.data, config.model.num_classes, config.data.val_split)
             facts["data"] = dataset.fingerprint()
-        for note in find_oddities(dataset, config.data, path, False, keeps=json_file is None):
-            print(f"warning: {note}", flush=True)
         result = _evaluate(segmenter, dataset)
         text = json.dumps(_content(segmenter, dataset, result, overrides), indent=1) + "\n"
         if hosts.is_primary():

@@ -19,7 +19,6 @@ from deeplab_jax.data import Dataset, open_dataset
 from deeplab_jax.distributed import hosts
 from deeplab_jax.distributed import mesh as mesh_lib
 from deeplab_jax.distributed.shared_dir import as_path, check_shared
-from deeplab_jax.evaluation.label_counts import find_oddities
 from deeplab_jax.models import DeepLabV3Plus, build_model
 from deeplab_jax.training import workdir as workdir_lib
 from deeplab_jax.training.bad_samples import leave_out
@@ -138,12 +137,11 @@ def _look(config: Config, workdir: Path) -> RunSetup:
 def claim(setup: RunSetup) -> Iterator[RunSetup]:
     """Holds the work directory while the block runs; yields the setup without bad samples.
 
-    Bad samples are searched for here, and labels are counted: that takes a while. The directory
-    keeps what is found. What is odd about the labels is added to the notes.
+    Bad samples are searched for here: that takes a while, and lists them in the directory.
 
     Raises:
       ConfigError: another process trains there.
-      DataError: more samples are bad than may be, or another mask cannot be used.
+      DataError: more samples are bad than may be.
       ResourceError: `config.json` cannot be written there.
     """
     limit = setup.config.data.max_bad_samples
@@ -156,10 +154,6 @@ def claim(setup: RunSetup) -> Iterator[RunSetup]:
                 workdir_lib.check_same_data(setup.workdir, setup.saved, dataset)
             plan = make_plan(setup.config, len(dataset))
             setup = dataclasses.replace(setup, dataset=dataset, plan=plan)
-        notes = setup.notes
-        for dataset, is_train in ((setup.dataset, True), (setup.validation, False)):
-            notes += (*find_oddities(dataset, setup.config.data, setup.workdir, is_train),)
-        setup = dataclasses.replace(setup, notes=notes)
         with hosts.sync_errors():
             workdir_lib.write_config(setup.workdir, setup.config)
         yield setup

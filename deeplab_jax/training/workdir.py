@@ -3,7 +3,6 @@
 <workdir>/config.json    the resolved configuration, for people
 <workdir>/log.jsonl      see `log.JsonLog`
 <workdir>/progress.png   see `picture`; after each evaluation
-<workdir>/label_counts.json  see `evaluation.label_counts`
 <workdir>/checkpoints/   the latest and the best step
 """
 
