@@ -74,6 +74,18 @@ def _values(largest: int) -> Accepted:
     )
 
 
+_VALUE_RANGE = Accepted(
+    "2 whole numbers, 0 <= low < high <= 65535, or empty",
+    lambda value: (
+        not value
+        or (
+            len(value) == 2
+            and all(type(v) is int for v in value)
+            and 0 <= value[0] < value[1] <= 65535
+        )
+    ),
+    "deeplab doctor finds it; 0,65535 keeps the upper 8 bits",
+)
 _SCALES = Accepted(
     "different numbers from 0.25 to 4",
     lambda value: (
@@ -198,23 +210,34 @@ class DataConfig:
     )
     images: str = _field(
         "images/{split}",
-        "folder of the images below the root, flat or nested; folder only",
+        "folder of the images below the root, flat or nested, or a pattern of folders or files,"
+        ' such as "{split}/*/img" or "*_rgb.png": * is any text in a part, ** any folders, {a,b}'
+        " one of these; folder only",
         Accepted("a path; it or split_file holds {split}"),
     )
     masks: str = _field(
         "labels/{split}",
-        "folder of the masks below the root, flat or nested; folder only",
+        "folder of the masks below the root, flat or nested; or a pattern with the wildcards of"
+        " images, which stand for the same in an image and its mask; folder only",
         Accepted("a path"),
     )
     mask_suffix: str = _field(
         "",
-        "what follows the image's name in its mask's, such as \"_mask\"",
+        "what follows the image's name in its mask's, such as \"_mask\"; empty where masks names"
+        " files",
         Accepted("text, or empty"),
     )
     split_file: str = _field(
         "",
         'list of ids, one a line, such as "splits/{split}.txt"; empty: all files',
         Accepted("a path, or empty"),
+    )
+    value_range: tuple[int, int] | tuple[()] = _field(
+        (),
+        "(low, high): values of 16-bit pictures that become 0 and 255, those between in equal"
+        " steps, those outside clipped; 8-bit pictures stay as they are; empty: 16 bits are"
+        " refused",
+        _VALUE_RANGE,
     )
     mask_format: str = _field(
         "index",

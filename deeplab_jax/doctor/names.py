@@ -78,7 +78,7 @@ def find_names(
     folders: Iterable[Path], masks: Masks
 ) -> tuple[Named | None, list[tuple[Path, str]]]:
     """Returns the names of the first file that fits, and the files that do not, with the reason."""
-    unused = []
+    unused: list[tuple[Path, str]] = []
     for path in _paths(folders):
         try:
             if entries := list(_read(path)):  # else it is about something else

@@ -13,7 +13,7 @@ import numpy as np
 from deeplab_jax.config import IGNORE_INDEX, Config, DataConfig
 from deeplab_jax.data import labels
 from deeplab_jax.data.classes import CLASS_NAMES
-from deeplab_jax.data.files import find_files, split_paths
+from deeplab_jax.data.files import find_files
 from deeplab_jax.doctor.layouts import GuessedLayout
 from deeplab_jax.doctor.names import Masks, Named, find_names
 from deeplab_jax.doctor.scan import Color, Pair, SampleFacts, scan, scan_sample
@@ -143,7 +143,8 @@ def _holds_colors(data: DataConfig, split: str, palette: np.ndarray) -> bool:
         facts = scan_sample(Pair(split, "", "", path))
         if facts.mask_kind == "color":
             return True
-        if facts.colors and facts.colors.keys() != {_BLACK}:  # an index, or the colours that the file says
+        # An index, or the very colours that the file says.
+        if facts.colors and facts.colors.keys() != {_BLACK}:
             return facts.colors.keys() <= declared
         if facts.mask_kind and not facts.colors:
             return False
@@ -164,14 +165,15 @@ def _survey(
             count()
     is_described = classes is not None and is_certain
     palette: tuple[Color, ...] = ()
-    names_file, unused = "", ()
+    names_file = ""
+    unused: tuple[str, ...] = ()
     if not is_described:
         palette = _settle_colors(facts) if classes is None else ()
         values = infer_values(facts, data.ignore_values)
         values = values._replace(classes=_filled(values.classes))
         names = tuple(f"class_{i}" for i in range(len(palette or values.classes)))
         if classes is None:
-            named, unused = _find_names(data, splits[0], facts, values, palette)
+            named, unused = _find_names(data, facts, values, palette)
             if named is not None:
                 names, palette, names_file = named.names, named.palette, _shown(data, named.path)
                 values = values._replace(classes=named.values)
@@ -245,13 +247,12 @@ def _count_classes(facts: Sequence[SampleFacts], palette: tuple[Color, ...]) -> 
 
 
 def _find_names(
-    data: DataConfig, split: str, facts: Sequence[SampleFacts], values: Values,
-    palette: tuple[Color, ...],
+    data: DataConfig, facts: Sequence[SampleFacts], values: Values, palette: tuple[Color, ...]
 ) -> tuple[Named | None, tuple[str, ...]]:  # fmt: skip
     """Returns the classes that a file beside the masks names, and the files that do not fit."""
     root = Path(data.root)
-    place = root / split_paths(data, split).masks
-    folders = [root, *(folder for folder in (place, *place.parents) if root in folder.parents)]
+    place = next((Path(f.pair.mask) for f in facts if f.pair.mask), root)
+    folders = [root, *(folder for folder in place.parents if root in folder.parents)]
     shown: dict[int, set[Color]] = defaultdict(set)
     for f in facts:
         for value, color in f.palette.items():
@@ -279,8 +280,7 @@ def _find_pairs(
             faults += _faults(f"split {split} cannot be listed", [error])
             continue
         faults += _faults(f"links or names of split {split} that cannot be", passed_over)
-        paths = split_paths(data, split)
-        folders |= {Path(data.root, paths.images), Path(data.root, paths.masks)}
+        folders |= set(map(Path, files.folders))
         used |= {*files.images.values(), *files.masks.values()}
         images, masks = files.images, files.masks
         pairs += [Pair(split, s, images.get(s, ""), masks.get(s, "")) for s in files.stems]

@@ -74,8 +74,10 @@ def fault_of_mode(mode: str, pixels: np.ndarray | None) -> tuple[str, str]:
     fix = "save masks as 8-bit grey or palette PNG of class indices"
     if pixels is not None:
         is_whole = bool(np.isfinite(pixels).all() and (pixels == np.rint(pixels)).all())
+        if is_whole:
+            fix += ", as gdal_translate -ot Byte IN.tif OUT.png does"
         kind = "whole numbers" if is_whole else "fractions"
-        return f"holds {kind} as 32-bit floats (mode F), {end}", fix
+        return f"holds {kind} as 32-bit floats, {end}", fix
     if mode in CHANNELS:
         more = ", or list the colours in classes.json and set config.data.mask_format=color"
         return f"holds colours (mode {mode}), {end}", fix + more
