@@ -6,7 +6,6 @@ continued run or a later evaluation of the same files counts nothing again.
 
 import hashlib
 import json
-import os
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -78,10 +77,8 @@ def _stamp(dataset: Dataset) -> str:
     digest = hashlib.sha256(dataset.label_map.tobytes())
     digest.update(f"{dataset.class_names}\n".encode("utf-8", "surrogateescape"))
     for index, name in enumerate(dataset.ids):
-        path = dataset.source.names(index)[1]
-        with suppress(OSError, ValueError):  # no file: samples of a cache or TFDS do not change
-            info = os.stat(path)
-            name += f"\t{info.st_size}\t{info.st_mtime_ns}"
+        with suppress(OSError, ValueError):  # no file: reading it will say so
+            name += f"\t{dataset.source.stamp(index)}"
         digest.update(f"{name}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 

@@ -61,6 +61,10 @@ class CacheSource:
         end = int(self.ends[index])
         return self._bytes[end - height * width : end].reshape(height, width)
 
+    def stamp(self, index: int) -> str:
+        """Returns the sample's checksum."""
+        return str(self.table[index, 2])
+
     def names(self, index: int) -> tuple[str, str]:
         """Returns the names of the image and the mask in messages."""
         return f"{self.path} (image {self.ids[index]})", f"{self.path} (mask {self.ids[index]})"

@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -34,6 +35,11 @@ class FolderSource:
         if self.color_table is None:
             return read_label(path)
         return self.color_table(path, read_color_label(path))
+
+    def stamp(self, index: int) -> str:
+        """Returns size and time of change of the mask's file."""
+        info = Path(self.label_paths[index]).stat()
+        return f"{info.st_size} {info.st_mtime_ns}"
 
     def names(self, index: int) -> tuple[str, str]:
         """Returns both paths."""

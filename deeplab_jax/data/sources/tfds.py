@@ -63,6 +63,11 @@ class TfdsSource:
         """Returns the raw mask."""
         return self._decode_mask(index, self._read_bytes(index)[1])
 
+    def stamp(self, index: int) -> str:
+        """Returns size and time of change of the set's description, which lists its shards."""
+        info = (Path(self.folder) / "dataset_info.json").stat()
+        return f"{info.st_size} {info.st_mtime_ns}"
+
     def _read_bytes(self, index: int) -> tuple[bytes, bytes]:
         try:
             records, extract = self._reader
