@@ -24,6 +24,10 @@ class SampleSource(Protocol):
         """
         ...
 
+    def read_mask(self, index: int) -> np.ndarray:
+        """Returns the raw mask alone; raises as `read`."""
+        ...
+
     def names(self, index: int) -> tuple[str, str]:
         """Returns the names of the image and the mask in messages."""
         ...
@@ -39,6 +43,10 @@ class SubsetSource:
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the image and the raw mask."""
         return self.source.read(self.indices[index])
+
+    def read_mask(self, index: int) -> np.ndarray:
+        """Returns the raw mask."""
+        return self.source.read_mask(self.indices[index])
 
     def names(self, index: int) -> tuple[str, str]:
         """Returns the names of the image and the mask in messages."""

@@ -14,10 +14,12 @@ import numpy as np
 
 from deeplab_jax.config import flatten, get_config
 from deeplab_jax.data.classes import CLASS_NAMES
+from deeplab_jax.doctor import depth
+from deeplab_jax.doctor.findings import Finding, worst_first
 from deeplab_jax.doctor.hours import Machine, in_words, step_seconds
 from deeplab_jax.doctor.layouts import GuessedLayout
 from deeplab_jax.doctor.scan import SampleFacts
-from deeplab_jax.doctor.survey import Finding, Survey, worst_first
+from deeplab_jax.doctor.survey import Survey
 from deeplab_jax.errors import DataError
 
 OUTPUT_STRIDE = 16
@@ -85,6 +87,7 @@ def propose(survey: Survey, layout: GuessedLayout, here: Machine) -> Proposal:
         fields["data.train_split"] = Field(layout.splits[0], "the list that is there")
     else:
         fields |= _place_fields(layout) | _class_fields(survey)
+    fields |= _depth_fields(survey)
     crop, sizes = _size_fields(survey, train, here)
     fields |= sizes | length_fields(len(train), here, crop)
     reason = "random weights; ImageNet weights learn faster: see docs/convert.md"
@@ -196,6 +199,16 @@ def _value_fields(survey: Survey) -> Fields:
     elif 2 * len(values) <= last or first > 1:
         fields["data.class_values"] = Field(values, "the values found; class 0, 1, ...")
     return fields
+
+
+def _depth_fields(survey: Survey) -> Fields:
+    found = depth.proposed_range(survey)
+    if found is None:
+        return {}
+    number, few = len(depth.deep(survey)), sum(1 for _ in depth.with_few_levels(survey))
+    reason = f"{number} images of 16 bits hold {depth.in_words(survey)}"
+    reason += f"; {few} of them keep fewer than {depth.FEW_LEVELS} of 256 levels"
+    return {"data.value_range": Field(found, reason)}
 
 
 def _size_fields(

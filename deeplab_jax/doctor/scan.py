@@ -46,12 +46,15 @@ class SampleFacts:
     pair: Pair
     image_size: tuple[int, int] | None = None  # (height, width), upright; None if unreadable
     image_error: str = ""  # why the image cannot be decoded
+    image_fix: str = ""  # what to do about it
     image_hash: bytes = b""  # digest of size and pixels; equal for equal pictures alone
     image_mode: str = ""  # Pillow's mode, such as "RGB", "L" or "CMYK"
+    image_values: tuple[int, ...] = ()  # smallest and largest of a 16-bit image; empty: 8 bits
     orientation: int = 1  # EXIF orientation of the image; 1 is upright
     is_same_file: bool = False  # image and mask are one file, or equal files
     mask_size: tuple[int, int] | None = None  # (height, width); None if the mask cannot be decoded
     mask_error: str = ""  # why the mask cannot be used as it is
+    mask_fix: str = ""  # what to do about it
     mask_kind: str = ""  # "index", "palette", "color" or "lossy"
     mask_hash: bytes = b""  # digest of size and values
     mask_orientation: int = 1  # EXIF orientation of the mask
@@ -87,18 +90,20 @@ def scan_sample(pair: Pair, color_table: ColorTable | None = None) -> SampleFact
     facts, began = SampleFacts(pair), time.thread_time()
     if pair.image:
         try:
-            image = images.read_image(pair.image)
+            image = images.read_pixels(pair.image)
             with Image.open(pair.image) as header:
                 facts.image_mode, facts.orientation = header.mode, images.orientation(header)
             facts.decode_seconds += time.thread_time() - began
             facts.image_size, facts.image_hash = image.shape[:2], _digest(image)
+            if image.dtype == np.uint16:
+                facts.image_values = int(image.min()), int(image.max())
         except DataError as error:
-            facts.image_error = error.what
+            facts.image_error, facts.image_fix = error.what, error.fix
     if pair.mask:
         try:
             _scan_mask(facts, color_table)
         except DataError as error:
-            facts.mask_error = error.what
+            facts.mask_error, facts.mask_fix = error.what, error.fix
     if facts.image_size and facts.mask_size:
         with suppress(OSError):  # compares contents where sizes are equal alone
             facts.is_same_file = filecmp.cmp(pair.image, pair.mask, shallow=False)

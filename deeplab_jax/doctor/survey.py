@@ -3,10 +3,9 @@
 import dataclasses
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from PIL import Image
 
@@ -15,30 +14,12 @@ from deeplab_jax.data import labels
 from deeplab_jax.data.classes import CLASS_NAMES
 from deeplab_jax.data.files import find_files
 from deeplab_jax.data.images import read_size
+from deeplab_jax.doctor.findings import Finding
 from deeplab_jax.doctor.layouts import GuessedLayout
 from deeplab_jax.doctor.scan import Color, Pair, SampleFacts, scan
 from deeplab_jax.doctor.values import Values, infer_values
 from deeplab_jax.errors import ConfigError, DataError
 from deeplab_jax.utils.progress import counting
-
-SEVERITIES = ("error", "warning", "note")
-
-
-class Finding(NamedTuple):
-    """One kind of fault and where it was found."""
-
-    # "error" stops training or teaches something false, "warning" is legal but probably not
-    # meant, "note" is good to know
-    severity: str
-    kind: str  # short name, such as "unreadable-image"
-    title: str  # what is wrong, with the number of places
-    fix: str  # what to do
-    items: tuple[str, ...] = ()  # the places, each with what is wrong there
-
-
-def worst_first(findings: Iterable[Finding]) -> list[Finding]:
-    """Returns the findings by severity, then by number of places."""
-    return sorted(findings, key=lambda f: (SEVERITIES.index(f.severity), -len(f.items)))
 
 
 @dataclass(frozen=True)
@@ -54,7 +35,7 @@ class Survey:
     batch_size: int | None  # of the recipe; None without a recipe
     is_described: bool  # recipe, layout or `classes.json` say what values mean; else it is inferred
     foreign: Counter[str]  # {suffix: number} of files that are no images or masks of the set
-    faults: list[Finding]  # findings from before any file was opened
+    faults: list[Finding]  # findings from before all files were opened
 
     @property
     def root(self) -> Path:
@@ -118,7 +99,11 @@ def survey_folder(layout: GuessedLayout) -> Survey:
     Raises:
       DataError: `classes.json` cannot be used.
     """
-    data, splits = layout.data, layout.splits
+    found = _survey_folder(layout.data, layout.splits)
+    return dataclasses.replace(found, faults=[*found.faults, *layout.findings])
+
+
+def _survey_folder(data: DataConfig, splits: tuple[str, ...]) -> Survey:
     if data.dataset in CLASS_NAMES:
         return _survey(data, splits, labels.open_classes(data, len(CLASS_NAMES[data.dataset])))
     path = Path(data.root) / "classes.json"
