@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from deeplab_jax.config import patterns
 from deeplab_jax.config.schema import (
     Config,
     DataConfig,
@@ -133,6 +134,7 @@ def _check_layout(data: DataConfig) -> None:
     is_split = "{split}" in data.images + data.split_file or data.train_split == data.val_split
     fix = 'name a config.data.split_file such as "splits/{split}.txt"'
     _require("data.images", data.images, is_split, "different for each {split}", fix)
+    patterns.check(data.images, data.masks, data.mask_suffix)
 
 
 def _check_masks(data: DataConfig, num_classes: int) -> None:

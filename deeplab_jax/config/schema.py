@@ -210,22 +210,27 @@ class DataConfig:
     )
     images: str = _field(
         "images/{split}",
-        "folder of the images below the root, flat or nested; folder only",
+        "folder of the images below the root, flat or nested, or a pattern of folders or files,"
+        ' such as "{split}/*/img" or "*_rgb.png": * is any text in a part, ** any folders, {a,b}'
+        " one of these; folder only",
         Accepted("a path; it or split_file holds {split}"),
     )
     masks: str = _field(
         "labels/{split}",
-        "folder of the masks below the root, flat or nested; folder only",
+        "folder of the masks below the root, flat or nested; or a pattern with the wildcards of"
+        " images, which stand for the same in an image and its mask; folder only",
         Accepted("a path"),
     )
     mask_suffix: str = _field(
         "",
-        "what follows the image's name in its mask's, such as \"_mask\"",
+        "what follows the image's name in its mask's, such as \"_mask\"; empty where masks names"
+        " files",
         Accepted("text, or empty"),
     )
     split_file: str = _field(
         "",
-        'list of ids, one a line, such as "splits/{split}.txt"; empty: all files',
+        'list of images, or of images and their masks, one a line, such as "splits/{split}.txt";'
+        " empty: all files",
         Accepted("a path, or empty"),
     )
     value_range: tuple[int, int] | tuple[()] = _field(

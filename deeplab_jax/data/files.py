@@ -1,27 +1,26 @@
 """Finds the files of a split: the table's data sets in their official layouts, or a folder.
 
-Only names are read here. Ids of a list are looked up among the files found under the root, and a
-link that leads out of the root is refused; so nothing outside is ever opened.
+Only names are read here. Lines of a list are looked up among the files under the root, and a link
+that leads out of the root is refused; so nothing outside is ever opened.
 """
 
 import difflib
 import glob
 import os
-import re
 import shlex
-import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from deeplab_jax.config import LABEL_IDS, DataConfig
+from deeplab_jax.config import LABEL_IDS, TRAIN_IDS, DataConfig
+from deeplab_jax.config.patterns import IMAGE_SUFFIXES, is_pattern, names_files
+from deeplab_jax.data.lists import Known, Sample, read_lines, resolve
+from deeplab_jax.data.outside import refuse_links
+from deeplab_jax.data.patterns import LOSSY_SUFFIXES, Pattern, join
 from deeplab_jax.errors import DataError, clip, shorten
+from deeplab_jax.utils.walk import Links, OnFault, list_files
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
-LOSSY_SUFFIXES = (".jpg", ".jpeg", ".webp")
-_MAX_LIST_BYTES = 64 << 20
-OnFault = Callable[[DataError], None]
 
 
 class Files(NamedTuple):
@@ -31,14 +30,16 @@ class Files(NamedTuple):
     images: dict[str, str]  # {stem: path} of the images found
     masks: dict[str, str]  # {stem of the image: path} of the masks found
     id_suffix: str = ""  # follows the stem in a sample's id
+    folders: frozenset[str] = frozenset()  # that hold the images and masks
+    list_file: str = ""  # list that says which are samples
 
 
 class SplitPaths(NamedTuple):
     """Where the files of a split lie under the root; a sample's image and mask share a stem."""
 
-    images: str  # folder
-    masks: str  # folder
-    list_file: str = ""  # list of the samples, one id a line; "" without a list
+    images: str  # folder, or pattern
+    masks: str  # folder, or pattern
+    list_file: str = ""  # list of the samples, one a line; "" without a list
     is_list_needed: bool = False  # a missing list is an error; else all files are samples
     image_suffixes: tuple[str, ...] = (".jpg",)  # ends of image names
     mask_suffixes: tuple[str, ...] = (".png",)  # ends of mask names, after `mask_suffix`
@@ -47,22 +48,46 @@ class SplitPaths(NamedTuple):
     id_suffix: str = ""  # as in `Files`
 
 
+# Places of the official data sets under the root, the published one first, and what each holds.
+_PLACES = {
+    "voc": (("VOCdevkit/VOC2012", "VOC2012", "."), ("JPEGImages", "SegmentationClass")),
+    "ade20k": (
+        ("ADE20k/ADEChallengeData2016", "ADEChallengeData2016", "."),
+        ("images", "annotations"),
+    ),
+    "cityscapes": (("CityScapes", "cityscapes", "Cityscapes", "."), ("leftImg8bit", "gtFine")),
+}
+
+
+def official_top(name: str, root: str | Path) -> str:
+    """Returns the folder of an official data set under `root`.
+
+    The published place goes first, then another that holds the folders of images and masks; without
+    any it is the published one.
+    """
+    places, folders = _PLACES[name]
+    if not os.path.isdir(os.path.join(root, places[0])):
+        for place in places[1:]:
+            if all(os.path.isdir(os.path.join(root, place, folder)) for folder in folders):
+                return place
+    return places[0]
+
+
 def split_paths(data_config: DataConfig, split: str) -> SplitPaths:
     """Returns where the files of a split lie."""
     name = data_config.dataset
+    top = official_top(name, data_config.root) if name in _PLACES else ""
     if name == "voc":
-        top = "VOCdevkit/VOC2012"
         list_file = f"{top}/ImageSets/Segmentation/{split}.txt"
         return SplitPaths(f"{top}/JPEGImages", f"{top}/SegmentationClass", list_file, True)
     if name == "ade20k":
-        top = "ADE20k/ADEChallengeData2016"
         part = {"train": "training", "val": "validation"}.get(split, split)
         return SplitPaths(f"{top}/images/{part}", f"{top}/annotations/{part}", f"{top}/{split}.txt")
     if name == "cityscapes":
-        top, mask_suffix = "CityScapes", data_config.mask_suffix or LABEL_IDS
         return SplitPaths(f"{top}/leftImg8bit/{split}", f"{top}/gtFine/{split}",
                           f"{top}/{split}.txt", image_suffixes=("_leftImg8bit.png",),
-                          mask_suffix=mask_suffix, id_suffix="_leftImg8bit")  # fmt: skip
+                          mask_suffix=data_config.mask_suffix or LABEL_IDS,
+                          id_suffix="_leftImg8bit")  # fmt: skip
     templates = (data_config.images, data_config.masks, data_config.split_file)
     images, masks, list_file = (text.replace("{split}", split) for text in templates)
     return SplitPaths(images, masks, list_file, bool(list_file), IMAGE_SUFFIXES, MASK_SUFFIXES,
@@ -82,12 +107,87 @@ def find_files(data_config: DataConfig, split: str, on_fault: OnFault = _raise) 
       DataError: a folder or list is missing or cannot be read, two files have one stem, or a link
         leads out of the root.
     """
+    paths, links = split_paths(data_config, split), Links()
+    has_pattern = is_pattern(data_config.images) and data_config.dataset == "folder"
+    find = _find_by_pattern if has_pattern else _find_in_folders
+    told: set[str] = set()  # a folder may be listed twice, for images and for masks
+
+    def once(fault: DataError) -> None:
+        if str(fault) not in told:
+            told.add(str(fault))
+            on_fault(fault)
+
+    pairs = find(data_config, split, once, links)
+    if (list_file := _find_list(data_config, split)) is None:
+        stems = sorted(pairs.images.keys() | pairs.masks.keys())
+        return Files(stems, pairs.images, pairs.masks, paths.id_suffix, pairs.folders)
+    root, masks = Path(data_config.root), pairs.masks
+    ends = tuple(paths.mask_suffix + suffix for suffix in paths.mask_suffixes)
+    known = Known(root, pairs.images, masks, root / pairs.places[0], root / pairs.places[1],
+                  (*paths.image_suffixes, paths.id_suffix), ends, pairs.aliases)  # fmt: skip
+    samples = resolve(read_lines(list_file), list_file, known)
+    masks = masks | {sample.stem: sample.mask for sample in samples if sample.mask}
+    _check_kind(samples, data_config, paths, list_file)
+    stems = [sample.stem for sample in samples]
+    return Files(stems, pairs.images, masks, paths.id_suffix, pairs.folders, str(list_file))
+
+
+def looked_for(data_config: DataConfig, split: str, stem: str, files: Files, kind: str) -> str:
+    """Returns where a sample's missing file was looked for; `kind` is "images" or "masks"."""
+    paths, root = split_paths(data_config, split), Path(data_config.root)
+    folder, suffixes = paths.images, paths.image_suffixes
+    if kind == "masks":
+        folder = paths.masks
+        suffixes = tuple(paths.mask_suffix + suffix for suffix in paths.mask_suffixes)
+    path = f"{root / folder}/{clip(stem)}"
+    if is_pattern(folder):
+        images, masks = (Pattern(template, split, IMAGE_SUFFIXES)
+                         for template in (data_config.images, data_config.masks))  # fmt: skip
+        path = f"{root / images.base}/{clip(stem)}"
+        if kind == "masks":
+            image = os.path.relpath(files.images[stem], root) if stem in files.images else ""
+            match = images.match(image)
+            path = str(root / (masks.fill(match.key) if match else masks.path))
+    more = f" (or {', '.join(suffixes[1:])})" if suffixes[1:] else ""
+    return f"{path}{suffixes[0]}{more}"
+
+
+def _check_kind(
+    samples: Sequence[Sample], data_config: DataConfig, paths: SplitPaths, list_file: Path
+) -> None:
+    """Refuses listed masks of Cityscapes whose values are not those that are read."""
+    if data_config.dataset != "cityscapes":
+        return
+    for sample in samples:
+        if sample.mask and not sample.mask.endswith(f"{paths.mask_suffix}.png"):
+            what = f"names {sample.mask}, which is no {paths.mask_suffix} mask"
+            fix = "write one image a line"
+            if sample.mask.endswith(f"{TRAIN_IDS}.png"):
+                fix = f"set --config.data.mask_suffix={TRAIN_IDS}"
+            raise DataError(str(list_file), what, fix)
+
+
+class _Pairs(NamedTuple):
+    """The images and masks of a split, before a list says which are its samples."""
+
+    images: dict[str, str]  # as in `Files`
+    masks: dict[str, str]
+    folders: frozenset[str]
+    places: tuple[str, str]  # paths that stems of images, and of masks, start from
+    aliases: dict[str, list[str]] = {}  # {what a pattern's wildcards stand for: stems}  # noqa: RUF012
+
+
+def _find_in_folders(
+    data_config: DataConfig, split: str, on_fault: OnFault, links: Links
+) -> _Pairs:
     root, paths = Path(data_config.root), split_paths(data_config, split)
     image_folder, mask_folder = root / paths.images, root / paths.masks
     for folder, template in ((image_folder, "images"), (mask_folder, "masks")):
         if not folder.is_dir():
             raise _no_folder(folder, data_config, split, template)
-    image_names, mask_names = (_list(f, root, on_fault) for f in (image_folder, mask_folder))
+    image_names = list_files(image_folder, root, on_fault, links)
+    mask_names = list_files(mask_folder, root, on_fault, links)
+    refuse_links(links, len(image_names) + len(mask_names), data_config, on_fault)
     image_suffixes, lossy = paths.image_suffixes, paths.lossy_mask_suffixes
     is_shared = image_folder.resolve() == mask_folder.resolve()
     if is_shared and not paths.mask_suffix:  # "a.jpg" beside "a.png"
@@ -103,19 +203,67 @@ def find_files(data_config: DataConfig, split: str, on_fault: OnFault = _raise) 
     for suffixes in (lossy, paths.mask_suffixes):
         ends = tuple(paths.mask_suffix + suffix for suffix in suffixes)
         masks |= _by_stem(mask_folder, mask_names, ends, on_fault)
-    listed = _read_list(root, paths, data_config, split)
-    if listed is None:
-        stems = sorted(images.keys() | masks.keys())
-    else:
-        stems = []
-        for line in listed:
-            stem = _stem_of(line, images, paths)
-            if stem not in images:  # spaces around a name count only if an image has them
-                stem = _stem_of(line.strip(), images, paths)
-            if stem not in images and stem not in masks:
-                _refuse_columns(line, images, root, paths)
-            stems.append(stem)
-    return Files(stems, images, masks, paths.id_suffix)
+    if split == "trainaug":  # masks of SBD may lie beside those of VOC
+        more = mask_folder.with_name("SegmentationClassAug")
+        if data_config.dataset == "voc" and more.is_dir():
+            names = list_files(more, root, on_fault, links)
+            masks = _by_stem(more, names, paths.mask_suffixes, on_fault) | masks
+    folders = frozenset((str(image_folder), str(mask_folder)))
+    return _Pairs(images, masks, folders, (paths.images, paths.masks))
+
+
+def _find_by_pattern(
+    data_config: DataConfig, split: str, on_fault: OnFault, links: Links
+) -> _Pairs:
+    root = Path(data_config.root)
+    ends = tuple(data_config.mask_suffix + s for s in (*MASK_SUFFIXES, *LOSSY_SUFFIXES))
+    templates = (data_config.images, IMAGE_SUFFIXES), (data_config.masks, ends)
+    images, masks = (Pattern(template, split, suffixes) for template, suffixes in templates)
+    found = images.find(root, on_fault, links), masks.find(root, on_fault, links)
+    refuse_links(links, len(found[0]) + len(found[1]), data_config, on_fault)
+    for key, pattern, files in zip(("images", "masks"), (images, masks), found, strict=True):
+        missing = pattern.unused(files)
+        if not files or missing:
+            anywhere = Pattern(pattern.template, None, pattern.suffixes)
+            others = anywhere.find(root, on_fault, {})
+            splits = sorted({file.split for file in others.values()} - {""})
+            if not files:
+                raise _no_match(data_config, split, key, pattern, splits)
+            if missing := [text for text in missing if text in anywhere.unused(others)]:
+                what = f"nothing matches with {shorten(missing)}"
+                fix = f"correct --config.data.{key}={shlex.quote(pattern.template)}"
+                raise DataError(str(root / pattern.path), what, fix)
+    folders = frozenset(str(root / file.folder) for files in found for file in files.values())
+    pairs = join(root, (images, masks), found, data_config.mask_suffix, on_fault)
+    aliases: dict[str, list[str]] = {}
+    for file in found[0].values():
+        aliases.setdefault("/".join(filter(None, file.key)), []).append(file.stem)
+    return _Pairs(*pairs, folders, (images.base, masks.base), aliases)
+
+
+def _no_match(
+    data_config: DataConfig, split: str, key: str, pattern: Pattern, splits: list[str]
+) -> DataError:
+    """Returns the error of a pattern that names nothing; says what is there."""
+    root = Path(data_config.root)
+    where = str(root / pattern.path)
+    if splits:
+        what = f"nothing matches: there is no split {split!r}; there are {shorten(splits)}"
+        return DataError(where, what, _propose_split(data_config, split, splits))
+    names = [name for name in list_files(root, root, lambda fault: None, {})
+             if name.lower().endswith(IMAGE_SUFFIXES)]  # fmt: skip
+    kind = "files"
+    if not names_files(pattern.template):
+        kind, names = "folders", sorted({os.path.dirname(name) or "." for name in names})
+    what = f"no {kind} match; {kind} with pictures are {shorten(names) or 'none'}"
+    return DataError(where, what, _correct(data_config, key))
+
+
+def _correct(data_config: DataConfig, key: str) -> str:
+    root, fields = shlex.quote(data_config.root), "--config.data.root"
+    if data_config.dataset == "folder":
+        fields = f"--config.data.{key} or {fields}"
+    return f"correct {fields}, or let `deeplab doctor --data {root}` look for the layout"
 
 
 def _no_folder(folder: Path, data_config: DataConfig, split: str, template: str) -> DataError:
@@ -124,10 +272,14 @@ def _no_folder(folder: Path, data_config: DataConfig, split: str, template: str)
     if found := _splits(Path(data_config.root), pattern, data_config.dataset):
         what = f"is not a folder: there is no split {split!r}; there are {shorten(found)}"
         return DataError(str(folder), what, _propose_split(data_config, split, found))
-    root = shlex.quote(data_config.root)
-    fields = f"--config.data.{template} or --config.data.root"
-    fix = f"correct {fields}, or let `deeplab doctor --data {root}` look for the layout"
-    return DataError(str(folder), "is not a folder", fix)
+    what = "is not a folder"
+    if data_config.dataset in _PLACES:
+        places, inner = _PLACES[data_config.dataset]
+        what += (
+            f"; {data_config.dataset} is looked for in {', '.join(places)} of {data_config.root}"
+        )
+        what += f", by its folders {' and '.join(inner)}"
+    return DataError(str(folder), what, _correct(data_config, template))
 
 
 def _splits(root: Path, pattern: str, dataset: str) -> list[str]:
@@ -147,71 +299,10 @@ def _propose_split(data_config: DataConfig, split: str, found: list[str]) -> str
     return f"use one that is there: --config.data.{key}={close}"
 
 
-def _stem_of(name: str, images: dict[str, str], paths: SplitPaths) -> str:
-    """Returns the stem of a listed name, which may be a file's."""
-    while name.startswith("./"):
-        name = name[2:]
-    if name in images:
-        return name
-    for suffix in (*paths.image_suffixes, paths.id_suffix):
-        if suffix and name.lower().endswith(suffix.lower()):
-            return name[: -len(suffix)]
-    return name
-
-
-def _refuse_columns(line: str, images: dict[str, str], root: Path, paths: SplitPaths) -> None:
-    """Refuses a line of several names, or of a name and a number as in VOC's lists of a class."""
-    fields = [field for field in re.split(r"[\s,;]+", line) if field]
-    suffixes = (*IMAGE_SUFFIXES, *MASK_SUFFIXES)
-    names = [field for field in fields if field not in ("-1", "0", "1")]
-    known = (n.lower().endswith(suffixes) or _stem_of(n, images, paths) in images for n in names)
-    if len(fields) > 1 and all(known):
-        what = f"has a line of {len(fields)} columns ({clip(line.strip())})"
-        fix = "write one id a line: the path of an image under "
-        fix += f"{paths.images}, without its suffix"
-        raise DataError(str(root / paths.list_file), what, fix)
-
-
 def _without(names: list[str], folder: Path, other: Path) -> list[str]:
     """Returns the names in `folder` that are not also in `other`, which may lie in it."""
     prefix = os.path.relpath(other, folder) + "/"
     return [name for name in names if not name.startswith(prefix)]
-
-
-def _list(folder: Path, root: Path, on_fault: OnFault) -> list[str]:
-    """Returns all files under `folder`, as sorted relative paths, hidden ones left out."""
-    try:
-        inside = tuple(os.path.join(os.path.realpath(path), "") for path in (root, folder))
-        return sorted(_walk(str(folder), "", inside, (inside[1],), on_fault))
-    except OSError as error:
-        fix = "check its permissions, or remove the link"
-        where = str(error.filename or folder)
-        raise DataError(where, f"cannot be read ({error.strerror})", fix) from error
-
-
-def _walk(
-    folder: str, prefix: str, inside: tuple[str, ...], above: tuple[str, ...], on_fault: OnFault
-) -> Iterator[str]:
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            is_folder = entry.is_dir()
-            here = ""
-            if is_folder or entry.is_symlink():
-                here = os.path.join(os.path.realpath(entry.path), "")
-                if not here.startswith(inside):
-                    what = f"is a link that leads out of {inside[0]} (to {os.readlink(entry.path)})"
-                    on_fault(DataError(entry.path, what, "put the file itself there"))
-                    continue
-            if not is_folder:
-                yield prefix + entry.name
-                continue
-            if any(path.startswith(here) for path in above):
-                error = DataError(entry.path, "is a link to a folder it lies in", "remove the link")
-                on_fault(error)
-                continue
-            yield from _walk(entry.path, f"{prefix}{entry.name}/", inside, (*above, here), on_fault)
 
 
 def _by_stem(
@@ -229,10 +320,9 @@ def _by_stem(
     return found
 
 
-def _read_list(
-    root: Path, paths: SplitPaths, data_config: DataConfig, split: str
-) -> list[str] | None:
-    """Returns the lines of the split's list that are not blank, or None where there is none."""
+def _find_list(data_config: DataConfig, split: str) -> Path | None:
+    """Returns the split's list, or None where there need not be one."""
+    root, paths = Path(data_config.root), split_paths(data_config, split)
     path = root / paths.list_file
     if not paths.list_file or not os.path.lexists(path):
         if not paths.is_list_needed:
@@ -247,15 +337,9 @@ def _read_list(
         inside = tuple(os.path.join(os.path.realpath(place), "") for place in (root, path.parent))
         if not os.path.realpath(path).startswith(inside):
             what = f"is a link that leads out of {inside[0]} (to {os.readlink(path)})"
-            raise DataError(str(path), what, "put the file itself there, or name it in full")
-    try:
-        info = path.stat()
-        if not stat.S_ISREG(info.st_mode):  # a pipe would wait for a writer
-            raise DataError(str(path), "is no file", "write one id a line")
-        if info.st_size > _MAX_LIST_BYTES:
-            what = f"is too large for a list ({info.st_size} bytes, limit {_MAX_LIST_BYTES})"
-            raise DataError(str(path), what, "write one id a line")
-        text = path.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(str(path), f"cannot be read ({error})", "write one id a line") from error
-    return [line for line in text.split("\n") if line.strip()]
+            fix = "put the file itself there"
+            if data_config.dataset == "folder":
+                name = shlex.quote(os.path.abspath(root / data_config.split_file))
+                fix += f", or name it in full: --config.data.split_file={name}"
+            raise DataError(str(path), what, fix)
+    return path

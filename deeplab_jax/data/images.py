@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from deeplab_jax.data.pictures import depth, png, tiff
+from deeplab_jax.data.pictures import depth, masks, png, tiff
 from deeplab_jax.errors import DataError
 
 MAX_PIXELS = 80_000_000  # a small file can claim to be huge; below the size Pillow itself refuses
@@ -157,22 +157,21 @@ def convert_image(name: str, image: Image.Image, value_range: Sequence[int] = ()
 def decode_label(name: str, data: bytes) -> np.ndarray:
     """Returns a mask's stored indices, uint8 (H, W), or uint16 if one is above 255.
 
-    A palette's colours are not looked at.
+    A palette's colours are not looked at, nor which of its entries are transparent. An index that
+    is stored in colour is read, see `masks`; where pixels are fully transparent the result is
+    int32, with `masks.TRANSPARENT` there.
 
     Raises:
       DataError: as for `decode_image`; or the mask holds colours, or its format is lossy.
     """
     mask = _open_mask(name, data)
+    packing = _packing(mask)
+    tag = orientation(mask)
     if mask.mode not in ("1", "L", "P") and not mask.mode.startswith("I"):
-        what = f"holds colours (mode {mask.mode}), not one class index per pixel"
-        fix = "store masks as grey or palette PNG, or list the colours in classes.json and set "
-        raise DataError(name, what, fix + "config.data.mask_format=color")
-    args = (mask.tile[0].args if mask.tile else "") or ""
-    packing = (args if isinstance(args, str) else str(args[0])).partition(";")[2]
+        return _turn(_decode_several(name, mask), tag)
     if mask.mode in ("1", "L") and "I" in packing:
         raise DataError(name, "is stored inverted (white is 0)", "store masks as PNG")
     step = _GREY_STEP.get(packing[:1], 1) if mask.mode == "L" else 1
-    tag = orientation(mask)
     label = _turn(_pixels(name, mask), tag)
     if label.dtype.itemsize == 1:
         return label.astype(np.uint8) // np.uint8(step)
@@ -183,14 +182,51 @@ def decode_label(name: str, data: bytes) -> np.ndarray:
     return label.astype(np.uint8 if high <= 255 else np.uint16)
 
 
+def _packing(image: ImageFile.ImageFile) -> str:
+    """Returns how samples are stored, as Pillow calls it; "" once an image is decoded."""
+    args = (image.tile[0].args if image.tile else "") or ""
+    return (args if isinstance(args, str) else str(args[0])).partition(";")[2]
+
+
+def _decode_several(name: str, mask: ImageFile.ImageFile) -> np.ndarray:
+    """Returns the indices of a mask of several channels or of floats; refuses all but indices."""
+    mode = {"La": "LA", "RGBa": "RGBA"}.get(mask.mode, mask.mode)  # alpha was multiplied in
+    if mode not in masks.CHANNELS:
+        floats = _pixels(name, mask) if mode == "F" else None
+        raise DataError(name, *masks.fault_of_mode(mode, floats))
+    _refuse_16_bits(name, mask)
+    pixels = _pixels(name, mask, "" if mode == mask.mode else mode)
+    label = masks.to_index(name, pixels[..., : masks.CHANNELS[mode]])
+    if label is None:
+        raise DataError(name, *masks.fault_of_mode(mode, None))
+    return label
+
+
+def _refuse_16_bits(name: str, mask: ImageFile.ImageFile) -> None:
+    if "16" in _packing(mask):  # of which Pillow keeps the upper 8
+        what = f"has 16 bits a channel (mode {mask.mode}); masks of several channels have 8"
+        raise DataError(name, what, "save masks as 8-bit PNG")
+
+
 def decode_color_label(name: str, data: bytes) -> np.ndarray:
     """Returns a mask's colours, those of its palette if it has one, uint8 (H, W, 3) RGB.
 
+    Where pixels are fully transparent the result is RGBA, uint8 (H, W, 4), alpha 0 or 255.
+
     Raises:
-      DataError: as for `decode_image`; or the mask's format is lossy.
+      DataError: as for `decode_image`; or the mask's format is lossy, or pixels are half
+        transparent.
     """
     mask = _open_mask(name, data)
     tag = orientation(mask)
+    if mask.mode.startswith("I;16"):
+        what, fix = "holds 16-bit numbers, not colours", "set config.data.mask_format=index"
+        raise DataError(name, what, fix)
+    if mask.mode == "F":
+        raise DataError(name, *masks.fault_of_mode("F", _pixels(name, mask)))
+    _refuse_16_bits(name, mask)
+    if mask.has_transparency_data:
+        return _turn(masks.without_alpha(name, _pixels(name, mask, "RGBA")), tag)
     return _turn(_to_rgb(name, mask), tag)
 
 
@@ -334,8 +370,6 @@ def _open_mask(name: str, data: bytes) -> ImageFile.ImageFile:
     if mask.format in LOSSY_FORMATS:
         kind = "a WebP" if mask.format == "WEBP" else "a JPEG"
         raise DataError(name, f"is {kind}, which changes class indices", "store masks as PNG")
-    if mask.mode == "F" and (odd := tiff.fault(directory_of(mask))):
-        raise DataError(name, *odd)
     return mask
 
 

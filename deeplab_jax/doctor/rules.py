@@ -8,11 +8,11 @@ from typing import NamedTuple
 from deeplab_jax.config import IGNORE_INDEX
 from deeplab_jax.data.labels import value_ranges
 from deeplab_jax.doctor import depth
+from deeplab_jax.doctor.findings import Finding, worst_first
 from deeplab_jax.doctor.scan import Color, Pair, SampleFacts
-from deeplab_jax.doctor.survey import Finding, Survey, worst_first
+from deeplab_jax.doctor.survey import Survey
 
 _USUAL_BATCH = 8
-_MAX_CLASSES = 255
 _SHIFTS = {-1: "subtracted", 1: "added"}
 
 
@@ -161,18 +161,27 @@ def _disagreement(f: SampleFacts) -> dict[str, str]:
 def _color_text(facts: SampleFacts) -> str:
     if facts.mask_kind != "color":
         return ""
-    if facts.is_grey:
-        return f"grey stored as RGB, values {_values(facts.counts)}"
     number = len(facts.colors)
     if number > 8:
         return f"{'1000 or more' if number >= 1000 else number} colours"
     return "colours " + ", ".join(f"({r}, {g}, {b})" for r, g, b in facts.colors)
 
 
+def _index_in_color(survey: Survey) -> Iterator[Case]:
+    kinds = Counter(f.mask_mode for f in survey.facts if f.colors and f.mask_kind == "index")
+    if kinds:
+        yield Case(words=_count(kinds.total()) | {"kinds": " or ".join(sorted(kinds))})
+
+
+def _transparent_text(facts: SampleFacts) -> str:
+    if not facts.transparent or facts.mask_size is None:
+        return ""
+    share = facts.transparent / (facts.mask_size[0] * facts.mask_size[1])
+    return f"{facts.transparent} pixels ({100 * share:.1f} %)"
+
+
 def _color_fix(survey: Survey) -> str:
-    if all(f.is_grey for f in survey.color_masks):
-        return "save one of their equal channels as grey PNG: its values are class indices"
-    if len(survey.colors) <= _MAX_CLASSES + 1 and survey.is_mostly_color:
+    if survey.palette:
         return 'declare the colours: config.data.mask_format="color"; --write-config proposes it'
     return "export class indices as grey or palette PNG"
 
@@ -346,7 +355,8 @@ RULES = (
                     for f in s.facts if s.class_counts(f).keys() == {IGNORE_INDEX})),
     Rule("error", "empty", "split {split} has no images", "check the folder or list of ids",
          lambda s: (Case(words={"split": split})
-                    for split in s.splits if not s.of_split(split) and not s.faults)),
+                    for split in s.splits if not s.of_split(split)
+                    and not any(fault.severity == "error" for fault in s.faults))),
     Rule("error", "few-images", *_FEW, lambda s: _few_images(s, s.batch_size)),
     Rule("warning", "few-images", *_FEW,
          lambda s: _few_images(s, None if s.batch_size else _USUAL_BATCH)),
@@ -360,6 +370,15 @@ RULES = (
     Rule("note", "palette", "{n} mask{s} {be} palette PNG: indices count, colours do not",
          "nothing to do",
          lambda s: [Case(words=_count(n))] if (n := sum(bool(f.palette) for f in s.facts)) else []),
+    Rule("note", "index-in-color",
+         "{n} mask{s} store{v} class indices in {kinds}: value k stays class k",
+         "nothing to do; grey or palette PNG is smaller", _index_in_color),
+    Rule("warning", "transparent", "{n} mask{s} {be} partly or wholly transparent",
+         "these pixels are ignored; if they are the background, flatten the masks on its colour",
+         _each("mask", _transparent_text)),
+    Rule("note", "class-names", "{n} file{s} of class names {be} passed over",
+         "where one should count, mend it, or list the classes in classes.json",
+         lambda s: iter(s.unused_names)),
     Rule("error", "depth", "{n} image{s} {be} of 16 bits a channel, and the recipe has no range",
          lambda s: f"values are {depth.in_words(s)}: set "
                    f"{depth.as_flag(depth.proposed_range(s))}, or 0,65535 for the upper 8 bits",

@@ -46,12 +46,17 @@ def draw(title: str, log: Log) -> Image.Image:
     train = log.train
     scores = [(step, 100 * score) for step, score in log.eval.get("mean_iou", ())]
     best = max(scores, key=lambda point: point[1], default=None)
-    words = "" if best is None else f": best {best[1]:.1f} at step {best[0]:.0f}"
+    words = f"{log.over_classes()}, %"
+    words += "" if best is None else f": best {best[1]:.1f} at step {best[0]:.0f}"
     loss = [_Line(train.get("loss", ()), _FAINT), _Line(train.get("loss_smoothed", ()), _STRONG)]
     plots = [
         _Plot("training loss, each logged step and smoothed", loss),
         _Plot("learning rate", [_Line(train.get("lr", ()), _STRONG)]),
-        _Plot(f"validation mean IoU, %{words}", [_Line(scores, _STRONG, has_dots=True)], best),
+        _Plot(
+            f"validation mean IoU{log.over_classes()}, %{words}",
+            [_Line(scores, _STRONG, has_dots=True)],
+            best,
+        ),
     ]
     image = Image.new("RGB", (_SCALE * SIZE[0], _SCALE * SIZE[1]), _WHITE)
     pen = ImageDraw.Draw(image)

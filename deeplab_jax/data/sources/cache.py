@@ -52,9 +52,18 @@ class CacheSource:
         """Returns read-only views of the image and its classes."""
         height, width, _ = self.table[index].tolist()
         end = int(self.ends[index])
-        middle = end - height * width
-        image = self._bytes[end - 4 * height * width : middle].reshape(height, width, 3)
-        return image, self._bytes[middle:end].reshape(height, width)
+        image = self._bytes[end - 4 * height * width : end - height * width]
+        return image.reshape(height, width, 3), self.read_mask(index)
+
+    def read_mask(self, index: int) -> np.ndarray:
+        """Returns a read-only view of the classes."""
+        height, width, _ = self.table[index].tolist()
+        end = int(self.ends[index])
+        return self._bytes[end - height * width : end].reshape(height, width)
+
+    def stamp(self, index: int) -> str:
+        """Returns the sample's checksum."""
+        return str(self.table[index, 2])
 
     def names(self, index: int) -> tuple[str, str]:
         """Returns the names of the image and the mask in messages."""

@@ -55,7 +55,20 @@ class TfdsSource:
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the image and the raw mask; see `SampleSource`."""
-        image_name, mask_name = self.names(index)
+        image, mask = self._read_bytes(index)
+        pixels = decode_image(self.names(index)[0], image, self.value_range)
+        return pixels, self._decode_mask(index, mask)
+
+    def read_mask(self, index: int) -> np.ndarray:
+        """Returns the raw mask."""
+        return self._decode_mask(index, self._read_bytes(index)[1])
+
+    def stamp(self, index: int) -> str:
+        """Returns size and time of change of the set's description, which lists its shards."""
+        info = (Path(self.folder) / "dataset_info.json").stat()
+        return f"{info.st_size} {info.st_mtime_ns}"
+
+    def _read_bytes(self, index: int) -> tuple[bytes, bytes]:
         try:
             records, extract = self._reader
             example = extract(records[index])
@@ -65,11 +78,15 @@ class TfdsSource:
                 raise ValueError("another record is there")
         except Exception as error:  # array_record and protobuf raise anything on damage
             what = f"cannot be read ({' '.join(str(error).split())[:200]})"
-            raise DataError(image_name, what, "write or copy the data set again") from error
-        pixels = decode_image(image_name, image, self.value_range)
+            where = self.names(index)[0]
+            raise DataError(where, what, "write or copy the data set again") from error
+        return image, mask
+
+    def _decode_mask(self, index: int, data: bytes) -> np.ndarray:
+        name = self.names(index)[1]
         if self.color_table is None:
-            return pixels, decode_label(mask_name, mask)
-        return pixels, self.color_table(mask_name, decode_color_label(mask_name, mask))
+            return decode_label(name, data)
+        return self.color_table(name, decode_color_label(name, data))
 
     def names(self, index: int) -> tuple[str, str]:
         """Returns the names of the image and the mask in messages."""

@@ -1,0 +1,263 @@
+"""Lists of samples: their text in any usual encoding, and the images and masks that lines name."""
+
+import codecs
+import os
+import re
+import stat
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from deeplab_jax.config.patterns import IMAGE_SUFFIXES
+from deeplab_jax.errors import DataError, clip, shorten
+
+_MAX_BYTES = 64 << 20
+_MAX_LINE = 8192  # characters of two paths
+_FORM = "write one image a line, or an image and its mask"
+_SEPARATOR = re.compile(r"[\t,;]|\s+")
+_NUMBERS = ("-1", "0", "1")  # of VOC's lists of a class
+
+
+def read_lines(path: Path) -> list[str]:
+    """Returns the lines of a text file that are not blank, without their ends.
+
+    The text is UTF-8 or UTF-16, with or without a byte order mark, else Windows' code page 1252.
+
+    Raises:
+      DataError: it is no file, too large, no text, or cannot be read.
+    """
+    try:
+        info = path.stat()
+        if not stat.S_ISREG(info.st_mode):  # a pipe would wait for a writer
+            raise DataError(str(path), "is no file", _FORM)
+        if info.st_size > _MAX_BYTES:
+            what = f"is too large for a list ({info.st_size} bytes, limit {_MAX_BYTES})"
+            raise DataError(str(path), what, _FORM)
+        text = _decode(path.read_bytes())
+    except OSError as error:
+        raise DataError(str(path), f"cannot be read ({error.strerror})", _FORM) from error
+    except UnicodeDecodeError as error:
+        what = "is no text in UTF-8, UTF-16 or Windows-1252"
+        raise DataError(str(path), what, f"save it as UTF-8, and {_FORM}") from error
+    return [line for line in re.split(r"\r\n|\r|\n", text) if line.strip()]
+
+
+def _decode(data: bytes) -> str:
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-16")
+    for start, encoding in ((1, "utf-16-le"), (0, "utf-16-be")):
+        if 4 * data[start::2].count(0) > len(data):  # more than half of these are zeros
+            return data.decode(encoding)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        if re.search(rb"[\x00-\x08\x0e-\x1f]", data):
+            raise
+        return data.decode("cp1252")
+
+
+class Sample(NamedTuple):
+    """What a line of a list names."""
+
+    stem: str  # of the image; the line itself where it names no image that was found
+    mask: str = ""  # path of the mask named there; "" where the names join them
+
+
+class Known(NamedTuple):
+    """What was found of a split, and where; lines are looked up in it."""
+
+    root: Path
+    images: Mapping[str, str]  # {stem: path}
+    masks: Mapping[str, str]  # {stem of the image: path}
+    image_folder: Path  # that holds all images
+    mask_folder: Path
+    suffixes: tuple[str, ...]  # that may follow a stem in a list
+    mask_suffixes: tuple[str, ...]  # of masks, with `config.data.mask_suffix`
+    aliases: Mapping[str, Iterable[str]]  # {another name of an image: stems}
+
+
+def resolve(lines: Sequence[str], list_file: Path, known: Known) -> list[Sample]:
+    r"""Returns what the lines of a list name, in order.
+
+    A line names an image by its stem, its file's name, or its path under the images' folder, under
+    the root or in full, with or without the suffix, and after it perhaps the image's mask. A name
+    that stands as it is goes before one without quotes and spaces around it, and with `/` for `\`.
+
+    Raises:
+      DataError: lines of columns that name no image and mask, or a name of several images.
+    """
+    names = _Names(known)
+    samples, faults = [], []
+    masks: dict[str, str] = {}
+    for line in lines:
+        try:
+            sample = names.sample(line)
+            mask = sample.mask or known.masks.get(sample.stem, "")
+            if masks.setdefault(sample.stem, mask) != mask:
+                what = f"names {sample.stem} twice, with other masks"
+                raise _UnusableError(what, "leave one line of each image")
+            samples.append(sample)
+        except _UnusableError as error:
+            what = f"{error.what} ({clip(line.strip())})"
+            faults.append(DataError(str(list_file), what, error.fix))
+    if faults:
+        more = f", and {len(faults) - 1} more such" if len(faults) > 1 else ""
+        raise DataError(faults[0].where, faults[0].what + more, faults[0].fix)
+    return samples
+
+
+def is_outside(name: str) -> bool:
+    """Tells whether a listed name leads out of where it is looked for."""
+    name = name.replace("\\", "/")
+    return bool(re.match(r"/|[A-Za-z]:/", name)) or ".." in PurePosixPath(name).parts
+
+
+class _UnusableError(Exception):
+    def __init__(self, what: str, fix: str = _FORM):
+        super().__init__(what, fix)
+        self.what, self.fix = what, fix
+
+
+class _Names:
+    """Looks names up among the images and masks found."""
+
+    def __init__(self, known: Known):
+        self._known = known
+        places = os.path.abspath(known.root), os.path.realpath(known.root), str(known.root)
+        self._roots = tuple(os.path.join(place, "") for place in places)
+        inside = map(os.path.realpath, (known.root, known.mask_folder))
+        self._inside = tuple(os.path.join(place, "") for place in inside)
+
+    def sample(self, line: str) -> Sample:
+        stem = self._stem(line)
+        if stem not in self._known.images:  # spaces around a name count only if an image has them
+            stem = self._stem(line.strip())
+        if stem in self._known.images or stem in self._known.masks:
+            return Sample(stem)
+        text = _clean(line)
+        if found := self._image(text):
+            return Sample(found)
+        return self._columns(text) or Sample(stem)
+
+    def _stem(self, name: str) -> str:
+        """Returns the stem of a name, which may be a file's."""
+        while name.startswith("./"):
+            name = name[2:]
+        if name in self._known.images:
+            return name
+        for suffix in self._known.suffixes:
+            if suffix and name.lower().endswith(suffix.lower()):
+                return name[: -len(suffix)]
+        return name
+
+    def _image(self, name: str) -> str:
+        """Returns the stem of the image with a name; "" where none was found."""
+        if self._stem(name) in self._known.images:
+            return self._stem(name)
+        for path in self._paths(name, self._known.image_folder):
+            if stem := self._by_path.get(_plain(path)):
+                return stem
+        stems = self._by_name.get(_plain(name), ())
+        if len(stems) > 1:
+            what = f"is the name of {len(stems)} images: {shorten(stems, 3)}"
+            raise _UnusableError(f"has a line that {what}", "write their paths under the root")
+        return next(iter(stems), "")
+
+    def _paths(self, name: str, folder: Path) -> Iterator[str]:
+        """Yields the paths under the root that a name may stand for."""
+        for start in self._roots:
+            if name.startswith(start):
+                yield str(self._known.root / name.removeprefix(start))
+                return
+        if ".." not in PurePosixPath(name).parts and not re.match(r"[A-Za-z]:/", name):
+            for place in (folder, *folder.parents):
+                yield str(place / name.lstrip("/"))
+                if place == self._known.root:
+                    break
+
+    @cached_property
+    def _by_path(self) -> dict[str, str]:
+        return {_plain(path): stem for stem, path in self._known.images.items()}
+
+    @cached_property
+    def _by_name(self) -> dict[str, set[str]]:
+        found: dict[str, set[str]] = defaultdict(set)
+        for stem in self._known.images:
+            found[_plain(stem)].add(stem)
+            found[_plain(os.path.basename(stem))].add(stem)
+        for alias, stems in self._known.aliases.items():
+            found[_plain(alias)] |= set(stems)
+        return found
+
+    def _columns(self, text: str) -> Sample | None:
+        """Returns the image and mask that a line names; None for a line of one name."""
+        samples, absent = set(), ""
+        if len(text) > _MAX_LINE or "\0" in text:
+            return None
+        for match in _SEPARATOR.finditer(text):
+            first, second = _clean(text[: match.start()]), _clean(text[match.end() :])
+            stem = first and second and self._image(first)
+            if not stem or second in _NUMBERS:
+                continue
+            if mask := self._mask(second):
+                samples.add(Sample(stem, "" if mask == self._known.masks.get(stem) else mask))
+            elif second.lower().endswith(IMAGE_SUFFIXES) and not _SEPARATOR.search(second):
+                absent = second
+        if len(samples) == 1:
+            return samples.pop()
+        if samples:
+            what = "has a line that names several pairs"
+            raise _UnusableError(what, "put the names in quotes")
+        if absent and is_outside(absent) and not absent.startswith(self._roots):
+            what = f"names a mask that lies outside {self._known.root}; it was not opened"
+            raise _UnusableError(what, "name a folder above both as --config.data.root")
+        if absent:
+            places = dict.fromkeys(self._paths(absent, self._known.mask_folder))
+            what = f"names a mask that is not there: looked for {' and '.join(places)}"
+            raise _UnusableError(what, "add it, or correct the line")
+        self._refuse(text)
+        return None
+
+    def _refuse(self, text: str) -> None:
+        """Refuses a line of several names, or of a name and a number."""
+        fields = [field for field in re.split(r"[\s,;]+", text) if field]
+        names = [field for field in fields if field not in _NUMBERS]
+        is_known = all(name.lower().endswith(IMAGE_SUFFIXES)
+                       or self._image(name) for name in names)  # fmt: skip
+        if len(fields) < 2 or not is_known or is_outside(text):
+            return
+        what = f"has a line of {len(fields)} columns"
+        if len(fields) == 2 and fields[1] not in _NUMBERS:
+            places = dict.fromkeys(self._paths(_clean(fields[0]), self._known.image_folder))
+            what += f" whose image is not there: looked for {' and '.join(places)}"
+        raise _UnusableError(what)
+
+    def _mask(self, name: str) -> str:
+        """Returns the path of a listed mask; "" where there is none under the root."""
+        has_suffix = name.lower().endswith(IMAGE_SUFFIXES)
+        for path in self._paths(name, self._known.mask_folder):
+            for suffix in ("",) if has_suffix else self._known.mask_suffixes:
+                target = os.path.realpath(path + suffix)
+                if target.startswith(self._inside) and os.path.isfile(target):
+                    return path + suffix
+        return ""
+
+
+def _clean(text: str) -> str:
+    r"""Returns a name without spaces and quotes around it, with `/` for `\`."""
+    text = text.strip(" \t,;")
+    if len(text) > 1 and text[0] in "\"'" and text.find(text[0], 1) == len(text) - 1:
+        text = text[1:-1].strip()
+    text = text.replace("\\", "/")
+    while text.startswith("./"):
+        text = text[2:]
+    return text
+
+
+def _plain(path: str) -> str:
+    """Returns a path without the suffix of a picture, in one form of Unicode."""
+    stem, suffix = os.path.splitext(path)
+    return unicodedata.normalize("NFC", stem if suffix.lower() in IMAGE_SUFFIXES else path)
