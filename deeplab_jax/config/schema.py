@@ -229,7 +229,8 @@ class DataConfig:
     )
     split_file: str = _field(
         "",
-        'list of ids, one a line, such as "splits/{split}.txt"; empty: all files',
+        'list of images, or of images and their masks, one a line, such as "splits/{split}.txt";'
+        " empty: all files",
         Accepted("a path, or empty"),
     )
     value_range: tuple[int, int] | tuple[()] = _field(

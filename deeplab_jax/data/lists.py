@@ -104,7 +104,7 @@ def resolve(lines: Sequence[str], list_file: Path, known: Known) -> list[Sample]
             what = f"{error.what} ({clip(line.strip())})"
             faults.append(DataError(str(list_file), what, error.fix))
     if faults:
-        more = f", and {len(faults) - 1} more lines" if len(faults) > 1 else ""
+        more = f", and {len(faults) - 1} more such" if len(faults) > 1 else ""
         raise DataError(faults[0].where, faults[0].what + more, faults[0].fix)
     return samples
 
@@ -226,7 +226,7 @@ class _Names:
         fields = [field for field in re.split(r"[\s,;]+", text) if field]
         names = [field for field in fields if field not in _NUMBERS]
         is_known = all(name.lower().endswith(IMAGE_SUFFIXES)
-                       or self._stem(name) in self._known.images for name in names)  # fmt: skip
+                       or self._image(name) for name in names)  # fmt: skip
         if len(fields) < 2 or not is_known or is_outside(text):
             return
         what = f"has a line of {len(fields)} columns"

@@ -15,10 +15,11 @@ import numpy as np
 from deeplab_jax.config import flatten, get_config
 from deeplab_jax.data.classes import CLASS_NAMES
 from deeplab_jax.doctor import depth
+from deeplab_jax.doctor.findings import Finding, worst_first
 from deeplab_jax.doctor.hours import Machine, in_words, step_seconds
 from deeplab_jax.doctor.layouts import GuessedLayout
 from deeplab_jax.doctor.scan import SampleFacts
-from deeplab_jax.doctor.survey import Finding, Survey, worst_first
+from deeplab_jax.doctor.survey import Survey
 from deeplab_jax.errors import DataError
 
 OUTPUT_STRIDE = 16

@@ -8,8 +8,9 @@ from typing import NamedTuple
 from deeplab_jax.config import IGNORE_INDEX
 from deeplab_jax.data.labels import value_ranges
 from deeplab_jax.doctor import depth
+from deeplab_jax.doctor.findings import Finding, worst_first
 from deeplab_jax.doctor.scan import Color, Pair, SampleFacts
-from deeplab_jax.doctor.survey import Finding, Survey, worst_first
+from deeplab_jax.doctor.survey import Survey
 
 _USUAL_BATCH = 8
 _SHIFTS = {-1: "subtracted", 1: "added"}
@@ -354,7 +355,8 @@ RULES = (
                     for f in s.facts if s.class_counts(f).keys() == {IGNORE_INDEX})),
     Rule("error", "empty", "split {split} has no images", "check the folder or list of ids",
          lambda s: (Case(words={"split": split})
-                    for split in s.splits if not s.of_split(split) and not s.faults)),
+                    for split in s.splits if not s.of_split(split)
+                    and not any(fault.severity == "error" for fault in s.faults))),
     Rule("error", "few-images", *_FEW, lambda s: _few_images(s, s.batch_size)),
     Rule("warning", "few-images", *_FEW,
          lambda s: _few_images(s, None if s.batch_size else _USUAL_BATCH)),

@@ -6,7 +6,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from deeplab_jax.config import IGNORE_INDEX, Config, DataConfig
 from deeplab_jax.data import labels
 from deeplab_jax.data.classes import CLASS_NAMES
 from deeplab_jax.data.files import find_files
+from deeplab_jax.doctor.findings import Finding
 from deeplab_jax.doctor.layouts import GuessedLayout
 from deeplab_jax.doctor.names import Masks, Named, find_names
 from deeplab_jax.doctor.scan import Color, Pair, SampleFacts, scan, scan_sample
@@ -25,24 +25,6 @@ _BLACK = (0, 0, 0)
 _MAX_CLASSES = 255
 _MOSTLY = 6  # times as many masks in colour that encode an index as that do not
 _COLORS = "holds colours"  # of a mask that would encode an index if the others did
-SEVERITIES = ("error", "warning", "note")
-
-
-class Finding(NamedTuple):
-    """One kind of fault and where it was found."""
-
-    # "error" stops training or teaches something false, "warning" is legal but probably not
-    # meant, "note" is good to know
-    severity: str
-    kind: str  # short name, such as "unreadable-image"
-    title: str  # what is wrong, with the number of places
-    fix: str  # what to do
-    items: tuple[str, ...] = ()  # the places, each with what is wrong there
-
-
-def worst_first(findings: Iterable[Finding]) -> list[Finding]:
-    """Returns the findings by severity, then by number of places."""
-    return sorted(findings, key=lambda f: (SEVERITIES.index(f.severity), -len(f.items)))
 
 
 @dataclass(frozen=True)
@@ -61,7 +43,7 @@ class Survey:
     names_file: str  # file beside the masks that names the classes; "" where they are numbered
     unused_names: tuple[str, ...]  # other such files, each with the reason why it does not fit
     foreign: Counter[str]  # {suffix: number} of files that are no images or masks of the set
-    faults: list[Finding]  # findings from before any file was opened
+    faults: list[Finding]  # findings from before all files were opened
 
     @property
     def root(self) -> Path:
@@ -119,7 +101,11 @@ def survey_folder(layout: GuessedLayout) -> Survey:
     Raises:
       DataError: `classes.json` cannot be used.
     """
-    data, splits = layout.data, layout.splits
+    found = _survey_folder(layout.data, layout.splits)
+    return dataclasses.replace(found, faults=[*found.faults, *layout.findings])
+
+
+def _survey_folder(data: DataConfig, splits: tuple[str, ...]) -> Survey:
     if data.dataset in CLASS_NAMES:
         return _survey(data, splits, labels.open_classes(data, len(CLASS_NAMES[data.dataset])))
     path = Path(data.root) / "classes.json"

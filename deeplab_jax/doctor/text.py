@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from deeplab_jax.config import IGNORE_INDEX
-from deeplab_jax.doctor.survey import SEVERITIES, Finding, Survey
+from deeplab_jax.doctor.findings import SEVERITIES, Finding
+from deeplab_jax.doctor.survey import Survey
 from deeplab_jax.utils.machine import num_cores
 
 _WIDTH = 80

@@ -1,0 +1,23 @@
+"""Findings: kinds of fault of a data set, each with its places and its cure."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+SEVERITIES = ("error", "warning", "note")
+
+
+class Finding(NamedTuple):
+    """One kind of fault and where it was found."""
+
+    # "error" stops training or teaches something false, "warning" is legal but probably not
+    # meant, "note" is good to know
+    severity: str
+    kind: str  # short name, such as "unreadable-image"
+    title: str  # what is wrong, with the number of places
+    fix: str  # what to do
+    items: tuple[str, ...] = ()  # the places, each with what is wrong there
+
+
+def worst_first(findings: Iterable[Finding]) -> list[Finding]:
+    """Returns the findings by severity, then by number of places."""
+    return sorted(findings, key=lambda f: (SEVERITIES.index(f.severity), -len(f.items)))

@@ -1,0 +1,159 @@
+"""Guesses where the images and masks of a folder lie."""
+
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+
+from deeplab_jax.config import DataConfig, freeze, get_config
+from deeplab_jax.doctor.findings import Finding
+from deeplab_jax.doctor.layouts import matches, official, splits, words
+from deeplab_jax.doctor.layouts.choose import choose
+from deeplab_jax.doctor.layouts.official import Official
+from deeplab_jax.doctor.layouts.shapes import Place
+from deeplab_jax.doctor.layouts.tree import Tree, read_tree
+from deeplab_jax.errors import DataError
+
+_MAX_SEEN = 8  # folders named where none match
+_MASK_FILES = (".gif", ".npy", ".npz", ".mat", ".json", ".xml", ".txt", ".jp2", ".nii", ".gz")
+
+
+@dataclass(frozen=True)
+class GuessedLayout:
+    """Where a data set lies."""
+
+    data: DataConfig  # reads the data set
+    splits: tuple[str, ...]  # names, the training split first; one name if there is no split
+    is_split: bool  # whether training and validation images are told apart
+    why: str  # how the layout was recognised, in words
+    findings: tuple[Finding, ...] = field(default=())  # what else was seen, and is not used
+
+
+def guess(root: str | Path) -> GuessedLayout:
+    """Returns the layout of the data set in a folder.
+
+    Raises:
+      DataError: `root` is no folder, or nothing in it looks like images with masks.
+    """
+    root = Path(root).resolve()
+    if not root.is_dir():
+        raise DataError(str(root), "is not a folder", "name the folder of your images and masks")
+    tree = read_tree(root)
+    sets, reasons = official.find(tree)
+    inner = {folder for found in sets for top in found.folders for folder in tree.pictures
+             if folder == top or folder.startswith(f"{top}/")}  # fmt: skip
+    rest = replace(tree, pictures={f: n for f, n in tree.pictures.items() if f not in inner})
+    choice = choose(rest, matches.find(rest))
+    passed_over = _predicted(tree)
+    if sets:
+        return _official(tree, sets, choice.place if choice else None, passed_over)
+    if choice is None:
+        raise _nothing(tree)
+    layout = _layout(tree, choice.place)
+    why = "; ".join([layout.why, *reasons])
+    return replace(layout, why=why, findings=(*choice.findings, *layout.findings, *passed_over))
+
+
+def _official(
+    tree: Tree, sets: Sequence[Official], other: Place | None, passed_over: list[Finding]
+) -> GuessedLayout:
+    def size(found: Official) -> int:
+        return sum(len(names) for folder, names in tree.pictures.items()
+                   if folder.startswith(tuple(f"{top}/" for top in found.folders)))  # fmt: skip
+
+    best = max(sets, key=size)
+    row = freeze(get_config(best.name)).data
+    data = replace(row, root=best.root, train_split=best.train_split, val_split="val")
+    items = [f"{found.name}: deeplab doctor --data {shlex.quote(str(tree.root / found.folders[0]))}"
+             for found in sets if found is not best]  # fmt: skip
+    if other:
+        items.append(f"{other.images} with {other.masks}: {other.num_pairs} pairs")
+    findings = list(passed_over)
+    if items:
+        title = f"{len(items)} other data set{'s' if len(items) > 1 else ''} not used"
+        fix = f"{best.name} is used; name another's own folder with --data"
+        findings.append(Finding("warning", "layout", title, fix, tuple(items)))
+    why = f"the official layout of {best.name}"
+    return GuessedLayout(data, (best.train_split, "val"), True, why, tuple(findings))
+
+
+def _layout(tree: Tree, place: Place) -> GuessedLayout:
+    data = freeze(get_config("folder")).data
+    findings: list[Finding] = []
+    names, lists = splits.ordered(splits.with_missing(tree, place)), ""
+    place = place if len(names) > 1 else place.settled()
+    images, masks, suffix = place[:3]
+    why = f"{images} with {masks}" + (f", masks named NAME{suffix}" if suffix else "")
+    if len(place.matches) > 1 and re.search(r"\*|\{.*,", images):
+        why += f", all {place.num_pairs} pairs of {len(place.matches)} folders"
+    if images.split("/")[-1] == "{split}" and masks.split("/")[-1] == "{split}annot":
+        data = replace(data, ignore_values=(11,))
+        why += " (CamVid's public layout, where 11 is void)"
+    if len(names) > 1:
+        findings += splits.left_out(place, names)
+    else:
+        data = replace(data, root=str(tree.root), images=images, masks=masks, mask_suffix=suffix)
+        found = splits.find_lists(tree, place, data)
+        lists = found.pattern
+        if lists:
+            names, why = found.splits, f"{why}, lists {lists}"
+        else:
+            findings += _unsplit(tree, place, found.reasons)
+    is_split = len(names) > 1
+    if not is_split:
+        names, why = names[:1] or ("all",), f"{why}, without a split"
+    elif words.rank(names[1], words.TEST)[0] < len(words.TEST):
+        why += f", validated on {names[1]}"
+    data = replace(data, root=str(tree.root), images=images, masks=masks, mask_suffix=suffix,
+                   split_file=lists, train_split=names[0], val_split=names[:2][-1])  # fmt: skip
+    return GuessedLayout(data, names, is_split, why, tuple(findings))
+
+
+def _unsplit(tree: Tree, place: Place, reasons: Sequence[str]) -> list[Finding]:
+    """Returns what is told before a random split is proposed."""
+    findings = []
+    if reasons:
+        title = f"{len(reasons)} file{'s' if len(reasons) > 1 else ''} may tell a split and cannot "
+        fix = "write train.txt and val.txt beside the images' folder, one name a line; without "
+        fix += "them the split that --write-config proposes is random"
+        findings.append(Finding("warning", "split", title + "be used", fix, tuple(reasons)))
+    if told := splits.in_names(image for match in place.matches for image, _ in match.pairs):
+        title = f"the images' names tell a split: {told}"
+        fix = "move each into a folder of its split, or write train.txt and val.txt; without them "
+        fix += "the split that --write-config proposes is random"
+        findings.append(Finding("warning", "split", title, fix))
+    return findings
+
+
+def _predicted(tree: Tree) -> list[Finding]:
+    items = tuple(f"{folder or '.'}: {number}" for folder, number in tree.predicted.items())
+    if not items:
+        return []
+    title = f"results of deeplab predict in {len(items)} folder(s) passed over"
+    return [Finding("note", "layout", title, "nothing to do", items)]
+
+
+def _nothing(tree: Tree) -> DataError:
+    """Returns the error of a folder without pairs; says why the nearest did not pair."""
+    counts = {folder: len(names) for folder, names in tree.pictures.items()}
+    seen = [f"{folder or '.'} ({number})" for folder, number in counts.items()]
+    more = f" and {len(seen) - _MAX_SEEN} more" if len(seen) > _MAX_SEEN else ""
+    what = "holds no images with masks of the same names; folders with pictures: "
+    what += ", ".join(seen[:_MAX_SEEN]) + more or "none"
+    masks = [f for f in counts if words.MASK in words.kinds_of(matches.parts_of(f))]
+    images = [f for f in counts if f not in masks]
+    if masks and images:
+        one, other = (max(folders, key=lambda f: counts[f]) for folders in (images, masks))
+        names = [PurePosixPath(tree.pictures[folder][0]).stem for folder in (one, other)]
+        what += f"; names differ: {one or '.'} has {names[0]}, {other} {names[1]}"
+    for folder, suffixes in tree.others.items():
+        if words.MASK in words.kinds_of(matches.parts_of(folder)):
+            unread = [f"{n} {s}" for s, n in suffixes.most_common() if s in _MASK_FILES]
+            if unread:
+                what += f"; {folder} holds {', '.join(unread[:3])}, which are no masks to be read"
+    for folder, number in tree.predicted.items():
+        what += f"; {folder or '.'} holds {number} results of deeplab predict"
+    fix = "lay them out as images/train/NAME.jpg and labels/train/NAME.png, or describe where "
+    fix += "they are in a recipe (config.data.images, masks, mask_suffix) and use --config"
+    return DataError(str(tree.root), what, fix)

@@ -1,0 +1,154 @@
+"""The splits of a place: names in its folders, or lists of its samples."""
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import PurePosixPath
+from typing import NamedTuple
+
+from deeplab_jax.config import DataConfig
+from deeplab_jax.data.files import find_files
+from deeplab_jax.doctor.findings import Finding
+from deeplab_jax.doctor.layouts import words
+from deeplab_jax.doctor.layouts.shapes import SPLIT, Place, regex_of
+from deeplab_jax.doctor.layouts.tree import LIST_SUFFIXES, Tree
+from deeplab_jax.errors import DataError, clip
+
+_ENOUGH = 0.5  # of a list's lines must name pairs
+_MAX_LISTS = 24  # tried
+_MAX_LIST_BYTES = 1 << 26
+
+
+class Lists(NamedTuple):
+    """Lists of samples, one a split."""
+
+    pattern: str  # `data.split_file`; "" without usable lists
+    splits: tuple[str, ...]
+    reasons: tuple[str, ...]  # files that look like lists and are not used, each with the reason
+
+
+def ordered(splits: Mapping[str, int]) -> tuple[str, ...]:
+    """Returns a training split, a validation split, then those to test on.
+
+    Args:
+      splits: {name: pairs}; of two names that mean the same the larger is taken.
+    """
+    train = min((s for s in splits if words.is_train(s)), default="",
+                key=lambda s: (words.rank(s, words.TRAIN)[0], -splits[s], s))  # fmt: skip
+    year = "".join(filter(str.isdigit, train))
+    others = [split for split in splits if not words.is_train(split)]
+    val = sorted(others, key=lambda s: (words.rank(s, words.VAL)[0], year not in s, -splits[s], s))
+    chosen = [*([train] if train else []), *val[:1]]
+    return (*chosen, *sorted(val[1:]))
+
+
+def with_missing(tree: Tree, place: Place) -> dict[str, int]:
+    """Returns the splits, and those to train or validate on whose images pair with nothing.
+
+    A test split without masks is usual, and is not added.
+    """
+    splits = dict(place.splits)
+    if SPLIT not in place.images or not splits:
+        return splits
+    regex = regex_of(place.images, None)
+    there = {found["split"] for folder in tree.pictures if (found := regex.match(f"{folder}/"))}
+    known = {split for split in there if (text := words.split_text(split)) and text.is_word}
+    for is_train in (True, False):
+        if not any(words.is_train(split) == is_train for split in splits):
+            splits |= {split: 0 for split in sorted(known) if words.is_train(split) == is_train
+                       and words.rank(split, words.TEST)[0] == len(words.TEST)}  # fmt: skip
+    return splits
+
+
+def left_out(place: Place, used: Sequence[str]) -> list[Finding]:
+    """Returns what is told of splits in folders that are not used."""
+    items = [f'{split}: {number} pairs; data.train_split="{split}"'
+             for split, number in place.splits.items() if split not in used]  # fmt: skip
+    if not items:
+        return []
+    title = f"{len(items)} more split{'s' if len(items) > 1 else ''} to train on not used"
+    fix = f"{used[0]} is used; to use another, set its field in the recipe"
+    return [Finding("warning", "split", title, fix, tuple(items))]
+
+
+def find_lists(tree: Tree, place: Place, data: DataConfig) -> Lists:
+    """Returns the lists that split a place without splits, and why others are not used."""
+    names = {PurePosixPath(name).stem for folder in tree.pictures
+             for name in tree.pictures[folder]}  # fmt: skip
+    reasons: dict[str, str] = {}
+    families: dict[str, dict[str, str]] = defaultdict(dict)  # {pattern: {split: path}}
+    for path in tree.lists:
+        stem, suffix = os.path.splitext(os.path.basename(path))
+        found = words.split_text(stem)
+        if stem in names and suffix not in LIST_SUFFIXES:
+            continue  # belongs to a picture
+        if suffix.lower() not in LIST_SUFFIXES:
+            reasons[path] = f"{suffix or 'no suffix'}: only lists of names, one a line, are read"
+        elif found is None:
+            reasons[path] = "names no split: write one list for training and one for validation"
+        else:
+            file = f"{stem[: found.start]}{SPLIT}{stem[found.stop :]}{suffix}"
+            families[os.path.join(os.path.dirname(path), file)][found.core] = path
+    best: tuple[float, str, dict[str, int]] = (0, "", {})
+    for pattern in sorted(families, key=lambda p: _order(p, place))[:_MAX_LISTS]:
+        counts, share = _try(tree, data, pattern, families[pattern], reasons)
+        if len({words.is_train(split) for split in counts}) < 2:
+            for split in counts:
+                kind = "to validate on" if words.is_train(split) else "to train on"
+                reasons[families[pattern][split]] = f"is usable, but there is no list {kind}"
+        elif share > best[0]:
+            best = share, pattern, counts
+            if share == 1:
+                break
+    _, pattern, counts = best
+    return Lists(pattern, ordered(counts) if pattern else (),
+                 tuple(f"{path}: {reason}" for path, reason in reasons.items()))  # fmt: skip
+
+
+def _order(pattern: str, place: Place) -> tuple[object, ...]:
+    """Returns a sort key: lists made for masks first, such as ImageSets/Segmentation's."""
+    folder, file = os.path.split(pattern)
+    theirs = {word for part in place.masks.split("/") for word in words.words(part)}
+    own = {word for part in folder.split("/") for word in words.words(part)}
+    return -len(own & theirs), len(words.words(file)), pattern.count("/"), pattern
+
+
+def _try(
+    tree: Tree, data: DataConfig, pattern: str, paths: Mapping[str, str], reasons: dict[str, str]
+) -> tuple[dict[str, int], float]:
+    """Returns ({split: pairs} of the usable lists, the share of their lines that name pairs)."""
+    counts, lines = {}, 0
+    for split, path in paths.items():
+        full = tree.root / path
+        if not full.is_file() or full.stat().st_size > _MAX_LIST_BYTES:  # a pipe would wait
+            reasons[path] = "is no file, or too large for a list"
+            continue
+        try:
+            files = find_files(replace(data, split_file=pattern), split, lambda fault: None)
+        except DataError as error:
+            reasons[path] = f"{error.what}: {error.fix}"
+            continue
+        pairs = [stem for stem in files.stems if stem in files.images and stem in files.masks]
+        if len(pairs) > _ENOUGH * len(files.stems):
+            counts[split] = len(pairs)
+            lines += len(files.stems)
+        elif files.stems:
+            wrong = next(stem for stem in files.stems if stem not in pairs)
+            number = len(files.stems) - len(pairs)
+            reasons[path] = f"{number} of {len(files.stems)} lines name no pair ({clip(wrong)})"
+        else:
+            reasons[path] = "is empty"
+    return counts, sum(counts.values()) / lines if lines else 0.0
+
+
+def in_names(images: Iterable[str]) -> str:
+    """Returns the part of the images' names that tells a split, "" unless all have one."""
+    cores: dict[str, int] = defaultdict(int)
+    for path in images:
+        found = words.split_text(PurePosixPath(path).stem)
+        if found is None:
+            return ""
+        cores[found.core] += 1
+    is_split = len({words.is_train(core) for core in cores}) == 2
+    return ", ".join(f"{core} ({number})" for core, number in cores.items()) if is_split else ""

@@ -1,0 +1,130 @@
+"""Words in names of folders and files: of images, of masks, of what lies beside them, of splits."""
+
+import functools
+import re
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+IMAGE, MASK, COLOR, OTHER, SENSOR, RESULT, OLD = (
+    "image", "mask", "color", "other", "sensor", "result", "old",
+)  # fmt: skip
+_KINDS = {
+    IMAGE: "image img photo photograph picture pic rgb satellite sat input raw frame still ortho "
+    "orthophoto original orig source src scan slide jpeg jpegimages",
+    MASK: "mask msk label lbl ann anno annot annotation gt gth gtfine gtcoarse groundtruth truth "
+    "semantic sem seg segm segmentation semseg target tgt manual pixelmap stuffthingmap stuff "
+    "labelmap classmap trimap bitmask",
+    # pictures of masks in colours
+    COLOR: "color colour colored coloured colormap human palette",
+    # other pictures of what is in an image
+    OTHER: "instance instanceid inst ins object panoptic pan edge boundary boundaries border "
+    "noboundary outline contour polygon skeleton overlay blend blended vis viz visual "
+    "visualization visualisation",
+    SENSOR: "depth disparity disp normal ir nir irrg infrared thermal dsm ndsm dem elevation "
+    "lidar flow",
+    RESULT: "pred prediction predicted result output inference infer submission prob probability "
+    "probabilities heatmap confidence score logit softmax preview thumb thumbnail debug",
+    OLD: "old older backup bak copy tmp temp archive archived trash deprecated obsolete draft",
+    # words without a meaning here, which other words may be glued to
+    "": "set data dataset png jpg tif tiff class full machine train training val valid validation "
+    "test testing id trainid labelid fine coarse new aug context fold split part list official",
+}
+_KIND = {word: kind for kind, words in _KINDS.items() for word in words.split()}
+_WHOLE = {"x": IMAGE, "y": MASK, "l": MASK}  # words where nothing else stands
+
+# Names of splits; "train", and the ones that are taken if that is not there.
+TRAIN = ("trainaug", "train", "training", "trn", "trainval", "train_val", "train-val")
+VAL = ("val", "valid", "validation", "dev", "eval", "test", "testing", "tst")
+TEST = ("test", "testing", "tst")
+_CORES = sorted((*TRAIN, *VAL), key=len, reverse=True)
+_CORE = re.compile("|".join(_CORES), re.IGNORECASE)
+_SHORT = ("dev", "eval", "trn", "tst")  # no splits as part of a longer name
+_PLURALS = ("s", "es")
+
+
+@functools.cache
+def words(text: str) -> tuple[str, ...]:
+    """Returns the words of a name in lower case, without plural; known ones that are glued apart.
+
+    "SegmentationClass" is ("segmentation", "class"), "trainannot" ("train", "annot").
+    """
+    found: list[str] = []
+    for chunk in re.findall(r"[^\W\d_]+|\d+", text):
+        glued = _unglue(chunk.lower())
+        if glued:
+            found += glued
+            continue
+        parts = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", chunk).lower()
+        for part in parts.split("_"):
+            found += _unglue(part) or (part,)
+    return tuple(found)
+
+
+@functools.cache
+def _unglue(chunk: str) -> tuple[str, ...]:
+    """Returns the known words that a chunk of letters consists of; () for an unknown chunk."""
+    for word in (chunk, *(chunk.removesuffix(plural) for plural in _PLURALS)):
+        if word in _KIND or (len(word) == 1 and word in _WHOLE):
+            return (word,)
+    for cut in range(len(chunk) - 2, 1, -1):
+        if chunk[:cut] in _KIND and (rest := _unglue(chunk[cut:])) and len(rest[0]) > 1:
+            return (chunk[:cut], *rest)
+    return ()
+
+
+def kinds(one: Sequence[str], other: Sequence[str]) -> frozenset[str]:
+    """Returns the kinds of words in the names `one`, without words that `other` has, too."""
+    common = {word for text in other for word in words(text)}
+    found = set()
+    for text in one:
+        known = [word for word in words(text) if word not in common]
+        found |= {_KIND.get(word, "") for word in known if len(word) > 1}
+        if len([word for word in words(text) if not word.isdigit()]) == 1:
+            found |= {_WHOLE[word] for word in known if word in _WHOLE}
+    return frozenset(found - {""})
+
+
+def kinds_of(texts: Iterable[str]) -> frozenset[str]:
+    """Returns the kinds of words in names."""
+    return kinds(tuple(texts), ())
+
+
+class SplitText(NamedTuple):
+    """The name of a split within a name."""
+
+    start: int
+    stop: int
+    core: str  # as it is written, such as "Train"
+    is_word: bool  # whether all other words of the name are known or numbers
+
+
+@functools.cache
+def split_text(name: str) -> SplitText | None:
+    """Returns where a name tells a split: "train2017", "Val_set", "trainannot", "images_test"."""
+    for found in _CORE.finditer(name):
+        before, after, core = name[: found.start()], name[found.end() :], found[0]
+        if before[-1:].isalpha() and not (core[0].isupper() and before[-1].islower()):
+            continue
+        letters = re.match(r"[^\W\d_]*", after)
+        glued = letters[0] if letters else ""
+        if glued and not (glued[0].isupper() and core[-1].islower()) and not _unglue(glued.lower()):
+            continue
+        others = [word for word in (*words(before), *words(after)) if not word.isdigit()]
+        if core.lower() in _SHORT and others:
+            continue
+        is_word = all(word in _KIND for word in others)
+        return SplitText(found.start(), found.end(), core, is_word)
+    return None
+
+
+def is_train(split: str) -> bool:
+    """Tells whether the name of a split, such as "train2017", is one to train on."""
+    found = split_text(split)
+    return found is not None and found.core.lower() in TRAIN
+
+
+def rank(split: str, names: tuple[str, ...]) -> tuple[int, str]:
+    """Returns the place of a split among names, the first of which is preferred."""
+    found = split_text(split)
+    core = found.core.lower() if found else ""
+    return (names.index(core) if core in names else len(names)), split
