@@ -122,7 +122,7 @@ def _of_json(content: Any) -> Iterator[Entry]:
         table = item if isinstance(item, dict) else {"name": item}
         name = next((table[k] for k in ("readable", "title", "name") if k in table), None)
         if isinstance(name, str):
-            value = table.get("id")
+            value = None if "title" in table else table.get("id")  # Supervisely's are of a database
             yield Entry(name, value if type(value) is int else None, _color(table.get("color")))
 
 
@@ -182,8 +182,9 @@ def _match(path: Path, entries: Sequence[Entry], masks: Masks) -> Named:
         raise ValueError("leaves a class without a name, or names two alike")
     if masks.colors:
         return _match_colors(path, entries, masks.colors)
+    ignored = {*masks.ignored} - {*masks.classes}
     for by_value in _ways(entries, masks):
-        named = {value: name for value, name in by_value.items() if value not in masks.ignored}
+        named = {value: name for value, name in by_value.items() if value not in ignored}
         if named.keys() >= {*masks.classes}:
             values = tuple(sorted(named))
             return Named(path, tuple(named[v] for v in values), values, ())

@@ -244,7 +244,7 @@ def _find_names(
         for value, color in f.palette.items():
             shown[value].add(color)
     agreed = {value: next(iter(found)) for value, found in shown.items() if len(found) == 1}
-    ignored = {*data.ignore_values, *values.ignored} - {*values.classes}
+    ignored = {*data.ignore_values, *values.ignored}
     masks = Masks(values.classes, ignored, palette, agreed)
     named, unused = find_names(folders, masks)
     return named, tuple(f"{_shown(data, path)}: {reason}" for path, reason in unused)
