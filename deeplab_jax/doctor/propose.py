@@ -20,7 +20,7 @@ from deeplab_jax.doctor.hours import Machine, in_words, step_seconds
 from deeplab_jax.doctor.layouts import GuessedLayout
 from deeplab_jax.doctor.scan import SampleFacts
 from deeplab_jax.doctor.survey import Survey
-from deeplab_jax.errors import DataError
+from deeplab_jax.errors import DataError, shorten
 
 OUTPUT_STRIDE = 16
 _RATE = 18  # the largest atrous rate at output stride 16
@@ -131,9 +131,16 @@ def _usable(facts: Sequence[SampleFacts]) -> list[SampleFacts]:
 
 def _place_fields(layout: GuessedLayout) -> Fields:
     data, splits, reason = layout.data, layout.splits, "found there"
+    others = [item.partition(": ")[0] for finding in layout.findings for item in finding.items
+              if (finding.severity, finding.kind) == ("warning", "layout")]  # fmt: skip
+    found = f"found there{f'; not used: {shorten(others, 3)}' if others else ''}"
+    names = "found there, under the same names"
+    if "*" in data.images or "," in data.images:
+        found += "; * is any text in one part, ** any folders, {a,b} one of these"
+        names = "found there, where the same stands for each * and {a,b}"
     fields = {
-        "data.images": Field(data.images, "found there"),
-        "data.masks": Field(data.masks, "found there, under the same names"),
+        "data.images": Field(data.images, found),
+        "data.masks": Field(data.masks, names),
         "data.mask_suffix": Field(data.mask_suffix, "what masks' names add"),
         "data.split_file": Field(data.split_file, "lists found there"),
     }

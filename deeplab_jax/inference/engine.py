@@ -34,7 +34,7 @@ _PIECE = {"cpu": (64, 256)}  # rows and columns; measured
 _LARGE_PIECE = (512, 512)  # on accelerators, where a call costs more than its work
 _BATCH_PIXELS = 2**22  # of one batch, on accelerators
 _MAX_BATCH = 16
-_MAX_PIECES = 512  # of an image's results, on the device
+_MAX_PIECES = 128  # of an image's results, on the device
 
 Variables = Mapping[str, Any]  # {"params", "batch_stats"}
 Key = TypeVar("Key")

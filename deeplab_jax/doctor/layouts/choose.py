@@ -9,7 +9,7 @@ from typing import NamedTuple
 from deeplab_jax.doctor.findings import Finding
 from deeplab_jax.doctor.layouts import contents, words
 from deeplab_jax.doctor.layouts.matches import BESIDE, LIKELY, UNLIKELY, Match, num_shared, parts_of
-from deeplab_jax.doctor.layouts.shapes import Place, Shape, places, shapes
+from deeplab_jax.doctor.layouts.shapes import Place, Shape, places, shapes, shown
 from deeplab_jax.doctor.layouts.tree import Tree
 
 _FIX = "to use another, set its fields in the recipe that --write-config proposes"
@@ -173,14 +173,14 @@ def _told(place: Place, group: Group) -> str:
     place = place.settled()
     holds = f" ({group.masks_hold})" if group.masks_hold else ""
     number = f"{place.num_pairs} pair{'' if place.num_pairs == 1 else 's'}"
-    return f"{place.images} with {place.masks}{holds}: {number}; {place.fields()}"
+    return f"{shown(place.images)} with {shown(place.masks)}{holds}: {number}; {place.fields()}"
 
 
 def _last_resort(group: Group, place: Place) -> list[Finding]:
     if not group.is_last and max(group.tiers) < BESIDE:
         return []
     place = place.settled()
-    title = f"{place.images} with {place.masks} is used because nothing else pairs"
+    title = f"{shown(place.images)} with {shown(place.masks)} is used: nothing else pairs"
     fix = "look whether these are the masks you mean: the names are those of results, copies or "
     return [Finding("warning", "layout", title, fix + "other pictures")]
 
@@ -200,7 +200,8 @@ def _rival_findings(
     found = []
     if alike:
         place = place.settled()
-        title = f"{place.images} with {place.masks} is chosen among {len(alike) + 1} of like names"
+        names = f"{shown(place.images)} with {shown(place.masks)}"
+        title = f"{names} is chosen among {len(alike) + 1} of like names"
         found.append(Finding("warning", "layout", title, _FIX, tuple(alike)))
     if unlike:
         title = f"{len(unlike)} place{'s' if len(unlike) > 1 else ''} of the same names not used"

@@ -11,7 +11,7 @@ from deeplab_jax.doctor.findings import Finding
 from deeplab_jax.doctor.layouts import matches, official, splits, words
 from deeplab_jax.doctor.layouts.choose import choose
 from deeplab_jax.doctor.layouts.official import Official
-from deeplab_jax.doctor.layouts.shapes import Place
+from deeplab_jax.doctor.layouts.shapes import Place, shown
 from deeplab_jax.doctor.layouts.tree import Tree, read_tree
 from deeplab_jax.errors import DataError
 
@@ -84,7 +84,7 @@ def _layout(tree: Tree, place: Place) -> GuessedLayout:
     names, lists = splits.ordered(splits.with_missing(tree, place)), ""
     place = place if len(names) > 1 else place.settled()
     images, masks, suffix = place[:3]
-    why = f"{images} with {masks}" + (f", masks named NAME{suffix}" if suffix else "")
+    why = f"{shown(images)} with {shown(masks)}" + (f", masks named NAME{suffix}" if suffix else "")
     if len(place.matches) > 1 and re.search(r"\*|\{.*,", images):
         why += f", all {place.num_pairs} pairs of {len(place.matches)} folders"
     if images.split("/")[-1] == "{split}" and masks.split("/")[-1] == "{split}annot":
@@ -96,10 +96,16 @@ def _layout(tree: Tree, place: Place) -> GuessedLayout:
         data = replace(data, root=str(tree.root), images=images, masks=masks, mask_suffix=suffix)
         found = splits.find_lists(tree, place, data)
         lists = found.pattern
+        told = None if lists or names else splits.by_names(place)
         if lists:
             names, why = found.splits, f"{why}, lists {lists}"
+        elif told:
+            images, masks, suffix = told[:3]
+            names = splits.ordered(told.splits)
+            why = f"{images} with {masks}, split by the images' names"
+            findings += _unused_lists(found.reasons)
         else:
-            findings += _unsplit(tree, place, found.reasons)
+            findings += _unsplit(place, found.reasons)
     is_split = len(names) > 1
     if not is_split:
         names, why = names[:1] or ("all",), f"{why}, without a split"
@@ -110,18 +116,25 @@ def _layout(tree: Tree, place: Place) -> GuessedLayout:
     return GuessedLayout(data, names, is_split, why, tuple(findings))
 
 
-def _unsplit(tree: Tree, place: Place, reasons: Sequence[str]) -> list[Finding]:
+def _unused_lists(
+    reasons: Sequence[str], then: str = "the split of the folder is used"
+) -> list[Finding]:
+    if not reasons:
+        return []
+    title = (
+        f"{len(reasons)} file{'s' if len(reasons) > 1 else ''} may tell a split and cannot be used"
+    )
+    fix = f"write train.txt and val.txt above the images, one name a line; without them {then}"
+    return [Finding("warning", "split", title, fix, tuple(reasons))]
+
+
+def _unsplit(place: Place, reasons: Sequence[str]) -> list[Finding]:
     """Returns what is told before a random split is proposed."""
-    findings = []
-    if reasons:
-        title = f"{len(reasons)} file{'s' if len(reasons) > 1 else ''} may tell a split and cannot "
-        fix = "write train.txt and val.txt beside the images' folder, one name a line; without "
-        fix += "them the split that --write-config proposes is random"
-        findings.append(Finding("warning", "split", title + "be used", fix, tuple(reasons)))
+    then = "the split that --write-config proposes is random"
+    findings = _unused_lists(reasons, then)
     if told := splits.in_names(image for match in place.matches for image, _ in match.pairs):
         title = f"the images' names tell a split: {told}"
-        fix = "move each into a folder of its split, or write train.txt and val.txt; without them "
-        fix += "the split that --write-config proposes is random"
+        fix = f"move each into a folder of its split, or write train.txt and val.txt; else {then}"
         findings.append(Finding("warning", "split", title, fix))
     return findings
 

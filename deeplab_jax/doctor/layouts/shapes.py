@@ -1,5 +1,6 @@
 """Patterns of `config.data.images` and `masks` for matches in several folders."""
 
+import itertools
 import os
 import re
 from collections import defaultdict
@@ -12,6 +13,7 @@ from deeplab_jax.doctor.layouts.naming import Naming
 from deeplab_jax.doctor.layouts.tree import Tree
 
 SPLIT = "{split}"
+_MAX_SHOWN = 4
 Parts = tuple[str, ...]
 
 
@@ -61,6 +63,17 @@ class Place(NamedTuple):
         """Returns the fields as they are typed."""
         texts = [f'data.images="{self.images}"', f'data.masks="{self.masks}"']
         return " ".join(texts + [f'data.mask_suffix="{self.mask_suffix}"'] * bool(self.mask_suffix))
+
+
+def shown(pattern: str) -> str:
+    """Returns a pattern with at most a few of the texts in braces."""
+
+    def clip(found: re.Match[str]) -> str:
+        texts = found[1].split(",")
+        more = f",... {len(texts) - _MAX_SHOWN} more" if len(texts) > _MAX_SHOWN + 1 else ""
+        return f"{{{','.join(texts[:_MAX_SHOWN] if more else texts)}{more}}}"
+
+    return re.sub(r"\{([^{}]*)\}", clip, pattern)
 
 
 def shapes(matches: Sequence[Match]) -> dict[Match, Shape]:
@@ -144,7 +157,7 @@ def places(tree: Tree, members: dict[Match, Shape]) -> list[Place]:
     """Returns the fewest places that read the matches of one key and nothing else."""
     for is_listed in (False, True):
         for is_kept in (False, True):
-            place = _place(members, is_listed, is_kept)
+            place = _place(tree, members, is_listed, is_kept)
             if not _has_more(tree, place):
                 return [place]
     parts: dict[object, dict[Match, Shape]] = defaultdict(dict)
@@ -154,14 +167,15 @@ def places(tree: Tree, members: dict[Match, Shape]) -> list[Place]:
     for match, shape in members.items():
         parts[shape.head[prefix : prefix + 1] if is_even else len(shape.head)][match] = shape
     if len(parts) < 2:
-        return [_place(members, False, False)]
+        return [_place(tree, members, False, False)]
     return [place for part in parts.values() for place in places(tree, part)]
 
 
-def _place(members: dict[Match, Shape], is_listed: bool, is_kept: bool) -> Place:
+def _place(tree: Tree, members: dict[Match, Shape], is_listed: bool, is_kept: bool) -> Place:
     """Returns a place for matches.
 
     Args:
+      tree: where they were found.
       members: matches and shapes of one key.
       is_listed: write {a,b}, not *.
       is_kept: write the folders below, too.
@@ -179,9 +193,12 @@ def _place(members: dict[Match, Shape], is_listed: bool, is_kept: bool) -> Place
     images, masks = (*head, *first.own, *tail), (*head, *first.theirs, *tail)
     rule, is_flat = first.naming, not any(s.below for s in found)
     is_file = rule.is_pattern or (is_kept and is_flat)
+    ends = rule.patterns(_heads(members)) if is_file else ("", "")
+    is_one_folder = not first.own and not first.theirs
+    if is_one_folder and rule.mask_suffix and (suffix := _own_suffix(tree, members)):
+        is_file, ends = True, (f"*{suffix}", rule.patterns()[1])
     if is_file:
         below = () if is_flat else ("**",)
-        ends = rule.patterns(_heads(members))
         images, masks = ((*p, *below, end) for p, end in zip((images, masks), ends, strict=True))
     splits: dict[str, int] = defaultdict(int)
     for match, shape in members.items():
@@ -190,6 +207,17 @@ def _place(members: dict[Match, Shape], is_listed: bool, is_kept: bool) -> Place
     mask_suffix = "" if is_file else rule.mask_suffix
     one, other = ("/".join(path) or "." for path in (images, masks))
     return Place(one, other, mask_suffix, tuple(members), dict(splits))
+
+
+def _own_suffix(tree: Tree, members: Iterable[Match]) -> str:
+    """Returns the suffix of the images in the masks' folder, where it tells them from others."""
+    images, others = set(), set()
+    for match in members:
+        pairs = {*itertools.chain(*match.pairs)}
+        images |= {os.path.splitext(image)[1] for image, _ in match.pairs}
+        paths = (os.path.join(match.images, name) for name in tree.pictures[match.images])
+        others |= {os.path.splitext(path)[1] for path in paths if path not in pairs}
+    return images.pop() if others and len(images) == 1 and not images & others else ""
 
 
 def _heads(members: Iterable[Match]) -> set[str]:

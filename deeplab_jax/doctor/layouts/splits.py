@@ -142,6 +142,36 @@ def _try(
     return counts, sum(counts.values()) / lines if lines else 0.0
 
 
+def by_names(place: Place) -> Place | None:
+    """Returns the place split by how its images' names begin, as in train_01.jpg, test_01.jpg."""
+    counts: dict[str, int] = defaultdict(int)
+    ends = set()
+    for match in place.matches:
+        for image, _ in match.pairs:
+            name = PurePosixPath(image).name
+            found = words.split_text(PurePosixPath(image).stem)
+            if found is None or found.start:
+                return None
+            counts[found.core] += 1
+            ends.add(name[found.stop : found.stop + 1])
+    parts = [path.split("/") for path in place[:2]]
+    is_file = [bool(PurePosixPath(path).suffix) and "*" in path for path in place[:2]]
+    is_simple = all(
+        not f or part[-1].startswith("*") for part, f in zip(parts, is_file, strict=True)
+    )
+    if len({words.is_train(core) for core in counts}) < 2 or len(ends) > 1 or not is_simple:
+        return None
+    if not all(is_file):
+        is_flat = all(match.images == place.images.removeprefix(".") for match in place.matches)
+        below = [] if is_flat else ["**"]
+        lasts = ("*.*", f"*{place.mask_suffix}.*")
+        parts = [[*(p for p in part if p != "."), *below, last]
+                 for part, last in zip(parts, lasts, strict=True)]  # fmt: skip
+    start = SPLIT + ends.pop()
+    images, masks = ("/".join([*part[:-1], start + part[-1]]) for part in parts)
+    return place._replace(images=images, masks=masks, mask_suffix="", splits=dict(counts))
+
+
 def in_names(images: Iterable[str]) -> str:
     """Returns the part of the images' names that tells a split, "" unless all have one."""
     cores: dict[str, int] = defaultdict(int)

@@ -33,16 +33,16 @@ def png(array):
 
 
 @pytest.mark.parametrize("value_range", [(0, 65535), (0, 1023), (1000, 16383)])
-@pytest.mark.parametrize("channels", [1, 2, 3, 4])
-@pytest.mark.parametrize("suffix", [".png", ".tif"])
+@pytest.mark.parametrize(
+    ("suffix", "channels"),
+    [(".png", 1), (".png", 2), (".png", 3), (".png", 4), (".tif", 1), (".tif", 3), (".tif", 4)],
+)
 def test_files_of_16_bits_are_scaled_exactly(tmp_path, suffix, channels, value_range):
     """With (0, 65535) the upper 8 bits are kept."""
     wide = np.random.default_rng(0).integers(0, 17000, (9, 7, channels)).astype(np.uint16)
     path = tmp_path / f"a{suffix}"
     if suffix == ".png":
         path.write_bytes(png(wide))
-    elif channels == 2:
-        pytest.skip("OpenCV writes none")
     else:
         assert cv2.imwrite(str(path), wide[..., [2, 1, 0, 3][:channels]] if channels > 2 else wide)
     expected = table(*value_range)[wide]
