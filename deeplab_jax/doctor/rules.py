@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from deeplab_jax.config import IGNORE_INDEX
 from deeplab_jax.data.labels import value_ranges
+from deeplab_jax.data.pictures.masks import CHANNELS
 from deeplab_jax.doctor import depth
 from deeplab_jax.doctor.findings import Finding, worst_first
 from deeplab_jax.doctor.scan import Color, Pair, SampleFacts
@@ -168,8 +169,9 @@ def _color_text(facts: SampleFacts) -> str:
 
 
 def _index_in_color(survey: Survey) -> Iterator[Case]:
-    kinds = Counter(f.mask_mode for f in survey.facts if f.colors and f.mask_kind == "index")
-    if kinds:
+    kinds = Counter(f.mask_mode for f in survey.facts
+                    if f.mask_kind == "index" and f.mask_mode in CHANNELS)  # fmt: skip
+    if kinds and survey.data.mask_format != "color":
         yield Case(words=_count(kinds.total()) | {"kinds": " or ".join(sorted(kinds))})
 
 
@@ -371,10 +373,11 @@ RULES = (
          "nothing to do",
          lambda s: [Case(words=_count(n))] if (n := sum(bool(f.palette) for f in s.facts)) else []),
     Rule("note", "index-in-color",
-         "{n} mask{s} store{v} class indices in {kinds}: value k stays class k",
+         "{n} mask{s} store{v} class indices in {kinds}, and {be} read like grey ones",
          "nothing to do; grey or palette PNG is smaller", _index_in_color),
     Rule("warning", "transparent", "{n} mask{s} {be} partly or wholly transparent",
-         "these pixels are ignored; if they are the background, flatten the masks on its colour",
+         "these pixels are ignored; if they should count, flatten the masks on the colour of the "
+         "background, or drop the alpha channel",
          _each("mask", _transparent_text)),
     Rule("note", "class-names", "{n} file{s} of class names {be} passed over",
          "where one should count, mend it, or list the classes in classes.json",

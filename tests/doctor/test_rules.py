@@ -123,7 +123,7 @@ def test_grey_stored_as_colours_is_an_index(make_tree, doctor):
     Image.open(path).convert("RGB").save(path)
     code, out, _, report = doctor("--data", root)
     assert (code, kinds(report, "error"), kinds(report, "warning")) == (0, set(), set())
-    assert "1 mask stores class indices in RGB: value k stays class k" in out
+    assert "1 mask stores class indices in RGB, and is read like grey ones" in out
 
 
 def test_transparent_masks_are_named(make_tree, doctor):

@@ -12,7 +12,7 @@ from deeplab_jax.errors import DataError
 TRANSPARENT = -1  # index of a fully transparent pixel
 CHANNELS = {"LA": 2, "PA": 2, "RGB": 3, "RGBX": 3, "RGBA": 4}  # Pillow modes, the last alpha
 _MAX_ONE_CHANNEL = 63  # VOC's colours are 64 and more in every channel they use
-_HALF = "export it without soft edges: each pixel opaque, or fully transparent to be ignored"
+_HALF = "export masks without soft edges: each pixel opaque, or fully transparent to be ignored"
 
 
 def to_index(name: str, pixels: np.ndarray) -> np.ndarray | None:

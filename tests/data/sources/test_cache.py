@@ -97,6 +97,18 @@ def test_images_are_views_of_the_file(cached):
     assert label.base is not None
 
 
+def test_stamps_follow_the_stored_samples(cached, tmp_path):
+    folder, data = cached("folder")
+    before = open_dataset(data, 4, "val").source
+    mask = next(Path(folder.root, "labels/val").iterdir())
+    cv2.imwrite(str(mask), np.zeros((65, 97), np.uint8))
+    shutil.rmtree(tmp_path / "cache")
+    write_cache(folder, 4, tmp_path / "cache", False)
+    after = open_dataset(data, 4, "val").source
+    same = [before.stamp(index) == after.stamp(index) for index in range(4)]
+    assert same.count(False) == 1
+
+
 def test_an_open_cache_is_small_to_send(cached):
     dataset = open_dataset(cached("cityscapes")[1], 19, "train")
     before = dataset.read(1)
