@@ -376,9 +376,9 @@ def _tell_names(chosen: Network, keys: Mapping[str, str]) -> Iterator[str]:
 
 def _globs(others: Iterable[str], kept: Collection[str]) -> Iterator[str]:
     """Yields for each name a pattern that matches it and none of `kept`."""
-    parts = [key.split(".") for key in kept]
+    parts = [key[:MAX_NAME].split(".") for key in kept]
     starts = {".".join(part[:end]) for part in parts for end in range(1, len(part) + 1)}
-    ends = {part[-1] for part in parts}
+    ends = {key[-MAX_NAME:].rpartition(".")[2] for key in kept}
     others = list(others)
     lasts = Counter(key[-MAX_NAME:].rpartition(".")[2] for key in others)
     words = Counter(key[:MAX_NAME].partition("_")[0] for key in others)

@@ -167,6 +167,8 @@ def decode_label(name: str, data: bytes) -> np.ndarray:
     mask = _open_mask(name, data)
     packing = _packing(mask)
     tag = orientation(mask)
+    if mask.mode in ("L", "RGB") and "transparency" in mask.info:  # a PNG's transparent value
+        return _turn(_decode_several(name, mask), tag)
     if mask.mode not in ("1", "L", "P") and not mask.mode.startswith("I"):
         return _turn(_decode_several(name, mask), tag)
     if mask.mode in ("1", "L") and "I" in packing:
@@ -191,6 +193,8 @@ def _packing(image: ImageFile.ImageFile) -> str:
 def _decode_several(name: str, mask: ImageFile.ImageFile) -> np.ndarray:
     """Returns the indices of a mask of several channels or of floats; refuses all but indices."""
     mode = {"La": "LA", "RGBa": "RGBA"}.get(mask.mode, mask.mode)  # alpha was multiplied in
+    if "transparency" in mask.info:
+        mode = {"L": "LA", "RGB": "RGBA"}.get(mode, mode)
     if mode not in masks.CHANNELS:
         floats = _pixels(name, mask) if mode == "F" else None
         raise DataError(name, *masks.fault_of_mode(mode, floats))
@@ -298,7 +302,7 @@ def open_header(name: str, file: BinaryIO, max_pixels: int | None = None) -> Ima
         image = _open_any(file, max_pixels)
         num_pictures = getattr(image, "n_frames", 1) if image.format != "MPO" else 1
         if num_pictures > 1 and image.format == "TIFF":
-            found = [n for n, d in enumerate(tiff.directories(file)) if d.is_picture]
+            found = [n for n, d in enumerate(tiff.directories(file, tiff.KINDS)) if d.is_picture]
             if len(found) == 1:
                 image.seek(found[0])
                 num_pictures = 1

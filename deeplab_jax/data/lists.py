@@ -193,6 +193,16 @@ class _Names:
             found[_plain(alias)] |= set(stems)
         return found
 
+    def _refuse_two_images(self, stem: str, second: str) -> None:
+        """Refuses a second column that is the name of another image, not the path of a mask."""
+        if second.lower().endswith(IMAGE_SUFFIXES):
+            return
+        other = self._image(second)
+        if other and other != stem:
+            what = f"has a line of two images, {clip(stem)} and {clip(other)}"
+            fix = "write one image a line, or an image and its mask with the mask's suffix"
+            raise _UnusableError(what, fix)
+
     def _columns(self, text: str) -> Sample | None:
         """Returns the image and mask that a line names; None for a line of one name."""
         samples, absent = set(), ""
@@ -204,6 +214,7 @@ class _Names:
             if not stem or second in _NUMBERS:
                 continue
             if mask := self._mask(second):
+                self._refuse_two_images(stem, second)
                 samples.add(Sample(stem, "" if mask == self._known.masks.get(stem) else mask))
             elif second.lower().endswith(IMAGE_SUFFIXES) and not _SEPARATOR.search(second):
                 absent = second

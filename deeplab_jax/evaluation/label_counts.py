@@ -76,6 +76,7 @@ def _stamp(dataset: Dataset) -> str:
     """Returns a text that changes with the samples, their masks' files and the values' meaning."""
     digest = hashlib.sha256(dataset.label_map.tobytes())
     digest.update(f"{dataset.class_names}\n".encode("utf-8", "surrogateescape"))
+    digest.update(dataset.palette.tobytes())  # colour masks mean something else by another
     for index, name in enumerate(dataset.ids):
         with suppress(OSError, ValueError):  # no file: reading it will say so
             name += f"\t{dataset.source.stamp(index)}"

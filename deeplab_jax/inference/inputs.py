@@ -104,7 +104,7 @@ def _check_array(image: np.ndarray, name: str) -> None:
         if np.issubdtype(image.dtype, np.floating) and 0 <= image.min() <= image.max() <= 1:
             fix = "of values in 0..1 give (255 * image).round().astype(np.uint8)"
     if fix:
-        accepted = "uint8 (H, W, 3) RGB or (H, W) grey"
+        accepted = "uint8 or uint16, (H, W, 3) RGB or (H, W) grey"
         raise ValueError(f"`{name}` must be {accepted}, got {image.dtype} {shape}; {fix}.")
 
 

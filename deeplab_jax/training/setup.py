@@ -158,7 +158,9 @@ def claim(setup: RunSetup) -> Iterator[RunSetup]:
             setup = dataclasses.replace(setup, dataset=dataset, plan=plan)
         with hosts.sync_errors():
             workdir_lib.write_config(setup.workdir, setup.config)
-        yield dataclasses.replace(setup, notes=(*setup.notes, *_label_notes(setup)))
+        if not setup.is_done:
+            setup = dataclasses.replace(setup, notes=(*setup.notes, *_label_notes(setup)))
+        yield setup
 
 
 def _label_notes(setup: RunSetup) -> list[str]:

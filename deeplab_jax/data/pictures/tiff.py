@@ -6,7 +6,7 @@ bytes: the rows of a window alone, or samples of 16 bits as a grey picture.
 
 import io
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import BinaryIO, NamedTuple
 
@@ -47,6 +47,8 @@ _LONG_TAGS = (
 )
 _KEPT = (BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER, SAMPLES, PLANAR, PREDICTOR, COLORS, EXTRA,
          FORMAT, JPEG_TABLES, SUBSAMPLING)  # fmt: skip
+KINDS = (SUBFILE, OLD_SUBFILE, WIDTH)  # all that is looked at of further pictures
+_USED = {*KINDS, *_LONG_TAGS, *_KEPT, ORIENTATION}
 _MAX_DIRECTORIES = 10_000
 _STRIP = 64  # rows that uncompressed data is cut into
 _NOT_COMPRESSED = 1
@@ -66,10 +68,12 @@ class Directory(NamedTuple):
     tags: Tags
 
     @classmethod
-    def read(cls, tags: TiffImagePlugin.ImageFileDirectory_v2) -> "Directory":
-        """Returns what Pillow makes of a directory, without values that are damaged."""
+    def read(
+        cls, tags: TiffImagePlugin.ImageFileDirectory_v2, wanted: Collection[int] = _USED
+    ) -> "Directory":
+        """Returns what Pillow makes of the wanted tags, without values that are damaged."""
         found: dict[int, object] = {}
-        for tag in tags:
+        for tag in tags.keys() & wanted:  # a private one may be as large as the file
             with suppress(Exception):  # whatever Pillow makes of damage
                 found[tag] = tags[tag]
         return cls("<" if tags.prefix == b"II" else ">", found)
@@ -101,9 +105,8 @@ class Directory(NamedTuple):
         return max(self.numbers(BITS), default=1)
 
 
-def directories(file: BinaryIO) -> list[Directory]:
-    """Returns all directories of a TIFF in their order; those before damage where it is damaged."""
-    found: list[Directory] = []
+def directories(file: BinaryIO, wanted: Collection[int] = _USED) -> Iterator[Directory]:
+    """Yields the directories of a TIFF in their order, up to damage, with the wanted tags."""
     seen: set[int] = set()
     try:
         file.seek(0)
@@ -111,14 +114,13 @@ def directories(file: BinaryIO) -> list[Directory]:
         if 43 in head[2:4]:  # BigTIFF
             head += file.read(8)
         ifd = TiffImagePlugin.ImageFileDirectory_v2(head)
-        while ifd.next and ifd.next not in seen and len(found) < _MAX_DIRECTORIES:
+        while ifd.next and ifd.next not in seen and len(seen) < _MAX_DIRECTORIES:
             seen.add(ifd.next)
             file.seek(ifd.next)
             ifd.load(file)
-            found.append(Directory.read(ifd))
+            yield Directory.read(ifd, wanted)
     except Exception:  # whatever Pillow makes of damage
-        return found
-    return found
+        return
 
 
 def fault(directory: Directory) -> tuple[str, str] | None:
@@ -168,10 +170,10 @@ def describe(file: BinaryIO) -> tuple[str, str] | None:
     if file.read(4) == b"MM\0+":
         fix = "store it little-endian: gdal_translate -co ENDIANNESS=LITTLE IN.tif OUT.tif"
         return "is a big-endian BigTIFF, which is not read", fix
-    pictures = [found for found in directories(file) if found.is_picture and WIDTH in found.tags]
-    if not pictures:
+    pictures = (d for d in directories(file) if d.is_picture and WIDTH in d.tags)
+    first = next(pictures, None)
+    if first is None:
         return None
-    first = pictures[0]
     if found := fault(first):
         return found
     samples = first.number(SAMPLES, 1)
@@ -203,13 +205,11 @@ def cut(file: BinaryIO, directory: Directory, top: int, bottom: int) -> tuple[by
       ValueError: the file does not hold them.
     """
     height = directory.size[0]
-    is_tiled, length, places = _places(directory)
+    is_tiled, length, places = _checked_places(directory)
     planes = directory.number(SAMPLES, 1) if directory.number(PLANAR, 1) == 2 else 1
     per_plane = len(places) // planes
     across = -(-directory.size[1] // max(directory.number(TILE_WIDTH), 1)) if is_tiled else 1
     first, last = top // length, -(-bottom // length)
-    if per_plane < -(-height // length) * across:
-        raise ValueError("has too few strips or tiles")
     wanted = [
         place
         for plane in range(planes)
@@ -236,7 +236,7 @@ def read_16_bits(file: BinaryIO, directory: Directory) -> np.ndarray:
     """
     height, width = directory.size
     samples = directory.number(SAMPLES, 1)
-    is_tiled, length, places = _places(directory)
+    is_tiled, length, places = _checked_places(directory)
     planes = samples if directory.number(PLANAR, 1) == 2 else 1
     channels, each = samples // planes, len(places) // planes
     step = directory.number(TILE_WIDTH) if is_tiled else width  # pixels that are coded together
@@ -251,13 +251,26 @@ def read_16_bits(file: BinaryIO, directory: Directory) -> np.ndarray:
     pixels = np.empty((height, width, planes, channels), np.uint16)
     for plane in range(planes):
         parts = _read(file, places[plane * each : (plane + 1) * each])
-        with Image.open(io.BytesIO(_write(directory.order, tags, parts)), formats=["TIFF"]) as grey:
+        data = io.BytesIO(_write(directory.order, tags, parts))
+        # Not `Image.open`, whose limit of pixels would count the channels.
+        with TiffImagePlugin.TiffImageFile(data) as grey:
             pixels[:, :, plane] = np.asarray(grey).reshape(height, width, channels)
     if directory.number(PREDICTOR, 1) == 2:
         for left in range(0, width, step):
             part = pixels[:, left : left + step]
             np.cumsum(part, axis=1, dtype=np.uint16, out=part)
     return pixels.reshape(height, width, samples)
+
+
+def _checked_places(directory: Directory) -> tuple[bool, int, list[tuple[int, int]]]:
+    """Returns `_places`; raises ValueError where they do not cover the picture."""
+    is_tiled, length, places = _places(directory)
+    height, width = directory.size
+    planes = directory.number(SAMPLES, 1) if directory.number(PLANAR, 1) == 2 else 1
+    across = -(-width // max(directory.number(TILE_WIDTH), 1)) if is_tiled else 1
+    if length < 1 or len(places) < planes * -(-height // length) * across:
+        raise ValueError("has too few strips or tiles")
+    return is_tiled, length, places
 
 
 def _places(directory: Directory) -> tuple[bool, int, list[tuple[int, int]]]:

@@ -82,6 +82,11 @@ class WindowedImage:
                 except ValueError as error:
                     raise images.damaged(self.name, f" ({error})") from error
         pixels = images.decode_pixels(self.name, data, MAX_PIXELS)
+        if self._directory and pixels.dtype != np.uint8 and not self._value_range:
+            # The largest value of these rows would say little of the others'.
+            fix = "set --config.data.value_range=LOW,HIGH to the range of your pictures, or"
+            fix += " 0,65535 for the upper 8 bits"
+            raise DataError(self.name, "has 16 bits a channel", fix)
         return first, depth.to_8_bits(self.name, pixels, self._value_range)
 
     @contextmanager

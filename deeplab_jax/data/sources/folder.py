@@ -37,9 +37,11 @@ class FolderSource:
         return self.color_table(path, read_color_label(path))
 
     def stamp(self, index: int) -> str:
-        """Returns size and time of change of the mask's file."""
+        """Returns path, size and time of change of the mask's file, and the ignored colours."""
         info = Path(self.label_paths[index]).stat()
-        return f"{info.st_size} {info.st_mtime_ns}"
+        table = self.color_table
+        ignored = "" if table is None else table.classes.ignored_colors.tobytes().hex()
+        return f"{self.label_paths[index]} {info.st_size} {info.st_mtime_ns} {ignored}"
 
     def names(self, index: int) -> tuple[str, str]:
         """Returns both paths."""

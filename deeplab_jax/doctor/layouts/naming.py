@@ -9,7 +9,7 @@ from typing import NamedTuple
 from deeplab_jax.doctor.layouts import words
 
 _SAMPLE = 100  # images that rules are learnt from
-_MAX_PIECES = 12  # longer names are passed over
+_MAX_PIECES = 12  # that a name is cut into, so that long ones do not take long
 _ENOUGH = 0.5  # of the images or masks that a rule speaks of must be paired
 _MAX_RULES = 6
 _MAX_HEADS = 6  # texts before a part in the middle, else any text
@@ -105,8 +105,9 @@ def _length(rule: Naming) -> tuple[int, int]:
 def _cuts(stem: str) -> list[tuple[tuple[str, str], str]]:
     """Returns ((text before, text after), part) for each part that can be cut from a stem."""
     pieces = re.findall(r"[^\W\d_]+|\d+|[\W_]+", stem)
-    if len(pieces) > _MAX_PIECES:
-        return []
+    if len(pieces) > _MAX_PIECES:  # such as a hash: roles stand near the ends
+        half = _MAX_PIECES // 2
+        pieces[half : 1 - half] = ["".join(pieces[half : 1 - half])]
     ends = [0]
     for piece in pieces:
         ends.append(ends[-1] + len(piece))
