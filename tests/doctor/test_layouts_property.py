@@ -32,7 +32,9 @@ NAMES = {  # how an image and its mask are called
 }
 ROLES = [("images", "masks"), ("img", "ann"), ("JPEGImages", "SegmentationClass"), ("x", "y"),
          ("images_png", "masks_png"), ("rgb", "semantic"), ("scans", "1st_manual"),
-         ("leftImg8bit", "gtFine"), ("", "")]  # fmt: skip
+         ("leftImg8bit", "gtFine"), ("images", "images/masks"), ("", "")]  # fmt: skip
+BESIDE = {"depth": "mask", "thumbnails": "photo", "overlays": "photo", "instances": "mask",
+          "masks_color": "mask"}  # fmt: skip
 SPLITS = [("train", "val"), ("Train", "Val"), ("train2017", "val2017"), ("training", "testing")]
 ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "cp1252"]
 SITES = [("",), ("", "b"), ("a", "b"), ("a", "b/c"), ("a", "b", "c"), ("d/a", "d/b")]
@@ -50,6 +52,7 @@ def trees(draw):
     place = draw(st.sampled_from(["none", "above", "below", "lists", "inner"]))
     splits = draw(st.sampled_from(SPLITS)) if place != "none" else ("",)
     rival = draw(st.sampled_from(["", "", "masks_old", "predictions", "labels_2"]))
+    beside = draw(st.sampled_from(["", *BESIDE]))
     unlabelled = draw(st.booleans())
     numbers = iter(range(1000)) if draw(st.booleans()) else None  # else each folder begins anew
     files, truth, lists = {}, {}, {split: [] for split in splits}
@@ -67,15 +70,21 @@ def trees(draw):
                 files |= {image: "photo", mask: "mask"}
                 truth[image] = {mask}
                 lists[split].append(image)
+                if beside and images:
+                    files[f"{path(beside)}/{names[0].format(stem)}"] = BESIDE[beside]
                 if rival and images:
                     other = f"{path(rival)}/{names[1].format(stem)}"
                     files[other] = "mask"
-                    truth[image].add(other)
+                    truth[image] |= {other} if rival == "labels_2" else set()  # old ones come last
     if unlabelled and images and sites[0]:
         # A site that is not labelled yet.
         parts = [splits[0] * (place == "above"), "z", splits[0] * (place == "inner"), images,
                  splits[0] * (place == "below")]
         files["/".join(filter(None, parts)) + "/" + names[0].format("900")] = "photo"
+    if images and draw(st.booleans()):  # another data set
+        for n in range(2):
+            files |= {f"more/pics/{n}.png": "photo", f"more/annotations/{n}.png": "mask"}
+            truth[f"more/pics/{n}.png"] = {f"more/annotations/{n}.png"}
     if place == "lists":
         encoding = draw(st.sampled_from(ENCODINGS))
         slash = draw(st.sampled_from("/\\"))
@@ -119,4 +128,5 @@ def check(files, truth, is_split):
              for n in re.findall(r"(\d+) pairs?\b", item)]
     assert len(truth) - len(used) <= sum(named), layout
     assert layout.is_split == is_split, layout
-    assert len(used) * len({*layout.splits}) >= len(truth), layout
+    num_others = sum(image.startswith("more/") for image in truth)
+    assert len(used) == len(truth) - num_others or (len(used), num_others) == (2, 2), layout

@@ -57,7 +57,7 @@ def choose(tree: Tree, matches: Sequence[Match]) -> Choice | None:
              for place in places(tree, {m: shape_of[m] for m in group.matches})]  # fmt: skip
     if not found:
         return None
-    found.sort(key=lambda pair: (pair[0].is_last, -pair[1].num_pairs,
+    found.sort(key=lambda pair: (pair[0].is_last, pair[0].tiers[0], -pair[1].num_pairs,
                                  pair[1].images.count("/"), pair[1]))  # fmt: skip
     (group, place), others = found[0], found[1:]
     texts = [(one.is_last, _told(other, one)) for one, other in others]

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from deeplab_jax.data.patterns import IMAGE_SUFFIXES, Pattern
 from deeplab_jax.doctor.layouts import words
 from deeplab_jax.doctor.layouts.matches import Match, common, num_shared, parts_of
 from deeplab_jax.doctor.layouts.naming import Naming
@@ -271,41 +272,17 @@ def _any_of(texts: list[str]) -> str:
 
 
 def _has_more(tree: Tree, place: Place) -> bool:
-    """Tells whether a place reads folders of pictures beyond those of its matches."""
+    """Tells whether a place reads pictures in folders beyond those of its matches."""
     known = {folder for match in place.matches for folder in (match.images, match.masks)}
-    for pattern in (place.images, place.masks):
-        regex = regex_of(pattern, place.splits)
-        if any(regex.match(f"{folder}/") for folder in tree.pictures if folder not in known):
-            return True
+    masks = tuple(place.mask_suffix + suffix for suffix in IMAGE_SUFFIXES)
+    for pattern, suffixes in ((place.images, IMAGE_SUFFIXES), (place.masks, masks)):
+        found = Pattern(pattern, None, suffixes)
+        for folder, names in tree.pictures.items():
+            if folder in known:
+                continue
+            start = "/" if pattern == "." else ""
+            paths = (start + os.path.join(folder, name) for name in names)
+            if any((file := found.match(path)) and (not file.split or file.split in place.splits)
+                   for path in paths):  # fmt: skip
+                return True
     return False
-
-
-def regex_of(pattern: str, splits: Iterable[str] | None) -> re.Pattern[str]:
-    """Returns what matches the folders that a pattern reads, each with a slash at its end.
-
-    Without `splits` any text may stand for {split}, and is its group "split".
-    """
-    *folders, last = pattern.split("/")
-    is_file = bool(re.search(r"[*}].*\.(\*|\w+)$", last))
-    folders = folders if is_file else [*folders, last]
-    choice = "(?P<split>[^/]+)" if splits is None else f"(?:{'|'.join(map(re.escape, splits))})"
-    text = "".join(_part(part, choice) for part in folders if part != ".")
-    first, mark, rest = text.partition(choice)
-    text = first + mark + rest.replace(choice, "(?P=split)") if splits is None else text
-    return re.compile(text + ("$" if is_file else ""))
-
-
-def _part(part: str, split: str) -> str:
-    if part == "**":
-        return "(?:[^/]+/)*"
-    found = ""
-    for piece in re.split(r"(\{[^{}]*\}|\*)", part):
-        if piece == "*":
-            found += "[^/]*"
-        elif piece == SPLIT:
-            found += split
-        elif piece[:1] == "{":
-            found += f"(?:{'|'.join(map(re.escape, piece[1:-1].split(',')))})"
-        else:
-            found += re.escape(piece)
-    return f"{found}/"

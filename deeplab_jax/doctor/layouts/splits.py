@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 from deeplab_jax.config import DataConfig
 from deeplab_jax.data.files import find_files
+from deeplab_jax.data.patterns import IMAGE_SUFFIXES, Pattern
 from deeplab_jax.doctor.findings import Finding
 from deeplab_jax.doctor.layouts import words
-from deeplab_jax.doctor.layouts.shapes import SPLIT, Place, regex_of
+from deeplab_jax.doctor.layouts.shapes import SPLIT, Place
 from deeplab_jax.doctor.layouts.tree import LIST_SUFFIXES, Tree
 from deeplab_jax.errors import DataError, clip
 
@@ -51,8 +52,10 @@ def with_missing(tree: Tree, place: Place) -> dict[str, int]:
     splits = dict(place.splits)
     if SPLIT not in place.images or not splits:
         return splits
-    regex = regex_of(place.images, None)
-    there = {found["split"] for folder in tree.pictures if (found := regex.match(f"{folder}/"))}
+    pattern = Pattern(place.images, None, IMAGE_SUFFIXES)
+    paths = (os.path.join(folder, name) for folder, names in tree.pictures.items()
+             for name in names[:1])  # fmt: skip
+    there = {found.split for path in paths if (found := pattern.match(path))}
     known = {split for split in there if (text := words.split_text(split)) and text.is_word}
     for is_train in (True, False):
         if not any(words.is_train(split) == is_train for split in splits):
