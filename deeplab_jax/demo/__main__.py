@@ -96,7 +96,10 @@ def _show(run: str, predictions: str) -> None:
     """Prints what the demo found, where to look, and what to type next."""
     result = json.loads(Path(run, "evaluation.json").read_text("utf-8"))
     constant = result["best_constant_mean_iou"]
-    print(f"validation mean IoU: {100 * result['mean_iou']:.2f} %")
+    total = len(result["iou"])
+    count = total - result["iou"].count(None)
+    over = f" over {count} of {total} classes" if count < total else ""
+    print(f"validation mean IoU: {100 * result['mean_iou']:.2f} %{over}")
     print(f"best constant prediction (one class everywhere): {100 * constant:.2f} %")
     print("Open in a browser, and look at the overlays:")
     cli.finish(f"{run}/report.html")

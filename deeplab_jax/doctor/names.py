@@ -30,6 +30,7 @@ _FILES = (
     "labels.txt",
     "obj.names",
 )
+_SUFFIXES = (".txt", ".csv", ".json", ".names")
 _MAX_BYTES = 1 << 20
 _COLOR = r"\s*(?P<r>\d{1,3})[,;\s]\s*(?P<g>\d{1,3})[,;\s]\s*(?P<b>\d{1,3})"
 _COLORED = (  # a line's name and colour
@@ -79,6 +80,8 @@ def find_names(
 ) -> tuple[Named | None, list[tuple[Path, str]]]:
     """Returns the names of the first file that fits, and the files that do not, with the reason."""
     unused: list[tuple[Path, str]] = []
+    if not masks.classes and not masks.colors:
+        return None, unused
     for path in _paths(folders):
         try:
             if entries := list(_read(path)):  # else it is about something else
@@ -88,10 +91,17 @@ def find_names(
     return None, unused
 
 
+def is_names_file(path: Path) -> bool:
+    """Tells whether a file has a name that files of class names have."""
+    is_text = path.suffix.lower() in _SUFFIXES  # among many masks few names are looked at
+    return is_text and any(fnmatch(path.name.lower(), pattern) for pattern in _FILES)
+
+
 def _paths(folders: Iterable[Path]) -> list[Path]:
-    files = [path for folder in dict.fromkeys(folders) for path in sorted(folder.glob("*.*"))]
-    return [p for pattern in _FILES for p in files if fnmatch(p.name.lower(), pattern)
-            and p.is_file() and p.stat().st_size <= _MAX_BYTES]  # fmt: skip
+    found = (path for folder in dict.fromkeys(folders) for path in folder.glob("*.*"))
+    files = sorted(path for path in found if is_names_file(path) and path.is_file())
+    files = [path for path in files if path.stat().st_size <= _MAX_BYTES]
+    return [p for pattern in _FILES for p in files if fnmatch(p.name.lower(), pattern)]
 
 
 def _read(path: Path) -> Iterator[Entry]:

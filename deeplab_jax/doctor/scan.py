@@ -23,7 +23,7 @@ from deeplab_jax.data.pictures.masks import TRANSPARENT, fault_of_mode, to_index
 from deeplab_jax.errors import DataError
 from deeplab_jax.utils.machine import num_cores
 
-_COLOR_MODES = ("RGB", "RGBA", "RGBX")
+COLOR_MODES = ("RGB", "RGBA", "RGBX")
 _MAX_COLORS = 1000  # kept of one mask; a table of classes has fewer
 _KERNEL = np.ones((3, 3), np.uint8)
 
@@ -124,7 +124,7 @@ def _scan_mask(facts: SampleFacts, color_table: ColorTable | None) -> None:
     is_lossy = kind in images.LOSSY_FORMATS
     if is_lossy:
         facts.mask_kind, facts.mask_size = "lossy", size[::-1]
-    if color_table or (mode in _COLOR_MODES and not is_lossy):
+    if color_table or (mode in COLOR_MODES and not is_lossy):
         colors = images.read_color_label(path)
         facts.decode_seconds += time.thread_time() - began
         if colors.shape[2] == 4:
@@ -156,7 +156,7 @@ def _label_of_colors(
             return color_table(path, colors)
         except DataError as error:
             fault = error
-    if mode in _COLOR_MODES:
+    if mode in COLOR_MODES:
         facts.colors = _count_colors(colors)
         label = None if fault else to_index(path, colors)
         if label is not None:

@@ -15,8 +15,8 @@ from deeplab_jax.data.classes import CLASS_NAMES
 from deeplab_jax.data.files import find_files
 from deeplab_jax.doctor.findings import Finding
 from deeplab_jax.doctor.layouts import GuessedLayout
-from deeplab_jax.doctor.names import Masks, Named, find_names
-from deeplab_jax.doctor.scan import Color, Pair, SampleFacts, scan, scan_sample
+from deeplab_jax.doctor.names import Masks, Named, find_names, is_names_file
+from deeplab_jax.doctor.scan import COLOR_MODES, Color, Pair, SampleFacts, scan, scan_sample
 from deeplab_jax.doctor.values import Values, infer_values
 from deeplab_jax.errors import ConfigError, DataError
 from deeplab_jax.utils.progress import counting
@@ -132,7 +132,7 @@ def _holds_colors(data: DataConfig, split: str, palette: np.ndarray) -> bool:
         # An index, or the very colours that the file says.
         if facts.colors and facts.colors.keys() != {_BLACK}:
             return facts.colors.keys() <= declared
-        if facts.mask_kind and not facts.colors:
+        if facts.mask_kind and facts.mask_mode not in COLOR_MODES:
             return False
     return False
 
@@ -278,7 +278,7 @@ def _foreign(folders: set[Path], used: set[str]) -> Counter[str]:
     outer = {folder for folder in folders if not folders & set(folder.parents)}
     paths = (path for folder in outer for path in folder.rglob("*") if str(path) not in used)
     return Counter("hidden" if path.name.startswith(".") else path.suffix or "without suffix"
-                   for path in paths if path.is_file())  # fmt: skip
+                   for path in paths if path.is_file() and not is_names_file(path))  # fmt: skip
 
 
 def _faults(title: str, errors: Sequence[DataError]) -> list[Finding]:

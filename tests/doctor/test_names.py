@@ -119,6 +119,11 @@ def test_files_that_hold_no_names(tmp_path, name, data, reason):
     )  # fmt: skip
 
 
+def test_without_classes_no_names_fit(tmp_path):
+    (tmp_path / "classes.txt").write_text("a\nb")
+    assert find_names([tmp_path], masks_of()) == (None, [])
+
+
 def test_names_are_in_the_report_and_the_recipe(make_tree, recipe_of, doctor):
     root = make_tree("folder", num_train=6, num_val=2)
     names = ("sky", "road", "car", "tree")
@@ -129,6 +134,7 @@ def test_names_are_in_the_report_and_the_recipe(make_tree, recipe_of, doctor):
     assert [row["name"] for row in report["classes"]] == list(names)
     notes = [f["items"] for f in report["findings"] if f["kind"] == "class-names"]
     assert notes == []  # the first that fits ends the search
+    assert "foreign-files" not in {f["kind"] for f in report["findings"]}
     assert recipe_of(root).data.class_names == names
     (root / "labels" / "classes.txt").write_text("a")
     *_, report = doctor("--data", root)
