@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from deeplab_jax.config import DataConfig, freeze, get_config
+from deeplab_jax.data.patterns import IMAGE_SUFFIXES, Pattern
 from deeplab_jax.doctor.findings import Finding
 from deeplab_jax.doctor.layouts import matches, official, splits, words
 from deeplab_jax.doctor.layouts.choose import choose
@@ -51,6 +52,7 @@ def guess(root: str | Path) -> GuessedLayout:
     if choice is None:
         raise _nothing(tree)
     layout = _layout(tree, choice.place)
+    passed_over = [*_unlabelled(rest, choice.place), *passed_over]
     why = "; ".join([layout.why, *reasons])
     return replace(layout, why=why, findings=(*choice.findings, *layout.findings, *passed_over))
 
@@ -137,6 +139,23 @@ def _unsplit(place: Place, reasons: Sequence[str]) -> list[Finding]:
         fix = f"move each into a folder of its split, or write train.txt and val.txt; else {then}"
         findings.append(Finding("warning", "split", title, fix))
     return findings
+
+
+def _unlabelled(tree: Tree, place: Place) -> list[Finding]:
+    """Returns what is told of folders that a pattern leaves out because they have no masks."""
+    broad = re.sub(r"\{[^{}]*,[^{}]*\}", "*", place.images)
+    broad = broad.removesuffix("/*.*")
+    if broad == place.images or broad.endswith(".*"):
+        return []
+    pattern = Pattern(broad, None, IMAGE_SUFFIXES)
+    known = {folder for match in place.matches for folder in (match.images, match.masks)}
+    items = [f"{folder}: {len(names)} pictures" for folder, names in tree.pictures.items()
+             if folder not in known and pattern.match(f"{folder}/{names[0]}")]  # fmt: skip
+    if not items:
+        return []
+    title = f"{len(items)} folder{'s' if len(items) > 1 else ''} beside the images not used"
+    fix = "nothing to do, if they are not to be learnt from; else add their masks"
+    return [Finding("note", "layout", title, fix, tuple(items))]
 
 
 def _predicted(tree: Tree) -> list[Finding]:
