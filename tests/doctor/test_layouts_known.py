@@ -168,6 +168,20 @@ def test_results_of_predict_are_passed_over(tmp_path):
     assert [(f.severity, f.items) for f in layout.findings] == [("note", ("labels: 8",))]
 
 
+def test_lists_of_two_columns_pair_what_names_do_not(tmp_path):
+    plant(tmp_path, "photo scans/a{i}.png", "mask drawn/b{i}.png",
+          "lines {split}.csv=scans/a{i}.png,drawn/b{i}.png")  # fmt: skip
+    layout = guess(tmp_path)
+    assert (layout.data.split_file, layout.splits) == ("{split}.csv", ("train", "val"))
+    found = find_files(layout.data, "val")
+    assert [found.masks[stem][-8:] for stem in found.stems] == ["b004.png", "b005.png"]
+
+
+@pytest.mark.parametrize("name", ["folder", "ade20k", "cityscapes", "voc"])
+def test_nothing_is_said_of_a_right_tree(make_tree, name):
+    assert guess(make_tree(name)).findings == ()
+
+
 @pytest.mark.parametrize("name", ["ade20k", "cityscapes", "voc"])
 def test_official_sets_are_found_below_other_folders(make_tree, tmp_path, name):
     root = make_tree(name)

@@ -1,5 +1,6 @@
 """Guesses where the images and masks of a folder lie."""
 
+import itertools
 import re
 import shlex
 from collections.abc import Sequence
@@ -50,11 +51,27 @@ def guess(root: str | Path) -> GuessedLayout:
     if sets:
         return _official(tree, sets, choice.place if choice else None, passed_over)
     if choice is None:
-        raise _nothing(tree)
+        return _by_lists(tree)
     layout = _layout(tree, choice.place)
     passed_over = [*_unlabelled(rest, choice.place), *passed_over]
     why = "; ".join([layout.why, *reasons])
     return replace(layout, why=why, findings=(*choice.findings, *layout.findings, *passed_over))
+
+
+def _by_lists(tree: Tree) -> GuessedLayout:
+    """Returns the layout of lists that name an image and its mask a line, whatever their names."""
+    largest = sorted(tree.pictures, key=lambda f: -len(tree.pictures[f]))[:_MAX_SEEN]
+    for images, masks in itertools.permutations(largest, 2) if tree.lists else ():
+        place = Place(images or ".", masks or ".", "", (), {})
+        data = replace(freeze(get_config("folder")).data, root=str(tree.root), images=place.images,
+                       masks=place.masks)  # fmt: skip
+        found = splits.find_lists(tree, place, data)
+        if found.pattern:
+            data = replace(data, split_file=found.pattern, train_split=found.splits[0],
+                           val_split=found.splits[1])  # fmt: skip
+            why = f"{place.images} with {place.masks}, as the lists {found.pattern} pair them"
+            return GuessedLayout(data, found.splits, True, why)
+    raise _nothing(tree)
 
 
 def _official(
