@@ -46,13 +46,8 @@ class Structure(NamedTuple):
         return not DIALECTS[self.dialect].heads
 
 
-def detect(keys: Collection[str], where: str) -> str:
-    """Returns the dialect that uses these keys of the file `where`.
-
-    Raises:
-      MisfitError: it is none of ours, with the closest.
-      CheckpointError: it is segmentation_models.pytorch's.
-    """
+def recognise(keys: Collection[str]) -> str:
+    """Returns the dialect that uses these keys, or ""."""
 
     def has(*prefixes: str) -> bool:
         return all(any(key.startswith(prefix) for key in keys) for prefix in prefixes)
@@ -65,15 +60,33 @@ def detect(keys: Collection[str], where: str) -> str:
         return "v1c"
     if has("conv1.weight", "layer1."):
         return "torchvision"
-    if has("encoder.conv1.weight", "segmentation_head."):
-        what = "is a network of segmentation_models.pytorch: its head and norms are "
-        raise CheckpointError(where, what + "others than ours", _ACCEPTED)
+    return ""
+
+
+def detect(keys: Collection[str], where: str) -> str:
+    """Returns the dialect that uses these keys of the file `where`.
+
+    Raises:
+      MisfitError: it is none of ours, with the closest.
+      CheckpointError: it is segmentation_models.pytorch's.
+    """
+    if found := recognise(keys):
+        return found
+    starts = ("encoder.conv1.weight", "segmentation_head.")
+    if all(any(key.startswith(start) for key in keys) for start in starts):
+        what = "is a network of segmentation_models.pytorch: its head and norms are others than"
+        fix = "or take its encoder alone, a backbone: --drop 'decoder.*' --drop"
+        raise CheckpointError(where, f"{what} ours", f"{_ACCEPTED}, {fix} 'segmentation_head.*'")
     dialect, depth, common, count = _closest(keys)
     what = f"its {len(keys)} tensors have the names of no known layout; closest known layout: "
-    what += f"{describe(dialect, depth)} ({common} of {count} names alike)"
     known = {key: None for _, _, key in leaves(depth, dialect)}  # in order
     missing = [(key, "") for key in known if key not in keys]
     unexpected = [(shown(key), "") for key in keys if key not in known]
+    likeness = f"{common} of {count} names end alike"
+    if common == count and missing and unexpected:
+        likeness = "its names end alike but begin otherwise: "
+        likeness += f"{unexpected[0][0]} where {missing[0][0]} is wanted"
+    what += f"{describe(dialect, depth)} ({likeness})"
     raise MisfitError(where, what, _ACCEPTED, Misfit(missing, unexpected, []).table())
 
 
@@ -129,7 +142,8 @@ class Misfit(NamedTuple):
 def compare(tensors: Mapping[str, np.ndarray], wanted: Shapes, dialect: str) -> Misfit:
     """Returns how tensors differ from the wanted shapes.
 
-    Counters may be missing altogether, and the dialect's drops be there.
+    Counters may be missing altogether, and may be of any type of number if all are of one. The
+    dialect's drops may be there.
     """
     if not any(_is_counter(key) for key in tensors):
         wanted = {key: shape for key, shape in wanted.items() if not _is_counter(key)}
@@ -141,6 +155,7 @@ def compare(tensors: Mapping[str, np.ndarray], wanted: Shapes, dialect: str) -> 
 
 
 def _changed(tensors: Mapping[str, np.ndarray], wanted: Shapes) -> Iterator[tuple[str, str]]:
+    types = {value.dtype for key, value in tensors.items() if _is_counter(key)}
     for key, shape in wanted.items():
         if key not in tensors:
             continue
@@ -150,15 +165,24 @@ def _changed(tensors: Mapping[str, np.ndarray], wanted: Shapes) -> Iterator[tupl
         elif not _is_counter(key):
             if not is_floating(value.dtype):
                 yield key, f"{value.dtype}, a floating type wanted"
-        elif value.dtype != np.int64:
+        elif value.dtype != np.int64 and (len(types) > 1 or not _is_number(value.dtype)):
             yield key, f"{value.dtype}, int64 wanted"
-        elif not 0 <= int(value) <= MAX_COUNT:
+        elif not 0 <= float(value) <= MAX_COUNT or int(value) > MAX_COUNT:
             yield key, f"{value}, 0 to {MAX_COUNT} wanted"
 
 
+def is_auxiliary(path: str) -> bool:
+    """Tells whether our path of a variable lies in the auxiliary head."""
+    return path.startswith("aux_")
+
+
 def is_floating(dtype: np.dtype) -> bool:
-    """Tells whether a type is a floating one, bfloat16 among them."""
-    return dtype.kind == "f" or dtype.name == "bfloat16"
+    """Tells whether a type is a floating one, bfloat16 and those of 8 bits among them."""
+    return dtype.kind == "f" or dtype.name.startswith(("bfloat16", "float8_"))
+
+
+def _is_number(dtype: np.dtype) -> bool:
+    return dtype.kind in "iu" or is_floating(dtype)
 
 
 def _is_counter(key: str) -> bool:

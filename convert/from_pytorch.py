@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from deeplab_jax.checkpoint import Info
     from deeplab_jax.config import Config
 
+SOURCE = ".pth or .safetensors; of one in shards the folder or its .index.json"  # --checkpoint
 _STRUCTURE = ("output_stride", "atrous_rates", "multi_grid")  # what weights do not show
 _BACKBONE = "--config.init.backbone"
 _EXAMPLES = """\
@@ -43,7 +44,7 @@ def main(argv: list[str]) -> None:
     """Parses arguments, converts, and prints what became of the file."""
     parser = cli.Parser("convert from-pytorch", _EXAMPLES)
     add = parser.add_argument
-    add("--checkpoint", metavar="FILE", required=True, help=".pth or .safetensors")
+    add("--checkpoint", metavar="FILE", required=True, help=SOURCE)
     add("--output", metavar="DIR", required=True, help="the checkpoint to write")
     add("--config", metavar="FILE", help="recipe of the weights: a file or a name")
     text = "needed without --config: weights do not show it"
@@ -53,6 +54,7 @@ def main(argv: list[str]) -> None:
     add("--multi-grid", metavar="D,D,D", type=_integers, help="dilations of layer 4, as 1,2,4")
     text = "also momentum and iteration: a run that `train --workdir DIR` continues"
     add_progress_flags(parser, text)
+    add_source_flags(parser)
     add("--config.x", metavar="VALUE", help="any field of the recipe")
     args, overrides = parser.parse(argv)
     check_progress_flags(args)
@@ -81,13 +83,14 @@ def _convert(args: argparse.Namespace, overrides: list[str], config: "Config | N
     from deeplab_jax.checkpoint import Info
 
     _refuse_duplicates(args, overrides)
-    source = read_source(args.checkpoint, args.optimizer)
+    source = read_source(args.checkpoint, args.optimizer, args.level, args.drop)
     if config is None:
         _refuse_unused(source, args, overrides)
         config = infer_config(source, args, overrides)
     else:
         source.require_network(args.config)
-    items, counters = source.to_variables(config.model, args.config or "")
+    seed = config.seed if args.new_auxiliary else None
+    items, counters = source.to_variables(config.model, args.config or "", seed)
     if source.structure.is_backbone:
         info = Info(kind="backbone", counters=counters)
     else:
@@ -98,6 +101,8 @@ def _convert(args: argparse.Namespace, overrides: list[str], config: "Config | N
         info = to_run(info, progress.iteration)
     save(args.output, items, info)
     print("\n".join(summary(source, config, info)))
+    if args.new_auxiliary:
+        print(f"auxiliary head drawn from seed {config.seed}: for training only")
     if args.optimizer:
         print(f"momentum converted; step {info.step}")
         cli.finish(args.output, "train", "--config", args.config, "--workdir", args.output)
@@ -145,8 +150,21 @@ def add_progress_flags(parser: argparse.ArgumentParser, purpose: str) -> None:
     parser.add_argument("--iteration", metavar="N", type=int, help=text)
 
 
+def add_source_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that say which tensors of the file are the network."""
+    text = "which network of a file that holds several, such as model_ema; the output names them"
+    parser.add_argument("--level", metavar="NAME", default="", help=text)
+    text = "leave out tensors by name, such as '*.total_ops' or 'criterion.*'; repeatable"
+    parser.add_argument("--drop", metavar="GLOB", action="append", default=[], help=text)
+    text = "draw an auxiliary head, from config.seed, for weights that have none"
+    parser.add_argument("--new-auxiliary", action="store_true", help=text)
+
+
 def check_progress_flags(args: argparse.Namespace) -> None:
     """Refuses `--iteration` without `--optimizer`, which needs a recipe, and impossible ones."""
+    if args.optimizer and args.new_auxiliary:
+        what = "is given with --optimizer, whose momentum is that of the file's parameters"
+        raise ConfigError("--new-auxiliary", what, "leave out one of them")
     if args.optimizer and not args.config:
         what = "needs --config: the recipe that the run follows"
         raise ConfigError("--optimizer", what, "give --config ROW")
@@ -174,9 +192,14 @@ def _refuse_duplicates(args: argparse.Namespace, overrides: list[str]) -> None:
 
 def _refuse_unused(source: "PyTorchFile", args: argparse.Namespace, overrides: list[str]) -> None:
     """Refuses options that a backbone has no use for; its checkpoint holds no configuration."""
-    unused = [*_flags(args).values(), *(override.split("=")[0] for override in overrides)]
+    given = ["--new-auxiliary"] if args.new_auxiliary else []
+    unused = [*given, *_flags(args).values(), *(override.split("=")[0] for override in overrides)]
     if source.structure.is_backbone and unused:
         what = f"is given, and {source.path} is a backbone alone, which does not depend on it"
+        if rest := source.rest_flags():
+            what = f"is given, and {source.path} holds a backbone and {len(source.others)} tensors"
+            fix = f"convert the backbone alone: leave it out, and give {rest}"
+            raise ConfigError(unused[0], f"{what} of no known head", fix)
         raise ConfigError(unused[0], what, "leave it out, and give it to `train`")
 
 
@@ -255,10 +278,10 @@ def summary(source: "PyTorchFile", config: "Config", info: "Info") -> list[str]:
 
     structure, model = source.structure, config.model
     dropped = source.dropped()
-    lines = [f"{source.path}: {describe(structure.dialect, structure.depth)}"]
+    lines = [*source.notes, f"{source.path}: {describe(structure.dialect, structure.depth)}"]
     if not structure.is_backbone:
         more = "; ..." if model.num_classes > 3 else ""
-        lines[0] += f", {model.num_classes} classes ({'; '.join(info.class_names[:3])}{more})"
+        lines[-1] += f", {model.num_classes} classes ({'; '.join(info.class_names[:3])}{more})"
         rates = ",".join(map(str, model.atrous_rates))
         grid = f", multi-grid {','.join(map(str, model.multi_grid))}" if model.multi_grid else ""
         lines.append(f"taken as: output stride {model.output_stride}, atrous rates {rates}{grid}")

@@ -161,7 +161,7 @@ def to_variables(
     for collection, path, key in table:
         value = np.asarray(tensors[key])
         if collection == "counters":
-            counters[path] = int(value)
+            counters[path] = round(float(value)) if value.dtype != np.int64 else int(value)
             continue
         node = variables[collection]
         *parents, leaf = path.split("/")

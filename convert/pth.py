@@ -9,6 +9,7 @@ import io
 import json
 import math
 import os
+import re
 import shlex
 import struct
 import zipfile
@@ -24,23 +25,82 @@ import safetensors.numpy
 from convert import shown
 from convert.containers import LimitedFile, is_safetensors, read_checkpoint
 from convert.rebuild import DAMAGED, DTYPES, Malformed, check_bools
-from deeplab_jax.errors import CheckpointError, ResourceError
+from deeplab_jax.errors import CheckpointError, ResourceError, shorten
 from deeplab_jax.utils.steps import latest_step
 
 MAX_HEADER = 8 << 20  # bytes of a safetensors header: 100 000 tensors
 
+_SUFFIXES = (".pth", ".pt", ".safetensors", ".bin", ".ckpt")
+_INDEX = ".index.json"
+_SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.(safetensors|bin|pth|pt)")  # no other folder
 _ALIGNMENT = 64  # of storages in a zip, as PyTorch's own
 _FLOATS = {"F64": "f8", "F32": "f4", "F16": "f2", "BF16": "bfloat16"}
 _OTHERS = {"I64": "i8", "I32": "i4", "I16": "i2", "I8": "i1", "U8": "u1", "BOOL": "?"}
+_READ = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "U16": "u2", "U32": "u4",
+         "U64": "u8"}  # and not written  # fmt: skip
 _SAFETENSORS_DTYPES = {name: np.dtype(code) for name, code in (_FLOATS | _OTHERS).items()}
+_READABLE = _SAFETENSORS_DTYPES | {name: np.dtype(code) for name, code in _READ.items()}
 _KINDS = {dtype: kind for kind, dtype in DTYPES.items()}  # of PyTorch's storages
 
 
 def read_weights(path: str | os.PathLike) -> object:
-    """Returns `read_pth` or `read_safetensors` of a file; its content decides, not its name."""
-    with _opened(path) as (file, _):
+    """Returns `read_pth`, `read_safetensors` or `read_shards`; content decides, not a file's name.
+
+    A folder stands for the only index of shards in it.
+    """
+    path = find_index(path) or path
+    with _opened(path) as (file, size):
         head = file.read(9)
+    if head.startswith(b"{") and int.from_bytes(head[:8], "little") > size:  # no length of a header
+        return read_shards(path)
     return read_safetensors(path) if is_safetensors(head) else read_pth(path)
+
+
+def find_index(path: str | os.PathLike) -> str | None:
+    """Returns the index of the shards in a folder; None if this is none, or holds none or many."""
+    names = os.listdir(path) if os.path.isdir(path) else []
+    found = [name for name in names if name.endswith(_INDEX)]
+    return os.path.join(path, found[0]) if len(found) == 1 else None
+
+
+def read_shards(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Returns the arrays of all shards beside an index (JSON), in its order.
+
+    Raises:
+      CheckpointError: the index or a shard cannot be read, a shard is missing or lies elsewhere, or
+        an array is not in exactly the shard that the index names.
+    """
+    with _opened(path) as (file, size):
+        if size > MAX_HEADER:
+            raise Malformed(f"is an index of more than {MAX_HEADER} bytes")
+        index = json.loads(file.read(size), object_pairs_hook=_unique)
+        places = index.get("weight_map")
+        if not isinstance(places, dict) or not places:
+            raise Malformed("is JSON, but no index of shards", "give a .pth or .safetensors file")
+        shards = dict.fromkeys(places.values())  # in order
+        folder = os.path.dirname(os.fspath(path))
+        for name in shards:
+            if not isinstance(name, str) or not _SHARD.fullmatch(name):
+                raise Malformed(f"names the shard {shown(name)}, which is no file beside it")
+            if not os.path.isfile(os.path.join(folder, name)):
+                what = f"names the shard {shown(name)}, which is not beside it"
+                raise Malformed(what, "copy or download that file too")
+    tensors: dict[str, np.ndarray] = {}
+    for name in shards:
+        shard = os.path.join(folder, name)
+        with _opened(shard) as (file, _):
+            is_plain = is_safetensors(file.read(9))
+        held = read_safetensors(shard) if is_plain else read_pth(shard)
+        wanted = [key for key, place in places.items() if place == name]
+        held = held if isinstance(held, dict) else {}
+        keys = set(held)
+        if keys != set(wanted):
+            lost = shorten((shown(key) for key in set(wanted) - keys), 3)
+            what = f"does not hold what {os.path.basename(path)} says (missing: {lost or 'none'}"
+            more = shorten((shown(str(key)) for key in keys - set(wanted)), 3)
+            raise CheckpointError(shard, f"{what}; beyond it: {more or 'none'})", DAMAGED)
+        tensors |= held
+    return {key: tensors[key] for key in places}
 
 
 def read_pth(path: str | os.PathLike) -> object:
@@ -70,13 +130,19 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
         header = json.loads(file.read(length), object_pairs_hook=_unique)
         header.pop("__metadata__", None)
         for key, entry in header.items():
-            if entry["dtype"] not in _SAFETENSORS_DTYPES:
+            if entry["dtype"] not in _READABLE:
                 what = f"tensor {shown(key)} has the type {shown(entry['dtype'])}"
-                raise Malformed(what, f"convert it to one of {', '.join(_SAFETENSORS_DTYPES)}")
+                raise Malformed(what, f"convert it to one of {', '.join(_READABLE)}")
+            if entry["dtype"] in _READ:  # whose sizes the library does not know in every version
+                start, end = entry["data_offsets"]
+                needed = math.prod(entry["shape"]) * _READABLE[entry["dtype"]].itemsize
+                if end - start != needed:
+                    what = f"tensor {shown(key)} of type {entry['dtype']} needs {shown(needed)}"
+                    raise Malformed(f"{what} bytes, not {shown(end - start)}")
         file.seek(0)
         tensors = {}
         for key, entry in safetensors.deserialize(file.read()):
-            dtype = _SAFETENSORS_DTYPES[entry["dtype"]]
+            dtype = _READABLE[entry["dtype"]]
             check_bools(dtype, entry["data"])
             tensors[key] = np.frombuffer(entry["data"], dtype).reshape(entry["shape"])
         return {key: tensors[key] for key in header}
@@ -121,8 +187,8 @@ def write_safetensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray]
 
 
 def check_file(path: str) -> None:
-    """Refuses what is no file (CheckpointError); names a file of weights that is near."""
-    if os.path.isfile(path):
+    """Refuses what is no file or folder of shards (CheckpointError); names a file that is near."""
+    if os.path.isfile(path) or find_index(path):
         return
     if os.path.isdir(path) and latest_step(path) is not None:
         fix = f"use it as it is, such as in deeplab predict --checkpoint {shlex.quote(path)}"
@@ -130,7 +196,7 @@ def check_file(path: str) -> None:
     what = "is no file" if os.path.exists(path) else "does not exist"
     folder = path if os.path.isdir(path) else os.path.dirname(path) or "."
     names = os.listdir(folder) if os.path.isdir(folder) else []
-    files = [name for name in names if name.endswith((".pth", ".pt", ".safetensors"))]
+    files = [name for name in names if name.endswith(_SUFFIXES)]
     close = difflib.get_close_matches(os.path.basename(path), sorted(files), 1, 0)
     fix = f"did you mean {os.path.normpath(f'{folder}/{close[0]}')}?" if close else "give a .pth"
     raise CheckpointError(path, what, fix)

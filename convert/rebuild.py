@@ -5,6 +5,7 @@ views. `unpickler` runs the pickles.
 """
 
 import math
+import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -13,11 +14,16 @@ import ml_dtypes  # noqa: F401  # gives NumPy the name "bfloat16"
 import numpy as np
 
 from convert import shown
+from convert.harmless import PASSED_OVER, why_refused
 
 # Of PyTorch's storages: torch.FloatStorage holds float32.
 _FLOATS = {"Float": "f4", "Double": "f8", "Half": "f2", "BFloat16": "bfloat16"}
 _OTHERS = {"Byte": "u1", "Char": "i1", "Short": "i2", "Int": "i4", "Long": "i8", "Bool": "?"}
 DTYPES = {kind: np.dtype(code) for kind, code in (_FLOATS | _OTHERS).items()}
+# Of newer types, which PyTorch keeps in storages of bytes: torch.float8_e5m2.
+_EIGHT_BITS = ("e4m3fn", "e4m3fnuz", "e5m2", "e5m2fnuz", "e8m0fnu")
+_NEWER = ("uint16", "uint32", "uint64", *(f"float8_{name}" for name in _EIGHT_BITS))
+NEWER_DTYPES = {f"torch.{name}": np.dtype(name) for name in _NEWER}
 
 MAX_STEPS = 1_000_000  # opcodes, and objects in the result; ResNet-101 with momentum needs 60 000
 MAX_DIMS = 64  # NumPy's
@@ -43,7 +49,8 @@ class ForbiddenGlobal(Malformed):
     """A pickle that asks for a function or class beyond the few that tensors need."""
 
     def __init__(self, name: str):
-        super().__init__(f"its pickle asks for `{shown(name)}`, which no tensor needs", UNTRUSTED)
+        reason, fix = why_refused(name, UNTRUSTED)
+        super().__init__(f"its pickle asks for `{shown(name)}`, {reason}", fix)
 
 
 class Budget:
@@ -54,6 +61,7 @@ class Budget:
         self.numbers = MAX_NUMBERS
         self.text = size  # bytes that may be made from text: a pickle holds each text once
         self.expanded = MAX_EXPANDED
+        self.passed_over = 0  # keys that were something passed over
 
     def spend(self, steps: int) -> None:
         """Takes from the steps; raises `Malformed` when none are left."""
@@ -70,6 +78,13 @@ class Global:
 
 
 @dataclass(frozen=True, slots=True)
+class PassedOver:
+    """Stands where a pickle has something harmless that is not read (`harmless`)."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class Storage:
     """Memory of one or more tensors; `data` is uint8 (numel * itemsize,), None while checking."""
 
@@ -80,9 +95,9 @@ class Storage:
 
 @dataclass(slots=True)
 class Array:
-    """A NumPy array, whose content arrives later."""
+    """A NumPy array, whose content arrives later; a PassedOver if it holds no numbers."""
 
-    array: np.ndarray | None = None
+    array: np.ndarray | PassedOver | None = None
 
 
 class Ordered(dict):
@@ -99,6 +114,9 @@ def checked_key(budget: Budget, key: object) -> Key:
     Numbers with equal hashes, or with equal steps through a table, make each look-up walk through
     all of them.
     """
+    if isinstance(key, PassedOver):
+        budget.passed_over += 1
+        return f"{key.name} {budget.passed_over}"
     if not isinstance(key, str | int | float | bytes | None):
         raise Malformed(f"its pickle uses a {type(key).__name__} as a key", UNTRUSTED)
     if type(key) in (int, float):
@@ -154,6 +172,42 @@ def tensor_view(
     return np.ndarray(shape, storage.dtype, storage.data, offset * item, byte_strides)
 
 
+def _tensor_of_bytes(budget: Budget, *args: object) -> np.ndarray:
+    """Returns a tensor of a newer type (_rebuild_tensor_v3)."""
+    match args:
+        case (
+            Storage(dtype, numel, data), int(offset), tuple(shape), tuple(strides), bool(), hooks,
+            Global(name), *metadata,
+        ) if dtype == np.uint8 and name in NEWER_DTYPES and len(metadata) < 2:  # fmt: skip
+            kind = NEWER_DTYPES[name]
+            storage = Storage(kind, numel // kind.itemsize, data)
+            return tensor_view(budget, storage, offset, shape, strides, False, hooks, *metadata)
+    what = "its pickle calls `torch._utils._rebuild_tensor_v3` for a type that is not read"
+    raise Malformed(what, "convert the tensors to float32")
+
+
+def _tensor_with_attributes(
+    budget: Budget, rebuild: object, kind: object, args: Collection[object], state: object
+) -> np.ndarray:
+    """Returns a tensor without the attributes that Python code gave it (_rebuild_from_type_v2)."""
+    if not isinstance(rebuild, Global) or rebuild.name not in _TENSORS:
+        raise Malformed("a tensor is rebuilt by something other than PyTorch", UNTRUSTED)
+    if not isinstance(kind, Global) or kind.name not in _PLAIN_TENSORS:
+        raise Malformed("holds a tensor of a subclass", "save plain tensors")
+    result: np.ndarray = _TENSORS[rebuild.name](budget, *args)
+    return result
+
+
+def _moved(budget: Budget, data: object, *rest: object) -> np.ndarray:
+    """Returns a tensor of an accelerator that was saved from the host's memory."""
+    if not isinstance(data, np.ndarray | Array):
+        raise Malformed("a tensor of an accelerator has no content")
+    array = data.array if isinstance(data, Array) else data
+    if not isinstance(array, np.ndarray):
+        raise Malformed("a tensor of an accelerator has no content")
+    return array
+
+
 def numpy_array(
     budget: Budget, shape: Sequence[int], dtype: np.dtype, fortran: bool, data: bytes
 ) -> np.ndarray:
@@ -173,7 +227,9 @@ def _check_counts(numbers: Sequence[int]) -> None:
         raise Malformed("an array has sizes, strides or an offset that are no counts")
 
 
-def _parameter(budget: Budget, data: object, requires_grad: object, hooks: object) -> np.ndarray:
+def _parameter(
+    budget: Budget, data: object, requires_grad: object, hooks: object, state: object = None
+) -> np.ndarray:
     if not isinstance(data, np.ndarray):
         raise Malformed("a parameter is no tensor")
     return data
@@ -182,6 +238,19 @@ def _parameter(budget: Budget, data: object, requires_grad: object, hooks: objec
 def _ordered_dict(budget: Budget, pairs: Collection[tuple[object, object]] = ()) -> Ordered:
     budget.spend(len(pairs))
     return Ordered((checked_key(budget, key), value) for key, value in pairs)
+
+
+def _default_dict(
+    budget: Budget, factory: object = None, pairs: Collection[tuple[object, object]] = ()
+) -> Ordered:
+    return _ordered_dict(budget, pairs)
+
+
+def _reconstructor(budget: Budget, kind: object, base: object, state: object) -> PassedOver:
+    """How protocols 0 and 1 write an object; what it is made of follows as its state."""
+    if not isinstance(kind, Global) or kind.name not in PASSED_OVER:
+        raise Malformed("its pickle makes an object that no tensor needs", UNTRUSTED)
+    return PassedOver(kind.name)
 
 
 def _counter(budget: Budget, counts: object) -> dict[Key, object]:
@@ -216,13 +285,19 @@ def _history_method(budget: Budget, owner: object, name: object) -> str:
     return f"HistoryBuffer.{name}"
 
 
-def _numpy_dtype(budget: Budget, code: object, align: object, copy: object) -> np.dtype:
+def _numpy_dtype(
+    budget: Budget, code: object, align: object, copy: object
+) -> np.dtype | PassedOver:
+    if isinstance(code, str) and re.fullmatch(r"[US]\d{1,6}|c8|c16|[Mm]8", code, re.ASCII):
+        return PassedOver("numpy.dtype")  # text, complex numbers, dates
     if code not in ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"):
         raise Malformed(f"holds a NumPy array of type {shown(code)}", UNTRUSTED)
     return np.dtype(str(code))
 
 
-def _numpy_scalar(budget: Budget, dtype: object, data: object) -> bool | int | float:
+def _numpy_scalar(budget: Budget, dtype: object, data: object) -> bool | int | float | PassedOver:
+    if isinstance(dtype, PassedOver):
+        return PassedOver("numpy.generic")
     if not isinstance(dtype, np.dtype) or not isinstance(data, bytes):
         raise Malformed("holds a NumPy scalar without type or content")
     return numpy_array(budget, (1,), dtype, False, data)[0].item()
@@ -236,14 +311,25 @@ def _numpy_blank(budget: Budget, kind: object, shape: object, code: object) -> A
 
 HISTORY = "mmengine.logging.history_buffer.HistoryBuffer"
 
-# Wrong numbers of arguments and the like end as TypeError, which the reader of the file catches.
-CALLS: dict[str, Callable[..., object]] = {
+_PLAIN_TENSORS = ("torch.Tensor", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer")
+_TENSORS: dict[str, Callable[..., np.ndarray]] = {
     "torch._utils._rebuild_tensor": tensor_view,
     "torch._utils._rebuild_tensor_v2": tensor_view,
+    "torch._utils._rebuild_tensor_v3": _tensor_of_bytes,
     "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_parameter_with_state": _parameter,
+}
+# Wrong numbers of arguments and the like end as TypeError, which the reader of the file catches.
+CALLS: dict[str, Callable[..., object]] = {
+    **_TENSORS,
+    "torch._utils._rebuild_device_tensor_from_numpy": _moved,
+    "torch._utils._rebuild_device_tensor_from_cpu_tensor": _moved,
+    "torch._tensor._rebuild_from_type_v2": _tensor_with_attributes,
     "torch.Size": _tuple,
     "collections.OrderedDict": _ordered_dict,
     "collections.Counter": _counter,
+    "collections.defaultdict": _default_dict,
+    "copyreg._reconstructor": _reconstructor,
     "builtins.set": _set,
     "builtins.frozenset": lambda budget, items=(): frozenset(_set(budget, items)),
     "builtins.bytes": lambda budget: b"",  # how protocol 2 writes an empty one
@@ -255,9 +341,10 @@ CALLS: dict[str, Callable[..., object]] = {
 }
 STORAGES = {f"torch.{kind}Storage": dtype for kind, dtype in DTYPES.items()}
 STORAGES["torch.storage.UntypedStorage"] = np.dtype(np.uint8)
-TORCH_DTYPES = {f"torch.{dtype.name}" for dtype in DTYPES.values()}
-GLOBALS = {*CALLS, *STORAGES, *TORCH_DTYPES, HISTORY, "numpy.ndarray"}
+STORAGES["torch.ComplexFloatStorage"] = np.dtype(np.complex64)
+STORAGES["torch.ComplexDoubleStorage"] = np.dtype(np.complex128)
+GLOBALS = {*CALLS, *STORAGES, *PASSED_OVER, HISTORY, "numpy.ndarray"}
 MODULES = {  # torch.cuda: storages saved from a GPU by old versions
-    "__builtin__": "builtins", "numpy.core.multiarray": "numpy._core.multiarray",
-    "torch.cuda": "torch",
+    "__builtin__": "builtins", "copy_reg": "copyreg", "torch.cuda": "torch",
+    "numpy.core.multiarray": "numpy._core.multiarray",
 }  # fmt: skip

@@ -12,7 +12,14 @@ import sys
 from typing import TYPE_CHECKING
 
 from convert import MAX_ITERATION
-from convert.from_pytorch import add_progress_flags, check_progress_flags, describe_weights, to_run
+from convert.from_pytorch import (
+    SOURCE,
+    add_progress_flags,
+    add_source_flags,
+    check_progress_flags,
+    describe_weights,
+    to_run,
+)
 from convert.to_pytorch import check_dialect, check_output, to_state_dict, write
 from deeplab_jax import cli
 from deeplab_jax.errors import ConfigError, DataError, NumericError
@@ -38,7 +45,7 @@ def main(argv: list[str]) -> None:
     """Parses arguments, trains, prints a line a step, and writes the weights."""
     parser = cli.Parser("convert replay", _EXAMPLES)
     add = parser.add_argument
-    add("--checkpoint", metavar="FILE", required=True, help=".pth or .safetensors")
+    add("--checkpoint", metavar="FILE", required=True, help=SOURCE)
     add("--config", metavar="FILE", required=True, help="recipe: a file or a name")
     add("--batches", metavar="FILE", required=True, help=".npz, see below")
     add("--steps", metavar="N", type=int, required=True, help="how many to do")
@@ -49,6 +56,7 @@ def main(argv: list[str]) -> None:
     add("--dtype", choices=("float32", "float64", "bfloat16"), help=text)
     text = "start from the checkpoint's momentum and iteration, and write them to --output"
     add_progress_flags(parser, text)
+    add_source_flags(parser)
     add("--config.x", metavar="VALUE", help="any field of the recipe")
     args, overrides = parser.parse(argv)
     check_progress_flags(args)
@@ -153,9 +161,10 @@ def _replay(
     from convert.momentum import Progress, read_progress, run_items, to_optimizer
     from convert.source import read_source
 
-    source = read_source(args.checkpoint, args.optimizer)
+    source = read_source(args.checkpoint, args.optimizer, args.level, args.drop)
     source.require_network(args.config)
-    variables, counters = source.to_variables(config.model, args.config)
+    seed = config.seed if args.new_auxiliary else None
+    variables, counters = source.to_variables(config.model, args.config, seed)
     progress = Progress()
     if args.optimizer:
         progress = read_progress(source, config, args.iteration)
@@ -165,6 +174,8 @@ def _replay(
     to_state_dict(args.checkpoint, variables, info, dialect)  # refuses before it takes time
     items = run_items(args.checkpoint, variables, progress, config)
     start = {"step": np.int32(info.step), **items}
+    for note in source.notes:
+        print(note, file=sys.stderr)
     state = _train(start, images, labels, config, args)
     if args.output is None:
         return

@@ -14,7 +14,18 @@ from typing import Any
 import numpy as np
 
 from convert import rebuild, shown
-from convert.rebuild import UNTRUSTED, Array, Global, Key, Malformed, Ordered, Record, Storage
+from convert.harmless import PASSED_OVER
+from convert.rebuild import (
+    UNTRUSTED,
+    Array,
+    Global,
+    Key,
+    Malformed,
+    Ordered,
+    PassedOver,
+    Record,
+    Storage,
+)
 
 MAX_DEPTH = 100  # of nested containers
 MAX_INT_BITS = 512
@@ -32,9 +43,9 @@ def unpickle(stream: io.BytesIO, load_storage: LoadStorage) -> object:
 
     Returns:
       dict, list, tuple, set, frozenset, str, int, float, bool, None or bytes; tensors are NumPy
-      views, read-only and without copies, of their storages. OrderedDict and Counter are dict,
-      NumPy scalars are Python's, mmengine's HistoryBuffer is the dict of its fields, and a dtype
-      is its name.
+      views, read-only and without copies, of their storages. OrderedDict, defaultdict and Counter
+      are dict, NumPy scalars are Python's, mmengine's HistoryBuffer is the dict of its fields, and
+      a dtype is its name. What `harmless` passes over is the text of its name.
 
     Raises:
       Malformed: anything else is named, a storage cannot hold its tensor, or it is too much work.
@@ -91,18 +102,24 @@ class _Machine:
 
     def append(self, items: list[object]) -> None:
         top = self.stack[-1]
+        if isinstance(top, PassedOver):
+            return
         if not isinstance(top, list):
             raise Malformed("its pickle appends to something other than a list")
         top.extend(items)
 
     def add(self, items: list[object]) -> None:
         top = self.stack[-1]
+        if isinstance(top, PassedOver):
+            return
         if not isinstance(top, set):
             raise Malformed("its pickle adds to something other than a set")
         top.update(self.keys(items))
 
     def set_items(self, items: list[object]) -> None:
         top = self.stack[-1]
+        if isinstance(top, PassedOver):
+            return
         if not isinstance(top, dict) or isinstance(top, Record):
             raise Malformed("its pickle sets items of something other than a dict")
         top.update(self.pairs(items))
@@ -128,16 +145,22 @@ class _Machine:
         self.push(Global(full))
 
     def reduce(self) -> None:
-        """Calls: only functions of `CALLS`."""
+        """Calls: only functions of `CALLS`; what is passed over is not called."""
         function, args = self.pop(2)
         if not isinstance(args, tuple) or not isinstance(function, Global):
             raise Malformed("its pickle calls something that is no function", UNTRUSTED)
+        if function.name in PASSED_OVER:
+            self.push(PassedOver(function.name))
+            return
         if function.name not in rebuild.CALLS:
             raise Malformed(f"its pickle calls `{function.name}`, which is a name only", UNTRUSTED)
         self.push(rebuild.CALLS[function.name](self.budget, *args))
 
     def new(self) -> None:
         kind, args = self.pop(2)
+        if isinstance(kind, Global) and kind.name in PASSED_OVER:
+            self.push(PassedOver(kind.name))
+            return
         if not isinstance(kind, Global) or kind.name != rebuild.HISTORY or args != ():
             raise Malformed("its pickle makes an object that no tensor needs", UNTRUSTED)
         self.push(Record())
@@ -146,6 +169,8 @@ class _Machine:
         """Gives an object its state."""
         target, state = self.pop(2)
         match target, state:
+            case PassedOver(), _:
+                pass
             case Ordered(), dict():
                 pass  # attributes: PyTorch's version numbers of the modules
             case Record(), dict():
@@ -153,6 +178,8 @@ class _Machine:
                 target.update(state)
             case np.dtype(), (int(), "<" | "|", None, None, None, -1, -1, 0):
                 pass  # the types that are allowed are little endian already
+            case Array(), (int(), tuple(), PassedOver(), bool(), _):
+                target.array = PassedOver("numpy.ndarray")
             case Array(), (int(), tuple(shape), np.dtype() as dtype, bool(fortran), bytes(data)):
                 target.array = rebuild.numpy_array(self.budget, shape, dtype, fortran, data)
             case _:
@@ -199,13 +226,15 @@ class _Machine:
                 return type(value)([self.finish(item, depth + 1) for item in value])
             case Array(None):
                 raise Malformed("its pickle holds an array without content")
+            case Array(PassedOver(name)) | PassedOver(name):
+                return name
             case Array(array):
                 return array
             case Storage():
                 return rebuild.tensor_view(self.budget, value, 0, (value.numel,), (1,))
             case np.dtype():
                 return str(value)
-            case Global(name) if name not in rebuild.TORCH_DTYPES:
+            case Global(name) if name not in PASSED_OVER:
                 raise Malformed(f"its pickle stores `{name}` as a value", UNTRUSTED)
             case Global(name):
                 return name
@@ -219,6 +248,7 @@ _LITERALS = """
 _OPCODES: dict[str, Callable[[_Machine, Any], object]] = {
     **dict.fromkeys(("PROTO", "FRAME", "STOP"), lambda m, _: None),
     **dict.fromkeys(_LITERALS.split(), _Machine.push_literal),
+    "BYTEARRAY8": lambda m, data: m.push(bytes(data)),
     "NONE": lambda m, _: m.push(None),
     "NEWTRUE": lambda m, _: m.push(True),
     "NEWFALSE": lambda m, _: m.push(False),

@@ -5,6 +5,7 @@ Importing this loads no JAX. A verb's module parses its arguments before it impo
 
 import argparse
 import difflib
+import io
 import os
 import re
 import shlex
@@ -100,6 +101,10 @@ def module_of(verb: str) -> str:
 def run(command: Callable[[list[str]], None], argv: Sequence[str] | None = None) -> NoReturn:
     """Runs a verb's main function and exits with its code; a `DeepLabError` becomes one line."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        # Names of classes and files hold what a terminal of another encoding cannot show.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         command(argv)
         code = 0

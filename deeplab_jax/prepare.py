@@ -97,6 +97,7 @@ def _prepare_cache(args: argparse.Namespace, overrides: list[str]) -> None:
     write_cache(config.data, config.model.num_classes, Path(args.output), bool(args.verify))
     command = ["train", "--config", args.config]
     command += ["--config.data.source=cache", f"--config.data.root={args.output}"]
+    command += [text for text in overrides if text.startswith("--config.data.value_range=")]
     if not config.init.backbone:  # must be said
         command.append("--config.init.backbone=DIR")
     cli.finish(args.output, *command)

@@ -1,4 +1,5 @@
 import errno
+import io
 import os
 import re
 import shlex
@@ -211,6 +212,22 @@ def test_missing_checkpoint_is_told_before_jax_loads(verb, make_tree, tmp_path):
         " from-pytorch --checkpoint x.pth --output weights/x\n"
     )
     assert got.returncode == 4
+
+
+def test_what_the_output_cannot_show_is_replaced(monkeypatch):
+    out, err = (io.TextIOWrapper(io.BytesIO(), "ascii") for _ in range(2))
+    monkeypatch.setattr("sys.stdout", out)
+    monkeypatch.setattr("sys.stderr", err)
+
+    def command(argv):
+        print("Stra\xdfe, \udcff")  # the second is a byte of a name that is no UTF-8
+        raise DataError("\u80cc.png", "is bad", "mend it")
+
+    with pytest.raises(SystemExit) as end:
+        cli.run(command, [])
+    assert end.value.code == 3
+    assert out.buffer.getvalue() == b"Stra\\xdfe, \\udcff\n"
+    assert err.buffer.getvalue() == b"error: \\u80cc.png: is bad - mend it\n"
 
 
 @pytest.mark.process("JAX starts once a process")

@@ -74,6 +74,18 @@ def _values(largest: int) -> Accepted:
     )
 
 
+_VALUE_RANGE = Accepted(
+    "2 whole numbers, 0 <= low < high <= 65535, or empty",
+    lambda value: (
+        not value
+        or (
+            len(value) == 2
+            and all(type(v) is int for v in value)
+            and 0 <= value[0] < value[1] <= 65535
+        )
+    ),
+    "deeplab doctor finds it; 0,65535 keeps the upper 8 bits",
+)
 _SCALES = Accepted(
     "different numbers from 0.25 to 4",
     lambda value: (
@@ -217,8 +229,16 @@ class DataConfig:
     )
     split_file: str = _field(
         "",
-        'list of ids, one a line, such as "splits/{split}.txt"; empty: all files',
+        'list of images, or of images and their masks, one a line, such as "splits/{split}.txt";'
+        " empty: all files",
         Accepted("a path, or empty"),
+    )
+    value_range: tuple[int, int] | tuple[()] = _field(
+        (),
+        "(low, high): values of 16-bit pictures that become 0 and 255, those between in equal"
+        " steps, those outside clipped; 8-bit pictures stay as they are; empty: 16 bits are"
+        " refused",
+        _VALUE_RANGE,
     )
     mask_format: str = _field(
         "index",

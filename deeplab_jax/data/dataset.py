@@ -9,7 +9,9 @@ from typing import Protocol
 import cv2
 import numpy as np
 
+from deeplab_jax.config import IGNORE_INDEX
 from deeplab_jax.data.labels import INVALID, value_ranges
+from deeplab_jax.data.pictures.masks import TRANSPARENT
 from deeplab_jax.errors import DataError
 
 
@@ -17,11 +19,19 @@ class SampleSource(Protocol):
     """Random access to the samples of one split; picklable, and opens no file before `read`."""
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the image, uint8 (H, W, 3) RGB, and the raw mask, uint8 or uint16 (H, W).
+        """Returns the image, uint8 (H, W, 3) RGB, and the raw mask, see `read_mask`.
 
         Raises:
           DataError: one of them cannot be read. Sizes and values are not checked.
         """
+        ...
+
+    def read_mask(self, index: int) -> np.ndarray:
+        """Returns the raw mask alone, (H, W): uint8, uint16, or int32 with `TRANSPARENT`."""
+        ...
+
+    def stamp(self, index: int) -> str:
+        """Returns a text that changes when the stored mask does, without reading it."""
         ...
 
     def names(self, index: int) -> tuple[str, str]:
@@ -39,6 +49,14 @@ class SubsetSource:
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the image and the raw mask."""
         return self.source.read(self.indices[index])
+
+    def read_mask(self, index: int) -> np.ndarray:
+        """Returns the raw mask."""
+        return self.source.read_mask(self.indices[index])
+
+    def stamp(self, index: int) -> str:
+        """Returns the mask's stamp."""
+        return self.source.stamp(self.indices[index])
 
     def names(self, index: int) -> tuple[str, str]:
         """Returns the names of the image and the mask in messages."""
@@ -85,6 +103,11 @@ class Dataset:
         Raises:
           DataError: `raw` has a value that means nothing.
         """
+        if raw.dtype == np.int32:
+            is_transparent = raw == TRANSPARENT
+            known = np.flatnonzero(self.label_map != INVALID)[0]  # any value that means something
+            found = self.to_classes(index, np.where(is_transparent, known, raw).astype(np.uint16))
+            return np.where(is_transparent, np.uint8(IGNORE_INDEX), found)
         classes = self.label_map
         if raw.dtype == np.uint8:
             classes = classes[:256]

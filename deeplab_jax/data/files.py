@@ -1,7 +1,7 @@
 """Finds the files of a split: the table's data sets in their official layouts, or a folder.
 
-Only names are read here. Ids of a list are looked up among the files found under the root, and a
-link that leads out of the root is refused; so nothing outside is ever opened.
+Only names are read here. Lines of a list are looked up among the files under the root, and a link
+that leads out of the root is refused; so nothing outside is ever opened.
 """
 
 import difflib
@@ -37,9 +37,9 @@ class Files(NamedTuple):
 class SplitPaths(NamedTuple):
     """Where the files of a split lie under the root; a sample's image and mask share a stem."""
 
-    images: str  # folder
-    masks: str  # folder
-    list_file: str = ""  # list of the samples, one id a line; "" without a list
+    images: str  # folder, or pattern
+    masks: str  # folder, or pattern
+    list_file: str = ""  # list of the samples, one a line; "" without a list
     is_list_needed: bool = False  # a missing list is an error; else all files are samples
     image_suffixes: tuple[str, ...] = (".jpg",)  # ends of image names
     mask_suffixes: tuple[str, ...] = (".png",)  # ends of mask names, after `mask_suffix`

@@ -19,7 +19,7 @@ INVALID = -1
 CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 
 # All that reading a malformed classes.json raises; brackets without end recurse.
-_FAULTS = (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
+_FAULTS = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
 _UNKNOWN = 256  # a class id no palette reaches
 
 
@@ -107,7 +107,14 @@ def read_classes(path: Path, mask_format: str = "index") -> Classes:
       DataError: the file holds no such list.
     """
     try:
-        entries = json.loads(path.read_text("utf-8"))
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        what = f"cannot be read ({error.strerror})"
+        raise DataError(str(path), what, "check its permissions") from error
+    except UnicodeDecodeError as error:
+        raise DataError(str(path), "is no text in UTF-8", "save it as UTF-8") from error
+    try:
+        entries = json.loads(text)
         if not isinstance(entries, list):
             raise TypeError(f"{type(entries).__name__} at the top")
         entries = [{"name": entry} if isinstance(entry, str) else entry for entry in entries]
@@ -120,7 +127,8 @@ def read_classes(path: Path, mask_format: str = "index") -> Classes:
                 palette[index] = entry["color"]
     except _FAULTS as error:
         fix = 'write ["road", ...] or [{"name": "road", "color": [128, 64, 128]}, ...]'
-        raise DataError(str(path), f"is no list of classes ({error!r})", fix) from error
+        where = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
+        raise DataError(str(path), f"is no list of classes{where}", fix) from error
     return Classes(names, palette, ignored)
 
 
@@ -149,13 +157,17 @@ class ColorTable:
                 raise ConfigError("config.data.mask_format=color", what, "correct classes.json")
 
     def __call__(self, name: str, colors: np.ndarray) -> np.ndarray:
-        """Returns the classes, uint8 (H, W), 255 = ignored, of colours, uint8 (H, W, 3) RGB.
+        """Returns the classes, uint8 (H, W), 255 = ignored, of colours.
+
+        Colours are uint8 (H, W, 3) RGB, or (H, W, 4) RGBA, of which alpha 0 is ignored.
 
         Raises:
           DataError: a colour is neither a class's nor ignored; the text starts with `name`.
         """
         palette, codes = self.classes.palette, _codes(colors)
         found = _inverse(palette.tobytes(), self.classes.ignored_colors.tobytes())[codes]
+        if colors.shape[2] == 4:
+            found[colors[..., 3] == 0] = IGNORE_INDEX
         if not (found == _UNKNOWN).any():
             return found.astype(np.uint8)
         unknown = np.unique(codes[found == _UNKNOWN])

@@ -128,6 +128,7 @@ class _Names:
         self._known = known
         places = os.path.abspath(known.root), os.path.realpath(known.root), str(known.root)
         self._roots = tuple(os.path.join(place, "") for place in places)
+        self._found_masks = frozenset(known.masks.values())
         inside = map(os.path.realpath, (known.root, known.mask_folder))
         self._inside = tuple(os.path.join(place, "") for place in inside)
 
@@ -240,6 +241,8 @@ class _Names:
         has_suffix = name.lower().endswith(IMAGE_SUFFIXES)
         for path in self._paths(name, self._known.mask_folder):
             for suffix in ("",) if has_suffix else self._known.mask_suffixes:
+                if path + suffix in self._found_masks:
+                    return path + suffix
                 target = os.path.realpath(path + suffix)
                 if target.startswith(self._inside) and os.path.isfile(target):
                     return path + suffix

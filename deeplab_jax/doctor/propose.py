@@ -14,6 +14,7 @@ import numpy as np
 
 from deeplab_jax.config import flatten, get_config
 from deeplab_jax.data.classes import CLASS_NAMES
+from deeplab_jax.doctor import depth
 from deeplab_jax.doctor.findings import Finding, worst_first
 from deeplab_jax.doctor.hours import Machine, in_words, step_seconds
 from deeplab_jax.doctor.layouts import GuessedLayout
@@ -30,8 +31,6 @@ _SECONDS_HERE = 2 * 3600  # of a run on a processor, by the longer end of the gu
 _STEPS = 10_000  # of a run
 _EPOCHS = (20, 300)  # bounds
 _EVALUATIONS = 10
-_MAX_COLORS = 255
-_WHITE = (255, 255, 255)
 
 
 class Field(NamedTuple):
@@ -57,7 +56,7 @@ class Proposal(NamedTuple):
 
 def settle(survey: Survey, findings: Sequence[Finding]) -> list[Finding]:
     """Returns the findings; colours that the proposed recipe declares are a note, not an error."""
-    if not _is_color(survey):
+    if not survey.palette:
         return list(findings)
     note = "they are declared in the proposed recipe; name and order them as you like"
     return worst_first(
@@ -86,6 +85,7 @@ def propose(survey: Survey, layout: GuessedLayout, here: Machine) -> Proposal:
         fields["data.train_split"] = Field(layout.splits[0], "the list that is there")
     else:
         fields |= _place_fields(layout) | _class_fields(survey)
+    fields |= _depth_fields(survey)
     crop, sizes = _size_fields(survey, train, here)
     fields |= sizes | length_fields(len(train), here, crop)
     reason = "random weights; ImageNet weights learn faster: see docs/convert.md"
@@ -153,41 +153,28 @@ def _place_fields(layout: GuessedLayout) -> Fields:
     return fields | {key: Field(split, reason) for key, split in parts}
 
 
-def _is_color(survey: Survey) -> bool:
-    """Tells whether the recipe is to declare the masks' colours."""
-    colors = survey.colors
-    if all(f.is_grey for f in survey.color_masks) and len(colors) > 2 and _WHITE in colors:
-        return False  # no recipe ignores a colour: the masks are to be saved as grey
-    return survey.is_mostly_color and 2 <= len(colors) <= _MAX_COLORS
-
-
 def _class_fields(survey: Survey) -> Fields:
-    names = survey.class_names
+    names, source = survey.class_names, survey.names_file
     has_file = (survey.root / "classes.json").is_file()
     fields: Fields = {}
     if survey.data.mask_format == "color":
         fields["data.mask_format"] = Field("color", "colours of classes.json")
-    elif _is_color(survey):
+    elif survey.palette:
         fields["data.mask_format"] = Field("color", "the masks hold colours")
-        if not has_file:
-            names = tuple(f"class_{i}" for i in range(len(survey.colors)))
-            flat = tuple(part for color, _ in survey.colors.most_common() for part in color)
-            reason = "R, G, B of each class, the most frequent colour first"
-            fields["data.class_colors"] = Field(flat, reason)
+        flat = tuple(part for color in survey.palette for part in color)
+        order = f"of {source}" if source else "the most frequent colour first"
+        fields["data.class_colors"] = Field(flat, f"R, G, B of each class, {order}")
     elif survey.values.is_binary and not survey.is_described:
         fields["data.mask_format"] = Field("binary", "0 and 255 are all the masks hold")
     elif not survey.is_described:
         fields |= _value_fields(survey)
-        if not has_file and "data.class_values" not in fields:
-            first = int("data.reduce_zero_label" in fields)
-            last = max(survey.values.classes, default=first - 1)
-            names = tuple(f"class_{i}" for i in range(last + 1 - first))
     if len(names) < 2:
         what = f"holds {len(names)} class(es) in its masks"
         raise DataError(str(survey.root), what, "a network needs two; count the background")
     number = f"{len(names)} of classes.json" if has_file else "as many as names"
     if not has_file:
-        fields["data.class_names"] = Field(names, "to be renamed; they are shown in results")
+        reason = f"of {source}" if source else "to be renamed; they are shown in results"
+        fields["data.class_names"] = Field(names, reason)
     return fields | {"model.num_classes": Field(len(names), number)}
 
 
@@ -197,13 +184,23 @@ def _value_fields(survey: Survey) -> Fields:
     fields = {}
     if ignored != (255,):
         fields["data.ignore_values"] = Field(ignored, "void in this layout")
-    first, last = (values[0], values[-1]) if values else (0, -1)
-    if first == 1 and 2 * len(values) > last:
-        reason = f"0 never occurs, {first}..{last} do: k becomes class k-1"
+    count = len(values)
+    if count and values == tuple(range(1, count + 1)):
+        reason = f"0 never occurs, 1..{count} do: k becomes class k-1"
         fields["data.reduce_zero_label"] = Field(True, reason)
-    elif 2 * len(values) <= last or first > 1:
+    elif values != tuple(range(count)):
         fields["data.class_values"] = Field(values, "the values found; class 0, 1, ...")
     return fields
+
+
+def _depth_fields(survey: Survey) -> Fields:
+    found = depth.proposed_range(survey)
+    if found is None:
+        return {}
+    number, few = len(depth.deep(survey)), sum(1 for _ in depth.with_few_levels(survey))
+    reason = f"{number} images of 16 bits hold {depth.in_words(survey)}"
+    reason += f"; {few} of them keep fewer than {depth.FEW_LEVELS} of 256 levels"
+    return {"data.value_range": Field(found, reason)}
 
 
 def _size_fields(

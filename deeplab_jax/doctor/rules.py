@@ -7,12 +7,13 @@ from typing import NamedTuple
 
 from deeplab_jax.config import IGNORE_INDEX
 from deeplab_jax.data.labels import value_ranges
+from deeplab_jax.data.pictures.masks import CHANNELS
+from deeplab_jax.doctor import depth
 from deeplab_jax.doctor.findings import Finding, worst_first
 from deeplab_jax.doctor.scan import Color, Pair, SampleFacts
 from deeplab_jax.doctor.survey import Survey
 
 _USUAL_BATCH = 8
-_MAX_CLASSES = 255
 _SHIFTS = {-1: "subtracted", 1: "added"}
 
 
@@ -65,6 +66,14 @@ def _each(kind: str, text_of: Callable[[SampleFacts], str]) -> Find:
     """Returns a search for samples with a text, shown by the path of their "image" or "mask"."""
     return lambda survey: (f"{survey.name(getattr(f.pair, kind))}: {text}"
                            for f in survey.facts if (text := text_of(f)))  # fmt: skip
+
+
+def _fixes(fixes: Iterable[str]) -> str:
+    """Returns the fixes of unreadable files in one text, without repetitions."""
+    found = Counter(fix for fix in fixes if fix)
+    special = [fix for fix, _ in found.most_common() if not fix.startswith("replace")]
+    rest = ["replace or remove the files" if not special else "replace or remove the others"]
+    return "; ".join(special[:3] + rest * (len(special) < len(found) or len(special) > 3))
 
 
 def _key(pair: Pair) -> tuple[str, str]:
@@ -153,18 +162,28 @@ def _disagreement(f: SampleFacts) -> dict[str, str]:
 def _color_text(facts: SampleFacts) -> str:
     if facts.mask_kind != "color":
         return ""
-    if facts.is_grey:
-        return f"grey stored as RGB, values {_values(facts.counts)}"
     number = len(facts.colors)
     if number > 8:
         return f"{'1000 or more' if number >= 1000 else number} colours"
     return "colours " + ", ".join(f"({r}, {g}, {b})" for r, g, b in facts.colors)
 
 
+def _index_in_color(survey: Survey) -> Iterator[Case]:
+    kinds = Counter(f.mask_mode for f in survey.facts
+                    if f.mask_kind == "index" and f.mask_mode in CHANNELS)  # fmt: skip
+    if kinds and survey.data.mask_format != "color":
+        yield Case(words=_count(kinds.total()) | {"kinds": " or ".join(sorted(kinds))})
+
+
+def _transparent_text(facts: SampleFacts) -> str:
+    if not facts.transparent or facts.mask_size is None:
+        return ""
+    share = facts.transparent / (facts.mask_size[0] * facts.mask_size[1])
+    return f"{facts.transparent} pixels ({100 * share:.1f} %)"
+
+
 def _color_fix(survey: Survey) -> str:
-    if all(f.is_grey for f in survey.color_masks):
-        return "save one of their equal channels as grey PNG: its values are class indices"
-    if len(survey.colors) <= _MAX_CLASSES + 1 and survey.is_mostly_color:
+    if survey.palette:
         return 'declare the colours: config.data.mask_format="color"; --write-config proposes it'
     return "export class indices as grey or palette PNG"
 
@@ -237,6 +256,23 @@ def _absent_classes(survey: Survey) -> Iterator[Case]:
         loss = "their IoU is undefined and left out of the mean"
 
 
+def _depths(survey: Survey) -> Iterator[Case]:
+    is_refused = survey.batch_size and not survey.data.value_range
+    if (number := len(depth.deep(survey))) and not is_refused:
+        yield Case(words={"number": number, "range": depth.in_words(survey)})
+
+
+def _mixed_depths(survey: Survey) -> Iterator[Case]:
+    number = len(depth.deep(survey))
+    others = sum(bool(f.image_size) for f in survey.facts) - number
+    if number and others:
+        few = [
+            f for f in survey.facts if f.image_size and bool(f.image_values) == (number <= others)
+        ]
+        items = tuple(survey.name(f.pair.image) for f in few)
+        yield Case(items, {"number": number, "others": others})
+
+
 _TURNED_MASK = ("{n} mask{s} {be} turned by EXIF data, the image{s} not",
                 "save these masks as they are meant to lie, without EXIF orientation")  # fmt: skip
 _FEW = ("{number} training images do not fill one batch of {batch}",
@@ -246,9 +282,10 @@ _FEW = ("{number} training images do not fill one batch of {batch}",
 # fmt: off
 RULES = (
     Rule("error", "unreadable-image", "{n} image{s} cannot be opened",
-         "replace or remove the files", _each("image", lambda f: f.image_error)),
+         lambda s: _fixes(f.image_fix for f in s.facts),
+         _each("image", lambda f: f.image_error)),
     Rule("error", "unreadable-mask", "{n} mask{s} cannot be opened",
-         "replace or remove the files",
+         lambda s: _fixes(f.mask_fix for f in s.facts if not f.mask_kind),
          _each("mask", lambda f: "" if f.mask_kind else f.mask_error)),
     Rule("error", "lossy-mask", "{n} mask{s} {be} JPEG, which changes class values",
          "export the masks again as PNG; converting the JPEGs keeps the damage",
@@ -335,10 +372,43 @@ RULES = (
     Rule("note", "palette", "{n} mask{s} {be} palette PNG: indices count, colours do not",
          "nothing to do",
          lambda s: [Case(words=_count(n))] if (n := sum(bool(f.palette) for f in s.facts)) else []),
+    Rule("note", "index-in-color",
+         "{n} mask{s} store{v} class indices in {kinds}, and {be} read like grey ones",
+         "nothing to do; grey or palette PNG is smaller", _index_in_color),
+    Rule("warning", "transparent", "{n} mask{s} {be} partly or wholly transparent",
+         "these pixels are ignored; if they should count, flatten the masks on the colour of the "
+         "background, or drop the alpha channel",
+         _each("mask", _transparent_text)),
+    Rule("note", "class-names", "{n} file{s} of class names {be} passed over",
+         "where one should count, mend it, or list the classes in classes.json",
+         lambda s: iter(s.unused_names)),
+    Rule("error", "depth", "{n} image{s} {be} of 16 bits a channel, and the recipe has no range",
+         lambda s: f"values are {depth.in_words(s)}: set "
+                   f"{depth.as_flag(depth.proposed_range(s))}, or 0,65535 for the upper 8 bits",
+         lambda s: (s.name(f.pair.image) for f in depth.deep(s)
+                    if s.batch_size and not s.data.value_range)),
+    Rule("warning", "depth", "{n} image{s} of 16 bits a channel keep{v} fewer than 64 levels",
+         lambda s: f"all are scaled by {depth.as_flag(depth.used_range(s))}: "
+                   + ("scale these files like the others, or mend what spreads the range"
+                      if depth.used_range(s) == depth.proposed_range(s) else
+                      f"that of all images is {depth.as_flag(depth.proposed_range(s))}"),
+         depth.with_few_levels),
+    Rule("warning", "depth", "{n} image{s} with values outside config.data.value_range",
+         lambda s: "they are clipped; that of all images is "
+                   f"{depth.as_flag(depth.proposed_range(s))}",
+         depth.clipped),
+    Rule("warning", "depth", "{number} image(s) of 16 bits a channel among {others} of 8",
+         "config.data.value_range scales those of 16 alone: look whether both then look alike, or "
+         "store all with one depth", _mixed_depths),
+    Rule("note", "depth", "{number} image(s) of 16 bits a channel, values {range}",
+         lambda s: f"scaled to 8 bits by {depth.as_flag(depth.used_range(s))}"
+                   + ("" if s.data.value_range else ", which --write-config proposes"),
+         _depths),
     Rule("note", "image-mode", "{number} image(s) of other kinds than RGB ({kinds})",
          "they are opened as 8-bit RGB, alpha dropped",
          lambda s: _kinds(Counter(f.image_mode for f in s.facts
-                                  if f.image_mode not in ("", "RGB")))),
+                                  if f.image_mode not in ("", "RGB")
+                                  and not f.image_mode.startswith("I;16")))),
     Rule("note", "foreign-files", "{number} other or hidden file(s) passed over ({kinds})",
          "nothing to do", lambda s: _kinds(s.foreign, 6)),
 )

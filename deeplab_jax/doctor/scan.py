@@ -19,11 +19,11 @@ from PIL import Image
 
 from deeplab_jax.data import images
 from deeplab_jax.data.labels import ColorTable
+from deeplab_jax.data.pictures.masks import TRANSPARENT, fault_of_mode, to_index
 from deeplab_jax.errors import DataError
 from deeplab_jax.utils.machine import num_cores
 
-_MODES = {"LA": "grey and alpha", "La": "grey and alpha", "PA": "palette and alpha",
-          "F": "fractions"}  # fmt: skip
+_COLOR_MODES = ("RGB", "RGBA", "RGBX")
 _MAX_COLORS = 1000  # kept of one mask; a table of classes has fewer
 _KERNEL = np.ones((3, 3), np.uint8)
 
@@ -46,28 +46,29 @@ class SampleFacts:
     pair: Pair
     image_size: tuple[int, int] | None = None  # (height, width), upright; None if unreadable
     image_error: str = ""  # why the image cannot be decoded
+    image_fix: str = ""  # what to do about it
     image_hash: bytes = b""  # digest of size and pixels; equal for equal pictures alone
     image_mode: str = ""  # Pillow's mode, such as "RGB", "L" or "CMYK"
+    image_values: tuple[int, ...] = ()  # smallest and largest of a 16-bit image; empty: 8 bits
     orientation: int = 1  # EXIF orientation of the image; 1 is upright
     is_same_file: bool = False  # image and mask are one file, or equal files
     mask_size: tuple[int, int] | None = None  # (height, width); None if the mask cannot be decoded
     mask_error: str = ""  # why the mask cannot be used as it is
+    mask_fix: str = ""  # what to do about it
     mask_kind: str = ""  # "index", "palette", "color" or "lossy"
     mask_hash: bytes = b""  # digest of size and values
     mask_orientation: int = 1  # EXIF orientation of the mask
-    # {value: pixels}, in declared colours {class: pixels}, in grey stored as RGB {grey: pixels}
+    # {value: pixels}, in declared colours {class: pixels}; without transparent pixels
     counts: dict[int, int] = field(default_factory=dict)
     # {value: pixels whose eight neighbours have the same value}
     interior: dict[int, int] = field(default_factory=dict)
     palette: dict[int, Color] = field(default_factory=dict)  # {value used: its colour}
-    colors: dict[Color, int] = field(default_factory=dict)  # undeclared; pixels of the first 1000
+    # undeclared, also those that encode an index; pixels of the first 1000
+    colors: dict[Color, int] = field(default_factory=dict)
+    mask_mode: str = ""  # Pillow's mode
+    transparent: int = 0  # pixels of the mask
     seconds: float = 0.0  # processor time of the thread
     decode_seconds: float = 0.0  # share of `seconds` spent reading and decoding
-
-    @property
-    def is_grey(self) -> bool:
-        """Whether a mask in undeclared colours holds shades of grey alone."""
-        return bool(self.colors) and all(r == g == b for r, g, b in self.colors)
 
 
 def scan(pairs: Sequence[Pair], color_table: ColorTable | None = None) -> Iterator[SampleFacts]:
@@ -87,18 +88,20 @@ def scan_sample(pair: Pair, color_table: ColorTable | None = None) -> SampleFact
     facts, began = SampleFacts(pair), time.thread_time()
     if pair.image:
         try:
-            image = images.read_image(pair.image)
+            image = images.read_pixels(pair.image)
             with Image.open(pair.image) as header:
                 facts.image_mode, facts.orientation = header.mode, images.orientation(header)
             facts.decode_seconds += time.thread_time() - began
             facts.image_size, facts.image_hash = image.shape[:2], _digest(image)
+            if image.dtype == np.uint16:
+                facts.image_values = int(image.min()), int(image.max())
         except DataError as error:
-            facts.image_error = error.what
+            facts.image_error, facts.image_fix = error.what, error.fix
     if pair.mask:
         try:
             _scan_mask(facts, color_table)
         except DataError as error:
-            facts.mask_error = error.what
+            facts.mask_error, facts.mask_fix = error.what, error.fix
     if facts.image_size and facts.mask_size:
         with suppress(OSError):  # compares contents where sizes are equal alone
             facts.is_same_file = filecmp.cmp(pair.image, pair.mask, shallow=False)
@@ -112,18 +115,25 @@ def _digest(pixels: np.ndarray) -> bytes:
 
 def _scan_mask(facts: SampleFacts, color_table: ColorTable | None) -> None:
     path, began = facts.pair.mask, time.thread_time()
-    try:
-        if color_table is None:
-            label = images.read_label(path)
-        else:
-            label = color_table(path, images.read_color_label(path))
-    except DataError:
-        _look_at_refused(facts)
-        raise
+    images.read_size(path)  # refuses pipes, which would wait, and formats that run programs
     with Image.open(path) as header:
+        kind, mode, size = header.format, header.mode, header.size
+        facts.mask_mode = mode
         facts.mask_orientation = images.orientation(header)
-        palette = header.getpalette() if header.mode == "P" else None
-    facts.decode_seconds += time.thread_time() - began
+        palette = header.getpalette() if mode == "P" else None
+    is_lossy = kind in images.LOSSY_FORMATS
+    if is_lossy:
+        facts.mask_kind, facts.mask_size = "lossy", size[::-1]
+    if color_table or (mode in _COLOR_MODES and not is_lossy):
+        colors = images.read_color_label(path)
+        facts.decode_seconds += time.thread_time() - began
+        if colors.shape[2] == 4:
+            facts.transparent = int((colors[..., 3] == 0).sum())
+        label = _label_of_colors(facts, colors, mode, color_table)
+    else:
+        label = images.read_label(path)
+        facts.decode_seconds += time.thread_time() - began
+        facts.transparent = int((label == TRANSPARENT).sum()) if label.dtype == np.int32 else 0
     facts.mask_kind = "index" if palette is None else "palette"
     facts.mask_size, facts.mask_hash = label.shape, _digest(label)
     _count_values(facts, label)
@@ -132,7 +142,32 @@ def _scan_mask(facts: SampleFacts, color_table: ColorTable | None) -> None:
         facts.palette = {v: entries[v] for v in facts.counts if v < len(entries)}
 
 
+def _label_of_colors(
+    facts: SampleFacts, colors: np.ndarray, mode: str, color_table: ColorTable | None
+) -> np.ndarray:
+    """Returns the classes of declared colours, or the index that colours encode.
+
+    Raises:
+      DataError: they are neither; the facts then hold them.
+    """
+    path, fault = facts.pair.mask, None
+    if color_table is not None:
+        try:
+            return color_table(path, colors)
+        except DataError as error:
+            fault = error
+    if mode in _COLOR_MODES:
+        facts.colors = _count_colors(colors)
+        label = None if fault else to_index(path, colors)
+        if label is not None:
+            return label
+        facts.mask_kind, facts.mask_size = "color", colors.shape[:2]
+    raise fault or DataError(path, *fault_of_mode(mode, None))
+
+
 def _count_values(facts: SampleFacts, label: np.ndarray) -> None:
+    if label.dtype == np.int32:  # transparent pixels are no value, but an edge for the others
+        label = label.astype(np.int16)
     is_inside = cv2.erode(label, _KERNEL) == cv2.dilate(label, _KERNEL)
     facts.counts, facts.interior = _histogram(label), _histogram(label, is_inside)
 
@@ -142,34 +177,17 @@ def _histogram(label: np.ndarray, where: np.ndarray | None = None) -> dict[int, 
         mask = None if where is None else where.view(np.uint8)
         counts = cv2.calcHist([label], [0], mask, [256], [0, 256]).ravel().astype(np.int64)
     else:
-        counts = np.bincount(label.ravel() if where is None else label[where])
+        values = label.ravel() if where is None else label[where]
+        counts = np.bincount(values[values != TRANSPARENT])
     return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
 
 
-def _look_at_refused(facts: SampleFacts) -> None:
-    """Fills in the facts of a mask that is no index mask; refuses modes without any colours."""
-    path, began = facts.pair.mask, time.thread_time()
-    try:
-        images.read_size(path)  # refuses pipes, which would wait, and formats that run programs
-    except DataError:
-        return
-    with Image.open(path) as header:
-        kind, mode, size = header.format, header.mode, header.size
-    if kind in images.LOSSY_FORMATS:
-        facts.mask_kind, facts.mask_size = "lossy", size[::-1]
-    elif mode in ("RGB", "RGBA"):
-        colors = images.read_color_label(path)
-        facts.decode_seconds += time.thread_time() - began
-        facts.mask_kind, facts.mask_size = "color", colors.shape[:2]
-        facts.colors = _count_colors(colors)
-        if facts.is_grey:
-            _count_values(facts, np.ascontiguousarray(colors[..., 0]))
-    elif mode in _MODES:
-        what = f"is of mode {mode} ({_MODES[mode]}), not one class index per pixel"
-        raise DataError(path, what, "store masks as grey or palette PNG")
-
-
 def _count_colors(colors: np.ndarray) -> dict[Color, int]:
+    if colors.shape[2] == 4:
+        # What transparent pixels hide is no class.
+        colors = np.ascontiguousarray(colors[colors[..., 3] > 0][None, :, :3])
+    if not colors.size:
+        return {}
     codes = cv2.cvtColor(colors, cv2.COLOR_RGB2RGBA).view("<u4").ravel()  # alpha, B, G, R
     # By runs of one colour, of which a mask has few: sorting all pixels takes longer than decoding.
     starts = np.concatenate(([0], np.flatnonzero(codes[1:] != codes[:-1]) + 1, [codes.size]))

@@ -3,23 +3,28 @@
 import dataclasses
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
+import numpy as np
 
 from deeplab_jax.config import IGNORE_INDEX, Config, DataConfig
 from deeplab_jax.data import labels
 from deeplab_jax.data.classes import CLASS_NAMES
 from deeplab_jax.data.files import find_files
-from deeplab_jax.data.images import read_size
 from deeplab_jax.doctor.findings import Finding
 from deeplab_jax.doctor.layouts import GuessedLayout
-from deeplab_jax.doctor.scan import Color, Pair, SampleFacts, scan
+from deeplab_jax.doctor.names import Masks, Named, find_names
+from deeplab_jax.doctor.scan import Color, Pair, SampleFacts, scan, scan_sample
 from deeplab_jax.doctor.values import Values, infer_values
 from deeplab_jax.errors import ConfigError, DataError
 from deeplab_jax.utils.progress import counting
+
+_BLACK = (0, 0, 0)
+_MAX_CLASSES = 255
+_MOSTLY = 6  # times as many masks in colour that encode an index as that do not
+_COLORS = "holds colours"  # of a mask that would encode an index if the others did
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,9 @@ class Survey:
     class_names: tuple[str, ...]  # of classes 0, ..., C - 1
     batch_size: int | None  # of the recipe; None without a recipe
     is_described: bool  # recipe, layout or `classes.json` say what values mean; else it is inferred
+    palette: tuple[Color, ...]  # colours of the classes, where masks hold undeclared ones; else ()
+    names_file: str  # file beside the masks that names the classes; "" where they are numbered
+    unused_names: tuple[str, ...]  # other such files, each with the reason why it does not fit
     foreign: Counter[str]  # {suffix: number} of files that are no images or masks of the set
     faults: list[Finding]  # findings from before all files were opened
 
@@ -50,15 +58,7 @@ class Survey:
     @property
     def colors(self) -> Counter[Color]:
         """Pixels of each undeclared colour."""
-        total: Counter[Color] = Counter()
-        for facts in self.color_masks:
-            total.update(facts.colors)
-        return total
-
-    @property
-    def is_mostly_color(self) -> bool:
-        """Whether more than half of the readable masks hold undeclared colours."""
-        return 2 * len(self.color_masks) > sum(bool(f.mask_size) for f in self.facts)
+        return _colors_of(self.color_masks)
 
     def of_split(self, split: str) -> list[SampleFacts]:
         """Returns the facts of a split's samples."""
@@ -66,7 +66,7 @@ class Survey:
 
     def name(self, path: str) -> str:
         """Returns a path as it is shown: relative to the root, if it lies there."""
-        return str(Path(path).relative_to(self.root)) if self.root in Path(path).parents else path
+        return _shown(self.data, Path(path)) if path else path
 
     def class_counts(self, facts: SampleFacts) -> dict[int, int]:
         """Returns {class or 255: pixels} of a mask, without values that mean nothing."""
@@ -74,6 +74,8 @@ class Survey:
         for value, count in facts.counts.items():
             if value in self.meaning:
                 counts[self.meaning[value]] += count
+        if facts.transparent and self.data.mask_format != "color":  # else they are counted
+            counts[IGNORE_INDEX] += facts.transparent
         return counts
 
 
@@ -109,25 +111,29 @@ def _survey_folder(data: DataConfig, splits: tuple[str, ...]) -> Survey:
     path = Path(data.root) / "classes.json"
     if not path.is_file():
         return _survey(data, splits, None)
-    if _holds_colors(data, splits[0]):
+    classes = labels.read_classes(path, "color")
+    if _holds_colors(data, splits[0], classes.palette):
         data = dataclasses.replace(data, mask_format="color")
     classes = labels.read_classes(path, data.mask_format)
     return _survey(data, splits, classes, is_certain=data.mask_format == "color")
 
 
-def _holds_colors(data: DataConfig, split: str) -> bool:
-    """Tells whether the first mask that can be opened holds colours."""
+def _holds_colors(data: DataConfig, split: str, palette: np.ndarray) -> bool:
+    """Tells whether masks hold colours: those of `classes.json`, or any that encode no index."""
     try:
         paths = find_files(data, split).masks.values()
     except DataError:
         return False
+    declared = {*map(tuple, palette.tolist())}
     for path in paths:
-        try:
-            read_size(path)  # refuses pipes, which would wait
-        except DataError:
-            continue
-        with Image.open(path) as mask:
-            return mask.mode in ("RGB", "RGBA")
+        facts = scan_sample(Pair(split, "", "", path))
+        if facts.mask_kind == "color":
+            return True
+        # An index, or the very colours that the file says.
+        if facts.colors and facts.colors.keys() != {_BLACK}:
+            return facts.colors.keys() <= declared
+        if facts.mask_kind and not facts.colors:
+            return False
     return False
 
 
@@ -144,11 +150,24 @@ def _survey(
             facts.append(found)
             count()
     is_described = classes is not None and is_certain
+    palette: tuple[Color, ...] = ()
+    names_file = ""
+    unused: tuple[str, ...] = ()
     if not is_described:
+        palette = _settle_colors(facts) if classes is None else ()
         values = infer_values(facts, data.ignore_values)
+        values = values._replace(classes=_filled(values.classes))
+        names = tuple(f"class_{i}" for i in range(len(palette or values.classes)))
+        if classes is None:
+            named, unused = _find_names(data, facts, values, palette)
+            if named is not None:
+                names, palette, names_file = named.names, named.palette, _shown(data, named.path)
+                values = values._replace(classes=named.values)
+        if palette:
+            values = Values(tuple(range(len(palette))), (), {}, {}, {}, {})
+            _count_classes(facts, palette)
         meaning = dict.fromkeys(values.ignored, IGNORE_INDEX)
         meaning |= {value: number for number, value in enumerate(values.classes)}
-        names = tuple(f"class_{i}" for i in range(len(values.classes)))
     if classes is not None:
         # Named classes count, whether or not they occur.
         is_described = is_described or len(classes.names) != len(values.classes)
@@ -157,8 +176,78 @@ def _survey(
         known = labels.label_map(data, len(names))
         meaning = {int(v): int(known[v]) for v in (known != labels.INVALID).nonzero()[0]}
         values = infer_values(facts, [v for v, c in meaning.items() if c == IGNORE_INDEX])
-    return Survey(data, splits, facts, values, meaning, names, batch_size, is_described, foreign,
-                  faults)  # fmt: skip
+    return Survey(data, splits, facts, values, meaning, names, batch_size, is_described, palette,
+                  names_file, unused, foreign, faults)  # fmt: skip
+
+
+def _shown(data: DataConfig, path: Path) -> str:
+    root = Path(data.root)
+    return str(path.relative_to(root) if root in path.parents else path)
+
+
+def _filled(classes: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the classes with the values between that never occur, unless most do not."""
+    first, last = (classes[0], classes[-1]) if classes else (0, -1)
+    is_row = first <= 1 and 2 * len(classes) > last
+    return tuple(range(first, last + 1)) if is_row else classes
+
+
+def _colors_of(facts: Iterable[SampleFacts]) -> Counter[Color]:
+    total: Counter[Color] = Counter()
+    for f in facts:
+        total.update(f.colors)
+    return total
+
+
+def _settle_colors(facts: Sequence[SampleFacts]) -> tuple[Color, ...]:
+    """Decides whether masks stored in colour hold an index, alike for all of them.
+
+    Returns:
+      The colours to be declared, the most frequent first; () where masks hold an index, or too few
+      or too many colours.
+    """
+    stored = [f for f in facts if f.colors]
+    if 2 * len(stored) <= sum(bool(f.mask_size) for f in facts):
+        return ()
+    odd = [f for f in stored if f.mask_kind == "color"]
+    index = [f for f in stored if f.mask_kind != "color" and f.colors.keys() != {_BLACK}]
+    used = _colors_of(index)
+    is_grey = all(r == g == b for r, g, b in used)
+    is_index = is_grey or sum(any(color[c] for color in used) for c in range(3)) == 1
+    if is_index and _MOSTLY * len(odd) <= len(index):  # few odd ones are mistakes
+        return ()
+    for f in stored:
+        if f.mask_kind != "color":
+            f.mask_kind, f.mask_error, f.counts, f.interior = "color", _COLORS, {}, {}
+    colors = _colors_of(stored)
+    is_few = 2 <= len(colors) <= _MAX_CLASSES
+    return tuple(color for color, _ in colors.most_common()) if is_few else ()
+
+
+def _count_classes(facts: Sequence[SampleFacts], palette: tuple[Color, ...]) -> None:
+    """Counts the classes of masks in colours by their colours."""
+    number = {color: n for n, color in enumerate(palette)}
+    for f in facts:
+        if f.mask_kind == "color":
+            f.counts = {number[color]: count for color, count in f.colors.items()}
+
+
+def _find_names(
+    data: DataConfig, facts: Sequence[SampleFacts], values: Values, palette: tuple[Color, ...]
+) -> tuple[Named | None, tuple[str, ...]]:  # fmt: skip
+    """Returns the classes that a file beside the masks names, and the files that do not fit."""
+    root = Path(data.root)
+    place = next((Path(f.pair.mask) for f in facts if f.pair.mask), root)
+    folders = [root, *(folder for folder in place.parents if root in folder.parents)]
+    shown: dict[int, set[Color]] = defaultdict(set)
+    for f in facts:
+        for value, color in f.palette.items():
+            shown[value].add(color)
+    agreed = {value: next(iter(found)) for value, found in shown.items() if len(found) == 1}
+    ignored = {*data.ignore_values, *values.ignored}
+    masks = Masks(values.classes, ignored, palette, agreed)
+    named, unused = find_names(folders, masks)
+    return named, tuple(f"{_shown(data, path)}: {reason}" for path, reason in unused)
 
 
 def _find_pairs(

@@ -103,7 +103,8 @@ def _summary(survey: Survey) -> list[str]:
     if not facts["classes"]:
         return lines
     splits = list(facts["splits"])
-    lines.append(f"classes  {len(facts['classes'])}")
+    source = f" (names of {survey.names_file})" if survey.names_file else ""
+    lines.append(f"classes  {len(facts['classes'])}{source}")
     header = "".join(f"{'in ' + split:>13.13}" for split in splits[:3])
     lines.append(f"  {'value':>6}  {'name':20} {'pixels':>8}{header}")
     for row in facts["classes"][:_MAX_CLASSES]:

@@ -4,6 +4,7 @@
 fractions in [0, 1], NaN where they are 0 / 0.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -47,6 +48,21 @@ def frequency_weighted_iou(areas: np.ndarray) -> np.ndarray:
     """Returns the mean IoU weighted by each class's true pixels, float64 (...)."""
     truth = areas[..., 1, :]
     return _ratio((truth * np.nan_to_num(iou(areas))).sum(-1), truth.sum(-1))
+
+
+def mean_in_words(iou: Sequence[float | None] | np.ndarray) -> str:
+    """Returns the mean of C classes' IoU, fractions, as "91.97 %".
+
+    Where some are undefined (NaN or None) the number of classes follows: "100.00 % over 1 of 2
+    classes".
+    """
+    values = np.array(iou, np.float64)  # None becomes NaN
+    return f"{100 * mean(values):.2f} %{over_classes(np.isfinite(values).sum(), len(values))}"
+
+
+def over_classes(count: float, total: float) -> str:
+    """Returns " over 1 of 2 classes" for a mean over one of two, "" for one over all."""
+    return f" over {count:.0f} of {total:.0f} classes" if count < total else ""
 
 
 class Interval(NamedTuple):

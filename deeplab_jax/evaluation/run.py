@@ -16,7 +16,7 @@ from deeplab_jax.distributed import hosts
 from deeplab_jax.distributed.replicas import checksum
 from deeplab_jax.distributed.shared_dir import as_path
 from deeplab_jax.errors import check_writable
-from deeplab_jax.evaluation import metrics
+from deeplab_jax.evaluation import label_counts, metrics
 from deeplab_jax.evaluation.evaluator import EvalResult, Evaluator, counting_images
 from deeplab_jax.evaluation.summary import Evaluation, Summary, environment
 from deeplab_jax.inference.protocol import read_protocol
@@ -91,32 +91,40 @@ def evaluate_checkpoint(
             config = segmenter.config
             dataset = open_dataset(config.data, config.model.num_classes, config.data.val_split)
             facts["data"] = dataset.fingerprint()
+        pixels = label_counts.count_labels(dataset, path)
+        for line in label_counts.warnings(pixels, dataset, config.data, is_training=False):
+            print(f"warning: {line}", flush=True)
+        began = time.perf_counter()
         result = _evaluate(segmenter, dataset)
+        seconds = time.perf_counter() - began
         text = json.dumps(_content(segmenter, dataset, result, overrides), indent=1) + "\n"
-        if hosts.is_primary():
-            file = json_file or path / EVALUATION_FILE
+        file = json_file or path / EVALUATION_FILE
+        if hosts.is_primary():  # before anything is shown: a screen may fail
             _write(file, text)
+        _show(segmenter, dataset, result, seconds)
+        if hosts.is_primary():
             print(f"numbers: {file}")
     return segmenter, json.loads(text)  # with lists for tuples, as in the file
 
 
 def _evaluate(segmenter: Segmenter, dataset: Dataset) -> EvalResult:
-    """Prints and returns the scores; the segmenter keeps the compiled programs."""
-    start = time.perf_counter()
+    """Returns the counts; the segmenter keeps the compiled programs."""
     base, protocol = segmenter.config.eval.resize_base, read_protocol(segmenter.config.eval)
     evaluator = Evaluator(segmenter.model, dataset, base, protocol)
     with counting_images(dataset) as count:
         result = evaluator(segmenter.variables, on_image=count)
     segmenter.engine = evaluator.engine
     assert result is not None  # nothing asks to stop
-    seconds = time.perf_counter() - start
+    return result
+
+
+def _show(segmenter: Segmenter, dataset: Dataset, result: EvalResult, seconds: float) -> None:
     print_table(result)
     scores = result.summary()
-    print(f"mean IoU {100 * result.mean_iou:.2f} %{_in_words(scores)}")
+    print(f"mean IoU {metrics.mean_in_words(scores['iou'])}{_in_words(scores)}")
     place = f"{result.num_images} images of {dataset.name}/{dataset.split}"
     print(f"step {segmenter.step}, {place}, {seconds:.1f} s")
-    print(f"protocol: {protocol}")
-    return result
+    print(f"protocol: {result.protocol}")
 
 
 def _in_words(scores: Summary) -> str:
@@ -170,6 +178,7 @@ def print_table(result: EvalResult) -> None:
         table.add_row(name, "-" if np.isnan(value) else f"{100 * value:.2f}", f"{share:.2f}")
     accuracy = metrics.pixel_accuracy(result.confusion)
     table.add_section()
-    table.add_row("mean", f"{100 * result.mean_iou:.2f}", "")
+    over = metrics.over_classes(np.isfinite(iou).sum(), len(iou))
+    table.add_row(f"mean{over}", f"{100 * result.mean_iou:.2f}", "")
     table.add_row("pixel accuracy", f"{100 * accuracy:.2f}", "")
     Console().print(table)

@@ -5,7 +5,7 @@ import subprocess
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import jax
 import numpy as np
@@ -49,12 +49,16 @@ class Environment(TypedDict):
 class Scores(TypedDict):
     """Scores of a data set: fractions in [0, 1], null where undefined; lists hold C classes.
 
+    Means over classes leave undefined ones out. `num_classes_in_mean` says how many are in
+    `mean_iou`; files that older versions wrote lack it.
+
     `iou_interval` has level and method of `mean_iou_interval`, `frequency` is each class's share of
     the true pixels, `worst_image` the image where most of a class's pixels are missed or wrongly
     predicted, `confusion` has rows of truth, and `images` come worst first.
     """
 
     mean_iou: float | None
+    num_classes_in_mean: NotRequired[int]
     mean_iou_interval: ScoreInterval
     pixel_accuracy: float | None
     mean_accuracy: float | None
@@ -106,6 +110,7 @@ def summarize(
     precision, f1 = metrics.precision(total), metrics.f1(total)
     return {
         "mean_iou": _or_null(metrics.mean(iou)),
+        "num_classes_in_mean": int(np.isfinite(iou).sum()),
         "mean_iou_interval": {
             "low": _or_null(low),
             "high": _or_null(high),

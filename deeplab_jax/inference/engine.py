@@ -19,11 +19,12 @@ from jax.stages import Compiled
 from jax.typing import ArrayLike
 
 from deeplab_jax.config import IGNORE_INDEX
-from deeplab_jax.errors import ResourceError
+from deeplab_jax.data.pictures.windows import WindowedImage
+from deeplab_jax.errors import DataError, DeepLabError
 from deeplab_jax.inference.buckets import Buckets, Shape, Size
 from deeplab_jax.inference.memory import TooLargeError, check_memory, free_memory
 from deeplab_jax.inference.prediction import Window
-from deeplab_jax.inference.protocol import EvalProtocol, View
+from deeplab_jax.inference.protocol import EvalProtocol, Picture, View
 from deeplab_jax.inference.resize import Axis
 from deeplab_jax.models import DeepLabV3Plus, Output, fold_batch_norm
 from deeplab_jax.models.preprocess import normalize
@@ -33,6 +34,7 @@ _PIECE = {"cpu": (64, 256)}  # rows and columns; measured
 _LARGE_PIECE = (512, 512)  # on accelerators, where a call costs more than its work
 _BATCH_PIXELS = 2**22  # of one batch, on accelerators
 _MAX_BATCH = 16
+_MAX_PIECES = 128  # of an image's results, on the device
 
 Variables = Mapping[str, Any]  # {"params", "batch_stats"}
 Key = TypeVar("Key")
@@ -44,13 +46,14 @@ class Item(NamedTuple, Generic[Key]):
 
     Attributes:
       key: identifies the result.
-      image: (h, w, 3), uint8 RGB, or floating point and normalised.
+      image: (h, w, 3), uint8 RGB, or floating point and normalised; by windows and at one scale
+        also one whose rows are read when they are needed.
       size: (height, width) of the result.
       label: uint8 (*size), 255 = ignored; for `Engine.count` alone.
     """
 
     key: Key
-    image: np.ndarray
+    image: Picture
     size: Size
     label: np.ndarray | None = None
 
@@ -211,13 +214,13 @@ class Engine:
         return self._run(items, begin)
 
     def segment(
-        self, items: Iterable[Item[Key]], refuse: Callable[[Key, ResourceError], None] | None = None
+        self, items: Iterable[Item[Key]], refuse: Callable[[Key, DeepLabError], None] | None = None
     ) -> Iterator[tuple[Key, list[np.ndarray]]]:
         """Yields (key, [labels uint8 (*size), confidence float32 (*size)]), in order.
 
-        Confidence is the probability of the chosen class. For an image too large for memory,
-        `refuse` is called with its key and the error before the next image is yielded; without
-        `refuse` the error is raised.
+        Confidence is the probability of the chosen class. For an image too large for memory, or
+        damaged where it is read late, `refuse` is called with its key and the error before the next
+        image is yielded; without `refuse` the error is raised.
         """
         return self._run(items, partial(_assemble, self._decide), refuse)
 
@@ -248,7 +251,7 @@ class Engine:
         self,
         items: Iterable[Item[Key]],
         begin: Callable[[Item[Key], jax.Device], _Job[Result]],
-        refuse: Callable[[Key, ResourceError], None] | None = None,
+        refuse: Callable[[Key, DeepLabError], None] | None = None,
     ) -> Iterator[tuple[Key, Result]]:
         """Yields (key, result); each device works on two groups at a time."""
         pending: deque[tuple[Key, Callable[[], Result]]] = deque()
@@ -262,12 +265,13 @@ class Engine:
                 try:
                     self._pieces(item, own, first, logits, take)
                     pending.append((item.key, finish))
-                except TooLargeError as error:
+                except (TooLargeError, DataError) as error:
                     if refuse is None:
                         raise
                     refuse(item.key, error)
                 first += len(own)
-            while len(pending) > 2 * len(self._devices) * len(group):
+            is_large = isinstance(group[0].image, WindowedImage)  # alone in its group
+            while len(pending) > (0 if is_large else 2 * len(self._devices) * len(group)):
                 key, finish = pending.popleft()
                 yield key, finish()
         for key, finish in pending:
@@ -305,13 +309,17 @@ class Engine:
         rows, columns = self._piece
         last: jax.Array | None = None
         for top in range(0, item.size[0], rows):
+            bands = [
+                (number, axes[1], down)
+                for number, view in enumerate(views)
+                for axes in view.parts
+                for down in self._cut(axes[0], top, rows)
+            ]
             for left in range(0, item.size[1], columns):
                 parts = [
                     (first + number, down, right)
-                    for number, view in enumerate(views)
-                    for axes in view.parts
-                    for down in self._cut(axes[0], top, rows)
-                    for right in self._cut(axes[1], left, columns)
+                    for number, across, down in bands
+                    for right in self._cut(across, left, columns)
                 ]
                 total = None
                 for number, *tables in parts[:-1]:
@@ -319,8 +327,8 @@ class Engine:
                 number, *tables = parts[-1]
                 window = slice(top, top + rows), slice(left, left + columns)
                 last = take(window, _Term(total, *logits.get(number, last), *tables))
-            for number, view in enumerate(views):
-                if not any(axes[0].scale[top + rows :].any() for axes in view.parts):
+            for number in {number for number, *_ in bands}:
+                if not any(axes[0].scale[top + rows :].any() for axes in views[number].parts):
                     logits.forget(first + number)
 
     def _cut(self, axis: Axis, start: int, length: int) -> list[Axis]:
@@ -340,11 +348,12 @@ class Engine:
           TooLargeError: the network needs more memory than there is; names the image's `size`.
         """
         batch, (height, width) = self.batch_size(shape), shape.size
-        images = np.zeros((batch, height, width, 3), views[0].image.dtype)
+        pictures = [view.image for view in views]
+        images = np.zeros((batch, height, width, 3), pictures[0].dtype)
         valid_size = np.full((batch, 2), (height, width), np.int32) if shape.is_masked else None
-        for row, view in enumerate(views):
-            h, w = view.image.shape[:2]
-            images[row, :h, :w] = view.image
+        for row, picture in enumerate(pictures):
+            h, w = picture.shape[:2]
+            images[row, :h, :w] = picture
             if valid_size is not None:
                 valid_size[row] = h, w
         device = self._devices[turn]
@@ -365,18 +374,26 @@ def _assemble(
     decide: Callable[[_Term], tuple[jax.Array, ...]], item: Item[Any], device: jax.Device
 ) -> _Job[list[np.ndarray]]:
     """Returns the job that joins the arrays of an image's pieces on the host."""
-    pieces: list[tuple[Window, tuple[jax.Array, ...]]] = []
+    pieces: deque[tuple[Window, tuple[jax.Array, ...]]] = deque()
+    whole: list[np.ndarray] = []
 
     def take(window: Window, term: _Term) -> jax.Array:
-        pieces.append((window, decide(term)))
-        return pieces[-1][1][0]
+        pieces.append((window, result := decide(term)))
+        if len(pieces) > _MAX_PIECES:
+            join()
+        return result[0]
+
+    def join() -> None:
+        window, result = pieces.popleft()
+        if not whole:
+            whole.extend(np.empty((*item.size, *x.shape[2:]), x.dtype) for x in result)
+        for array, part in zip(whole, jax.device_get(result), strict=True):
+            target = array[window]
+            target[...] = part[: target.shape[0], : target.shape[1]]
 
     def finish() -> list[np.ndarray]:
-        whole = [np.empty((*item.size, *x.shape[2:]), x.dtype) for x in pieces[0][1]]
-        for window, result in pieces:
-            for array, part in zip(whole, jax.device_get(result), strict=True):
-                target = array[window]
-                target[...] = part[: target.shape[0], : target.shape[1]]
+        while pieces:
+            join()
         return whole
 
     return _Job(take, finish)
@@ -391,7 +408,7 @@ class _Logits:
 
     def __init__(self, engine: Engine, turn: int, views: list[View]):
         self._engine, self._turn, self._views = engine, turn, views
-        self._shapes = [engine.buckets.shape(_size(view.image)) for view in views]
+        self._shapes = [engine.buckets.shape(view.size) for view in views]
         self._ready: dict[int, tuple[jax.Array, int]] = {}
         self.size: Size = (0, 0)
 
@@ -418,7 +435,7 @@ class _Logits:
         self._ready.pop(number, None)
 
 
-def _size(image: np.ndarray) -> Size:
+def _size(image: Picture) -> Size:
     return image.shape[0], image.shape[1]
 
 

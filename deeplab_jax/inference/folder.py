@@ -12,7 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deeplab_jax.data.images import read_size
+from deeplab_jax.data.images import TooLargeError, read_size
+from deeplab_jax.data.pictures.windows import WindowedImage
 from deeplab_jax.errors import DataError, check_folder
 from deeplab_jax.inference import prediction
 from deeplab_jax.utils import steps
@@ -62,6 +63,10 @@ def predict_files(
     images = find_images(paths, output)
     check_output(images, output, formats, force)
     broken = _check_headers(images)
+    large = [image for image in broken if isinstance(broken[image], TooLargeError)]
+    if large and (len(broken) < len(images) or steps.finished(checkpoint)):
+        for image in large:  # the model's protocol may read it by windows
+            del broken[image]
     usable = {image: name for image, name in images.items() if image not in broken}
     if usable:
         steps.check(checkpoint, step)  # before JAX loads
@@ -196,7 +201,8 @@ def _write_all(
                     continue
                 save = replace(result, name=name).save
                 pending.append((image, pool.submit(save, output, formats, force, legend)))
-                if len(pending) > 2 * _WRITERS:
+                is_large = isinstance(result.image, WindowedImage)
+                while len(pending) > (0 if is_large else 2 * _WRITERS):
                     finish()
             while pending:
                 finish()

@@ -3,16 +3,37 @@
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import PIL.Image
 
 from deeplab_jax.data import images as files
+from deeplab_jax.data.pictures import depth, windows
+from deeplab_jax.errors import DataError
 from deeplab_jax.inference.buckets import Size
+from deeplab_jax.inference.memory import host_memory
+from deeplab_jax.inference.protocol import Picture
 
 Image = str | Path | bytes | PIL.Image.Image | np.ndarray  # see `check_image`
 ONLY = "image"  # name in messages of a single image without a file
 _ACCEPTED = "a path, bytes of an image file, a Pillow image, or NumPy uint8 (H, W, 3) RGB or (H, W)"
+
+
+class Reading(NamedTuple):
+    """How images are read for a network.
+
+    Attributes:
+      value_range: (low, high) of `config.data.value_range` for 16 bits, or empty.
+      is_windowed: whether files too large to be decoded at once are read by windows.
+      windows_fix: flags by which they would be; for messages.
+    """
+
+    value_range: tuple[int, ...] = ()
+    is_windowed: bool = False
+    windows_fix: str = ""
+
+
 _ADVICE = {
     "jax.Array": "; convert it with np.asarray(image)",
     "torch.Tensor": "; convert it with image.permute(1, 2, 0).cpu().numpy() if it is (3, H, W)",
@@ -23,11 +44,14 @@ _ADVICE = {
 }
 
 
+_PLAIN = Reading()
+
+
 def check_image(image: object, name: str = ONLY) -> None:
     """Checks type, dtype and shape; opens no file.
 
     Accepted are a path, the bytes of an image file, a Pillow image of any mode, and NumPy arrays
-    uint8 (H, W, 3) RGB or (H, W) grey.
+    uint8 or uint16 (H, W, 3) RGB or (H, W) grey.
 
     Args:
       image: anything.
@@ -75,12 +99,10 @@ def _check_array(image: np.ndarray, name: str) -> None:
         fix = "give three channels, red, green and blue"
         if shape[0] == 3:
             fix = "put channels last with image.transpose(1, 2, 0)"
-    elif image.dtype != np.uint8:
+    elif image.dtype not in (np.uint8, np.uint16):
         fix = "scale to 0..255 and convert with image.astype(np.uint8)"
         if np.issubdtype(image.dtype, np.floating) and 0 <= image.min() <= image.max() <= 1:
             fix = "of values in 0..1 give (255 * image).round().astype(np.uint8)"
-        elif image.dtype == np.uint16:
-            fix = "of 16 bits give (image >> 8).astype(np.uint8)"
     if fix:
         accepted = "uint8 (H, W, 3) RGB or (H, W) grey"
         raise ValueError(f"`{name}` must be {accepted}, got {image.dtype} {shape}; {fix}.")
@@ -107,20 +129,32 @@ def name_of(image: Image, position: int | None) -> str:
     return ONLY if position is None else f"images[{position}]"
 
 
-def read(image: Image, name: str) -> np.ndarray:
+def read(image: Image, name: str, reading: Reading = _PLAIN) -> Picture:
     """Returns a checked image as uint8 (H, W, 3) RGB, upright.
 
     Raises:
-      DataError: a file, bytes or a Pillow image cannot be decoded; the text starts with `name`.
+      DataError: a file, bytes or a Pillow image cannot be decoded, or an image has 16 bits and
+        there is no range; the text starts with `name`.
     """
+    value_range = reading.value_range
     if isinstance(image, np.ndarray):
-        return np.stack([image] * 3, -1) if image.ndim == 2 else image
+        is_grey = image.dtype == np.uint8 and image.ndim == 2
+        pixels = np.stack([image] * 3, -1) if is_grey else image
+        return depth.to_8_bits(name, pixels, value_range)
     if isinstance(image, PIL.Image.Image):
-        return files.convert_image(name, image)
-    return files.decode_image(name, image) if isinstance(image, bytes) else files.read_image(image)
+        return files.convert_image(name, image, value_range)
+    try:
+        if isinstance(image, bytes):
+            return files.decode_image(name, image, value_range)
+        return files.read_image(image, value_range)
+    except files.TooLargeError as error:
+        if reading.is_windowed:
+            return windows.read_by_windows(name, image, value_range, host_memory())
+        fix = f"read it by windows: {reading.windows_fix}; or cut it into tiles"
+        raise DataError(error.where, error.what, fix) from error
 
 
-def size_of(image: Image, name: str) -> Size:
+def size_of(image: Image, name: str, reading: Reading = _PLAIN) -> Size:
     """Returns the (height, width) that `read` would return, without decoding.
 
     Raises:
@@ -130,4 +164,7 @@ def size_of(image: Image, name: str) -> Size:
         return image.shape[0], image.shape[1]
     if isinstance(image, PIL.Image.Image):
         return files.upright_size(image)
-    return files.decode_size(name, image) if isinstance(image, bytes) else files.read_size(image)
+    limit = windows.MAX_PIXELS if reading.is_windowed else None
+    if isinstance(image, bytes):
+        return files.decode_size(name, image, limit)
+    return files.read_size(image, limit)

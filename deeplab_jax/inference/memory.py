@@ -8,6 +8,8 @@ from jax.stages import Compiled
 from deeplab_jax.errors import ResourceError
 from deeplab_jax.inference.buckets import Size
 
+WINDOWS = "--config.eval.mode=slide --config.eval.crop_size=512,512 --config.eval.stride=341,341"
+
 
 class TooLargeError(ResourceError):
     """An image that needs more memory than there is."""
@@ -31,8 +33,7 @@ def check_memory(program: Compiled, free: int | None, size: Size, is_slide: bool
         raise TooLargeError(
             f"image of {size[0]} x {size[1]} pixels",
             f"needs {needed / 2**30:.1f} GiB {how}, and {free / 2**30:.1f} GiB are free",
-            f"{fix}: --config.eval.mode=slide --config.eval.crop_size=512,512"
-            " --config.eval.stride=341,341",
+            f"{fix}: {WINDOWS}",
         )
 
 
@@ -42,6 +43,11 @@ def free_memory(device: jax.Device) -> int | None:
         stats = device.memory_stats() or {}
         limit = stats.get("bytes_limit")
         return None if limit is None else limit - stats.get("bytes_in_use", 0)
+    return host_memory()
+
+
+def host_memory() -> int | None:
+    """Returns this machine's free memory in bytes; None where unknown."""
     try:
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         return int(lines["MemAvailable"].split()[0]) * 1024

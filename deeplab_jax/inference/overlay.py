@@ -7,9 +7,11 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from deeplab_jax.data.pictures.windows import WindowedImage
 from deeplab_jax.errors import clip
 
 _MIN_WIDTH = 240  # pixels of a legend, also below narrower images
+_STRIP = 256  # rows that are blended at a time
 _MIN_FONT = 12  # pixels; larger images get larger letters
 _MAX_NAME = 24  # characters
 _INK, _QUIET, _PAPER = (28, 36, 48), (86, 96, 112), (255, 255, 255)
@@ -30,15 +32,20 @@ class Entry(NamedTuple):
 
 
 def blend(
-    image: np.ndarray, labels: np.ndarray, palette: np.ndarray, alpha: float = 0.5
+    image: np.ndarray | WindowedImage, labels: np.ndarray, palette: np.ndarray, alpha: float = 0.5
 ) -> Image.Image:
     """Returns (1 - alpha) times an image plus alpha times its classes' colours, in RGB.
 
     `image` is uint8 (H, W, 3) RGB, `labels` uint8 (H, W) in [0, C), `palette` uint8 (C, 3) RGB.
     """
-    mixed = palette[labels]
-    cv2.addWeighted(image, 1 - alpha, mixed, alpha, 0, dst=mixed)
-    return Image.fromarray(mixed)
+    height, width = labels.shape
+    picture = Image.new("RGB", (width, height))
+    for top in range(0, height, _STRIP):
+        rows = slice(top, top + _STRIP)
+        mixed = palette[labels[rows]]
+        cv2.addWeighted(image[rows], 1 - alpha, mixed, alpha, 0, dst=mixed)
+        picture.paste(Image.fromarray(mixed), (0, top))
+    return picture
 
 
 def add_legend(picture: Image.Image, entries: Sequence[Entry]) -> Image.Image:

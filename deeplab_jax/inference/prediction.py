@@ -23,6 +23,7 @@ from PIL import Image
 from deeplab_jax.data.classes import CLASS_NAMES
 from deeplab_jax.data.images import to_indexed, write_png, write_png_indices
 from deeplab_jax.data.labels import CITYSCAPES_IDS
+from deeplab_jax.data.pictures.windows import WindowedImage
 from deeplab_jax.errors import ConfigError, DataError, shorten
 from deeplab_jax.inference.overlay import Entry, add_legend, blend, percent, short_name
 from deeplab_jax.utils.atomic import atomic_write
@@ -45,7 +46,8 @@ class Prediction:
     Attributes:
       labels: uint8 (H, W), class ids, at the image's own size, upright.
       confidence: float32 (H, W), probability of the chosen class.
-      image: uint8 (H, W, 3) RGB.
+      image: uint8 (H, W, 3) RGB; of a picture read by windows an object that reads slices of it,
+        and becomes an array by `np.asarray`.
       palette: uint8 (C, 3), RGB.
       class_names: C names.
       name: stem of the files, with folders before it if any; "image" without a file, and "image_0",
@@ -57,7 +59,7 @@ class Prediction:
 
     labels: np.ndarray
     confidence: np.ndarray
-    image: np.ndarray
+    image: np.ndarray | WindowedImage
     palette: np.ndarray
     class_names: tuple[str, ...]
     name: str = "image"

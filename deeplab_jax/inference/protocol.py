@@ -12,25 +12,50 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from deeplab_jax.config import EvalConfig
+from deeplab_jax.data.pictures.windows import WindowedImage
 from deeplab_jax.inference.buckets import Size
 from deeplab_jax.inference.resize import Axis, rescale, sampling, scaled_size
 from deeplab_jax.models.preprocess import normalize
 
 _OUTPUT_STRIDE = 4  # of the network's logits
 
+Picture = np.ndarray | WindowedImage
+
 
 @dataclass(frozen=True)
 class View:
-    """One input of the network.
+    """One input of the network, a window of a picture.
 
     Attributes:
-      image: (h, w, 3), uint8 RGB, or floating point and normalised; floating point in all views of
-        a protocol that is not plain.
+      picture: (H, W, 3), uint8 RGB, or floating point and normalised.
+      rows: of the window in the picture, from and to.
+      columns: of the window in the picture, from and to, counted from the right if `is_flipped`.
+      is_flipped: whether left and right change places.
+      dtype: floating type of `image`; None: the picture's own type.
       parts: pairs of tables, for rows and columns; each adds a resized output to the scores.
     """
 
-    image: np.ndarray
+    picture: Picture
+    rows: tuple[int, int]
+    columns: tuple[int, int]
+    is_flipped: bool
+    dtype: DTypeLike | None
     parts: tuple[tuple[Axis, Axis], ...]
+
+    @property
+    def size(self) -> Size:
+        """(height, width) of the window."""
+        return self.rows[1] - self.rows[0], self.columns[1] - self.columns[0]
+
+    @property
+    def image(self) -> np.ndarray:
+        """Pixels (h, w, 3), uint8 RGB, or floating point and normalised; made at each use."""
+        start, end = self.columns
+        if self.is_flipped:
+            start, end = self.picture.shape[1] - end, self.picture.shape[1] - start
+        pixels = self.picture[slice(*self.rows), slice(start, end)]
+        pixels = pixels[:, ::-1] if self.is_flipped else pixels
+        return pixels if self.dtype is None else _normalized(pixels, self.dtype)
 
 
 @dataclass(frozen=True)
@@ -83,27 +108,28 @@ class EvalProtocol:
         height, width = self.crop_size
         return {(min(h, height), min(w, width)) for h, w in sizes}
 
-    def views(self, image: np.ndarray, size: Size, dtype: DTypeLike) -> list[View]:
+    def views(self, image: Picture, size: Size, dtype: DTypeLike) -> list[View]:
         """Returns the inputs of the network.
 
         Args:
-          image: (h, w, 3), as in `View`.
+          image: (h, w, 3), as a view's picture; with several scales an array.
           size: (height, width) of the result.
           dtype: type of the views; those of a plain protocol keep the image's own.
         """
-        if not self.is_plain:  # views of one dtype share batches and programs
-            image = normalize(image, dtype) if image.dtype == np.uint8 else image.astype(dtype)
+        own = None if self.is_plain else dtype  # views of one dtype share batches and programs
         views: list[View] = []
         for scale in self.scales:
-            scaled = image if scale == 1 else rescale(image, scale)
+            picture = image if scale == 1 else rescale(_normalized(image[:], dtype), scale)
             for is_flipped in (False, True)[: 1 + self.flip]:
-                picture = scaled[:, ::-1] if is_flipped else scaled
-                whole = _whole if self.mode == "whole" else self._windows
-                views += whole(picture, size, is_flipped, 1 / self.num_views)
+                share = 1 / self.num_views
+                if self.mode == "whole":
+                    views.append(_whole(picture, size, is_flipped, own, share))
+                else:
+                    views += self._windows(picture, size, is_flipped, own, share)
         return views
 
     def _windows(
-        self, image: np.ndarray, size: Size, is_flipped: bool, share: float
+        self, image: Picture, size: Size, is_flipped: bool, dtype: DTypeLike | None, share: float
     ) -> Iterator[View]:
         """Yields windows: outputs are resized to their window, averaged, then resized."""
         axes = []
@@ -116,11 +142,11 @@ class EvalProtocol:
             if is_flipped and axis == 1:
                 index = length - 1 - index
             axes.append([(span, _window_axes(span, spans, index, weight)) for span in spans])
-        for (top, bottom), rows in axes[0]:
+        for height, rows in axes[0]:
             rows = [row._replace(scale=row.scale * share) for row in rows]
-            for (left, right), columns in axes[1]:
+            for width, columns in axes[1]:
                 parts = tuple((row, column) for row in rows for column in columns)
-                yield View(image[top:bottom, left:right], parts)
+                yield View(image, height, width, is_flipped, dtype, parts)
 
 
 TABLE = EvalProtocol()  # of the published numbers
@@ -138,8 +164,14 @@ def read_protocol(eval_config: EvalConfig) -> EvalProtocol:
     )
 
 
-def _whole(image: np.ndarray, size: Size, is_flipped: bool, share: float) -> Iterator[View]:
-    """Yields the image itself as a view: its logits are resized straight to the result."""
+def _normalized(image: np.ndarray, dtype: DTypeLike) -> np.ndarray:
+    return normalize(image, dtype) if image.dtype == np.uint8 else image.astype(dtype, copy=False)
+
+
+def _whole(
+    image: Picture, size: Size, is_flipped: bool, dtype: DTypeLike | None, share: float
+) -> View:
+    """Returns the image itself as a view: its logits are resized straight to the result."""
     axes = []
     for axis in (0, 1):
         length = -(-image.shape[axis] // _OUTPUT_STRIDE)
@@ -147,7 +179,8 @@ def _whole(image: np.ndarray, size: Size, is_flipped: bool, share: float) -> Ite
         if is_flipped and axis == 1:
             index = length - 1 - index
         axes.append(Axis(index, weight, np.full(size[axis], 1 if axis else share)))
-    yield View(image, ((axes[0], axes[1]),))
+    rows, columns = (0, image.shape[0]), (0, image.shape[1])
+    return View(image, rows, columns, is_flipped, dtype, ((axes[0], axes[1]),))
 
 
 def _window_axes(

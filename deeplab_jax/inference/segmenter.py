@@ -23,18 +23,20 @@ from deeplab_jax.config.recipe import apply_overrides
 from deeplab_jax.data import workers
 from deeplab_jax.data.labels import open_classes
 from deeplab_jax.data.transforms import fit_size, resize_image
-from deeplab_jax.errors import CheckpointError, DataError, ResourceError
+from deeplab_jax.errors import CheckpointError, DataError, DeepLabError
 from deeplab_jax.inference import inputs
 from deeplab_jax.inference.buckets import Size
 from deeplab_jax.inference.engine import Engine, Item, Variables, network_logits
 from deeplab_jax.inference.inputs import Image
+from deeplab_jax.inference.memory import WINDOWS
 from deeplab_jax.inference.prediction import Prediction
-from deeplab_jax.inference.protocol import read_protocol
+from deeplab_jax.inference.protocol import Picture, read_protocol
 from deeplab_jax.models import build_model, init_variables
 from deeplab_jax.utils import compile_cache
 from deeplab_jax.utils.trees import placed
 
 AnyImage = TypeVar("AnyImage", bound=Image)
+_RANGE = "--config.data.value_range="  # says nothing about classes
 _THREADS = min(4, os.cpu_count() or 1)  # reading files ahead
 
 
@@ -45,14 +47,14 @@ class _Origin(NamedTuple):
       name: stem of the file; "image" or "image_<position>" without a file.
       file: the image's file; None without one.
       where: its name in messages.
-      image: uint8 (H, W, 3) RGB at its own size.
+      image: uint8 (H, W, 3) RGB at its own size, or one that is read by windows.
       position: place among the images to segment.
     """
 
     name: str
     file: str | None
     where: str
-    image: np.ndarray
+    image: Picture
     position: int
 
 
@@ -79,6 +81,14 @@ class Segmenter:
     def engine(self) -> Engine:
         """The network under the configuration's protocol, norms folded into kernels."""
         return Engine(self.model, read_protocol(self.config.eval)).load(self.variables)
+
+    @cached_property
+    def _reading(self) -> inputs.Reading:
+        protocol = self.config.eval
+        flags = [] if protocol.mode == "slide" else [WINDOWS]
+        flags += ["--config.eval.resize_base="] if protocol.resize_base else []
+        flags += ["--config.eval.scales=1"] if protocol.scales != (1.0,) else []
+        return inputs.Reading(self.config.data.value_range, not flags, " ".join(flags))
 
     def __repr__(self) -> str:
         """Returns the checkpoint, its step and the classes in one line."""
@@ -114,22 +124,25 @@ class Segmenter:
         Args:
           image: a path, the bytes of an image file, a Pillow image of any mode, a NumPy array uint8
             (H, W, 3) RGB or (H, W) grey; or a list or tuple of these. Files, bytes and Pillow
-            images are turned upright by their EXIF tag; alpha is dropped.
+            images are turned upright by their EXIF tag; alpha is dropped. 16 bits, in arrays
+            uint16, are scaled by `config.data.value_range`. A file of more than 80 million pixels
+            is read by windows where the protocol is windows, at one scale and the image's own size.
 
         Returns:
           A prediction, or a list of them in the order of the images.
 
         Raises:
-          DataError: an image cannot be decoded, or is too large for memory; names its file or its
-            place in the list. `segment` yields such errors and goes on.
+          DataError: an image cannot be decoded, has 16 bits and there is no range, or is too large
+            for memory; names its file or its place in the list. `segment` yields such errors and
+            goes on.
           TypeError: an image is of another type.
           ValueError: an array has another dtype or shape, or the list is empty.
         """
         if not isinstance(image, list | tuple):
             inputs.check_image(image)
 
-            def refuse(origin: _Origin, error: ResourceError) -> None:
-                raise _too_large(origin, error) from error
+            def refuse(origin: _Origin, error: DeepLabError) -> None:
+                raise _refused(origin, error) from error
 
             [(origin, arrays)] = self.engine.segment([self._item(image)], refuse)
             return self._prediction(origin, arrays)
@@ -168,8 +181,8 @@ class Segmenter:
                 else:
                     yield item
 
-        def refuse(origin: _Origin, error: ResourceError) -> None:
-            errors[origin.position] = _too_large(origin, error)
+        def refuse(origin: _Origin, error: DeepLabError) -> None:
+            errors[origin.position] = _refused(origin, error)
 
         turn = 0
         for origin, arrays in self.engine.segment(items(), refuse):
@@ -185,7 +198,7 @@ class Segmenter:
         where = inputs.name_of(image, position)
         file = where if isinstance(image, str | os.PathLike) else None
         name = "image" if position is None else f"image_{position}"
-        pixels = inputs.read(image, where)
+        pixels = inputs.read(image, where, self._reading)
         return self._resized(
             _Origin(Path(file).stem if file else name, file, where, pixels, position or 0)
         )
@@ -193,7 +206,8 @@ class Segmenter:
     def _resized(self, origin: _Origin) -> Item[_Origin]:
         size = origin.image.shape[0], origin.image.shape[1]
         fitted = self._fit(size)
-        resized = origin.image if fitted == size else resize_image(origin.image, fitted)
+        # A picture that is read by windows keeps its size.
+        resized = origin.image if fitted == size else resize_image(origin.image[:], fitted)
         return Item(origin, resized, size)
 
     def _prediction(self, origin: _Origin, arrays: Sequence[np.ndarray]) -> Prediction:
@@ -213,7 +227,8 @@ class Segmenter:
     def _input_sizes(self, images: Sequence[Image]) -> Iterator[Size]:
         for position, image in enumerate(images):
             try:
-                yield self._fit(inputs.size_of(image, inputs.name_of(image, position)))
+                where = inputs.name_of(image, position)
+                yield self._fit(inputs.size_of(image, where, self._reading))
             except DataError:
                 continue  # reading the image will report it
 
@@ -223,8 +238,10 @@ class Segmenter:
         return fit_size(*size, base) if base else size
 
 
-def _too_large(origin: _Origin, error: ResourceError) -> DataError:
+def _refused(origin: _Origin, error: DeepLabError) -> DataError:
     """Returns the error of an image, named by its file or its place, if it has one."""
+    if isinstance(error, DataError):
+        return error
     if origin.where == inputs.ONLY:
         return DataError(error.where, error.what, error.fix)
     return DataError(origin.where, f"{error.where} {error.what}", error.fix)
@@ -255,7 +272,8 @@ def load(path: str | Path, step: int | str = "latest", overrides: Sequence[str] 
         what = "holds a backbone, not a segmentation network"
         raise CheckpointError(str(path), what, "train with --config.init.backbone=" + str(path))
     config = apply_overrides(info.config, overrides)
-    if any(text.startswith("--config.data.") for text in overrides) and _names_classes(config):
+    of_data = [text for text in overrides if text.startswith("--config.data.")]
+    if not all(text.startswith(_RANGE) for text in of_data) and _names_classes(config):
         names, palette, _ = open_classes(config.data, config.model.num_classes)
         info = dataclasses.replace(info, class_names=names, palette=palette)
     model = build_model(config.model)

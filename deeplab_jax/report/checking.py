@@ -37,9 +37,9 @@ def _fault_of_type(value: Any, kind: Any, place: str) -> str:
     if is_typeddict(kind):
         for name, inner in get_type_hints(kind).items():
             where = f"{place}.{name}".lstrip(".")
-            if name not in value:
+            if name not in value and name not in kind.__optional_keys__:
                 return f"{where} is missing"
-            if fault := _fault_of_type(value[name], inner, where):
+            if name in value and (fault := _fault_of_type(value[name], inner, where)):
                 return fault
     if get_origin(kind) is list and is_typeddict(items[0]):
         faults = (_fault_of_type(item, items[0], f"{place}[{i}]") for i, item in enumerate(value))

@@ -51,8 +51,9 @@ def build(content: PageContent) -> str:
         "own": content.palette.tolist(),
         "safe": safe_palette(len(result["class_names"])).tolist(),
     }
+    score = f"{percent(result['mean_iou'])} mean IoU{reading.over_classes(result)}"
     return Template(folder.joinpath("template.html").read_text("utf-8")).substitute(
-        title=tag("title", f"{content.config.name}: {percent(result['mean_iou'])} mean IoU"),
+        title=tag("title", f"{content.config.name}: {score}"),
         style=parts["style.css"],
         script=parts["script.js"],
         palettes=json.dumps(palettes),
@@ -69,7 +70,8 @@ def build(content: PageContent) -> str:
 
 def _headline(content: PageContent) -> Html:
     result, interval = content.evaluation, content.evaluation["mean_iou_interval"]
-    score = [tag("strong", percent(result["mean_iou"])), " mean IoU "]
+    over = reading.over_classes(result)
+    score = [tag("strong", percent(result["mean_iou"])), f" mean IoU{over} "]
     if interval["low"] is not None:
         ends = f"{percent(interval['low'])} to {percent(interval['high'])}"
         score.append(tag("span", f"{percent(interval['level'], 0)} interval {ends}"))
@@ -95,7 +97,7 @@ def _measurement(result: Evaluation) -> Html:
         ("Protocol", result["protocol"]),
         ("Weights", f"step {result['step']} of {result['checkpoint']}"),
         ("Pixel accuracy", percent(result["pixel_accuracy"])),
-        ("Mean over classes", means),
+        (f"Mean{reading.over_classes(result) or ' over classes'}", means),
         ("Frequency-weighted IoU", percent(result["frequency_weighted_iou"])),
         ("One class everywhere", f"{percent(result['best_constant_mean_iou'])} mean IoU at best"),
     ]  # fmt: skip
@@ -239,7 +241,8 @@ def _curves(content: PageContent) -> Html:
     if "mean_iou" in validation:
         points = [(step, 100 * value) for step, value in validation["mean_iou"]]
         lines = [plots.Series(points, "marked")]
-        figures.append(plots.line_plot("Validation mean IoU", lines, " %"))
+        title = f"Validation mean IoU{content.log.over_classes()}"
+        figures.append(plots.line_plot(title, lines, " %"))
     if "lr" in train:
         lines = [plots.Series(train["lr"], "strong")]
         figures.append(plots.line_plot("Learning rate", lines))

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from deeplab_jax import config as config_lib
+from deeplab_jax.evaluation import metrics
 from deeplab_jax.evaluation.summary import Evaluation
 from deeplab_jax.report.html import percent
 
@@ -64,9 +65,18 @@ def reading_help(result: Evaluation) -> str:
     return " ".join(sentences)
 
 
+def over_classes(result: Evaluation) -> str:
+    """Returns " over 1 of 2 classes" where the mean IoU leaves classes out, else ""."""
+    iou = result["iou"]
+    return metrics.over_classes(len(iou) - iou.count(None), len(iou))
+
+
 def _worst_class(result: Evaluation, worst: int) -> str:
     names, matrix = result["class_names"], result["confusion"]
     if result["iou"][worst] == 1:
+        number = len(names) - sum(value is None for value in result["iou"])
+        if number < len(names):
+            return f"The {number} of {len(names)} classes that occur are found to the last pixel."
         return "Every class is found to the last pixel."
     missed = {p: n for p, n in enumerate(matrix[worst]) if p != worst}
     false = {t: row[worst] for t, row in enumerate(matrix) if t != worst}

@@ -10,6 +10,7 @@ import jax
 from deeplab_jax import checkpoint
 from deeplab_jax.config import Config
 from deeplab_jax.errors import CheckpointError, ConfigError, shorten
+from deeplab_jax.evaluation.metrics import over_classes
 from deeplab_jax.models import build_model, init_variables
 from deeplab_jax.models.structure import describe_difference, structure
 from deeplab_jax.training.state import State
@@ -118,9 +119,12 @@ def load_checkpoint(state: State, config: Config) -> State:
     count, total = (
         len(jax.tree.leaves([tree[name] for name in loaded])) for tree in (loaded, state)
     )
-    score = (info.metrics or {}).get("mean_iou")
+    scores = info.metrics or {}
+    score = scores.get("mean_iou")
     origin = f"step {info.step}" if info.kind == "run" else info.kind
-    origin += "" if score is None else f", mean IoU {100 * score:.2f} %"
+    if score is not None:
+        over = over_classes(scores.get("num_classes_in_mean", 0), scores.get("num_classes", 0))
+        origin += f", mean IoU {100 * score:.2f} %{over}"
     text = f"init: {count} of {total} tensors from {path} ({origin})"
     if skipped:
         new = [f"{name}/{leaf}" for name in skipped for leaf in state["params"][name]]

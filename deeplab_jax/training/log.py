@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from deeplab_jax.evaluation.metrics import over_classes
 from deeplab_jax.utils.atomic import atomic_write
 from deeplab_jax.utils.progress import PLAIN_SECONDS, Screen, View, duration
 
@@ -27,6 +28,12 @@ class Log(NamedTuple):
 
     train: dict[str, list[tuple[float, float]]]
     eval: dict[str, list[tuple[float, float]]]
+
+    def over_classes(self) -> str:
+        """Returns "" where the last evaluation's mean is over all classes, else how many it is."""
+        counts = (self.eval.get(key) for key in ("num_classes_in_mean", "num_classes"))
+        count, total = (values[-1][1] if values else 0.0 for values in counts)
+        return over_classes(count, total)
 
 
 def read_log(path: Path) -> Log:
@@ -164,6 +171,7 @@ class Display:
         """
         self._total, self._per_epoch, self._memory = total, steps_per_epoch, memory
         self._scores: list[float] = []
+        self._over = ""
         self._latest: tuple[int, dict[str, float], str | None] | None = None
         self._screen = Screen(self._view, on_gone=on_gone)
         self._printed: float | None = None
@@ -175,9 +183,10 @@ class Display:
         with self._screen.open():
             yield self
 
-    def evaluated(self, *scores: float) -> None:
-        """Adds mean IoUs, fractions, of evaluations in their order."""
+    def evaluated(self, *scores: float, over: str = "") -> None:
+        """Adds mean IoUs, fractions, of evaluations in their order; the last is `over_classes`."""
         self._scores += scores
+        self._over = over
 
     def step(
         self, step: int, values: dict[str, float], left: str | None = None, is_last: bool = False
@@ -217,7 +226,7 @@ class Display:
             yield f"left {left}"
         if self._scores:
             last, best = 100 * self._scores[-1], 100 * max(self._scores)
-            yield f"mIoU last {last:.1f} best {best:.1f}"
+            yield f"mIoU last {last:.1f} best {best:.1f}{self._over}"
         memory = self._memory()
         if memory is not None:
             yield f"memory {memory / _GIB:.1f} GiB"

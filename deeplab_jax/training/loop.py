@@ -21,6 +21,7 @@ from deeplab_jax.distributed import mesh as mesh_lib
 from deeplab_jax.distributed.replicas import Replicas
 from deeplab_jax.errors import DataError, Interrupted, NumericError, ReaderError, ResourceError
 from deeplab_jax.evaluation.evaluator import Evaluator, counting_images
+from deeplab_jax.evaluation.metrics import mean_in_words, over_classes
 from deeplab_jax.inference.protocol import read_protocol
 from deeplab_jax.training import picture
 from deeplab_jax.training.log import Display, JsonLog, Speed, read_log, smooth
@@ -158,7 +159,8 @@ class Run:
         past = read_log(path)
         if losses := past.train.get("loss_smoothed"):
             self.loss = losses[-1][1]
-        self.display.evaluated(*(score for _, score in past.eval.get("mean_iou", ())))
+        scores = [score for _, score in past.eval.get("mean_iou", ())]
+        self.display.evaluated(*scores, over=past.over_classes())
 
     def _steps(self) -> None:
         """Runs the steps that are left, each followed by the work due after it."""
@@ -286,13 +288,18 @@ class Run:
             return None
         self.speed.evaluated(time.perf_counter() - began)
         summary = result.summary()
+        counts = {
+            "num_classes_in_mean": summary["num_classes_in_mean"],
+            "num_classes": len(result.class_names),
+        }
         scores = {key: summary[key] for key in ("mean_iou", "pixel_accuracy", "iou")}
-        self.log.write("eval", step, scores)
-        self.display.say(f"step {step}: validation mean IoU {100 * result.mean_iou:.2f} %")
-        self.display.evaluated(result.mean_iou)
+        self.log.write("eval", step, scores | counts)
+        words = mean_in_words(summary["iou"])
+        self.display.say(f"step {step}: validation mean IoU {words}")
+        self.display.evaluated(result.mean_iou, over=over_classes(*counts.values()))
         if hosts.is_primary():
             self._draw(step)
-        return {"mean_iou": result.mean_iou}
+        return {"mean_iou": result.mean_iou, **counts}
 
     def _draw(self, step: int) -> None:
         """Writes `progress.png`; an error of the disk must not end the run here."""

@@ -28,6 +28,7 @@ class _Plot(NamedTuple):
     title: str
     lines: Sequence[_Line]
     best: Point | None = None  # marked
+    note: str = ""  # below the title
 
 
 def write(path: Path, title: str, log: Log) -> None:
@@ -47,11 +48,12 @@ def draw(title: str, log: Log) -> Image.Image:
     scores = [(step, 100 * score) for step, score in log.eval.get("mean_iou", ())]
     best = max(scores, key=lambda point: point[1], default=None)
     words = "" if best is None else f": best {best[1]:.1f} at step {best[0]:.0f}"
+    dots = [_Line(scores, _STRONG, has_dots=True)]
     loss = [_Line(train.get("loss", ()), _FAINT), _Line(train.get("loss_smoothed", ()), _STRONG)]
     plots = [
         _Plot("training loss, each logged step and smoothed", loss),
         _Plot("learning rate", [_Line(train.get("lr", ()), _STRONG)]),
-        _Plot(f"validation mean IoU, %{words}", [_Line(scores, _STRONG, has_dots=True)], best),
+        _Plot(f"validation mean IoU, %{words}", dots, best, log.over_classes().strip()),
     ]
     image = Image.new("RGB", (_SCALE * SIZE[0], _SCALE * SIZE[1]), _WHITE)
     pen = ImageDraw.Draw(image)
@@ -65,6 +67,7 @@ def draw(title: str, log: Log) -> Image.Image:
 def _draw_plot(pen: ImageDraw.ImageDraw, left: int, width: int, plot: _Plot) -> None:
     frame = (left + _LEFT, left + width - _RIGHT), (SIZE[1] - _BOTTOM, _TOP)  # x ends, y ends
     _text(pen, (frame[0][0], 52), plot.title, _INK, 14)
+    _text(pen, (frame[0][0], 69), plot.note, _GREY, 12)
     lines = [
         line._replace(points=thin(line.points, _MAX_POINTS)) for line in plot.lines if line.points
     ]

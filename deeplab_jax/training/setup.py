@@ -19,6 +19,7 @@ from deeplab_jax.data import Dataset, open_dataset
 from deeplab_jax.distributed import hosts
 from deeplab_jax.distributed import mesh as mesh_lib
 from deeplab_jax.distributed.shared_dir import as_path, check_shared
+from deeplab_jax.evaluation import label_counts
 from deeplab_jax.models import DeepLabV3Plus, build_model
 from deeplab_jax.training import workdir as workdir_lib
 from deeplab_jax.training.bad_samples import leave_out
@@ -124,6 +125,9 @@ def _look(config: Config, workdir: Path) -> RunSetup:
         saved = workdir_lib.read_run(workdir, step, config)
         if not data.max_bad_samples:  # otherwise `claim` does, without the bad samples
             workdir_lib.check_same_data(workdir, saved, dataset)
+    if jax.config.read("jax_enable_x64") and config.model.dtype != "float64":
+        note = "JAX_ENABLE_X64 is set: what is drawn at random, such as dropout, is not what a run"
+        notes.append(f"{note} without it draws. Unset it, unless config.model.dtype is float64.")
     plan = make_plan(config, len(dataset))
     return RunSetup(
         config, workdir, dataset, validation, plan, mesh, model, step, saved, tuple(notes)
@@ -134,11 +138,12 @@ def _look(config: Config, workdir: Path) -> RunSetup:
 def claim(setup: RunSetup) -> Iterator[RunSetup]:
     """Holds the work directory while the block runs; yields the setup without bad samples.
 
-    Bad samples are searched for here: that takes a while, and lists them in the directory.
+    Bad samples are searched for and labels are counted here, which takes a while the first time;
+    the directory then holds what was found.
 
     Raises:
       ConfigError: another process trains there.
-      DataError: more samples are bad than may be.
+      DataError: more samples are bad than may be, or a mask cannot be used.
       ResourceError: `config.json` cannot be written there.
     """
     limit = setup.config.data.max_bad_samples
@@ -153,7 +158,17 @@ def claim(setup: RunSetup) -> Iterator[RunSetup]:
             setup = dataclasses.replace(setup, dataset=dataset, plan=plan)
         with hosts.sync_errors():
             workdir_lib.write_config(setup.workdir, setup.config)
-        yield setup
+        yield dataclasses.replace(setup, notes=(*setup.notes, *_label_notes(setup)))
+
+
+def _label_notes(setup: RunSetup) -> list[str]:
+    """Returns what the masks' counts say against training or evaluating on them."""
+    notes = []
+    for dataset in dict.fromkeys((setup.dataset, setup.validation)):
+        pixels = label_counts.count_labels(dataset, setup.workdir)
+        is_training = dataset is setup.dataset
+        notes += label_counts.warnings(pixels, dataset, setup.config.data, is_training)
+    return notes
 
 
 def restore_or_init(setup: RunSetup) -> State:

@@ -317,7 +317,8 @@ def test_renamed_and_lost_tensors_are_refused(convert, make_tensors):
 
 
 def test_unknown_names_are_refused_with_the_closest_layout(convert, make_tensors):
-    tensors = {f"net.{key}": value for key, value in make_tensors("mmsegmentation").items()}
+    tensors = make_tensors("mmsegmentation")
+    tensors = {key.replace("layer", "stage"): value for key, value in tensors.items()}
     texts = ["closest known layout: mmsegmentation's DeepLabV3+ with ResNet-18", "  missing  "]
     _assert_refused(convert(tensors, "--output-stride", 16), 4, *texts)
 

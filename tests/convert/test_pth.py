@@ -1,3 +1,4 @@
+import json
 import pickle
 import re
 import struct
@@ -371,3 +372,78 @@ def test_we_load_what_torch_writes(tmp_path, torch, zipped):
     compare(loaded, obj)
     whole = loaded["views"][1]
     assert all(np.may_share_memory(whole, view) for view in loaded["views"][:5])
+
+
+# --- Shards
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """Returns shards(suffix=".safetensors", **changes of the weight map) -> (index, tensors)."""
+
+    def make(suffix=".safetensors", **changes):
+        tensors = {name: np.arange(5.0) * i for i, name in enumerate("abcd")}
+        names = [f"model-0000{i}-of-00002{suffix}" for i in (1, 2)]
+        for name, keys in zip(names, ("ac", "bd"), strict=True):
+            write = write_safetensors if suffix == ".safetensors" else write_pth
+            write(tmp_path / name, {key: tensors[key] for key in keys})
+        places = {key: names[key in "bd"] for key in tensors} | changes
+        places = {key: place for key, place in places.items() if place is not None}
+        path = tmp_path / f"model{suffix}.index.json"
+        path.write_text(json.dumps({"metadata": {"total_size": 160}, "weight_map": places}))
+        return path, tensors
+
+    return make
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_shards_are_read_by_their_index_or_folder(shards, suffix):
+    path, tensors = shards(suffix)
+    made.assert_equal(read_weights(path), tensors)
+    made.assert_equal(read_weights(path.parent), tensors)
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"a": "../model-00001-of-00002.safetensors"}, "which is no file beside it"),
+        ({"a": "/etc/passwd"}, "which is no file beside it"),
+        ({"a": "..\\x.safetensors"}, "which is no file beside it"),
+        ({"a": ".safetensors"}, "which is no file beside it"),
+        ({"a": "model.safetensors.index.json"}, "which is no file beside it"),
+        ({"a": 3}, "which is no file beside it"),
+        ({"a": "lost.safetensors"}, "names the shard lost.safetensors, which is not beside it"),
+        ({"a": None}, "does not hold what model.safetensors.index.json says (missing: none; bey"),
+        ({"e": "model-00001-of-00002.safetensors"}, "says (missing: e; beyond it: none)"),
+        ({"a": "model-00002-of-00002.safetensors"}, "does not hold what"),
+    ],
+)
+def test_shards_that_lie_are_refused(shards, changes, what):
+    path, _ = shards(**changes)
+    with pytest.raises(CheckpointError) as caught:
+        read_weights(path)
+    assert what in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ('{"a": 1}', "is JSON, but no index of shards"),
+        ('{"weight_map": {}}', "is JSON, but no index of shards"),
+        ('{"weight_map": {"a": "x.bin", "a": "y.bin"}}', "names a key twice"),
+        ('{"weight_map": ', "is damaged or cut short"),
+        ('{"weight_map": ' + "[" * 10_000, "is damaged or cut short"),
+    ],
+)
+def test_other_json_is_refused(tmp_path, text, what):
+    (tmp_path / "x.index.json").write_text(text)
+    assert what in made.refusal(tmp_path / "x.index.json", read_weights)
+
+
+def test_safetensors_of_8_bits_are_read(tmp_path):
+    header = b'{"a":{"dtype":"F8_E5M2","shape":[2],"data_offsets":[0,2]}}'
+    (tmp_path / "x").write_bytes(struct.pack("<Q", len(header)) + header + b"\x3c\xc0")
+    value = read_weights(tmp_path / "x")["a"]
+    assert value.dtype.name == "float8_e5m2"
+    assert value.astype(np.float32).tolist() == [1.0, -2.0]

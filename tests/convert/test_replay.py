@@ -305,6 +305,7 @@ def test_optimizer_needs_a_files_and_steps_left(replay, make_tensors):
     made.assert_refused(result, 2, "--total-steps: is 12, and these steps end at 13")
 
 
+@pytest.mark.process("a second replay; the first tier compares one with PyTorch's")
 def test_step_that_is_not_finite_ends_it_without_an_output(replay, make_tensors):
     tensors = make_tensors("sssegmentation", dtype="float64")
     tensors["decoder.3.bias"] = 1.7e308 * np.array([1, -1, 1, -1, 1])

@@ -3,6 +3,7 @@ import pickle
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from deeplab_jax.data import open_dataset
 from deeplab_jax.data.classes import colormap
@@ -68,3 +69,17 @@ def test_sizes_that_differ_are_both_named(make_tree, data_config):
         open_dataset(data_config("folder", root), 4, "val").read(0)
     assert str(caught.value).startswith(f"{path}: is 65 x 96 pixels")
     assert f"{root}/images/val/000.jpg is 65 x 97" in str(caught.value)
+
+
+@pytest.mark.parametrize("fields", [{}, {"mask_format": "binary"}, {"class_values": (255, 0)}])
+def test_transparent_pixels_are_ignored_whatever_255_means(make_tree, data_config, fields):
+    root = make_tree("folder", num_train=1, num_val=1)
+    path = next((root / "labels" / "val").iterdir())
+    label = np.array(Image.open(path))
+    values = np.where(label % 2, 255 if fields else 1, 0).astype(np.uint8)
+    alpha = np.where(label == 2, 0, 255).astype(np.uint8)
+    Image.merge("LA", [Image.fromarray(values), Image.fromarray(alpha)]).save(path)
+    dataset = open_dataset(data_config("folder", root, **fields), 2, "val")
+    expected = (1, 0) if "class_values" in fields else (0, 1)
+    got = dataset.read(0)[1]
+    np.testing.assert_array_equal(got, np.where(label == 2, 255, np.array(expected)[label % 2]))

@@ -1,7 +1,10 @@
 """Layouts of one's own, by configuration alone."""
 
 import dataclasses
+import itertools
 import os
+import shlex
+import shutil
 
 import cv2
 import numpy as np
@@ -9,7 +12,7 @@ import pytest
 
 from deeplab_jax.data import open_dataset
 from deeplab_jax.data.classes import colormap
-from deeplab_jax.data.files import find_files
+from deeplab_jax.data.files import find_files, official_top
 from deeplab_jax.data.images import write_png_indices
 from deeplab_jax.errors import DataError
 
@@ -268,3 +271,131 @@ def test_colour_masks(data_config, tmp_path, is_palette):
         dataset.read(0)
     what = r"has 2 colours that are no class, such as (0, 8, 1); nearest is b, (0, 9, 0) - "
     assert str(caught.value).startswith(f"{path}: {what}")
+
+
+def typed(fix):
+    """Returns the fields that a fix names."""
+    words = (word.rstrip(";,") for word in shlex.split(fix) if word.startswith("--config.data."))
+    return dict(word.removeprefix("--config.data.").split("=", 1) for word in words)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"images": "images", "masks": "labels", "split_file": "{split}.txt"},
+        {"images": "images/{split}/*.*", "masks": "labels/{split}/*.*"},
+        {"images": "images/*.jpg", "masks": "labels/*.*", "split_file": "{split}.txt"},
+    ],
+)
+def test_links_out_of_the_root_name_fields_that_read_them(data_config, tmp_path, fields):
+    """As in the caches of Hugging Face, DVC and git-annex."""
+    blobs, snapshot = tmp_path / "my blobs", tmp_path / "snap shots/1"
+    for kind, split, stem in itertools.product(("images", "labels"), ("train", "val"), "ab"):
+        is_flat, end = "split_file" in fields, ".jpg" if kind == "images" else ".png"
+        write(tmp_path, f"my blobs/{kind}_{split}{stem}{end}")
+        name = f"{kind}/{split}{stem}{end}" if is_flat else f"{kind}/{split}/{stem}{end}"
+        (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
+        (snapshot / name).symlink_to(blobs / f"{kind}_{split}{stem}{end}")
+        (blobs / f"{split}_list").write_text(f"{split}a\n{split}b\n")
+    for split in ("train", "val"):
+        (snapshot / f"{split}.txt").symlink_to(blobs / f"{split}_list")
+    with pytest.raises(DataError) as caught:
+        find_files(data_config("folder", snapshot, **fields), "train")
+    count = 8 if "split_file" in fields else 4
+    assert caught.value.what.startswith(f"all {count} files are links that lead out of {snapshot}/")
+    fix = typed(caught.value.fix.partition("; or copy")[0])
+    data = data_config("folder", fix.pop("root"), **fix)
+    assert len(open_dataset(data, 4, "train")) == len(open_dataset(data, 4, "val")) == 2
+    copy = caught.value.fix.partition("cp -rL ")[2].partition(", and set")[0]
+    shutil.copytree(*shlex.split(copy))  # which copies what links lead to
+    data = data_config("folder", shlex.split(copy)[1], **fields)
+    assert len(open_dataset(data, 4, "train")) == 2
+
+
+def test_links_to_what_is_not_there_say_to_fetch_it(data_config, tmp_path):
+    root = tmp_path / "root"
+    write(root, "images/train/a.png", "labels/train/a.png")
+    (root / "images/train/b.png").symlink_to(tmp_path / "gone.png")
+    data = data_config("folder", root)
+    with pytest.raises(DataError, match=r"which is not there\) - fetch the files first"):
+        find_files(data, "train")
+    for path in root.glob("*/train/a.png"):
+        path.unlink()
+        path.symlink_to(tmp_path / "gone.png")
+    with pytest.raises(DataError, match=r"all 3 files are links .*, to files that are not there"):
+        find_files(data, "train")
+
+
+@pytest.mark.parametrize("name", ["voc", "cityscapes", "classes.json"])
+def test_what_no_field_can_name_is_copied(data_config, make_tree, tmp_path, name):
+    root = make_tree("folder" if name == "classes.json" else name, num_train=1, num_val=1)
+    for path in root.rglob("*.*"):
+        if path.suffix in (".png", ".jpg"):
+            path.rename(tmp_path / path.name)
+            path.symlink_to(tmp_path / path.name)
+    (root / name).touch()
+    data = data_config("folder" if name == "classes.json" else name, root)
+    with pytest.raises(DataError) as caught:
+        find_files(data, "val")
+    assert caught.value.fix == f"copy the files themselves: cp -rL {root} {root}-copy, and set" + (
+        f" --config.data.root={root}-copy"
+    )
+
+
+def test_a_linked_list_is_read_where_it_is_named_in_full(data_config, tmp_path):
+    root = tmp_path / "root"
+    write(root, "images/a.png", "labels/a.png")
+    (tmp_path / "list").write_text("a\n")
+    (root / "train.txt").symlink_to(tmp_path / "list")
+    with pytest.raises(DataError, match="leads out of") as caught:
+        find_files(data_config("folder", root, **LIST), "train")
+    fields = LIST | typed(caught.value.fix)
+    assert find_files(data_config("folder", root, **fields), "train").stems == ["a"]
+
+
+PLACES = {
+    "voc": ("VOCdevkit/VOC2012", "VOC2012", "."),
+    "ade20k": ("ADE20k/ADEChallengeData2016", "ADEChallengeData2016", "."),
+    "cityscapes": ("CityScapes", "cityscapes", "Cityscapes", "."),
+}
+
+
+@pytest.mark.parametrize(("name", "place"), [(n, p) for n in PLACES for p in PLACES[n]])
+def test_official_data_sets_below_their_usual_folders(
+    make_tree, data_config, tmp_path, name, place
+):
+    root, published = make_tree(name, num_train=1, num_val=1), PLACES[name][0]
+    new = tmp_path / "new"
+    (new / place).parent.mkdir(parents=True, exist_ok=True)
+    (root / published).rename(new / place)
+    data = data_config(name, new)
+    assert official_top(name, new) == place
+    classes = {"voc": 21, "ade20k": 150, "cityscapes": 19}[name]
+    dataset = open_dataset(data, classes, "val")
+    assert len(dataset) == 1
+    assert dataset.source.image_paths[0].startswith(f"{new / place}/")
+    (new / published).mkdir(parents=True, exist_ok=True)  # goes first, also where it is empty
+    assert official_top(name, new) == published
+    if place != published:
+        (new / published).rmdir()
+        (new / place).rename(tmp_path / "elsewhere")
+        with pytest.raises(
+            DataError, match=f"{name} is looked for in {', '.join(PLACES[name])} of"
+        ):
+            find_files(data, "val")
+
+
+def test_masks_of_sbd_may_lie_beside_those_of_voc(make_tree, data_config):
+    root = make_tree("voc", num_train=2, num_val=1)
+    top = root / "VOCdevkit/VOC2012"
+    (top / "SegmentationClassAug").mkdir()
+    mask = top / "SegmentationClass/train_000001.png"
+    mask.rename(top / "SegmentationClassAug" / mask.name)
+    dataset = open_dataset(data_config("voc", root), 21, "trainaug")
+    assert [path.split("/")[-2] for path in dataset.source.label_paths] == [
+        "SegmentationClass", "SegmentationClassAug",
+    ]  # fmt: skip
+    lists = top / "ImageSets/Segmentation/trainaug.txt"
+    lists.write_text("/JPEGImages/train_000001.jpg /SegmentationClassAug/train_000001.png\n")
+    assert open_dataset(data_config("voc", root), 21, "trainaug").ids == ("train_000001",)

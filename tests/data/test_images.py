@@ -62,7 +62,7 @@ def grey_png(height, width, depth, rows):
 def test_png_pixels_equal_imread(tmp_path, array):
     path = tmp_path / "a.png"
     assert cv2.imwrite(str(path), array)
-    np.testing.assert_array_equal(read_image(path), cv2.imread(str(path))[..., ::-1])
+    np.testing.assert_array_equal(read_image(path, (0, 65535)), cv2.imread(str(path))[..., ::-1])
 
 
 def write(path, array, kind, **options):
@@ -144,13 +144,15 @@ def test_every_mode_is_read_as_rgb(tmp_path, kind, mode):
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_the_upper_8_of_16_bits_are_kept(tmp_path, suffix, channels):
+def test_the_range_of_all_16_bits_keeps_the_upper_8(tmp_path, suffix, channels):
     wide = np.random.default_rng(0).integers(0, 65536, (9, 7, channels)).astype(np.uint16)
     path = tmp_path / f"a{suffix}"
     assert cv2.imwrite(str(path), wide)
     expected = (wide >> 8).astype(np.uint8)
     expected = np.repeat(expected, 3, 2) if channels == 1 else expected[..., 2::-1]
-    np.testing.assert_array_equal(read_image(path), expected)
+    np.testing.assert_array_equal(read_image(path, (0, 65535)), expected)
+    with pytest.raises(DataError, match="has 16 bits a channel, values up to 65"):
+        read_image(path)
 
 
 def test_cmyk_jpeg_is_read_as_pillow_does(tmp_path):
@@ -161,7 +163,7 @@ def test_cmyk_jpeg_is_read_as_pillow_does(tmp_path):
 
 def test_32_bit_channels_are_refused(tmp_path):
     path = write(tmp_path / "a.tif", picture()[..., 0].astype(np.float32), "TIFF")
-    with pytest.raises(DataError, match="has 32 bits a channel"):
+    with pytest.raises(DataError, match="is a TIFF of 32-bit floats - store whole numbers"):
         read_image(path)
     with pytest.raises(DataError, match="not one class index per pixel"):
         read_label(path)
@@ -288,8 +290,10 @@ def test_colour_label_is_what_a_viewer_shows(tmp_path):
     write_png_indices(tmp_path / "a.png", np.array([[0, 2, 1]], np.uint8), palette)
     np.testing.assert_array_equal(read_color_label(tmp_path / "a.png")[0], palette[[0, 2, 1]])
     for kind, options in (("PNG", {}), ("TIFF", {}), ("BMP", {})):
-        path = write(tmp_path / "a", picture(channels=4), kind, **options)
-        np.testing.assert_array_equal(read_color_label(path), picture(channels=4)[..., :3])
+        opaque = picture(channels=4)
+        opaque[..., 3] = 255
+        path = write(tmp_path / "a", opaque, kind, **options)
+        np.testing.assert_array_equal(read_color_label(path), opaque[..., :3])
 
 
 def test_label_keeps_indices_of_packed_palette_masks(tmp_path):

@@ -77,6 +77,16 @@ def test_folder_takes_names_from_json_then_config_then_numbers(make_tree, data_c
     assert "classes.json has 4 classes" in open_error(data, 5, "val", ConfigError)
 
 
+def test_classes_json_may_have_a_mark_and_no_other_encoding(make_tree, data_config, open_error):
+    root, text = make_tree("folder"), '["空", "路", "树", "车"]'
+    (root / "classes.json").write_text(text, "utf-8-sig")
+    assert open_dataset(data_config("folder", root), 4, "val").class_names[1] == "路"
+    for encoding in ("utf-16", "gbk"):
+        (root / "classes.json").write_text(text, encoding)
+        message = open_error(data_config("folder", root), 4, "val")
+        assert message == f"{root}/classes.json: is no text in UTF-8 - save it as UTF-8"
+
+
 @pytest.mark.parametrize(
     "text",
     ["{", '{"name": "a"}', "[1, 2, 3, 4]", '[{"color": [1, 2, 3]}]', "3",

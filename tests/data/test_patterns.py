@@ -99,6 +99,9 @@ def test_lone_images_and_masks_are_listed(data_config, tmp_path):
         "s/i/0": ("s/i/0.jpg", None), "t/i/1": (None, "t/m/1.png"),
         "t/i/2": ("t/i/2.jpg", "t/m/2.png"),
     }  # fmt: skip
+    data = data_config("folder", tmp_path, images="*/i", masks="*/m")
+    with pytest.raises(DataError, match=r"as \S+/t/i/1\.jpg \(or .*\) and \S+/s/m/0\.png \(or"):
+        open_dataset(data, 4, "train")
 
 
 def test_a_pattern_reads_and_takes_lists(data_config, tmp_path):

@@ -27,7 +27,7 @@ COLLECTIVES = {
 }
 
 
-EIGHT_DEVICES = pytest.mark.process("minutes on eight virtual devices; two are in the first tier")
+EIGHT_DEVICES = pytest.mark.process("minutes on eight virtual devices")
 
 
 def run(depth, output_stride, height, *ways):
@@ -37,6 +37,7 @@ def run(depth, output_stride, height, *ways):
     return {line["mesh"]: line for line in map(json.loads, done.stdout.splitlines())}
 
 
+@pytest.mark.process("half a minute of compiling; the first tier splits a batch")
 def test_rows_split_over_two_devices_compute_what_one_device_does():
     result = run(18, 16, 64, "1x2")["1x2"]
     assert (np.array(result["errors"]) < TOLERANCES).all(), result["errors"]

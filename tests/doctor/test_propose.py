@@ -60,12 +60,79 @@ def test_binary_masks_are_declared(make_tree, recipe_of):
     assert (config.data.mask_format, config.model.num_classes) == ("binary", 2)
 
 
-def test_void_of_grey_masks_stored_as_colours_becomes_no_class(make_tree, recipe_of):
+def as_rgba(values, alpha):
+    return np.dstack((values, np.full(values.shape[:2], alpha, np.uint8)))
+
+
+def one_channel(mask, channel):
+    colors = np.zeros((*mask.shape, 3), np.uint8)
+    colors[..., channel] = np.where(mask == 255, 40, mask)
+    return colors
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda m: np.stack([m] * 3, -1), ("index", 4)),
+        (lambda m: as_rgba(np.stack([m] * 3, -1), 255), ("index", 4)),
+        (lambda m: as_rgba(m[..., None], 255), ("index", 4)),
+        (lambda m: one_channel(m, 0), ("index", 5)),  # as CARLA does; 40 is a class
+        (lambda m: one_channel(m, 2), ("index", 5)),
+        (lambda m: np.stack([(m == 1) * np.uint8(255)] * 3, -1), ("binary", 2)),
+        (lambda m: np.stack([85 * np.minimum(m, 3)] * 3, -1), ("index", 3)),  # and void
+    ],
+    ids=["rgb", "rgba", "la", "red", "blue", "white", "spread"],
+)
+def test_an_index_stored_in_colour_keeps_its_order(make_tree, recipe_of, change, expected):
     root = make_tree("folder", num_train=6, num_val=2)
-    redraw(root, lambda m: np.stack([m] * 3, -1))
+    redraw(root, change)
     config = recipe_of(root)
-    assert (config.data.mask_format, config.model.num_classes) == ("index", 4)
-    assert 255 in config.data.ignore_values
+    assert (config.data.mask_format, config.model.num_classes) == expected
+    dataset = open_dataset(config.data, config.model.num_classes, "train")
+    values = dataset.source.read_mask(0)
+    order = config.data.class_values or range(len(np.unique(values)))
+    if expected[0] == "index":
+        for number, value in enumerate(order):
+            if value != 255:
+                assert (dataset.read(0)[1][values == value] == number).all()
+
+
+def test_few_odd_colours_do_not_turn_an_index_into_colours(make_tree, recipe_of):
+    root = make_tree("folder", num_train=10, num_val=2)
+    redraw(root, lambda m: np.stack([m] * 3, -1))
+    redraw(root / "labels" / "val", lambda m: np.dstack((m[..., 0], m[..., 0], 90 + m[..., 0])))
+    assert recipe_of(root).data.mask_format == "color"  # 2 of 12
+    redraw(root / "labels" / "val", lambda m: np.stack([m[..., 0]] * 3, -1))
+    path = root / "labels" / "val" / "000.png"
+    Image.fromarray(np.dstack((np.array(Image.open(path))[..., :2], np.full((65, 97), 9)))
+                    .astype(np.uint8)).save(path)  # fmt: skip
+    assert recipe_of(root, "again.py").data.mask_format == "index"
+
+
+def test_classes_of_colours_are_those_of_the_table(make_tree, recipe_of, doctor):
+    root = make_tree("folder", num_train=6, num_val=2)
+    redraw(root, lambda m: colormap(8)[np.where(m == 3, 0, np.where(m == 255, 5, m + 1))])
+    config = recipe_of(root)
+    dataset = open_dataset(config.data, config.model.num_classes, "train")
+    pixels = np.bincount(np.concatenate([dataset.read(i)[1].ravel() for i in range(6)]))
+    *_, report = doctor("--data", root)
+    val = open_dataset(config.data, config.model.num_classes, "val")
+    pixels += np.bincount(np.concatenate([val.read(i)[1].ravel() for i in range(2)]))
+    shares = [row["pixel_share"] for row in report["classes"]]
+    np.testing.assert_allclose(shares, pixels / pixels.sum())
+    assert [row["name"] for row in report["classes"]] == list(config.data.class_names)
+
+
+def test_classes_of_values_with_a_gap_are_those_of_the_table(make_tree, recipe_of, doctor):
+    root = make_tree("folder", num_train=6, num_val=2)
+    redraw(root, lambda m: np.where(m == 3, 4, m))
+    config = recipe_of(root)
+    assert (config.data.class_values, config.model.num_classes) == ((), 5)
+    code, _, _, report = doctor("--data", root)
+    assert code == 0
+    assert [(r["class"], r["values"], r["name"]) for r in report["classes"]][3:] == [
+        (3, [3], "class_3"), (4, [4], "class_4")
+    ]  # fmt: skip
 
 
 def test_names_come_from_classes_json(make_tree, recipe_of):

@@ -117,13 +117,29 @@ def test_palette_masks_among_grey_ones_are_named(make_tree, doctor):
     assert items(report, "mixed-masks") == ["labels/train/003.png"]
 
 
-def test_grey_stored_as_colours_is_called_so(make_tree, doctor):
+def test_grey_stored_as_colours_is_an_index(make_tree, doctor):
     root = make_tree("folder")
     path = root / "labels/train/003.png"
     Image.open(path).convert("RGB").save(path)
+    code, out, _, report = doctor("--data", root)
+    assert (code, kinds(report, "error"), kinds(report, "warning")) == (0, set(), set())
+    assert "1 mask stores class indices in RGB, and is read like grey ones" in out
+
+
+def test_transparent_masks_are_named(make_tree, doctor):
+    root = make_tree("folder")
+    for path in root.rglob("*.png"):
+        label = np.array(Image.open(path))
+        alpha = np.full_like(label, 255)
+        alpha[:13] = 0
+        colors = colormap(4)[np.minimum(label, 3)]
+        Image.fromarray(np.dstack((colors, alpha))).save(path)
     code, _, _, report = doctor("--data", root)
-    assert (code, kinds(report, "error")) == (3, {"color-mask"})
-    assert "grey stored as RGB, values 0..3, 255" in items(report, "color-mask")[0]
+    assert (code, kinds(report, "warning")) == (3, {"transparent"})
+    assert kinds(report, "error") == {"color-mask"}  # until the recipe declares them
+    assert items(report, "transparent")[0] == "labels/train/000.png: 1261 pixels (20.0 %)"
+    assert report["ignored_share"] == pytest.approx((13 / 65 + 13 / 97) / 2)
+    assert [c["masks"]["val"] for c in report["classes"]] == [4] * 4  # of undeclared colours, too
 
 
 def test_masks_turned_by_exif_are_named(make_tree, doctor):

@@ -53,15 +53,34 @@ def test_grey_masks_stored_as_colours_have_values_too(tmp_path):
     path = str(tmp_path / "m.png")
     Image.fromarray(np.stack([label] * 3, -1)).save(path)
     facts = scan_sample(Pair("train", "m", "", path))
-    assert (facts.mask_kind, facts.is_grey, facts.counts) == ("color", True, {0: 15, 3: 5})
-    assert "holds colours" in facts.mask_error
+    assert (facts.mask_kind, facts.mask_error, facts.counts) == ("index", "", {0: 15, 3: 5})
+    assert (facts.mask_mode, facts.colors) == ("RGB", {(0, 0, 0): 15, (3, 3, 3): 5})
 
 
-@pytest.mark.parametrize(("mode", "suffix"), [("LA", "png"), ("F", "tif")])
-def test_mode_that_holds_neither_indices_nor_colours_is_named(tmp_path, mode, suffix):
-    path = str(tmp_path / f"m.{suffix}")
+@pytest.mark.parametrize(("mode", "what"), [("F", "32-bit floats"), ("CMYK", "mode CMYK")])
+def test_mode_that_holds_neither_indices_nor_colours_is_named(tmp_path, mode, what):
+    path = str(tmp_path / "m.tif")
     Image.new(mode, (5, 4)).save(path)
-    assert f"is of mode {mode} (" in scan_sample(Pair("train", "m", "", path)).mask_error
+    facts = scan_sample(Pair("train", "m", "", path))
+    assert what in facts.mask_error
+    assert (facts.mask_kind, "save masks as 8-bit" in facts.mask_fix) == ("", True)
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_transparent_pixels_are_no_value(tmp_path, mode):
+    label = np.full((4, 5), 3, np.uint8)
+    alpha = np.full((4, 5), 255, np.uint8)
+    label[0], alpha[1] = 1, 0
+    path = str(tmp_path / "m.png")
+    channels = [label] * (len(mode) - 1)
+    Image.merge(mode, [Image.fromarray(c) for c in (*channels, alpha)]).save(path)
+    facts = scan_sample(Pair("train", "m", "", path))
+    assert (facts.counts, facts.transparent) == ({1: 5, 3: 10}, 5)
+    assert facts.interior == {3: 5}  # the transparent row is an edge
+    table = ColorTable(Classes(("a", "b"), np.array([[1, 1, 1], [3, 3, 3]], np.uint8),
+                               np.zeros((0, 3), np.uint8)))  # fmt: skip
+    facts = scan_sample(Pair("train", "m", "", path), table)
+    assert (facts.counts, facts.transparent) == ({0: 5, 1: 10, 255: 5}, 5)
 
 
 def test_values_above_a_byte_are_counted(tmp_path):

@@ -126,6 +126,7 @@ def test_a_long_step_is_guessed(tiny, tmp_path, compile_quickly, monkeypatch):
     assert gather.gather(tiny, str(tmp_path / "run"), None).step_time.basis.startswith("a guess")
 
 
+@pytest.mark.process("compiles a step; the first tier tells a step's time")
 def test_a_measurement_that_runs_out_of_memory_leaves_the_guess(
     tiny, tmp_path, compile_quickly, monkeypatch
 ):

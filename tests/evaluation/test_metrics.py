@@ -184,3 +184,9 @@ def test_iou_equals_the_official_evaluation_of_cityscapes():
     names = {trainId2label[c].name: named[trainId2label[c].id] for c in range(19)}
     average = official.getScoreAverage(names, official.args)
     assert metrics.mean_iou(confusion) == pytest.approx(average, rel=1e-12)
+
+
+def test_mean_in_words_names_the_classes_only_where_some_are_left_out():
+    assert metrics.mean_in_words([0.25, 0.75]) == "50.00 %"
+    assert metrics.mean_in_words([1.0, None]) == "100.00 % over 1 of 2 classes"
+    assert metrics.mean_in_words(np.array([0.5, np.nan, 0.0])) == "25.00 % over 2 of 3 classes"

@@ -1,5 +1,6 @@
 from types import SimpleNamespace
 
+import cv2
 import jax
 import numpy as np
 import pytest
@@ -8,8 +9,10 @@ from PIL import Image
 import deeplab_jax
 from deeplab_jax import checkpoint
 from deeplab_jax.config import freeze, get_config
+from deeplab_jax.data import images
+from deeplab_jax.data.pictures.windows import WindowedImage
 from deeplab_jax.errors import CheckpointError, DataError
-from deeplab_jax.inference import segmenter
+from deeplab_jax.inference import inputs, memory, segmenter
 from deeplab_jax.models import build_model
 from deeplab_jax.models.preprocess import normalize
 
@@ -151,3 +154,74 @@ def test_image_that_does_not_fit_is_an_error_in_its_place(draw_variables, tmp_pa
         model(files[1])
     with pytest.raises(DataError, match=r"^image of 45 x 48 pixels: needs"):
         model(picture(1, 45))
+
+
+WINDOWS = ("eval.mode=slide", "eval.crop_size=32,40", "eval.stride=24,33", "eval.resize_base=",
+           "eval.flip=true", "data.value_range=0,4095")  # fmt: skip
+
+
+def test_a_picture_too_large_to_decode_is_read_by_windows(saved_run, tmp_path, monkeypatch):
+    """Labels, confidence, probabilities and overlay equal those of the whole picture."""
+    model = deeplab_jax.load(saved_run.path, 7, [f"--config.{text}" for text in WINDOWS])
+    image = cv2.imread(str(saved_run.images[0]))
+    options = [cv2.IMWRITE_TIFF_ROWSPERSTRIP, 8]
+    paths = [tmp_path / name for name in ("a.tif", "b.png", "c.tif")]
+    assert cv2.imwrite(str(paths[0]), image, options)
+    assert cv2.imwrite(str(paths[1]), image)
+    assert cv2.imwrite(str(paths[2]), image.astype(np.uint16) * 16, options)
+    damaged = tmp_path / "d.tif"
+    data = bytearray(paths[0].read_bytes())
+    data[len(data) // 2 :] = bytes(len(data) - len(data) // 2)
+    expected = [model(path) for path in paths]
+    monkeypatch.setattr(images, "MAX_PIXELS", 1000)
+    found = list(model.segment([*paths[:2], damaged, paths[2]]))
+    assert isinstance(found.pop(2), DataError)
+    for one, other in zip(found, expected, strict=True):
+        assert isinstance(one.image, WindowedImage)
+        np.testing.assert_array_equal(one.labels, other.labels)
+        np.testing.assert_array_equal(one.confidence, other.confidence)
+        np.testing.assert_array_equal(one.overlay(legend=True), other.overlay(legend=True))
+        (one_path, _), (other_path, _) = (
+            p.save(tmp_path / str(k), ["probabilities"], force=True)
+            for k, p in enumerate((one, other))
+        )
+        assert one_path.read_bytes() == other_path.read_bytes()
+    np.testing.assert_array_equal(model(paths[0].read_bytes()).labels, expected[0].labels)
+
+
+@pytest.mark.parametrize(
+    ("changes", "fix"),
+    [
+        ((), f"{memory.WINDOWS} --config.eval.resize_base="),
+        (WINDOWS[:3], "--config.eval.resize_base="),
+        ((*WINDOWS[:4], "eval.scales=1,2"), "--config.eval.scales=1"),
+    ],
+)
+def test_without_windows_its_refusal_names_the_flags(saved_run, monkeypatch, changes, fix):
+    model = deeplab_jax.load(saved_run.path, 7, [f"--config.{text}" for text in changes])
+    monkeypatch.setattr(images, "MAX_PIXELS", 1000)
+    with pytest.raises(DataError) as error:
+        model(saved_run.images[0])
+    words = "is too large to decode safely (65 x 97 pixels, limit 1000) - read it by windows: "
+    assert str(error.value) == f"{saved_run.images[0]}: {words}{fix}; or cut it into tiles"
+    deeplab_jax.load(saved_run.path, 7, [f"--config.{text}" for text in changes] + fix.split())
+
+
+def test_memory_is_looked_at_before_windows(saved_run, monkeypatch):
+    model = deeplab_jax.load(saved_run.path, 7, [f"--config.{text}" for text in WINDOWS])
+    monkeypatch.setattr(images, "MAX_PIXELS", 1000)
+    monkeypatch.setattr(inputs, "host_memory", lambda: 1000)
+    with pytest.raises(DataError, match=r"of 65 x 97 pixels needs 0\.0 GiB of memory with its"):
+        model(saved_run.images[0])
+
+
+def test_the_range_of_16_bits_is_the_checkpoints_or_given(saved_run, tmp_path):
+    wide = saved_run.validation.read(0)[0].astype(np.uint16) * 16
+    assert cv2.imwrite(str(tmp_path / "a.png"), wide[..., ::-1])
+    with pytest.raises(DataError, match=r"--config\.data\.value_range=0,\d+ .*, or 0,65535 for"):
+        deeplab_jax.load(saved_run.path)(wide)
+    model = deeplab_jax.load(saved_run.path, 7, ["--config.data.value_range=0,4095"])
+    assert model.class_names == deeplab_jax.load(saved_run.path).class_names
+    expected = model((wide // 16).astype(np.uint8))
+    for image in (wide, tmp_path / "a.png"):
+        np.testing.assert_array_equal(model(image).labels, expected.labels)

@@ -67,7 +67,10 @@ def test_no_field_of_an_evaluation_may_be_missing_or_null_but_scores(content, tm
     path = tmp_path / "evaluation.json"
     path.write_text(json.dumps(content.evaluation))
     assert write.read_evaluation(path) == content.evaluation
-    for name in content.evaluation:
+    older = {k: v for k, v in content.evaluation.items() if k != "num_classes_in_mean"}
+    path.write_text(json.dumps(older))  # as version 0.2 wrote it
+    assert write.read_evaluation(path) == older
+    for name in older:
         rest = {key: value for key, value in content.evaluation.items() if key != name}
         path.write_text(json.dumps(rest))
         with pytest.raises(ConfigError, match=rf"\({name} is missing\) - run deeplab evaluate"):

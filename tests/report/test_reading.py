@@ -32,6 +32,15 @@ def test_reading_help_tells_false_alarms_from_misses(make_evaluation):
     assert "b (20.0 % IoU, 9.09 % of pixels), mostly said where a is (80.0 % of what is" in text
 
 
+def test_a_mean_over_fewer_classes_says_so(make_evaluation):
+    confusion = np.array([[60, 0], [0, 0]])
+    result = make_evaluation(confusion, metrics.areas_of(confusion)[None], ("x",), ("a", "b"))
+    assert result["num_classes_in_mean"] == 1
+    assert reading.over_classes(result) == " over 1 of 2 classes"
+    help_ = reading.reading_help(result)
+    assert help_.startswith("The 1 of 2 classes that occur are found to the last pixel.")
+
+
 def test_departures_are_from_the_row_of_the_table():
     c = get_config("ade20k", 50, 16)
     c.train.lr = 0.02

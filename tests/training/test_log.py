@@ -4,7 +4,7 @@ import re
 import pytest
 
 from deeplab_jax.training import log
-from deeplab_jax.training.log import Display, JsonLog, Speed
+from deeplab_jax.training.log import Display, JsonLog, Log, Speed, read_log
 
 
 def write_lines(path, *lines):
@@ -146,6 +146,19 @@ def test_last_and_best_score_follow_an_evaluation(clock, capsys):
     display.evaluated(0.352)
     display.step(50, VALUES)
     assert capsys.readouterr().out.endswith("  mIoU last 35.2 best 36.1\n")
+    display.evaluated(0.4, over=" over 1 of 2 classes")
+    display.step(100, VALUES, is_last=True)
+    assert capsys.readouterr().out.endswith("last 40.0 best 40.0 over 1 of 2 classes\n")
+
+
+def test_log_knows_over_how_many_classes_its_last_mean_is(tmp_path):
+    assert Log({}, {}).over_classes() == ""
+    assert Log({}, {"mean_iou": [(1, 0.5)]}).over_classes() == ""  # as version 0.2 wrote it
+    log = JsonLog(tmp_path / "log.jsonl", 0)
+    for step, count in ((1, 1), (2, 2), (3, 1)):
+        log.write("eval", step, {"num_classes_in_mean": count, "num_classes": 2})
+        over = " over 1 of 2 classes" if count == 1 else ""
+        assert read_log(tmp_path / "log.jsonl").over_classes() == over
 
 
 def test_plain_lines_are_some_seconds_apart_but_the_first_and_last_are_printed(clock, capsys):

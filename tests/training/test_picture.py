@@ -33,6 +33,15 @@ def test_best_score_is_marked_and_the_ground_is_opaque_white():
     assert image.getpixel((0, 0)) == (255, 255, 255)
 
 
+def test_title_says_over_how_many_classes_the_mean_is():
+    log = {"mean_iou": curve(0.2), "num_classes_in_mean": curve(149), "num_classes": curve(150)}
+    counts = [log | {"num_classes_in_mean": curve(150)}, {"mean_iou": curve(0.2)}, log]
+    pictures = [thirds(picture.draw("tiny", Log(TRAIN, scores)))[2] for scores in counts]
+    assert (pictures[0] == pictures[1]).all()
+    assert (pictures[0] != pictures[2]).any()
+    assert (pictures[2][:40] == pictures[1][:40]).all()  # below the title
+
+
 @pytest.mark.parametrize(
     "log",
     [Log({}, {}), Log({"loss": curve(1.0)}, {"mean_iou": curve(0.0)}),

@@ -14,6 +14,7 @@ from deeplab_jax import checkpoint
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.models import build_model, init_variables
 from deeplab_jax.training import workdir as workdir_lib
+from deeplab_jax.training.setup import gather
 from deeplab_jax.utils import locks
 
 _FINISHED = pytest.mark.process("trains first; differences are unit tests of config and workdir")
@@ -90,3 +91,10 @@ def test_file_system_without_locks_is_used_without(call, tiny, finished, monkeyp
 
     monkeypatch.setattr(locks.fcntl, "flock", fail)
     assert call(*tiny, "--workdir", finished).code == 0
+
+
+def test_double_precision_that_changes_random_draws_is_said(tiny_config, tmp_path):
+    assert not gather(tiny_config, tmp_path).notes
+    with jax.enable_x64(True):
+        (note,) = gather(tiny_config, tmp_path).notes
+    assert note.startswith("JAX_ENABLE_X64 is set")

@@ -23,8 +23,9 @@ from deeplab_jax.data.sources.folder import open_folder
 from deeplab_jax.errors import ConfigError, DataError
 
 FORMAT = 1
-# Fields that decide the stored classes.
-_LABEL_KEYS = ("dataset", "mask_format", "class_values", "ignore_values", "reduce_zero_label")
+# Fields that decide the stored samples. Caches from before `value_range` have none: empty.
+_SAMPLE_KEYS = ("dataset", "mask_format", "class_values", "ignore_values", "reduce_zero_label",
+                "value_range")  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,9 +52,18 @@ class CacheSource:
         """Returns read-only views of the image and its classes."""
         height, width, _ = self.table[index].tolist()
         end = int(self.ends[index])
-        middle = end - height * width
-        image = self._bytes[end - 4 * height * width : middle].reshape(height, width, 3)
-        return image, self._bytes[middle:end].reshape(height, width)
+        image = self._bytes[end - 4 * height * width : end - height * width]
+        return image.reshape(height, width, 3), self.read_mask(index)
+
+    def read_mask(self, index: int) -> np.ndarray:
+        """Returns a read-only view of the classes."""
+        height, width, _ = self.table[index].tolist()
+        end = int(self.ends[index])
+        return self._bytes[end - height * width : end].reshape(height, width)
+
+    def stamp(self, index: int) -> str:
+        """Returns the sample's checksum."""
+        return str(self.table[index, 2])
 
     def names(self, index: int) -> tuple[str, str]:
         """Returns the names of the image and the mask in messages."""
@@ -82,7 +92,7 @@ def open_cache(data_config: DataConfig, num_classes: int, split: str) -> Dataset
     """
     root = Path(data_config.root)
     index, source = open_split(root, split)
-    for key, value in label_settings(data_config).items():
+    for key, value in sample_settings(data_config).items():
         written = index["labels"].get(key)
         if written != value:
             what = f"is {value}, but the cache at {root} was written with {written}"
@@ -123,6 +133,8 @@ def open_split(root: Path, split: str) -> tuple[dict[str, Any], CacheSource]:
         source = CacheSource(str(split_path(root, split, ".bin")), tuple(index["ids"]), table)
         is_known = index["format"] == FORMAT and len(source.ids) == len(table)
         is_known = is_known and index.keys() >= {"split", "labels", "classes", "source"}
+        if is_known:
+            index["labels"] = {"value_range": []} | index["labels"]
         size = int(source.ends[-1])
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise DataError(str(path), f"is no index of a cache ({error!r})", fix) from error
@@ -134,9 +146,9 @@ def open_split(root: Path, split: str) -> tuple[dict[str, Any], CacheSource]:
     return index, source
 
 
-def label_settings(data_config: DataConfig) -> dict[str, Any]:
-    """Returns the fields that decide a mask's classes, as JSON gives them back."""
-    return json.loads(json.dumps({key: getattr(data_config, key) for key in _LABEL_KEYS}))
+def sample_settings(data_config: DataConfig) -> dict[str, Any]:
+    """Returns the fields that decide the stored samples, as JSON gives them back."""
+    return json.loads(json.dumps({key: getattr(data_config, key) for key in _SAMPLE_KEYS}))
 
 
 def _check_folder(data_config: DataConfig, num_classes: int, index: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -22,13 +23,23 @@ class FolderSource:
     image_paths: tuple[str, ...]
     label_paths: tuple[str, ...]  # in the same order
     color_table: ColorTable | None = None  # where the masks hold colours
+    value_range: tuple[int, ...] = ()  # of 16-bit images
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the image and the raw mask; see `SampleSource`."""
-        image, path = read_image(self.image_paths[index]), self.label_paths[index]
+        return read_image(self.image_paths[index], self.value_range), self.read_mask(index)
+
+    def read_mask(self, index: int) -> np.ndarray:
+        """Returns the raw mask."""
+        path = self.label_paths[index]
         if self.color_table is None:
-            return image, read_label(path)
-        return image, self.color_table(path, read_color_label(path))
+            return read_label(path)
+        return self.color_table(path, read_color_label(path))
+
+    def stamp(self, index: int) -> str:
+        """Returns size and time of change of the mask's file."""
+        info = Path(self.label_paths[index]).stat()
+        return f"{info.st_size} {info.st_mtime_ns}"
 
     def names(self, index: int) -> tuple[str, str]:
         """Returns both paths."""
@@ -46,7 +57,8 @@ def open_folder(data_config: DataConfig, num_classes: int, split: str) -> Datase
     ids = tuple(stem + files.id_suffix for stem in files.stems)
     images, masks = (tuple(map(d.__getitem__, files.stems)) for d in (files.images, files.masks))
     table = ColorTable(classes) if data_config.mask_format == "color" else None
-    values, source = label_map(data_config, num_classes), FolderSource(images, masks, table)
+    values = label_map(data_config, num_classes)
+    source = FolderSource(images, masks, table, data_config.value_range)
     names, palette = classes.names, classes.palette
     return Dataset(data_config.dataset, split, ids, names, palette, values, source)
 

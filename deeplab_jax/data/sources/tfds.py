@@ -34,6 +34,7 @@ class TfdsSource:
     mask_key: str  # feature with the mask
     has_ids: bool = False  # feature "id" holds the names
     color_table: ColorTable | None = None  # where the masks hold colours
+    value_range: tuple[int, ...] = ()  # of 16-bit images
 
     @functools.cached_property
     def _reader(self) -> tuple[Any, Any]:
@@ -54,7 +55,20 @@ class TfdsSource:
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the image and the raw mask; see `SampleSource`."""
-        image_name, mask_name = self.names(index)
+        image, mask = self._read_bytes(index)
+        pixels = decode_image(self.names(index)[0], image, self.value_range)
+        return pixels, self._decode_mask(index, mask)
+
+    def read_mask(self, index: int) -> np.ndarray:
+        """Returns the raw mask."""
+        return self._decode_mask(index, self._read_bytes(index)[1])
+
+    def stamp(self, index: int) -> str:
+        """Returns size and time of change of the set's description, which lists its shards."""
+        info = (Path(self.folder) / "dataset_info.json").stat()
+        return f"{info.st_size} {info.st_mtime_ns}"
+
+    def _read_bytes(self, index: int) -> tuple[bytes, bytes]:
         try:
             records, extract = self._reader
             example = extract(records[index])
@@ -64,11 +78,15 @@ class TfdsSource:
                 raise ValueError("another record is there")
         except Exception as error:  # array_record and protobuf raise anything on damage
             what = f"cannot be read ({' '.join(str(error).split())[:200]})"
-            raise DataError(image_name, what, "write or copy the data set again") from error
+            where = self.names(index)[0]
+            raise DataError(where, what, "write or copy the data set again") from error
+        return image, mask
+
+    def _decode_mask(self, index: int, data: bytes) -> np.ndarray:
+        name = self.names(index)[1]
         if self.color_table is None:
-            return decode_image(image_name, image), decode_label(mask_name, mask)
-        colors = decode_color_label(mask_name, mask)
-        return decode_image(image_name, image), self.color_table(mask_name, colors)
+            return decode_label(name, data)
+        return self.color_table(name, decode_color_label(name, data))
 
     def names(self, index: int) -> tuple[str, str]:
         """Returns the names of the image and the mask in messages."""
@@ -119,7 +137,9 @@ def open_tfds(data_config: DataConfig, num_classes: int, split: str) -> Dataset:
     classes = open_classes(data_config, num_classes)
     table = ColorTable(classes) if data_config.mask_format == "color" else None
     keys = data_config.image_key, data_config.mask_key
-    source = TfdsSource(str(folder), split, tuple(ids), *keys, "ids" in kept, table)
+    source = TfdsSource(
+        str(folder), split, tuple(ids), *keys, "ids" in kept, table, data_config.value_range
+    )
     names, palette, values = classes.names, classes.palette, label_map(data_config, num_classes)
     return Dataset(data_config.dataset, split, source.ids, names, palette, values, source)
 

@@ -13,7 +13,7 @@ from deeplab_jax.data.dataset import Dataset
 from deeplab_jax.data.images import read_size
 from deeplab_jax.data.open import open_dataset
 from deeplab_jax.data.pipeline import eval_examples
-from deeplab_jax.data.sources.cache import FORMAT, checksum, label_settings, open_split, split_path
+from deeplab_jax.data.sources.cache import FORMAT, checksum, open_split, sample_settings, split_path
 from deeplab_jax.data.writers.staging import require_space, staged
 from deeplab_jax.errors import ConfigError, DataError
 
@@ -75,7 +75,7 @@ def _index(dataset: Dataset, data_config: DataConfig, table: list[list[int]]) ->
     config = {"root": str(Path(data_config.root).resolve())}
     config |= {key: getattr(data_config, key) for key in keys}
     return {
-        "format": FORMAT, "split": dataset.split, "labels": label_settings(data_config),
+        "format": FORMAT, "split": dataset.split, "labels": sample_settings(data_config),
         "classes": list(dataset.class_names),
         "source": {"config": config, "files": fingerprint.hexdigest()},
         "ids": list(dataset.ids), "table": table,

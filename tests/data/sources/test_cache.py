@@ -43,6 +43,40 @@ def test_cache_gives_the_folders_samples(cached, name):
                 np.testing.assert_array_equal(value, other)
 
 
+def test_cache_of_16_bits_is_of_one_range(open_error, tmp_path, make_tree, data_config):
+    root, output = make_tree("folder"), tmp_path / "cache"
+    for path in root.rglob("images/*/*"):
+        wide = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE).astype(np.uint16) * 9
+        path.unlink()
+        assert cv2.imwrite(str(path.with_suffix(".png")), wide)
+    folder = data_config("folder", root, value_range=(0, 2295))
+    write_cache(folder, 4, output, False)
+    data = data_config("folder", output, source="cache", value_range=(0, 2295))
+    expected, dataset = (open_dataset(d, 4, "train") for d in (folder, data))
+    np.testing.assert_array_equal(dataset.read(0)[0], expected.read(0)[0])
+    for value_range in ((), (0, 65535)):
+        changed = dataclasses.replace(data, value_range=value_range)
+        text = open_error(changed, 4, "train", ConfigError)
+        words = f"is {list(value_range)}, but the cache at {output} was written with [0, 2295]"
+        assert text.startswith(f"config.data.value_range: {words}")
+        changed = dataclasses.replace(folder, value_range=value_range)
+        with pytest.raises(DataError, match="differs from the files in labels"):
+            write_cache(changed, 4, output, False)
+    with pytest.raises(DataError, match="has 16 bits a channel"):
+        write_cache(dataclasses.replace(folder, value_range=()), 4, tmp_path / "other", False)
+
+
+def test_cache_from_before_value_range_is_of_8_bits(cached, tmp_path):
+    folder, data = cached("folder")
+    for path in (tmp_path / "cache").glob("*.json"):
+        index = json.loads(path.read_text())
+        if "labels" in index:
+            assert index["labels"].pop("value_range") == []
+            path.write_text(json.dumps(index))
+    assert len(open_dataset(data, 4, "train"))
+    write_cache(folder, 4, tmp_path / "cache", True)
+
+
 @pytest.mark.parametrize(
     ("scale_range", "num_workers"),
     [((0.5, 2.0), 0), ((0.5, 2.0), 2), ((1.0, 1.0), 0)],  # 1: nothing is resized
@@ -61,6 +95,18 @@ def test_images_are_views_of_the_file(cached):
     assert not image.flags.owndata
     assert not image.flags.writeable
     assert label.base is not None
+
+
+def test_stamps_follow_the_stored_samples(cached, tmp_path):
+    folder, data = cached("folder")
+    before = open_dataset(data, 4, "val").source
+    mask = next(Path(folder.root, "labels/val").iterdir())
+    cv2.imwrite(str(mask), np.zeros((65, 97), np.uint8))
+    shutil.rmtree(tmp_path / "cache")
+    write_cache(folder, 4, tmp_path / "cache", False)
+    after = open_dataset(data, 4, "val").source
+    same = [before.stamp(index) == after.stamp(index) for index in range(4)]
+    assert same.count(False) == 1
 
 
 def test_an_open_cache_is_small_to_send(cached):

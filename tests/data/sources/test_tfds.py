@@ -241,6 +241,22 @@ def test_a_value_without_meaning_is_an_error(foreign, data_config):
         open_dataset(data, 3, "train").read(0)
 
 
+def test_files_of_16_bits_are_scaled_when_read(make_tree, data_config):
+    root = make_tree("folder")
+    for path in root.rglob("images/*/*"):
+        wide = cv2.imread(str(path)).astype(np.uint16) * 16
+        path.unlink()
+        assert cv2.imwrite(str(path.with_suffix(".png")), wide)
+    folder = data_config("folder", root, value_range=(0, 4095))
+    write_tfds(folder, 4)
+    data = dataclasses.replace(folder, source="tfds")
+    expected = open_dataset(folder, 4, "train").read(0)[0]
+    np.testing.assert_array_equal(open_dataset(data, 4, "train").read(0)[0], expected)
+    data = dataclasses.replace(data, value_range=())
+    with pytest.raises(DataError, match=r"\(image\): has 16 bits a channel, values up to"):
+        open_dataset(data, 4, "train").read(0)
+
+
 @pytest.mark.parametrize("kept", [0, 0.1, 0.5, 0.95])
 def test_damaged_records_are_one_line(written, kept):
     _, data = written("voc")

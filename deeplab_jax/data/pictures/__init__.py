@@ -1,0 +1,1 @@
+"""Photographs beyond 8 bits, TIFF's own forms, and pictures read by windows."""

@@ -1,0 +1,118 @@
+"""Pixels of each class in a split's masks, counted before training or an evaluation.
+
+Masks alone are read. Their counts are kept in `label_counts.json` of the work directory, so that a
+continued run or a later evaluation of the same files counts nothing again.
+"""
+
+import hashlib
+import json
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deeplab_jax.config import IGNORE_INDEX, DataConfig
+from deeplab_jax.data import Dataset
+from deeplab_jax.data.pipeline import num_threads
+from deeplab_jax.data.workers import in_threads, reading
+from deeplab_jax.distributed import hosts
+from deeplab_jax.errors import shorten
+from deeplab_jax.utils.atomic import atomic_write
+from deeplab_jax.utils.progress import counting
+
+FILE = "label_counts.json"  # {split: {"stamp": of its files, "pixels": [class 0, ..., ignored]}}
+_MOSTLY = 0.9  # share of ignored pixels from which on it is said
+
+
+def count_labels(dataset: Dataset, folder: Path) -> np.ndarray:
+    """Returns the pixels of class 0, ..., C - 1 and of what is ignored, int64 (C + 1,).
+
+    Hosts share the masks; the first keeps the sums in `folder`, which exists.
+
+    Raises:
+      DataError: a mask cannot be read, or has a value that means nothing; on all hosts.
+      ReaderError: reading one does not end; on all hosts.
+    """
+    path, kept, known, stamp = folder / FILE, {}, None, ""
+    if hosts.is_primary():  # alone: others may see an older file, or other times
+        stamp, kept = _stamp(dataset), _read(path)
+        before = kept.get(dataset.split)
+        if before and before["stamp"] == stamp:
+            known = before["pixels"]
+    if (known := hosts.all_gather(known)[0]) is not None:
+        return np.array(known, np.int64)
+    with hosts.sync_errors():
+        own = _count(dataset)
+    total: list[int] = np.sum(hosts.all_gather(own.tolist()), axis=0).tolist()
+    if hosts.is_primary():
+        kept[dataset.split] = {"stamp": stamp, "pixels": total}
+        with suppress(OSError), atomic_write(path) as file:  # it only saves counting again
+            file.write(f"{json.dumps(kept)}\n".encode())
+    return np.array(total, np.int64)
+
+
+def _count(dataset: Dataset) -> np.ndarray:
+    """Returns the sums of this host's share of the masks."""
+    size = len(dataset.class_names) + 1
+    own = hosts.own_share(range(len(dataset)))
+    total = np.zeros(256, np.int64)
+    with counting(len(own), f"masks of split {dataset.split} counted") as count:
+        found = in_threads(partial(_of_mask, dataset), own, num_threads(), dataset.source.names)
+        for counts in found:
+            total += counts
+            count()
+    return np.append(total[: size - 1], total[IGNORE_INDEX])
+
+
+def _of_mask(dataset: Dataset, index: int) -> np.ndarray:
+    with reading(index):
+        label = dataset.to_classes(index, dataset.source.read_mask(index))
+    return np.bincount(label.ravel(), minlength=256)
+
+
+def _stamp(dataset: Dataset) -> str:
+    """Returns a text that changes with the samples, their masks' files and the values' meaning."""
+    digest = hashlib.sha256(dataset.label_map.tobytes())
+    digest.update(f"{dataset.class_names}\n".encode("utf-8", "surrogateescape"))
+    for index, name in enumerate(dataset.ids):
+        with suppress(OSError, ValueError):  # no file: reading it will say so
+            name += f"\t{dataset.source.stamp(index)}"
+        digest.update(f"{name}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> dict[str, dict[str, Any]]:
+    """Returns what is kept; nothing of a file that is missing or is not ours."""
+    with suppress(OSError, ValueError, AttributeError):
+        kept = json.loads(path.read_text("utf-8"))
+        return {k: v for k, v in kept.items() if v.keys() == {"stamp", "pixels"}}
+    return {}
+
+
+def warnings(
+    pixels: np.ndarray, dataset: Dataset, data_config: DataConfig, is_training: bool
+) -> list[str]:
+    """Returns a line for each fact of the counts that is legal but probably a mistake."""
+    names, split = dataset.class_names, dataset.split
+    counts, ignored, total = pixels[:-1], int(pixels[-1]), int(pixels.sum())
+    if not counts.any():
+        return [f"split {split} has no pixel that counts: all {total} are ignored"]
+    lines = []
+    absent = [f"{c} ({name})" for c, name in enumerate(names) if not counts[c]]
+    if absent:
+        what = f"{len(absent)} of {len(names)} classes have no pixel in the masks of split {split}"
+        loss = (
+            "cannot be learnt" if is_training else "are left out of the mean IoU if not predicted"
+        )
+        lines.append(f"{what}, and {loss}: {shorten(absent)}")
+    is_binary = len(names) == 2 and not counts[1] and 255 in data_config.ignore_values
+    if is_binary and ignored and data_config.mask_format == "index":
+        lines.append(
+            f"the masks of split {split} hold class 0 and ignored values alone; where these are"
+            " 0 and 255 for two classes, set --config.data.mask_format=binary"
+        )
+    if ignored > _MOSTLY * total:
+        lines.append(f"{100 * ignored / total:.1f} % of the pixels of split {split} are ignored")
+    return lines
