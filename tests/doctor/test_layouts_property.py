@@ -58,6 +58,7 @@ def trees(draw):
     files, truth, lists = {}, {}, {split: [] for split in splits}
     for site in sites:
         for k, split in enumerate(splits):
+
             def path(role, site=site, split=split):
                 parts = {"above": (split, site, role), "below": (site, role, split),
                          "inner": (site, split, role)}.get(place, (site, role))  # fmt: skip
@@ -65,8 +66,10 @@ def trees(draw):
 
             for n in range(draw(st.integers(2, 3))):
                 stem = f"{next(numbers):03d}" if numbers else f"{n + 10 * k:03d}"
-                image, mask = (f"{path(role)}/{name.format(stem)}".lstrip("/")
-                               for role, name in zip((images, masks), names, strict=True))
+                image, mask = (
+                    f"{path(role)}/{name.format(stem)}".lstrip("/")
+                    for role, name in zip((images, masks), names, strict=True)
+                )
                 files |= {image: "photo", mask: "mask"}
                 truth[image] = {mask}
                 lists[split].append(image)
@@ -78,8 +81,13 @@ def trees(draw):
                     truth[image] |= {other} if rival == "labels_2" else set()  # old ones come last
     if unlabelled and images and sites[0]:
         # A site that is not labelled yet.
-        parts = [splits[0] * (place == "above"), "z", splits[0] * (place == "inner"), images,
-                 splits[0] * (place == "below")]
+        parts = [
+            splits[0] * (place == "above"),
+            "z",
+            splits[0] * (place == "inner"),
+            images,
+            splits[0] * (place == "below"),
+        ]
         files["/".join(filter(None, parts)) + "/" + names[0].format("900")] = "photo"
     if images and draw(st.booleans()):  # another data set
         for n in range(2):
@@ -119,13 +127,19 @@ def check(files, truth, is_split):
             found = find_files(layout.data, split)
             assert {*found.stems} <= found.images.keys() & found.masks.keys(), layout
             for stem in found.stems:
-                image, mask = (str(Path(files[stem]).relative_to(root))
-                               for files in (found.images, found.masks))
+                image, mask = (
+                    str(Path(files[stem]).relative_to(root))
+                    for files in (found.images, found.masks)
+                )
                 assert mask in truth[image], layout
                 assert image not in used
                 used[image] = split
-    named = [int(n) for f in layout.findings for item in f.items
-             for n in re.findall(r"(\d+) pairs?\b", item)]
+    named = [
+        int(n)
+        for f in layout.findings
+        for item in f.items
+        for n in re.findall(r"(\d+) pairs?\b", item)
+    ]
     assert len(truth) - len(used) <= sum(named), layout
     assert layout.is_split == is_split, layout
     num_others = sum(image.startswith("more/") for image in truth)

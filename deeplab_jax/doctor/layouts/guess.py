@@ -1,5 +1,6 @@
 """Guesses where the images and masks of a folder lie."""
 
+import itertools
 import re
 import shlex
 from collections.abc import Sequence
@@ -7,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from deeplab_jax.config import DataConfig, freeze, get_config
+from deeplab_jax.data.patterns import IMAGE_SUFFIXES, Pattern
 from deeplab_jax.doctor.findings import Finding
 from deeplab_jax.doctor.layouts import matches, official, splits, words
 from deeplab_jax.doctor.layouts.choose import choose
@@ -49,10 +51,27 @@ def guess(root: str | Path) -> GuessedLayout:
     if sets:
         return _official(tree, sets, choice.place if choice else None, passed_over)
     if choice is None:
-        raise _nothing(tree)
+        return _by_lists(tree)
     layout = _layout(tree, choice.place)
+    passed_over = [*_unlabelled(rest, choice.place), *passed_over]
     why = "; ".join([layout.why, *reasons])
     return replace(layout, why=why, findings=(*choice.findings, *layout.findings, *passed_over))
+
+
+def _by_lists(tree: Tree) -> GuessedLayout:
+    """Returns the layout of lists that name an image and its mask a line, whatever their names."""
+    largest = sorted(tree.pictures, key=lambda f: -len(tree.pictures[f]))[:_MAX_SEEN]
+    for images, masks in itertools.permutations(largest, 2) if tree.lists else ():
+        place = Place(images or ".", masks or ".", "", (), {})
+        data = replace(freeze(get_config("folder")).data, root=str(tree.root), images=place.images,
+                       masks=place.masks)  # fmt: skip
+        found = splits.find_lists(tree, place, data)
+        if found.pattern:
+            data = replace(data, split_file=found.pattern, train_split=found.splits[0],
+                           val_split=found.splits[1])  # fmt: skip
+            why = f"{place.images} with {place.masks}, as the lists {found.pattern} pair them"
+            return GuessedLayout(data, found.splits, True, why)
+    raise _nothing(tree)
 
 
 def _official(
@@ -137,6 +156,23 @@ def _unsplit(place: Place, reasons: Sequence[str]) -> list[Finding]:
         fix = f"move each into a folder of its split, or write train.txt and val.txt; else {then}"
         findings.append(Finding("warning", "split", title, fix))
     return findings
+
+
+def _unlabelled(tree: Tree, place: Place) -> list[Finding]:
+    """Returns what is told of folders that a pattern leaves out because they have no masks."""
+    broad = re.sub(r"\{[^{}]*,[^{}]*\}", "*", place.images)
+    broad = broad.removesuffix("/*.*")
+    if broad == place.images or broad.endswith(".*"):
+        return []
+    pattern = Pattern(broad, None, IMAGE_SUFFIXES)
+    known = {folder for match in place.matches for folder in (match.images, match.masks)}
+    items = [f"{folder}: {len(names)} pictures" for folder, names in tree.pictures.items()
+             if folder not in known and pattern.match(f"{folder}/{names[0]}")]  # fmt: skip
+    if not items:
+        return []
+    title = f"{len(items)} folder{'s' if len(items) > 1 else ''} beside the images not used"
+    fix = "nothing to do, if they are not to be learnt from; else add their masks"
+    return [Finding("note", "layout", title, fix, tuple(items))]
 
 
 def _predicted(tree: Tree) -> list[Finding]:

@@ -89,7 +89,18 @@ def find(tree: Tree) -> list[Match]:
             found += _within(tree, folder, paired)
     paired = {folder for match in found for folder in (match.images, match.masks)}
     found += _of_strangers(tree, stems, paired)
+    found = [match for match in found if not _is_result(tree, match)]
     return sorted(found, key=lambda match: (match.images, match.masks, match.naming))
+
+
+def _is_result(tree: Tree, match: Match) -> bool:
+    """Tells whether what is named as results, and not as masks, holds no classes."""
+    if match.mask_tier != UNLIKELY or words.MASK in words.kinds_of(
+        (*parts_of(match.masks), match.naming.mask)
+    ):
+        return False
+    holds = contents.look(tree.root, [mask for _, mask in match.pairs])
+    return holds not in (contents.INDEX, contents.COLORS)
 
 
 def _of_two(tree: Tree, stems: dict[str, set[str]]) -> list[Match]:

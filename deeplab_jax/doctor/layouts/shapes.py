@@ -193,7 +193,8 @@ def _place(tree: Tree, members: dict[Match, Shape], is_listed: bool, is_kept: bo
     tail = _generalise([s.tail for s in found], is_listed)
     images, masks = (*head, *first.own, *tail), (*head, *first.theirs, *tail)
     rule, is_flat = first.naming, not any(s.below for s in found)
-    is_file = rule.is_pattern or (is_kept and is_flat)
+    had_below = any(shape.below for shape in members.values())
+    is_file = rule.is_pattern or (is_kept and not had_below)
     ends = rule.patterns(_heads(members)) if is_file else ("", "")
     is_one_folder = not first.own and not first.theirs
     if is_one_folder and rule.mask_suffix and (suffix := _own_suffix(tree, members)):
