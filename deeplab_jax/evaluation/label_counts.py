@@ -103,10 +103,12 @@ def warnings(
     lines = []
     absent = [f"{c} ({name})" for c, name in enumerate(names) if not counts[c]]
     if absent:
-        what = f"{len(absent)} of {len(names)} classes have no pixel in the masks of split {split}"
-        loss = (
-            "cannot be learnt" if is_training else "are left out of the mean IoU if not predicted"
+        have, are = ("has", "is") if len(absent) == 1 else ("have", "are")
+        what = (
+            f"{len(absent)} of {len(names)} classes {have} no pixel in the masks of split {split}"
         )
+        unscored = f"{are} left out of the mean IoU if not predicted"
+        loss = "cannot be learnt" if is_training else unscored
         lines.append(f"{what}, and {loss}: {shorten(absent)}")
     is_binary = len(names) == 2 and not counts[1] and 255 in data_config.ignore_values
     if is_binary and ignored and data_config.mask_format == "index":

@@ -76,7 +76,7 @@ def test_one_column(listed, tree, line, tmp_path):
 TWO = {
     "images/weed (0).jpg labels/weed (0).png": ("weed (0)", "labels/weed (0).png"),
     "images/weed (0).jpg  other/weed (1)_2.png": ("weed (0)", "other/weed (1)_2.png"),
-    "a\t a.png": ("a", "labels/a.png"), "a,b": ("a", "labels/b.png"),
+    "a\t a.png": ("a", "labels/a.png"), "a,b.png": ("a", "labels/b.png"),
     "a.jpg;labels/a.png": ("a", "labels/a.png"),
     '"images/a.jpg", "other/a_2.png"': ("a", "other/a_2.png"),
     "images\\sub\\c.jpg\tother\\sub\\c_2.png": ("sub/c", "other/sub/c_2.png"),
@@ -92,6 +92,7 @@ def test_the_mask_of_two_columns_is_the_one_listed(listed, tree, line):
 
 
 REFUSED = {
+    "a,b": "has a line of two images, a and b .* - write one image a line, or an image and its",
     "a -1": r"has a line of 2 columns \(a -1\) - write one image a line",
     "a b.png 0": r"has a line of 3 columns \(a b.png 0\)",
     "JPEGImages/a.jpg labels/a.png": r"2 columns whose image is not there: looked for "

@@ -66,7 +66,7 @@ def test_a_mask_that_cannot_be_used_is_named(opened, tmp_path):
     [
         ([5, 5, 5, 5, 9], True, []),
         ([5, 0, 5, 0, 0], True, ["2 of 4 classes .* split train, and cannot be learnt: 1 .*, 3 "]),
-        ([5, 0, 5, 5, 0], False, ["1 of 4 classes .* are left out of the mean IoU if not pred"]),
+        ([5, 0, 5, 5, 0], False, ["1 of 4 classes has .* is left out of the mean IoU if not pred"]),
         ([1, 2, 1, 1, 46], True, ["90.2 % of the pixels of split train are ignored"]),
         ([0, 0, 0, 0, 9], True, ["split train has no pixel that counts: all 9 are ignored"]),
     ],

@@ -122,7 +122,7 @@ def test_array_is_taken_as_it_is_and_grey_is_three_channels():
 def test_array_of_another_kind_is_told_with_its_cure(image, words):
     with pytest.raises(ValueError, match="must be uint8") as error:
         inputs.check_image(image, "images[2]")
-    start = "`images[2]` must be uint8 (H, W, 3) RGB or (H, W) grey, "
+    start = "`images[2]` must be uint8 or uint16, (H, W, 3) RGB or (H, W) grey, "
     assert str(error.value).startswith(start + words)
     assert str(error.value).endswith(".")
 
