@@ -119,7 +119,10 @@ def find_files(data_config: DataConfig, split: str, on_fault: OnFault = _raise) 
 
     pairs = find(data_config, split, once, links)
     if (list_file := _find_list(data_config, split)) is None:
-        stems = sorted(pairs.images.keys() | pairs.masks.keys())
+        fields = data_config.images, data_config.masks
+        # Masks of all splits may lie together: those of another are not to be missed here.
+        is_common = ["{split}" in field for field in fields] == [True, False]
+        stems = sorted(pairs.images.keys() | (() if is_common else pairs.masks.keys()))
         return Files(stems, pairs.images, pairs.masks, paths.id_suffix, pairs.folders)
     root, masks = Path(data_config.root), pairs.masks
     ends = tuple(paths.mask_suffix + suffix for suffix in paths.mask_suffixes)

@@ -110,6 +110,12 @@ KNOWN = [  # files, fields (images, masks, mask_suffix), splits as planted, numb
     ("photo {i}.jpg", "mask {i}_1stHO.png", "mask {i}_2ndHO.png", "*.jpg *_1stHO.*", TRAIN, 1),
     ("photo images/{split}_{i}.jpg", "mask labels/{split}_{i}.png",
      "images/{split}_*.* labels/{split}_*.*", NUMBERS, 0),
+    ("photo images/{split}/{i}.jpg", "mask labels/{i}.png", "images/{split} labels", NUMBERS, 0),
+    ("photo {split}/images/P{i}.png", "mask {split}/Semantic_masks/P{i}_instance_color_RGB.png",
+     "colors {split}/Instance_masks/P{i}_instance_id_RGB.png",
+     "{split}/images {split}/Semantic_masks _instance_color_RGB", NUMBERS, 0),
+    ("photo images/{i}.jpg", "mask labels/{i}.png", "lines f0_{split}.txt={i}",
+     "lines f1_{split}.txt={i}", "images labels", NUMBERS, 1),
     ("photo images/{i}.jpg", "mask labels/{i}.png",
      "lines splits/{split}_list.txt=images\\{i}.jpg labels\\{i}.png", "images labels", NUMBERS, 0),
 ]  # fmt: skip

@@ -65,9 +65,9 @@ def mask_tier(kinds: frozenset[str]) -> int:
     """Returns how likely a folder holds the masks, by the kinds of its words."""
     if kinds & {words.RESULT, words.OLD}:
         return UNLIKELY
-    if words.OTHER in kinds:
+    if words.OTHER in kinds and words.SEMANTIC not in kinds:
         return BESIDE
-    return COLORED if kinds & {words.COLOR, words.IMAGE} else LIKELY
+    return COLORED if kinds & {words.COLOR, words.IMAGE, words.OTHER} else LIKELY
 
 
 def _image_tier(kinds: frozenset[str]) -> int:
@@ -241,7 +241,11 @@ def _of_strangers(tree: Tree, stems: dict[str, set[str]], paired: set[str]) -> l
         one = parts_of(images)
         others = [o for o in free if o != images and is_one_split(images, o)]
         others.sort(key=lambda o: -sum(common(one, parts_of(o))))
+        nearest = 0
         for masks in others:
+            nearness = sum(common(one, parts_of(masks)))
+            if nearness < nearest:
+                break
             for rule, pairs in naming.pair(stems[images], stems[masks]):
                 tiers = roles(images, masks, rule)
                 match = _match(tree, images, masks, rule, pairs, tiers or (LIKELY, LIKELY))
@@ -252,6 +256,5 @@ def _of_strangers(tree: Tree, stems: dict[str, set[str]], paired: set[str]) -> l
                     kinds = words.kinds_of(parts_of(masks)[len(one) - 1 :])
                     match = match._replace(mask_tier=mask_tier(kinds))
                 found.append(match)
-            if found and found[-1].images == images:
-                break
+                nearest = nearness
     return found

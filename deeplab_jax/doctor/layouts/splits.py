@@ -27,6 +27,7 @@ class Lists(NamedTuple):
     pattern: str  # `data.split_file`; "" without usable lists
     splits: tuple[str, ...]
     reasons: tuple[str, ...]  # files that look like lists and are not used, each with the reason
+    rivals: tuple[str, ...] = ()  # patterns of other lists beside them
 
 
 def ordered(splits: Mapping[str, int]) -> tuple[str, ...]:
@@ -105,8 +106,24 @@ def find_lists(tree: Tree, place: Place, data: DataConfig) -> Lists:
             if share == 1:
                 break
     _, pattern, counts = best
-    return Lists(pattern, ordered(counts) if pattern else (),
-                 tuple(f"{path}: {reason}" for path, reason in reasons.items()))  # fmt: skip
+    told = tuple(f"{path}: {reason}" for path, reason in reasons.items())
+    if not pattern:
+        return Lists("", (), told)
+    beside = (
+        p for p in families if p != pattern and os.path.dirname(p) == os.path.dirname(pattern)
+    )
+    rivals = (p for p in beside if len({words.is_train(split) for split in families[p]}) == 2)
+    return Lists(pattern, ordered(counts), told, tuple(sorted(rivals)))
+
+
+def rivals_of(found: Lists) -> list[Finding]:
+    """Returns what is told of lists beside those that are used."""
+    if not found.rivals:
+        return []
+    title = f"lists {found.pattern} are chosen among {len(found.rivals) + 1} of like names"
+    fix = "to use others, set their field in the recipe that --write-config proposes"
+    items = tuple(f'data.split_file="{pattern}"' for pattern in found.rivals)
+    return [Finding("warning", "split", title, fix, items)]
 
 
 def _order(pattern: str, place: Place) -> tuple[object, ...]:

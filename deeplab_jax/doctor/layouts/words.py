@@ -5,15 +5,16 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-IMAGE, MASK, COLOR, OTHER, SENSOR, RESULT, OLD = (
-    "image", "mask", "color", "other", "sensor", "result", "old",
+IMAGE, MASK, SEMANTIC, COLOR, OTHER, SENSOR, RESULT, OLD = (
+    "image", "mask", "semantic", "color", "other", "sensor", "result", "old",
 )  # fmt: skip
 _KINDS = {
     IMAGE: "image img photo photograph picture pic rgb satellite sat input raw frame still ortho "
     "orthophoto original orig source src scan slide jpeg jpegimages",
     MASK: "mask msk label lbl ann anno annot annotation gt gth gtfine gtcoarse groundtruth truth "
-    "semantic sem seg segm segmentation semseg target tgt manual pixelmap stuffthingmap stuff "
+    "seg segm segmentation target tgt manual pixelmap stuffthingmap stuff "
     "labelmap classmap trimap bitmask",
+    SEMANTIC: "semantic sem semseg",  # masks for certain, whatever else stands there
     # pictures of masks in colours
     COLOR: "color colour colored coloured colormap human palette",
     # other pictures of what is in an image
@@ -81,6 +82,7 @@ def kinds(one: Sequence[str], other: Sequence[str]) -> frozenset[str]:
         found |= {_KIND.get(word, "") for word in known if len(word) > 1}
         if len([word for word in words(text) if not word.isdigit()]) == 1:
             found |= {_WHOLE[word] for word in known if word in _WHOLE}
+    found |= {MASK} if SEMANTIC in found else set()
     return frozenset(found - {""})
 
 
