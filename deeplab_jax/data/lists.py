@@ -19,6 +19,11 @@ _MAX_LINE = 8192  # characters of two paths
 _FORM = "write one image a line, or an image and its mask"
 _SEPARATOR = re.compile(r"[\t,;]|\s+")
 _NUMBERS = ("-1", "0", "1")  # of VOC's lists of a class
+_TITLE = re.compile(  # of a table's column
+    r"\W*(image|img|mask|label|annotation|file|filename|name|path|id)s?"
+    r"([ _]?(path|name|file|id))?\W*",
+    re.IGNORECASE,
+)
 
 
 def read_lines(path: Path) -> list[str]:
@@ -85,6 +90,7 @@ def resolve(lines: Sequence[str], list_file: Path, known: Known) -> list[Sample]
     A line names an image by its stem, its file's name, or its path under the images' folder, under
     the root or in full, with or without the suffix, and after it perhaps the image's mask. A name
     that stands as it is goes before one without quotes and spaces around it, and with `/` for `\`.
+    A first line of column titles and lines that begin with `#` name nothing.
 
     Raises:
       DataError: lines of columns that name no image and mask, or a name of several images.
@@ -92,9 +98,13 @@ def resolve(lines: Sequence[str], list_file: Path, known: Known) -> list[Sample]
     names = _Names(known)
     samples, faults = [], []
     masks: dict[str, str] = {}
-    for line in lines:
+    for number, line in enumerate(lines):
         try:
             sample = names.sample(line)
+            is_known = sample.stem in known.images or sample.stem in known.masks
+            is_title = number == 0 and all(map(_TITLE.fullmatch, re.split("[\t,;]", line)))
+            if not is_known and (is_title or line.lstrip().startswith("#")):
+                continue
             mask = sample.mask or known.masks.get(sample.stem, "")
             if masks.setdefault(sample.stem, mask) != mask:
                 what = f"names {sample.stem} twice, with other masks"

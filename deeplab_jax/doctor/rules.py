@@ -222,7 +222,11 @@ def _no_zero(survey: Survey) -> Iterator[Case]:
     classes = survey.values.classes
     if not survey.is_described and classes and classes[0] > 0:
         more = ": masks look shifted by one" if classes[0] == 1 else ""
-        yield Case(words={"first": classes[0], "last": classes[-1], "more": more})
+        field = "config.data.class_values to the values found"
+        if classes == tuple(range(1, len(classes) + 1)):
+            field = "config.data.reduce_zero_label=true (value k is class k-1, 0 ignored)"
+        ends: dict[str, str | int] = {"first": classes[0], "last": classes[-1]}
+        yield Case(words=ends | {"more": more, "field": field})
 
 
 def _odd_palettes(survey: Survey) -> Iterator[str]:
@@ -328,8 +332,7 @@ RULES = (
          lambda s: (f"value {value} in {len(masks)}: {', '.join(map(s.name, masks[:3]))}"
                     for value, masks in s.values.rare.items() if not s.is_described)),
     Rule("warning", "shifted", "value 0 never occurs, classes are {first}..{last}{more}",
-         "set config.data.reduce_zero_label=true (value k is class k-1, 0 ignored); "
-         "--write-config does", _no_zero),
+         "set {field}; --write-config does", _no_zero),
     Rule("warning", "shifted", "{n} mask{s} look{v} shifted by one against the others",
          "compare them with their images, and correct the values",
          lambda s: (f"{s.name(mask)}: values fit the others once 1 is {_SHIFTS[step]}"

@@ -91,6 +91,11 @@ def test_the_mask_of_two_columns_is_the_one_listed(listed, tree, line):
     assert listed(line.replace("{root}", str(tree))) == [TWO[line]]
 
 
+@pytest.mark.parametrize("head", ["image,mask", "filename", "# my split", "Image ID; path"])
+def test_titles_and_comments_name_nothing(listed, head):
+    assert listed(f"{head}\na.jpg\n") == [("a", "labels/a.png")]
+
+
 REFUSED = {
     "a,b": "has a line of two images, a and b .* - write one image a line, or an image and its",
     "a -1": r"has a line of 2 columns \(a -1\) - write one image a line",

@@ -204,3 +204,17 @@ def test_list_that_is_a_pipe_or_huge_is_no_list(tmp_path):
         file.write("d")
         file.truncate((1 << 26) + 1)
     assert guess(tmp_path).data.split_file == ""
+
+
+def test_pairs_that_no_list_names_and_lists_elsewhere_are_told(tmp_path):
+    write(tmp_path, *(f"images/{n}.jpg" for n in "abcdef"), *(f"masks/{n}.png" for n in "abcdef"))
+    for folder, train, val in (("splits/1", "a\nb\n", "c\n"), ("splits/2", "d\n", "e\n")):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "train.txt").write_text(train)
+        (tmp_path / folder / "val.txt").write_text(val)
+    layout = guess(tmp_path)
+    assert layout.data.split_file == "splits/1/{split}.txt"
+    others, unnamed = layout.findings
+    assert others.severity == "note"
+    assert others.items == ('data.split_file="splits/2/{split}.txt"',)
+    assert unnamed.title == "3 of 6 pairs are in no list of splits/1/{split}.txt"

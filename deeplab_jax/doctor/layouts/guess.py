@@ -118,7 +118,7 @@ def _layout(tree: Tree, place: Place) -> GuessedLayout:
         told = None if lists or names else splits.by_names(place)
         if lists:
             names, why = found.splits, f"{why}, lists {lists}"
-            findings += splits.rivals_of(found)
+            findings += splits.told_of(found, place.num_pairs)
         elif told:
             images, masks, suffix = told[:3]
             names = splits.ordered(told.splits)

@@ -28,6 +28,8 @@ class Lists(NamedTuple):
     splits: tuple[str, ...]
     reasons: tuple[str, ...]  # files that look like lists and are not used, each with the reason
     rivals: tuple[str, ...] = ()  # patterns of other lists beside them
+    others: tuple[str, ...] = ()  # patterns of lists of the same names in other folders
+    num_pairs: int = 0  # that the lists name
 
 
 def ordered(splits: Mapping[str, int]) -> tuple[str, ...]:
@@ -94,7 +96,7 @@ def find_lists(tree: Tree, place: Place, data: DataConfig) -> Lists:
         else:
             file = f"{stem[: found.start]}{SPLIT}{stem[found.stop :]}{suffix}"
             families[os.path.join(os.path.dirname(path), file)][found.core] = path
-    best: tuple[float, str, dict[str, int]] = (0, "", {})
+    best: tuple[float, str, dict[str, set[str]]] = (0, "", {})
     for pattern in sorted(families, key=lambda p: _order(p, place))[:_MAX_LISTS]:
         counts, share = _try(tree, data, pattern, families[pattern], reasons)
         if len({words.is_train(split) for split in counts}) < 2:
@@ -112,18 +114,34 @@ def find_lists(tree: Tree, place: Place, data: DataConfig) -> Lists:
     beside = (
         p for p in families if p != pattern and os.path.dirname(p) == os.path.dirname(pattern)
     )
-    rivals = (p for p in beside if len({words.is_train(split) for split in families[p]}) == 2)
-    return Lists(pattern, ordered(counts), told, tuple(sorted(rivals)))
+    rivals = (p for p in beside if _is_split(families[p]))
+    others = (p for p in families if p != pattern and _is_split(families[p])
+              and os.path.basename(p) == os.path.basename(pattern))  # fmt: skip
+    splits = ordered({split: len(pairs) for split, pairs in counts.items()})
+    number = len(set().union(*counts.values()))
+    return Lists(pattern, splits, told, tuple(sorted(rivals)), tuple(sorted(others)), number)
 
 
-def rivals_of(found: Lists) -> list[Finding]:
-    """Returns what is told of lists beside those that are used."""
-    if not found.rivals:
-        return []
-    title = f"lists {found.pattern} are chosen among {len(found.rivals) + 1} of like names"
+def _is_split(names: Iterable[str]) -> bool:
+    """Tells whether names of splits are of both kinds, to train and to validate on."""
+    return len({words.is_train(split) for split in names}) == 2
+
+
+def told_of(found: Lists, num_pairs: int) -> list[Finding]:
+    """Returns what is told of the lists that are used: others, and pairs that they do not name."""
     fix = "to use others, set their field in the recipe that --write-config proposes"
-    items = tuple(f'data.split_file="{pattern}"' for pattern in found.rivals)
-    return [Finding("warning", "split", title, fix, items)]
+    findings = []
+    for severity, patterns, where in (("warning", found.rivals, "of like names"),
+                                      ("note", found.others, "in several folders")):  # fmt: skip
+        if patterns:
+            title = f"lists {found.pattern} are chosen among {len(patterns) + 1} {where}"
+            items = tuple(f'data.split_file="{pattern}"' for pattern in patterns)
+            findings.append(Finding(severity, "split", title, fix, items))
+    if (number := num_pairs - found.num_pairs) > 0:
+        title = f"{number} of {num_pairs} pairs are in no list of {found.pattern}"
+        fix = "they are not used: add them to a list, if they are to be"
+        findings.append(Finding("warning", "split", title, fix))
+    return findings
 
 
 def _order(pattern: str, place: Place) -> tuple[object, ...]:
@@ -136,9 +154,10 @@ def _order(pattern: str, place: Place) -> tuple[object, ...]:
 
 def _try(
     tree: Tree, data: DataConfig, pattern: str, paths: Mapping[str, str], reasons: dict[str, str]
-) -> tuple[dict[str, int], float]:
+) -> tuple[dict[str, set[str]], float]:
     """Returns ({split: pairs} of the usable lists, the share of their lines that name pairs)."""
-    counts, lines = {}, 0
+    counts: dict[str, set[str]] = {}
+    lines = 0
     for split, path in paths.items():
         full = tree.root / path
         if not full.is_file() or full.stat().st_size > _MAX_LIST_BYTES:  # a pipe would wait
@@ -151,7 +170,7 @@ def _try(
             continue
         pairs = [stem for stem in files.stems if stem in files.images and stem in files.masks]
         if len(pairs) > _ENOUGH * len(files.stems):
-            counts[split] = len(pairs)
+            counts[split] = set(pairs)
             lines += len(files.stems)
         elif files.stems:
             wrong = next(stem for stem in files.stems if stem not in pairs)
@@ -159,7 +178,7 @@ def _try(
             reasons[path] = f"{number} of {len(files.stems)} lines name no pair ({clip(wrong)})"
         else:
             reasons[path] = "is empty"
-    return counts, sum(counts.values()) / lines if lines else 0.0
+    return counts, sum(map(len, counts.values())) / lines if lines else 0.0
 
 
 def by_names(place: Place) -> Place | None:
