@@ -21,8 +21,11 @@ _FILES = (
     "label_colors.txt",  # CamVid
     "class_dict*.csv",  # CamVid's tables and their like
     "_classes.csv",  # Roboflow
+    "classes*.csv",
+    "labels*.csv",
     "notes.json",  # Label Studio
-    "meta.json",  # Supervisely
+    "obj_class_to_machine_color.json",  # Supervisely
+    "meta.json",
     "config*.json",  # Mapillary Vistas
     "id2label.json",  # Hugging Face
     "class_names.txt",  # labelme
@@ -76,19 +79,28 @@ class Named(NamedTuple):
 
 
 def find_names(
-    folders: Iterable[Path], masks: Masks
+    folders: Iterable[Path], masks: Masks, place: str = ""
 ) -> tuple[Named | None, list[tuple[Path, str]]]:
-    """Returns the names of the first file that fits, and the files that do not, with the reason."""
+    """Returns the names of the first file that fits, and the files that do not, with the reason.
+
+    Of files with a version in their names, such as "v2.0", one of the masks' `place` goes first.
+    """
     unused: list[tuple[Path, str]] = []
     if not masks.classes and not masks.colors:
         return None, unused
-    for path in _paths(folders):
+    paths = _paths(folders)
+    for path in sorted(paths, key=lambda path: _is_of_another_version(path, place)):
         try:
             if entries := list(_read(path)):  # else it is about something else
                 return _match(path, entries, masks), unused
         except ValueError as reason:
             unused.append((path, str(reason)))
     return None, unused
+
+
+def _is_of_another_version(path: Path, place: str) -> bool:
+    version = re.search(r"v\d+(\.\d+)*", path.stem)
+    return version is not None and version[0] not in place
 
 
 def is_names_file(path: Path) -> bool:
@@ -125,6 +137,10 @@ def _of_json(content: Any) -> Iterator[Entry]:
     if isinstance(content, dict):
         lists = (content.get(key) for key in ("categories", "classes", "labels"))
         found = next((value for value in lists if isinstance(value, list)), None)
+        if found is None and all(map(_grey, content.values())):
+            found = [{"id": grey[0], "name": name} for name, grey in content.items()]
+            if all(entry["id"] for entry in found):  # Supervisely names no background
+                found = [{"id": 0, "name": "background"}, *found]
         if found is None and all(key.isdigit() for key in content):
             found = [{"id": int(key), "name": name} for key, name in content.items()]
         content = found
@@ -134,6 +150,11 @@ def _of_json(content: Any) -> Iterator[Entry]:
         if isinstance(name, str):
             value = None if "title" in table else table.get("id")  # Supervisely's are of a database
             yield Entry(name, value if type(value) is int else None, _color(table.get("color")))
+
+
+def _grey(value: Any) -> bool:
+    color = _color(value)
+    return color is not None and len(set(color)) == 1
 
 
 def _color(value: Any) -> Color | None:

@@ -246,7 +246,7 @@ def _find_names(
     agreed = {value: next(iter(found)) for value, found in shown.items() if len(found) == 1}
     ignored = {*data.ignore_values, *values.ignored}
     masks = Masks(values.classes, ignored, palette, agreed)
-    named, unused = find_names(folders, masks)
+    named, unused = find_names(folders, masks, data.masks)
     return named, tuple(f"{_shown(data, path)}: {reason}" for path, reason in unused)
 
 

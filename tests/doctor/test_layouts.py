@@ -218,3 +218,25 @@ def test_pairs_that_no_list_names_and_lists_elsewhere_are_told(tmp_path):
     assert others.severity == "note"
     assert others.items == ('data.split_file="splits/2/{split}.txt"',)
     assert unnamed.title == "3 of 6 pairs are in no list of splits/1/{split}.txt"
+
+
+def test_folders_that_are_links_out_of_the_root_are_named(tmp_path):
+    root, far = tmp_path / "root", tmp_path / "far"
+    write(root, *(f"a/{kind}/{n}.png" for kind in ("images", "masks") for n in "abc"))
+    write(far, *(f"{kind}/{n}.png" for kind in ("images", "masks") for n in "de"))
+    (root / "b").symlink_to(far)
+    (root / "c").symlink_to(root / "a")  # inside: the same pictures
+    (finding,) = guess(root).findings
+    assert (finding.severity, finding.items) == ("warning", ("b",))
+    shutil.rmtree(root / "a")
+    with pytest.raises(DataError, match="not looked into, for they are links that lead out: b"):
+        guess(root)
+
+
+def test_ade20k_is_known_by_its_table_of_classes(tmp_path):
+    for split in ("training", "validation"):
+        write(tmp_path, *(f"my/ade/{kind}/{split}/0.png" for kind in ("images", "annotations")))
+    assert guess(tmp_path).data.dataset == "folder"
+    (tmp_path / "my/ade/objectInfo150.txt").write_text("Idx\tRatio\n")
+    data = guess(tmp_path).data
+    assert (data.dataset, data.root) == ("ade20k", str(tmp_path / "my/ade"))

@@ -31,6 +31,10 @@ COLORED = {
 }
 INDEXED = COLORED | {
     "_classes.csv": "Pixel Value, Class\n0, sky\n2, tree\n1, road sign\n",
+    "labels.csv": "id,name\n2,tree\n0,sky\n1,road sign\n",
+    "obj_class_to_machine_color.json": json.dumps(
+        {"sky": [0, 0, 0], "tree": [2, 2, 2], "road sign": [1, 1, 1]}
+    ),
     "notes.json": STUDIO,
     "id2label.json": json.dumps({str(i): n for i, n in enumerate(NAMES)}),
     "class_names.txt": "\n".join(NAMES),
@@ -161,3 +165,19 @@ def test_colours_and_names_of_a_file_are_declared(make_tree, recipe_of):
         write_png_indices(path, label, colormap(7))
     config = recipe_of(root, "again.py")
     assert (config.data.mask_format, config.data.class_names) == ("index", ("c0", "c1"))
+
+
+def test_the_version_of_the_masks_goes_first(tmp_path):
+    for version, names in (("1.2", ["a", "b"]), ("2.0", ["c", "d"])):
+        labels = [{"readable": name, "color": [k, k, k]} for k, name in enumerate(names)]
+        (tmp_path / f"config_v{version}.json").write_text(json.dumps({"labels": labels}))
+    masks = Masks((0, 1), (), (), {})
+    for place, names in (("{split}/v2.0/labels", ("c", "d")), ("{split}/labels", ("a", "b"))):
+        assert find_names([tmp_path], masks, place)[0].names == names
+
+
+def test_the_background_of_machine_masks_needs_no_entry(tmp_path):
+    path = tmp_path / "obj_class_to_machine_color.json"
+    path.write_text(json.dumps({"car": [1, 1, 1], "tree": [2, 2, 2]}))
+    named, _ = find_names([tmp_path], Masks((0, 1, 2), (), (), {}))
+    assert named.names == ("background", "car", "tree")

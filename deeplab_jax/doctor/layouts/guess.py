@@ -47,7 +47,7 @@ def guess(root: str | Path) -> GuessedLayout:
              if folder == top or folder.startswith(f"{top}/")}  # fmt: skip
     rest = replace(tree, pictures={f: n for f, n in tree.pictures.items() if f not in inner})
     choice = choose(rest, matches.find(rest))
-    passed_over = _predicted(tree)
+    passed_over = [*_linked(tree), *_predicted(tree)]
     if sets:
         return _official(tree, sets, choice.place if choice else None, passed_over)
     if choice is None:
@@ -176,6 +176,16 @@ def _unlabelled(tree: Tree, place: Place) -> list[Finding]:
     return [Finding("note", "layout", title, fix, tuple(items))]
 
 
+def _linked(tree: Tree) -> list[Finding]:
+    if not tree.links:
+        return []
+    title = f"{len(tree.links)} linked folder{'s' if len(tree.links) > 1 else ''} not looked into"
+    copy = shlex.quote(f"{tree.root}-copy")
+    fix = "name a folder that holds links and their targets with --data, or copy what they lead "
+    fix += f"to: cp -rL {shlex.quote(str(tree.root))} {copy}"
+    return [Finding("warning", "layout", title, fix, tuple(tree.links))]
+
+
 def _predicted(tree: Tree) -> list[Finding]:
     items = tuple(f"{folder or '.'}: {number}" for folder, number in tree.predicted.items())
     if not items:
@@ -202,6 +212,8 @@ def _nothing(tree: Tree) -> DataError:
             unread = [f"{n} {s}" for s, n in suffixes.most_common() if s in _MASK_FILES]
             if unread:
                 what += f"; {folder} holds {', '.join(unread[:3])}, which are no masks to be read"
+    if tree.links:
+        what += f"; not looked into, for they are links that lead out: {', '.join(tree.links[:3])}"
     for folder, number in tree.predicted.items():
         what += f"; {folder or '.'} holds {number} results of deeplab predict"
     fix = "lay them out as images/train/NAME.jpg and labels/train/NAME.png, or describe where "

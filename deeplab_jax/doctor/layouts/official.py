@@ -63,7 +63,8 @@ def _ade20k(path: Path, folder: str, tree: Tree) -> Official | None:
     if not all(part in tree.folders for part in parts):
         return None
     names = tree.pictures.get(parts[2], [""])
-    if path.name != "ADEChallengeData2016" and not names[0].startswith("ADE_train_"):
+    is_named = path.name == "ADEChallengeData2016" or (path / "objectInfo150.txt").is_file()
+    if not is_named and not names[0].startswith("ADE_train_"):
         return None
     folders = tuple(_join(folder, kind) for kind in ("annotations", "images"))
     return Official("ade20k", _above(path, _TOPS["ade20k"]), "train", folders)

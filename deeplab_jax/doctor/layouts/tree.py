@@ -27,6 +27,7 @@ class Tree:
     others: dict[str, Counter[str]] = field(default_factory=dict)  # {folder: {suffix: number}}
     predicted: dict[str, int] = field(default_factory=dict)  # {folder: results of predict in it}
     folders: set[str] = field(default_factory=set)  # all
+    links: list[str] = field(default_factory=list)  # folders that lead out of the root; not read
 
     def stems(self, folder: str) -> set[str]:
         """Returns the stems of a folder's pictures."""
@@ -41,6 +42,7 @@ def read_tree(root: Path) -> Tree:
         folder = "" if relative == Path(".") else relative.as_posix()
         tree.folders.add(folder)
         folders[:] = sorted(n for n in folders if not n.startswith((".", "__")))
+        tree.links += [os.path.join(folder, n) for n in folders if _leads_out(root, Path(path, n))]
         if len(relative.parts) >= _MAX_DEPTH:
             folders.clear()
         names = sorted(name for name in files if not name.startswith("."))
@@ -59,6 +61,10 @@ def read_tree(root: Path) -> Tree:
             tree.others[folder] = suffixes
             tree.lists += [os.path.join(folder, name) for name in rest if _is_split_file(name)]
     return tree
+
+
+def _leads_out(root: Path, folder: Path) -> bool:
+    return folder.is_symlink() and not folder.resolve().is_relative_to(root)
 
 
 def _is_split_file(name: str) -> bool:
