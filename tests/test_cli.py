@@ -174,7 +174,7 @@ def test_next_commands_are_accepted(call, parse_only, tmp_path, monkeypatch, arg
     from deeplab_jax.doctor import run
 
     def run_stage(*args):
-        scores = '{"mean_iou": 1, "best_constant_mean_iou": 0}'
+        scores = '{"mean_iou": 1, "iou": [1], "best_constant_mean_iou": 0}'
         (tmp_path / "runs" / "demo" / "run" / "evaluation.json").write_text(scores)
 
     monkeypatch.chdir(tmp_path)

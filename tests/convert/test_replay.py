@@ -65,7 +65,8 @@ def test_standard_output_is_a_json_line_a_step(replay, make_tensors):
     tensors = make_tensors("mmsegmentation", dtype="float64")
     obj = {"meta": {"iter": 90}, "state_dict": tensors}
     code, text, err, path = replay(*STEP, checkpoint=obj)
-    assert (code, err) == (0, f"written: {path} ({len(tensors)} tensors)\n")
+    origin = "taken from ckpt['state_dict']\n"
+    assert (code, err) == (0, f"{origin}written: {path} ({len(tensors)} tensors)\n")
     lines = [json.loads(line) for line in text.splitlines()]
     assert [line["step"] for line in lines] == [0, 1, 2]
     assert all(list(line) == FIELDS for line in lines)
