@@ -240,3 +240,16 @@ def test_ade20k_is_known_by_its_table_of_classes(tmp_path):
     (tmp_path / "my/ade/objectInfo150.txt").write_text("Idx\tRatio\n")
     data = guess(tmp_path).data
     assert (data.dataset, data.root) == ("ade20k", str(tmp_path / "my/ade"))
+
+
+@pytest.mark.parametrize("has_folder", [True, False])
+def test_validation_images_without_masks_are_named_and_not_validated_on(tmp_path, has_folder):
+    write(tmp_path, *(f"images/{split}/{n}.jpg" for split in ("train", "val") for n in "abc"))
+    write(tmp_path, *(f"masks/train/{n}.png" for n in "abc"))
+    if has_folder:
+        (tmp_path / "masks" / "val").mkdir()
+    layout = guess(tmp_path)
+    assert (layout.is_split, layout.data.images) == (False, "images/train")
+    (finding,) = layout.findings
+    assert finding.severity == "warning"
+    assert finding.title == "split val has images without masks, and is not used"

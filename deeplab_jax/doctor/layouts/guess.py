@@ -99,8 +99,14 @@ def _official(
 
 def _layout(tree: Tree, place: Place) -> GuessedLayout:
     data = freeze(get_config("folder")).data
-    findings: list[Finding] = []
-    names, lists = splits.ordered(splits.with_missing(tree, place)), ""
+    counts = splits.with_missing(tree, place)
+    findings, unlabelled = [], [s for s, n in counts.items() if not n and not words.is_train(s)]
+    if unlabelled and len(counts) > len(unlabelled):  # such as of a challenge
+        title = f"split {', '.join(unlabelled)} has images without masks, and is not used"
+        fix = "add its masks; else the split that --write-config proposes is random"
+        findings.append(Finding("warning", "split", title, fix))
+        counts = {split: n for split, n in counts.items() if split not in unlabelled}
+    names, lists = splits.ordered(counts), ""
     place = place if len(names) > 1 else place.settled()
     images, masks, suffix = place[:3]
     why = f"{shown(images)} with {shown(masks)}" + (f", masks named NAME{suffix}" if suffix else "")
