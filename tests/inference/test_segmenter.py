@@ -66,7 +66,7 @@ def test_array_gives_what_its_file_gives(saved_run, model, tmp_path):
 )
 def test_other_arrays_are_refused(model, image):
     with pytest.raises(
-        ValueError, match=r"`image` must be uint8 .H, W, 3. RGB or .H, W. grey, got"
+        ValueError, match=r"`image` must be uint8 or uint16, .H, W, 3. RGB or .H, W. grey, got"
     ):
         model(image)
 
