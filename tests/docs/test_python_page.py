@@ -49,7 +49,10 @@ def test_blocks_of_the_page_run(
     assert "Prediction(street.jpg 65x97: " in out
     assert "left out: photos/b.jpg: looks like text" in out
     assert "missing.jpg\ncannot be read (No such file or directory)\ncheck the path" in out
-    assert "`image` must be uint8 (H, W, 3) RGB or (H, W) grey, got float32 (360, 480, 3); " in out
+    assert (
+        "`image` must be uint8 or uint16, (H, W, 3) RGB or (H, W) grey, got float32 (360, 480, 3); "
+        in out
+    )
     files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("street*")}
     assert {"street_overlay.png", "street_mask.png", "out/street_probabilities.npz"} <= files
     assert {"out/street.png", "out/street_overlay.jpg", "out/street.json"} <= files
