@@ -29,7 +29,7 @@ def run(
         layout = layouts.guess(source)
         if recipe_path:
             recipe.check_free(recipe_path, layout)
-        print(text.to_printable(f"{layout.data.root}\n  {layout.why}\n"), flush=True)
+        print(f"{layout.data.root}\n  {layout.why}\n", flush=True)
         found = survey.survey_folder(layout)
     speed = text.speed(found, time.perf_counter() - began)
     findings = rules.check(found)

@@ -84,12 +84,7 @@ def to_text(survey: Survey, findings: Sequence[Finding], speed: ReadingSpeed) ->
     pace = f"{len(survey.facts)} images, {speed.images_per_second:.0f} images/s on {num_cores()} "
     pace += f"core(s); {speed.per_core:.0f} per second of one core, "
     pace += f"{100 * speed.decoding:.0f} % of it decoding"
-    return to_printable("\n".join([*lines, ", ".join(counts), pace]))
-
-
-def to_printable(text: str) -> str:
-    """Returns text that any UTF-8 output takes: names of files need not be UTF-8."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return "\n".join([*lines, ", ".join(counts), pace])
 
 
 def _summary(survey: Survey) -> list[str]:
