@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import threading
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -41,6 +41,7 @@ from deeplab_jax.models import build_model, init_variables
 if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()  # grain and absl loggers ask for flags
 
+_LAST = b"\0"  # ends what `terminal` reads
 _ROOT = Path(__file__).resolve().parents[1]
 _GOLDEN = _ROOT / "tests" / "golden"
 sys.path.insert(0, str(_GOLDEN))  # its modules import each other
@@ -142,18 +143,20 @@ def terminal(monkeypatch):
         monkeypatch.setenv("TERM", "xterm")
         monkeypatch.delenv("NO_COLOR", raising=False)
         screen = os.fdopen(theirs, "w", encoding="utf-8")
-        got = []
+        got = bytearray()
 
         def read():
-            with suppress(OSError):  # the other end is closed
-                while part := os.read(ours, 4096):
-                    got.append(part)
+            while not got.endswith(_LAST):
+                got.extend(os.read(ours, 4096))
 
         def output():
-            screen.close()
+            # Closing the writer's end first could lose what is not read yet.
+            screen.write(_LAST.decode())
+            screen.flush()
             reader.join()
+            screen.close()
             os.close(ours)
-            return b"".join(got).decode()
+            return got.removesuffix(_LAST).decode()
 
         reader = threading.Thread(target=read)
         reader.start()
