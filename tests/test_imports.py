@@ -24,7 +24,7 @@ ORDER = (
     {"dry_run", "report", "doctor", "demo"},
     {"cli"},
     {"convert"},
-    {"train", "evaluate", "predict", "prepare", "recipes", "__main__"},
+    {"train", "evaluate", "predict", "prepare", "recipes", "checkpoint_verbs", "__main__"},
 )
 FLOOR = {room: number for number, rooms in enumerate(ORDER) for room in rooms}
 # Rooms that take less than the order would let them.

@@ -13,8 +13,12 @@ from deeplab_jax.utils import steps
 
 # Names that are no steps: saves and removals that a kill cut off.
 _UNFINISHED = re.compile(r"[0-9]+\.orbax-checkpoint-tmp(-[0-9]+)?")
-_REMOVED = re.compile(r"[0-9]+\.removed")
-_SET_ASIDE = re.compile(r"[0-9]+\.damaged(\.[0-9]+)?")
+_REMOVED = re.compile(r"[0-9]+\.removed(\.[0-9]+)?")
+_DAMAGED = re.compile(r"[0-9]+\.damaged(\.[0-9]+)?")
+_SET_ASIDE = re.compile(r"[0-9]+\.(damaged|replaced)(\.[0-9]+)?")
+# What a step may hold.
+_OWN = {"params", "batch_stats", "opt_state", "orbax.checkpoint", "commit_success.txt"}
+_OWN |= {steps.DESCRIPTION}
 
 
 def check_link(path: str | os.PathLike) -> None:
@@ -44,7 +48,7 @@ def set_aside_before(path: str | os.PathLike) -> list[str]:
     """Returns the names of damaged steps that were set aside."""
     root = steps.folder_of(path)
     names = [entry.name for entry in root.iterdir()] if root.is_dir() else []
-    return sorted(name for name in names if _SET_ASIDE.fullmatch(name))
+    return sorted(name for name in names if _DAMAGED.fullmatch(name))
 
 
 def clean(path: str | os.PathLike) -> None:
@@ -54,7 +58,7 @@ def clean(path: str | os.PathLike) -> None:
             continue
         if _UNFINISHED.fullmatch(entry.name):
             shutil.rmtree(entry)
-        elif _REMOVED.fullmatch(entry.name) and _is_ours(entry):
+        elif _REMOVED.fullmatch(entry.name) and _is_rest(entry):
             _remove(entry)
 
 
@@ -67,6 +71,32 @@ def remove(path: str | os.PathLike, step: int) -> None:
     if not os.path.lexists(gone):  # otherwise not ours, see `clean`
         where.rename(gone)
         _remove(gone)
+
+
+def role_of(entry: Path) -> str:
+    """Returns what an entry of a folder of steps is, by its name: see `listing.Entry`."""
+    if entry.is_symlink() or not entry.is_dir():
+        return "foreign"
+    if _SET_ASIDE.fullmatch(entry.name):
+        return "set aside"
+    is_left = _UNFINISHED.fullmatch(entry.name) or _REMOVED.fullmatch(entry.name)
+    return "unfinished" if is_left else "foreign"
+
+
+def is_ours(entry: Path) -> bool:
+    """Tells whether an entry is a folder that holds nothing but what a step holds."""
+    if entry.is_symlink() or not entry.is_dir():
+        return False
+    names = {name.partition(".orbax-checkpoint-tmp")[0] for name in os.listdir(entry)}
+    return names <= _OWN and (bool(names) or not entry.name.isdecimal())
+
+
+def discard(path: str | os.PathLike, name: str) -> None:
+    """Removes an entry for which `is_ours` holds; a step that is cut off here is no step."""
+    where = steps.folder_of(path).absolute() / name
+    if name.isdecimal():
+        where = set_aside(path, int(name), "removed")
+    _remove(where)
 
 
 def sync(folder: Path) -> None:
@@ -96,7 +126,7 @@ def free_bytes(path: Path) -> int | None:
     return usage.free if usage.total else None
 
 
-def _is_ours(folder: Path) -> bool:
+def _is_rest(folder: Path) -> bool:
     """Tells whether a folder is what a removal has left: nothing, or at least the description."""
     names = os.listdir(folder)
     return not names or steps.DESCRIPTION in names

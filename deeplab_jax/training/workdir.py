@@ -6,10 +6,6 @@
 <workdir>/checkpoints/   the latest steps and the best; those set aside as N.damaged or N.replaced
 """
 
-import errno
-import os
-import platform
-import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,15 +18,15 @@ from deeplab_jax.data import Dataset
 from deeplab_jax.distributed import hosts
 from deeplab_jax.errors import CheckpointError, ConfigError, DamagedError, clip
 from deeplab_jax.utils.atomic import atomic_write
-from deeplab_jax.utils.locks import try_lock
+from deeplab_jax.utils.locks import hold
 
 
 @contextmanager
 def lock(workdir: Path) -> Iterator[None]:
     """Locks `workdir`, created if missing, against other processes while the block runs.
 
-    The system releases the lock when the process ends in any way. Without locks in the file system
-    there is no protection. The first of several hosts holds the lock for all.
+    The system releases the lock when the process ends in any way. The first of several hosts holds
+    it for all; see `locks.hold`.
 
     Raises:
       ConfigError: another process trains there, or `.lock` is a link or no regular file.
@@ -39,31 +35,8 @@ def lock(workdir: Path) -> Iterator[None]:
     if not hosts.is_primary():
         yield
         return
-    with os.fdopen(_open_lock(workdir / ".lock"), "r+") as file:
-        if not try_lock(file.fileno()):
-            file.seek(0)
-            what = f"another process trains here ({file.read()})"
-            raise ConfigError(str(workdir), what, "wait for it, or choose another --workdir")
-        file.seek(0)
-        file.truncate()
-        file.write(f"pid {os.getpid()} on {platform.node()}")
-        file.flush()
+    with hold(workdir):
         yield
-
-
-def _open_lock(path: Path) -> int:
-    """Opens the file of the lock, made if missing; never what a link points to."""
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
-    except OSError as error:
-        if error.errno != errno.ELOOP:
-            raise
-        what = f"is a symbolic link to {os.readlink(path)}"
-        raise ConfigError(str(path), what, f"remove it: rm {path}") from None
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise ConfigError(str(path), "is not a regular file", f"remove it: rm {path}")
-    return descriptor
 
 
 def write_config(workdir: Path, config: Config) -> None:
