@@ -94,7 +94,7 @@ def _rm(argv: Sequence[str]) -> None:
     parser = _parser("rm", "runs/mine 40000\nruns/mine 40000.damaged 39000.replaced")
     text = "a step's number, or a name that `deeplab checkpoint ls` shows, such as 40000.damaged"
     parser.add_argument("steps", metavar="STEP", nargs="+", help=text)
-    text = "remove steps also where none that is good would be left"
+    text = "remove also the last step that is good"
     parser.add_argument("--force", action="store_true", help=text)
     args = _parse(parser, argv)
     _check_folder(args.dir)

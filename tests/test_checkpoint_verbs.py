@@ -140,9 +140,11 @@ def test_rm_keeps_the_last_good_step(run, call):
     assert out.endswith(f"removed {run}/checkpoints/20\nremoved {run}/checkpoints/40.damaged\n")
     code, _, err = call("checkpoint", "rm", run, "30")  # step 10 has a good description alone
     assert (code, names_of(run)) == (4, ["10", "30"])
-    assert "without 30 there would be no good step - add --force" in err
+    assert "step 30 is the last that is good - add --force" in err
+    assert call("checkpoint", "rm", run, "10").code == 0
     assert call("checkpoint", "rm", run, "30", "--force").code == 0
-    assert names_of(run) == ["10"]
+    assert names_of(run) == []
+    assert call("checkpoint", "ls", run).code == 0
 
 
 def test_rm_removes_nothing_that_is_not_ours(run, call, tmp_path):

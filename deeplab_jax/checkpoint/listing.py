@@ -36,14 +36,18 @@ class Entry(NamedTuple):
 
 
 def entries(path: str | os.PathLike) -> list[Entry]:
-    """Returns what lies in the folder of steps: steps in order, then the rest; reads no array."""
+    """Returns what lies in the folder of steps: steps in order, then the rest; reads no array.
+
+    What a run removes or renames meanwhile is left out.
+    """
     root = steps.folder_of(path)
-    found = [_step(path, step) for step in steps.finished(path)]
-    names = {entry.name for entry in root.iterdir()} - {entry.name for entry in found}
-    for name in sorted(names, key=_by_number):
+    names = {entry.name for entry in root.iterdir()}
+    numbers = steps.finished(path)
+    found = [_step(path, step) for step in numbers if str(step) in names]
+    for name in sorted(names - set(map(str, numbers)), key=_by_number):
         role = folder.role_of(root / name)
         found.append(Entry(name, role, 0 if role == "foreign" else _size(root / name)))
-    return found
+    return [entry for entry in found if os.path.lexists(root / entry.name)]
 
 
 class Verified(NamedTuple):
@@ -78,7 +82,8 @@ def verify(path: str | os.PathLike, wanted: list[int]) -> Iterator[Verified]:
                     number += len(by_path(reading.read_arrays(path, step, [name])))
                     count()
             except CheckpointError as error:
-                yield Verified(step, number, has_checksums, error.what)
+                if os.path.lexists(steps.step_path(path, step)):  # else a run has removed it
+                    yield Verified(step, number, has_checksums, error.what)
             else:
                 yield Verified(step, number, has_checksums, "")
 
@@ -86,7 +91,7 @@ def verify(path: str | os.PathLike, wanted: list[int]) -> Iterator[Verified]:
 def last_good(path: str | os.PathLike, wanted: list[int]) -> int | None:
     """Returns the newest of steps whose every array is as it was saved; None if there is none."""
     for step in sorted(wanted, reverse=True):
-        if not any(found.reason for found in verify(path, [step])):
+        if [found.reason for found in verify(path, [step])] == [""]:
             return step
     return None
 
@@ -111,7 +116,10 @@ def _step(path: str | os.PathLike, step: int) -> Entry:
         if isinstance(error, DamagedError):
             what = what.removeprefix("is damaged: ")
         return Entry(str(step), "step", _size(where), reason=what)
-    saved = (where / steps.DESCRIPTION).stat().st_mtime
+    try:
+        saved = (where / steps.DESCRIPTION).stat().st_mtime
+    except FileNotFoundError:  # a run removes it just now, so that it is not shown
+        saved = None
     return Entry(str(step), "step", _size(where), saved, described)
 
 

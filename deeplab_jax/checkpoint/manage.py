@@ -25,10 +25,10 @@ def remove(path: str | os.PathLike, names: Sequence[str], force: bool = False) -
     Args:
       path: the checkpoint directory.
       names: of entries of its folder of steps, such as "40" or "40.damaged".
-      force: remove steps also where none that is good would be left.
+      force: remove also the last step whose every array is as saved.
 
     Raises:
-      CheckpointError: a name is not there, is not ours, or no good step would be left.
+      CheckpointError: a name is not there or not ours, or the last good step would be lost.
       ConfigError: another process trains there, or a link is in the way.
     """
     folder.check_link(path)
@@ -42,15 +42,14 @@ def remove(path: str | os.PathLike, names: Sequence[str], force: bool = False) -
             if present[name].role == "foreign" or not folder.is_ours(where):
                 what = "is not what this program saves, so it is not removed"
                 raise CheckpointError(str(where), what, "remove it yourself if it is not needed")
-        left = [
-            int(name)
-            for name, entry in present.items()
-            if entry.described is not None and name not in names
-        ]
-        is_loss = any(present[name].role == "step" for name in names)
-        if is_loss and not force and listing.last_good(path, left) is None:
-            what = f"without {', '.join(names)} there would be no good step"
-            raise CheckpointError(str(path), what, "add --force to remove it all the same")
+        found = [int(name) for name, entry in present.items() if entry.described is not None]
+        left = [step for step in found if str(step) not in names]
+        gone = [step for step in found if str(step) in names]
+        if gone and not force and listing.last_good(path, left) is None:
+            last = listing.last_good(path, gone)
+            if last is not None:
+                what = f"step {last} is the last that is good"
+                raise CheckpointError(str(path), what, "add --force to remove it all the same")
         for name in names:
             folder.discard(path, name)
     return list(names)

@@ -213,7 +213,7 @@ def no_network(box: Box) -> None:
     out = box.folder / "out"
     for argv in (
         box.train("--config.train.steps=2"),
-        ["evaluate", "--checkpoint", control, f"--config.data.root={data}", "--json", str(out)],
+        ["evaluate", "--checkpoint", str(box.workdir)],
         ["predict", "--checkpoint", control, f"{data}/images/val", "--output", f"{out}.d"],
         ["report", str(box.workdir)],
         ["doctor", "--data", data],

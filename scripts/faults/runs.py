@@ -1,10 +1,12 @@
 """Rows about runs: stopped, killed, doubled, on other devices; numbers, readers and memory."""
 
+import dataclasses
 import os
 import re
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -132,6 +134,26 @@ def not_finite(box: Box) -> None:
     check(re.search(r"step \d+", done.last), f"no step in: {done.last}")
     check(re.search(r"\b0\d\d\b", done.last), f"no sample in: {done.last}")
     check_finite(box)
+    box.workdir.rename(box.folder / "first")
+    done = box.run(box.train(f"--config.init.checkpoint={_poisoned(box)}", own=False))
+    refused(done, 4 if done.code == 4 else 6)
+    if box.workdir.exists():
+        check_finite(box)
+
+
+def _poisoned(box: Box) -> Path:
+    """Returns a checkpoint of weights, one of which is not a number."""
+    from deeplab_jax import checkpoint
+
+    items = checkpoint.read_arrays(box.control, "latest", checkpoint.EVAL_ITEMS.values())
+    info = checkpoint.read_info(box.control)
+    kernel = items["params"]["backbone"]["stem"]
+    while isinstance(kernel, dict):
+        kernel = kernel[min(kernel)]
+    kernel[...] = np.nan
+    path = box.folder / "poisoned"
+    checkpoint.save_once(path, items, dataclasses.replace(info, kind="weights"))
+    return path
 
 
 def check_finite(box: Box) -> None:
