@@ -10,6 +10,7 @@ machine cannot try is skipped, with its reason. A seed takes some ten minutes on
 """
 
 import argparse
+import os
 import random
 import sys
 import time
@@ -18,6 +19,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+os.environ["JAX_PLATFORMS"] = "cpu"  # also of this process, which reads steps
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from faults import data, files, runs, saves  # noqa: F401  (each adds its rows)
