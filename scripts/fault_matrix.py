@@ -6,7 +6,7 @@
 Each row runs `deeplab` on data drawn here, with signals, full disks and limits, and checks what the
 run must do: end with one line and its exit code, or go on to the very bits of a run that was never
 interrupted. A row passes if it does with every seed. Exit code 1 if one fails; a row that this
-machine cannot try is skipped, with its reason. A seed takes some ten minutes on two cores.
+machine cannot try is skipped, with its reason. A seed takes 10 to 25 minutes on two cores.
 """
 
 import argparse
