@@ -16,7 +16,7 @@ from deeplab_jax.doctor.layouts.tree import Tree
 # How likely a folder holds what is wanted; candidates of one number are rivals.
 LIKELY, COLORED, BESIDE, UNLIKELY = range(4)
 # Kinds of words in names of folders that hold no other masks of known images.
-_NO_STRANGERS = {words.IMAGE, words.COLOR, words.OTHER, words.SENSOR}
+_NO_STRANGERS = {words.IMAGE, words.COLOR, words.OTHER, words.SENSOR, words.RESULT, words.OLD}
 _MAX_FAR = 400  # folders compared without a folder in common
 _MAX_LOOKED = 100  # folders, and pairs of folders, that are opened because no name tells
 
@@ -91,8 +91,7 @@ def find(tree: Tree) -> list[Match]:
         if folder not in of_masks:
             found += _within(tree, folder, paired)
     paired = {folder for match in found for folder in (match.images, match.masks)}
-    images = {match.images for match in found if match.image_tier == LIKELY}
-    found += _of_strangers(tree, stems, paired, sorted(images - {m.masks for m in found}))
+    found += _of_strangers(tree, stems, paired, [m for m in found if m.image_tier == LIKELY])
     found = [match for match in found if not _is_result(tree, match)]
     return sorted(found, key=lambda match: (match.images, match.masks, match.naming))
 
@@ -127,18 +126,21 @@ def _is_result(tree: Tree, match: Match) -> bool:
 def _of_two(tree: Tree, stems: dict[str, set[str]]) -> list[Match]:
     """Returns the matches of folders with the nearest ones that are named as masks are."""
     near = _index(stems)
+    # Old masks and results are rivals, however far they lie.
+    late = _index(f for f in stems if words.kinds_of(parts_of(f)) & {words.OLD, words.RESULT})
     found: list[tuple[int, Match]] = []
     for images in stems:
         done: set[int] = set()  # tiers that have matches nearer by
-        for nearness, level in _levels(images, near):
-            matches = [
-                match for tier, masks in level if tier not in done
-                for match in _matches(tree, stems, images, masks)
-            ]  # fmt: skip
-            found += [(nearness, match) for match in matches]
-            done |= {match.mask_tier for match in matches}
-            if LIKELY in done:
-                break
+        for index, last in ((near, LIKELY), (late, UNLIKELY)):
+            for nearness, level in _levels(images, index) if last not in done else ():
+                matches = [
+                    match for tier, masks in level if tier not in done
+                    for match in _matches(tree, stems, images, masks)
+                ]  # fmt: skip
+                found += [(nearness, match) for match in matches]
+                done |= {match.mask_tier for match in matches}
+                if last in done:
+                    break
     # Masks belong to the nearest images: numbered files have the same names in every folder.
     best: dict[tuple[str, int], int] = defaultdict(int)
     for nearness, match in found:
@@ -284,7 +286,7 @@ def _look_paired(tree: Tree, pairs: tuple[tuple[str, str], ...]) -> bool:
 
 
 def _of_strangers(
-    tree: Tree, stems: dict[str, set[str]], paired: set[str], known: Sequence[str]
+    tree: Tree, stems: dict[str, set[str]], paired: set[str], known: Sequence[Match]
 ) -> list[Match]:
     """Returns matches of folders whose names tell nothing, but whose files' names or pixels do.
 
@@ -292,16 +294,20 @@ def _of_strangers(
       tree: the files.
       stems: of each folder.
       paired: folders that are in a match by their names.
-      known: those of them that hold images; strangers may hold other masks of these.
+      known: matches with likely images; strangers may hold other masks of these.
     """
     free = [folder for folder in stems if folder not in paired][:_MAX_LOOKED]
+    masks_of_known = {match.masks for match in known}
+    hosts = sorted({match.images for match in known} - masks_of_known)[:_MAX_LOOKED]
+    # Masks that pair with unlikely images alone, such as thumbnails, may be these images', too.
+    lone = [f for f in stems if f not in masks_of_known and f not in hosts
+            and not words.kinds_of(parts_of(f)) & _NO_STRANGERS][:_MAX_LOOKED]  # fmt: skip
     found: list[Match] = []
     looked = 0
-    for images in (*free, *known[:_MAX_LOOKED]):
+    for images in (*free, *hosts):
         one = parts_of(images)
-        others = [o for o in free if o != images and is_one_split(images, o)]
-        if images in paired:
-            others = [o for o in others if not words.kinds_of(parts_of(o)) & _NO_STRANGERS]
+        others = [o for o in (lone if images in paired else free)
+                  if o != images and is_one_split(images, o)]  # fmt: skip
         others.sort(key=lambda o: -sum(common(one, parts_of(o))))
         nearest = 0
         for masks in others:
