@@ -113,6 +113,15 @@ def test_masks_of_one_class_each_are_refused_and_told_how_to_merge(
         assert [severity for severity, text in told(layout) if place in text] == ["warning"]
 
 
+def test_index_masks_beside_those_of_one_class_are_used(tmp_path):
+    plant(tmp_path, (FOUR, "photo images/{i}.jpg", "left masks/car/{i}.png",
+                     "right masks/tree/{i}.png", "mask masks/whole/{i}.png"))  # fmt: skip
+    layout = guess(tmp_path)
+    ((severity, text),) = told(layout)
+    assert (layout.data.masks, severity) == ("masks/whole", "warning")
+    assert "masks/CLASS/NAME.png, masks of each CLASS: car 4, tree 4" in text
+
+
 def test_all_classes_that_names_tell_are_named(tmp_path):
     classes = [f"x{letter}" for letter in "abcdefghi"]
     plant(tmp_path, (FOUR, "photo images/{i}.jpg", *(f"left masks/{{i}}_{c}.png"
@@ -215,9 +224,12 @@ def test_parts_of_what_is_used_are_no_rivals(tmp_path, places):
     assert len(find_files(layout.data, layout.splits[0]).stems) == 8
 
 
-def test_folder_of_old_results_is_told_once(tmp_path):
+@pytest.mark.parametrize(
+    "other", ["photo old_preds/{i}_preview.jpg", "mask old_preds/{i}_prob.png"]
+)
+def test_folder_of_old_results_is_told_once(tmp_path, other):
     plant(tmp_path, (FOUR, "photo images/{i}.jpg", "mask masks/{i}.png",
-                     "mask old_preds/{i}_pred.png", "photo old_preds/{i}_preview.jpg"))  # fmt: skip
+                     "mask old_preds/{i}_pred.png", other))  # fmt: skip
     ((severity, text),) = told(guess(tmp_path))
     assert (severity, text.count("images with old_preds")) == ("warning", 1)
 

@@ -198,11 +198,16 @@ def _rival_findings(
 ) -> list[Finding]:
     """Returns what is told of folders that could take the place of others."""
     alike, late, unlike = [], [], []
+    named: set[str] = set()  # folders of masks that are told
     for winner, rival, other in rivals:
         pairs = [pair for match in other.matches for pair in match.pairs]
         is_new = not any(image in used for image, _ in pairs)
         if used.issuperset(itertools.chain(*pairs)):
             continue  # the same files, paired otherwise or in part
+        folders = {match.masks for match in other.matches}
+        if rival.is_last and folders <= named:
+            continue  # more kinds of results in one folder
+        named |= folders
         if not rival.is_last and max(rival.tiers) <= max(LIKELY, *winner.tiers):
             alike.append(_told(other, rival))
         elif rival.is_last and not is_new:

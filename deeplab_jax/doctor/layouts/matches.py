@@ -15,6 +15,7 @@ from deeplab_jax.doctor.layouts.tree import Tree
 
 # How likely a folder holds what is wanted; candidates of one number are rivals.
 LIKELY, COLORED, BESIDE, UNLIKELY = range(4)
+_MAX_LONE = 30  # of them that may hold other masks of known images
 # Kinds of words in names of folders that hold no other masks of known images.
 _NO_STRANGERS = {words.IMAGE, words.COLOR, words.OTHER, words.SENSOR, words.RESULT, words.OLD}
 _MAX_FAR = 400  # folders compared without a folder in common
@@ -285,6 +286,10 @@ def _look_paired(tree: Tree, pairs: tuple[tuple[str, str], ...]) -> bool:
     return is_photo and other in (contents.INDEX, contents.COLORS)
 
 
+def _looks_drawn(tree: Tree, path: str) -> bool:
+    return contents.look(tree.root, [path]) in (contents.INDEX, contents.COLORS)
+
+
 def _of_strangers(
     tree: Tree, stems: dict[str, set[str]], paired: set[str], known: Sequence[Match]
 ) -> list[Match]:
@@ -301,7 +306,9 @@ def _of_strangers(
     hosts = sorted({match.images for match in known} - masks_of_known)[:_MAX_LOOKED]
     # Masks that pair with unlikely images alone, such as thumbnails, may be these images', too.
     lone = [f for f in stems if f not in masks_of_known and f not in hosts
-            and not words.kinds_of(parts_of(f)) & _NO_STRANGERS][:_MAX_LOOKED]  # fmt: skip
+            and not words.kinds_of(parts_of(f)) & _NO_STRANGERS][:_MAX_LONE]  # fmt: skip
+    if hosts:
+        lone = [f for f in lone if _looks_drawn(tree, os.path.join(f, tree.pictures[f][0]))]
     found: list[Match] = []
     looked = 0
     for images in (*free, *hosts):

@@ -81,6 +81,11 @@ def _largest(
 ) -> tuple[_Key, dict[str, Match]] | None:
     """Returns the matches that are most classes of the same images; None without any."""
     for key, cluster in sorted(clusters.items(), key=lambda item: (-len(item[1]), item[0])):
+        if len(cluster) < 2:
+            break
+        for name, match in list(cluster.items()):
+            if contents.foreground(tree.root / match.pairs[0][1]) is None:
+                del cluster[name]
         if len(cluster) > 1 and _are_classes(tree, _by_image(cluster)):
             return key, cluster
     return None

@@ -1,6 +1,7 @@
 """What is told of pictures beside a chosen place that it does not read, or cannot."""
 
 import os
+import re
 import shlex
 from collections.abc import Collection, Sequence
 from pathlib import PurePosixPath
@@ -35,6 +36,7 @@ def unlabelled(
     pattern = Pattern(place.images, None, IMAGE_SUFFIXES)
     usual = {contents.PHOTO, contents.look(tree.root, [m.pairs[0][0] for m in place.matches])}
     texts: dict[str, list[tuple[str, int]]] = {"warning": [], "note": []}
+    holds: dict[str, str] = {}  # {series of folders: what a picture of it holds}
     for folder, names in tree.pictures.items():
         if folder in known:
             continue
@@ -50,8 +52,10 @@ def unlabelled(
         is_meant = words.is_unlabelled("/".join(own))
         if is_told or (is_other and not is_meant):
             continue
-        paths = [os.path.join(folder, name) for name in names]
-        if contents.look(tree.root, paths) in usual:
+        series = re.sub(r"\d+", "", folder)  # such as scenes with numbers: one is opened
+        if series not in holds:
+            holds[series] = contents.look(tree.root, [os.path.join(folder, names[0])])
+        if holds[series] in usual:
             texts["note" if is_meant else "warning"].append((folder or ".", len(names)))
     fix = "nothing to do, if they are not to be learnt from; else add their masks"
     findings = []
