@@ -37,7 +37,8 @@ def guess(root: str | Path) -> GuessedLayout:
     """Returns the layout of the data set in a folder.
 
     Raises:
-      DataError: `root` is no folder, or nothing in it looks like images with masks.
+      DataError: `root` is no folder, nothing in it looks like images with masks, or its masks are
+        of one class each.
     """
     root = Path(root).resolve()
     if not root.is_dir():
