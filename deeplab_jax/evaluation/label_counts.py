@@ -99,8 +99,9 @@ def warnings(
     names, split = dataset.class_names, dataset.split
     counts, ignored, total = pixels[:-1], int(pixels[-1]), int(pixels.sum())
     if not counts.any():
-        return [f"split {split} has no pixel that counts: all {total} are ignored"]
-    lines = []
+        lines = [f"split {split} has no pixel that counts: all {total} are ignored"]
+        return [*dataset.notes, *lines]
+    lines = [*dataset.notes]
     absent = [f"{c} ({name})" for c, name in enumerate(names) if not counts[c]]
     if absent:
         have, are = ("has", "is") if len(absent) == 1 else ("have", "are")
