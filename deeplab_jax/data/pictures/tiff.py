@@ -198,6 +198,11 @@ def is_cuttable(directory: Directory, max_pixels: int) -> bool:
     )
 
 
+def part_rows(directory: Directory) -> int:
+    """Returns the rows of a strip or tile, which is decoded as a whole."""
+    return _places(directory)[1]
+
+
 def cut(file: BinaryIO, directory: Directory, top: int, bottom: int) -> tuple[bytes, int]:
     """Returns a TIFF of the strips or tiles that hold rows top..bottom-1, and its first row.
 
