@@ -407,6 +407,11 @@ RULES = (
          lambda s: f"scaled to 8 bits by {depth.as_flag(depth.used_range(s))}"
                    + ("" if s.data.value_range else ", which --write-config proposes"),
          _depths),
+    Rule("warning", "extra-band",
+         "{n} TIFF image{s} hold{v} a fourth band that nothing marks as transparency: not read",
+         "nothing to do if it is no colour, such as near infrared; else store the three that count:"
+         " gdal_translate -b 1 -b 2 -b 3 -co PHOTOMETRIC=RGB IN.tif OUT.tif",
+         lambda s: (s.name(f.pair.image) for f in s.facts if f.has_more_bands)),
     Rule("note", "image-mode", "{number} image(s) of other kinds than RGB ({kinds})",
          "they are opened as 8-bit RGB, alpha dropped",
          lambda s: _kinds(Counter(f.image_mode for f in s.facts

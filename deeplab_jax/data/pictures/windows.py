@@ -99,7 +99,7 @@ class WindowedImage:
             # The largest value of these rows would say little of the others'.
             fix = "set --config.data.value_range=LOW,HIGH to the range of your pictures, or"
             fix += " 0,65535 for the upper 8 bits"
-            raise DataError(self.name, "has 16 bits a channel", fix)
+            raise depth.NoRangeError(self.name, "has 16 bits a channel", fix)
         return first, depth.to_8_bits(self.name, pixels, self._value_range)
 
     @contextmanager
