@@ -172,13 +172,15 @@ class _Names:
     def samples(self, line: str) -> list[Sample]:
         """Returns what a line names: one sample, or those of a folder."""
         text = _clean(line)
-        if found := self._local(text):
-            return [Sample(found)]
+        local = self._local(text)
         stem = self._stem(line)
         if stem not in self._known.images:  # spaces around a name count only if an image has them
             stem = self._stem(line.strip())
-        if stem in self._known.images or stem in self._known.masks:
-            return [Sample(stem)]
+        if local and stem in self._known.images and local != stem:
+            what = f"has a line that is the name of 2 images: {clip(stem)}, {clip(local)}"
+            raise _UnusableError(what, "write their paths in full")
+        if local or stem in self._known.images or stem in self._known.masks:
+            return [Sample(local or stem)]
         if stems := self._by_folder.get(text.rstrip("/")):
             return [Sample(stem) for stem in stems]
         if found := self._image(text) or self._of_mask(text):

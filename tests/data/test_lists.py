@@ -253,5 +253,12 @@ def test_lists_of_scenes_mean_their_own_images(data_config, tmp_path):
             split_file = f"{place.format(scenes)}/{{split}}.txt"
             data = data_config("folder", tmp_path, split_file=split_file, **fields)
             assert find_files(data, "train").stems == ["A/images/1", "A/images/0", "B/images/0"]
+    (tmp_path / "0.png").touch()  # of no scene, with the name of one
+    (tmp_path / "A/masks/0.txt").write_text("0\n")
+    data = data_config("folder", tmp_path, images=".", masks="no", split_file="A/masks/0.txt")
+    (tmp_path / "no").mkdir()
+    with pytest.raises(DataError, match="the name of 2 images: 0, A/masks/0 .* - write their"):
+        find_files(data, "train")
+    data = data_config("folder", tmp_path, split_file="*/{split}.txt", **fields)
     with pytest.raises(DataError, match="matches no list - correct --config"):
         find_files(data, "val")
