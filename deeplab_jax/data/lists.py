@@ -103,12 +103,12 @@ def resolve(lines: Sequence[str], list_file: Path, known: Known) -> Resolved:
     r"""Returns what the lines of a list name, in order.
 
     A line names an image by its stem, its file's name, or its path under the images' folder, under
-    the root, beside the list or in full, with or without the suffix, and after it perhaps the
-    image's mask. It may also name the mask alone, or a folder, which stands for all images below.
-    A name that stands as it is goes before one without quotes and spaces around it, and with `/`
-    for `\`. A list that lies above images, or in a folder that is called like one of theirs, means
-    these before others. Absolute paths of another machine are read by their ends, where these name
-    one file each. A first line of column titles and lines that begin with `#` name nothing.
+    the root or in full, with or without the suffix, and after it perhaps the image's mask. It may
+    also name the mask alone, or a folder, which stands for all images below. A name that stands as
+    it is goes before one without quotes and spaces around it, and with `/` for `\`. A list of a
+    scene means the scene's images before others: it lies around some images, or has their folder's
+    name in its own. Absolute paths of another machine are read by their ends, where each names one
+    file alone. A first line of column titles and lines that begin with `#` name nothing.
 
     Raises:
       DataError: lines of columns that name no image and mask, or a name of several images.
@@ -163,6 +163,7 @@ class _Names:
 
     def __init__(self, known: Known, list_file: Path):
         self._known, self._beside = known, list_file.parent
+        self._words = re.split(r"[_\-. ]+", list_file.stem)
         places = os.path.abspath(known.root), os.path.realpath(known.root), str(known.root)
         self._roots = tuple(os.path.join(place, "") for place in places)
         self._found_masks = frozenset(known.masks.values())
@@ -190,8 +191,7 @@ class _Names:
     @cached_property
     def _scene(self) -> dict[str, str]:
         """{path in the list's own scene, or name there: stem}; empty where the list has none."""
-        relative = os.path.relpath(self._beside, self._known.root)
-        if relative == "." or relative.startswith(".."):
+        if not self._beside.is_relative_to(self._known.root):
             return {}
         above = self._beside
         images: dict[str, str] = {}
@@ -199,10 +199,13 @@ class _Names:
             below = os.path.join(str(above), "")
             images = {p: s for s, p in self._known.images.items() if p.startswith(below)}
             above = above.parent
-        if not images:
-            name = os.path.basename(relative)
+        if not images:  # called like one: lists/A/train.txt, A_train.txt
+            called = {self._beside.name, *(self._words if len(self._words) > 1 else ())}
+            folders = {os.path.dirname(path) for path in self._known.images.values()}
+            own = {folder: called.intersection(self._parts(folder)) for folder in folders}
+            wanted = set().union(*own.values())
             images = {p: s for s, p in self._known.images.items()
-                      if f"/{name}/" in p and name in self._parts(p)[:-1]}  # fmt: skip
+                      if wanted and own[os.path.dirname(p)] == wanted}  # fmt: skip
         if not images or len(images) == len(self._known.images):
             return {}
         found: dict[str, str] = {}
@@ -345,8 +348,11 @@ class _Names:
         return [mark.join(f'"{row[number].strip()}"' for number in wanted) for row in rows]
 
     def _is_image(self, cell: str) -> bool:
+        """Tells whether a cell of a table names an image, or a folder of images."""
         try:
-            return bool(self._local(_clean(cell)) or self._image(_clean(cell)))
+            name = _clean(cell)
+            is_folder = name.rstrip("/") in self._by_folder
+            return is_folder or bool(self._local(name) or self._image(name))
         except _UnusableError:  # the name of several
             return True
 

@@ -257,7 +257,7 @@ def test_lists_of_scenes_mean_their_own_images(data_config, tmp_path):
     (tmp_path / "A/masks/0.txt").write_text("0\n")
     data = data_config("folder", tmp_path, images=".", masks="no", split_file="A/masks/0.txt")
     (tmp_path / "no").mkdir()
-    with pytest.raises(DataError, match="the name of 2 images: 0, A/masks/0 .* - write their"):
+    with pytest.raises(DataError, match=r"the name of 2 images: 0, A/masks/0 .* - write their"):
         find_files(data, "train")
     data = data_config("folder", tmp_path, split_file="*/{split}.txt", **fields)
     with pytest.raises(DataError, match="matches no list - correct --config"):

@@ -45,6 +45,7 @@ SCENE_LISTS = {
     "two columns": ("{scene}/{split}.txt", "images/{0}.png masks/{0}.png", "*/{split}.txt"),
     "splits below": ("{scene}/splits/{split}.txt", "{}", "*/splits/{split}.txt"),
     "lists apart": ("lists/{scene}/{split}.txt", "{}", "lists/*/{split}.txt"),
+    "of names, in their names": ("{scene}_{split}.txt", "{}", "{{A,B}}_{split}.txt"),
     "in their names": ("lists/{scene}_{split}.txt", "{scene}/images/{0}.png",
                        "lists/{{A,B}}_{split}.txt"),
 }  # fmt: skip
@@ -90,6 +91,18 @@ def test_lists_name_scenes_or_files_of_another_machine(tmp_path, form):
     assert is_said == form.startswith("/home")
 
 
+def test_tables_of_scenes_are_lists_or_named(tmp_path):
+    scenes(tmp_path, "A", "B", "C")
+    write(tmp_path, ("scenes.csv", "# my\nscene,use,split\nA,6,train\nB,6,train\nC,6,val\n"))
+    (finding,) = guess(tmp_path).findings
+    exec(shlex.split(finding.fix)[-1], {})
+    assert [len(stems) for stems in used(guess(tmp_path)).values()] == [12, 6]
+    for split, names in (("train", "AB"), ("val", "C")):
+        (tmp_path / f"{split}.txt").unlink()
+        write(tmp_path, (f"{split}.csv", "scene,frames\n" + lines(names, "{},6")))
+    assert [len(stems) for stems in used(guess(tmp_path)).values()] == [12, 6]
+
+
 @pytest.mark.parametrize("text", ["ID,filename,score\n", "n;image;note\n"])
 def test_tables_of_one_split_are_lists(tmp_path, text):
     mark = ";" if ";" in text else ","
@@ -103,6 +116,7 @@ def test_tables_of_one_split_are_lists(tmp_path, text):
 TABLES = {
     "metadata.csv": "filename,split\n{train}.png,train\n{val}.png,val\n",
     "sub/meta data.tsv": "id\tscore\tSubset\n{train}\t1\tTraining\n{val}\t0\tTest\n",
+    "info.csv": "img,phase\n{train},train\n{val},val\nx,unused\n",
     "train.csv": "ImageId,is_valid\n{train},False\n{val},True\n",
     "folds.csv": "image;fold\nimages/{train}.png;1\nimages/{val}.png;0\n",
     "splits.csv": '"n","path"\n"train","C:\\x\\images\\{train}.png"\n"val","C:\\x\\{val}.png"\n',
@@ -111,9 +125,9 @@ TABLES = {
 
 @pytest.mark.parametrize("name", TABLES)
 def test_splits_in_a_column_are_named_and_the_command_makes_lists_of_them(tmp_path, name):
-    head, train, val = TABLES[name].splitlines(keepends=True)
+    head, train, val, *rest = TABLES[name].splitlines(keepends=True)
     text = head + "".join(train.replace("{train}", n) for n in TRAIN)
-    text += "".join(val.replace("{val}", n) for n in VAL)
+    text += "".join(val.replace("{val}", n) for n in VAL) + "".join(rest)
     write(tmp_path, *(f"{kind}/{n}.png" for kind in ("images", "masks") for n in TRAIN + VAL))
     write(tmp_path, (name, text))
     layout = guess(tmp_path)

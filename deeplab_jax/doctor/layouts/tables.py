@@ -22,7 +22,10 @@ _MAX_TABLES = 24  # looked into
 _MAX_VALUES = 20  # of a column that tells splits
 _ENOUGH = 0.5  # of a column's cells must name images
 _FLAG = re.compile(r"(is_?)?(train|val|valid|validation|test)(ing)?", re.IGNORECASE)
-_FOLD = re.compile(r"k?_?folds?(_?id)?|split|partition|subset|set", re.IGNORECASE)
+_TITLE = re.compile(
+    r"(data_?(set)?_?)?(k?_?folds?|split|partition|subset|set|phase|usage|stage)(_?(id|name))?",
+    re.IGNORECASE,
+)
 _TRUE, _FALSE = {"1", "true", "yes", "t", "y"}, {"0", "false", "no", "f", "n"}
 
 
@@ -37,10 +40,15 @@ class Table(NamedTuple):
 def find(tree: Tree, place: Place) -> dict[str, Table]:
     """Returns {path: table} of the tables that split the images of a place."""
     stems = {_stem(image) for match in place.matches for image, _ in match.pairs}
+    scenes = {part for match in place.matches for part in match.images.split("/")} - stems
     paths = [path for path in tree.tables if PurePosixPath(path).stem not in stems]
     paths = sorted(paths, key=lambda p: (p.count("/"), p))[:_MAX_TABLES]
-    found = ((path, _look(tree, path, stems)) for path in paths)
-    return {path: table for path, table in found if table}
+    found = {}
+    for path in paths:
+        rows = _read(tree.root / path)
+        if table := _look(tree, path, rows, stems) or _look(tree, path, rows, scenes):
+            found[path] = table
+    return found
 
 
 def told_of(found: Mapping[str, Table], is_split: bool) -> list[Finding]:
@@ -56,23 +64,23 @@ def told_of(found: Mapping[str, Table], is_split: bool) -> list[Finding]:
 
 
 def _stem(cell: str) -> str:
-    name = cell.strip().replace("\\", "/").rpartition("/")[2]
+    name = cell.strip().replace("\\", "/").rstrip("/").rpartition("/")[2]
     stem, suffix = os.path.splitext(name)
     return stem if suffix.lower() in IMAGE_SUFFIXES else name
 
 
-def _look(tree: Tree, path: str, stems: set[str]) -> Table | None:
-    """Returns what a table tells; None of one that tells no split."""
-    if not (rows := _read(tree.root / path)):
+def _look(tree: Tree, path: str, rows: Sequence[Sequence[str]], names: set[str]) -> Table | None:
+    """Returns what a table tells of images, or folders; None of one that tells no split."""
+    if not rows:
         return None
     titles, columns = rows[0], [*zip(*rows[1:], strict=True)]
-    named = [sum(_stem(cell) in stems for cell in cells) for cells in columns]
+    named = [sum(_stem(cell) in names for cell in cells) for cells in columns]
     image = max(range(len(titles)), key=lambda n: (named[n], -n))
     if named[image] <= _ENOUGH * len(rows[1:]):
         return None
     for number, cells in enumerate(columns):
         counts = Counter(cell.strip() for cell in cells if cell.strip())
-        if number == image or not (lists := _lists(titles[number].strip(), counts)):
+        if number == image or not (lists := _splits(titles[number].strip(), counts)):
             continue
         folder = os.path.dirname(tree.root / path)
         ends = [".txt", "_list.txt"]
@@ -87,10 +95,11 @@ def _look(tree: Tree, path: str, stems: set[str]) -> Table | None:
 
 def _command(path: Path, image: int, split: int, files: Mapping[str, Sequence[str]]) -> str:
     """Returns a command that writes {file: values}: the images of rows with one of the values."""
-    encoding, mark = _encoding(path), _mark(read_lines(path)[0])
+    encoding, mark = _encoding(path), _mark(_lines(path)[0])
     code = (
         f"import csv; table = open({str(path)!r}, encoding={encoding!r}, newline=''); "
-        f"rows = [*filter(None, csv.reader(table, delimiter={mark!r}))][1:]; "
+        f"rows = [row for row in csv.reader(table, delimiter={mark!r}) "
+        f"if len(row) > {max(image, split)}]; "
         f"[open(name, 'w', encoding='utf-8').writelines(row[{image}].strip() + '\\n' for row in "
         f"rows if row[{split}].strip() in values) for name, values in {dict(files)!r}.items()]"
     )
@@ -108,6 +117,10 @@ def _encoding(path: Path) -> str:
         return "cp1252"
 
 
+def _lines(path: Path) -> list[str]:
+    return [line for line in read_lines(path) if not line.startswith("#")]
+
+
 def _mark(titles: str) -> str:
     return max("\t;,", key=titles.count)
 
@@ -115,7 +128,7 @@ def _mark(titles: str) -> str:
 def _read(path: Path) -> list[list[str]]:
     """Returns the rows of a table, all of one length; [] of anything else."""
     try:
-        lines = read_lines(path)
+        lines = _lines(path)
         rows = [*csv.reader(lines, delimiter=_mark(lines[0]))] if len(lines) > 1 else []
     except (DataError, csv.Error):
         return []
@@ -123,13 +136,15 @@ def _read(path: Path) -> list[list[str]]:
     return rows if is_even else []
 
 
-def _lists(title: str, counts: Mapping[str, int]) -> dict[str, list[str]]:
+def _splits(title: str, counts: Mapping[str, int]) -> dict[str, list[str]]:
     """Returns {name of a list: values of a column}; empty where a column tells no split."""
     values = sorted(counts)
     if not 1 < len(values) <= _MAX_VALUES:
         return {}
-    if all(_is_name(value) for value in values):
-        return {v: [v] for v in values} if len({words.is_train(v) for v in values}) == 2 else {}
+    names = [value for value in values if _is_name(value)]
+    is_meant = len(names) == len(values) or _TITLE.fullmatch(title)  # some may be of no split
+    if is_meant and len({words.is_train(name) for name in names}) == 2:
+        return {name: [name] for name in names}
     is_flag = all(value.lower() in _TRUE | _FALSE for value in values)
     if is_flag and (flag := _FLAG.fullmatch(title)):
         yes, no = ([v for v in values if v.lower() in kind] for kind in (_TRUE, _FALSE))
@@ -137,7 +152,7 @@ def _lists(title: str, counts: Mapping[str, int]) -> dict[str, list[str]]:
         if kind == "train":
             return {"train": yes, "val": no}
         return {"train": no, "test" if kind == "test" else "val": yes}
-    if _FOLD.fullmatch(title) and all(value.isdigit() for value in values):
+    if _TITLE.fullmatch(title) and all(value.isdigit() for value in values):
         first = min(values, key=int)
         return {"train": [v for v in values if v != first], "val": [first]}
     return {}
