@@ -207,6 +207,8 @@ def _unknown_fix(survey: Survey) -> str:
     seen = {value for f in survey.facts for value in f.counts}
     if known == list(range(len(known))) and 0 not in seen and len(known) in seen:
         return f"values are 1..{len(known)}, one too high: set config.data.reduce_zero_label=true"
+    if (survey.root / "classes.json").is_file():
+        return f"{fix}, or name all classes in classes.json, which names {len(known)}"
     return f"{fix}, or config.model.num_classes and config.data"
 
 

@@ -195,6 +195,10 @@ def test_names_without_background_come_after_those_that_fit_and_are_said(make_tr
     assert "(names of meta.json, with background in front for 0, which it does not name)" in out
     (root / "classes.txt").write_text("w\nx\ny\nz\n")
     assert "(names of classes.txt)" in doctor("--data", root)[1]
+    (root / "classes.json").write_text('["a", "b", "c"]')
+    *_, report = doctor("--data", root)
+    (fix,) = (f["fix"] for f in report["findings"] if f["kind"] == "unknown-value")
+    assert fix.endswith("or name all classes in classes.json, which names 3")
 
 
 def test_black_is_the_background_that_a_table_of_colours_lacks(tmp_path):
