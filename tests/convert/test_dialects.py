@@ -93,7 +93,7 @@ def test_every_difference_is_found_and_shown(make_tensors):
         tensors["renamed\n"] = tensors.pop("shortcut.0.weight")
         tensors["decoder.3.bias"] = np.zeros(21, np.float32)
         tensors["shortcut.1.weight"] = np.zeros(3, np.int32)
-        tensors["shortcut.1.num_batches_tracked"] = np.zeros((), np.bool_)
+        tensors["shortcut.1.num_batches_tracked"] = np.zeros((), np.float32)
 
     misfit = _misfit(make_tensors("sssegmentation"), change)
     assert misfit.counts() == "1 missing, 1 unexpected, 3 of another shape or type"
@@ -101,7 +101,7 @@ def test_every_difference_is_found_and_shown(make_tensors):
         "  missing     shortcut.0.weight               (3, 4, 1, 1) wanted",
         "  unexpected  renamed\\n                       (3, 4, 1, 1) float32",
         "  differs     shortcut.1.weight               int32, a floating type wanted",
-        "  differs     shortcut.1.num_batches_tracked  bool, int64 wanted",
+        "  differs     shortcut.1.num_batches_tracked  float32, int64 wanted",
         "  differs     decoder.3.bias                  (21,), (5,) wanted",
     ]
 

@@ -254,12 +254,13 @@ def test_command_rounds_counters(convert, tensors):
     assert checkpoint.read_info(out).counters == keymap.to_variables(tensors, 18)[1]
 
 
-def test_counters_of_mixed_numbers_are_read(convert, tensors):
-    types = itertools.cycle(("i8", "f4", "u1", "f2"))
+@pytest.mark.parametrize("kinds", [("i8", "u1", "i2"), ("f4", "f2")])
+def test_counters_of_several_types_are_read(convert, tensors, kinds):
+    types = itertools.cycle(kinds)
     mixed = {k: v.astype(next(types)) if k.endswith(keymap.COUNTER) else v
              for k, v in tensors.items()}  # fmt: skip
     code, text, _, out = convert(mixed, "--output-stride=16")
-    assert (code, "18 counters of type float16, float32 rounded\n" in text) == (0, True)
+    assert (code, "counters of type float16, float32 rounded\n" in text) == (0, "f4" in kinds)
     assert checkpoint.read_info(out).counters == keymap.to_variables(tensors, 18)[1]
 
 
