@@ -95,6 +95,8 @@ def _convert(args: argparse.Namespace, overrides: list[str], config: "Config | N
         info = Info(kind="backbone", counters=counters)
     else:
         info = describe_weights(config, source, counters)
+        if args.new_auxiliary:
+            info = dataclasses.replace(info, drawn=f"auxiliary head, from seed {config.seed}")
     if args.optimizer:
         progress = read_progress(source, config, args.iteration)
         items = run_items(args.checkpoint, items, progress, config)

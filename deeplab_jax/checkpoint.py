@@ -78,6 +78,7 @@ class Info:
       step: optimiser steps done; `Saver.save` sets it.
       metrics: scores of an evaluation at this step, such as {"mean_iou": 0.5}, a fraction; or None.
       data: fingerprint of a run's training samples; "" if unknown.
+      drawn: what of converted weights was drawn at random, such as "auxiliary head, from seed 0".
     """
 
     kind: str
@@ -88,6 +89,7 @@ class Info:
     step: int = 0
     metrics: dict[str, float] | None = None
     data: str = ""
+    drawn: str = ""
 
 
 class Saver:
@@ -422,6 +424,7 @@ def _from_json(metadata: dict[str, Any], step: int) -> Info:
         step=step,
         metrics=metadata["metrics"],
         data=metadata.get("data", ""),
+        drawn=metadata.get("drawn", ""),
     )
 
 

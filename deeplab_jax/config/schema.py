@@ -230,7 +230,8 @@ class DataConfig:
     split_file: str = _field(
         "",
         'list of images, or of images and their masks, one a line, such as "splits/{split}.txt";'
-        " empty: all files",
+        ' or a pattern of the lists of several scenes, such as "*/{split}.txt" or'
+        ' "{a,b}/{split}.txt"; empty: all files',
         Accepted("a path, or empty"),
     )
     value_range: tuple[int, int] | tuple[()] = _field(

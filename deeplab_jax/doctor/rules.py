@@ -210,6 +210,8 @@ def _unknown_fix(survey: Survey) -> str:
     seen = {value for f in survey.facts for value in f.counts}
     if known == list(range(len(known))) and 0 not in seen and len(known) in seen:
         return f"values are 1..{len(known)}, one too high: set config.data.reduce_zero_label=true"
+    if (survey.root / "classes.json").is_file():
+        return f"{fix}, or name all classes in classes.json, which names {len(known)}"
     return f"{fix}, or config.model.num_classes and config.data"
 
 
@@ -410,6 +412,11 @@ RULES = (
          lambda s: f"scaled to 8 bits by {depth.as_flag(depth.used_range(s))}"
                    + ("" if s.data.value_range else ", which --write-config proposes"),
          _depths),
+    Rule("warning", "extra-band",
+         "{n} TIFF image{s} hold{v} a fourth band that nothing marks as transparency: not read",
+         "nothing to do if it is no colour, such as near infrared; else store the three that count:"
+         " gdal_translate -b 1 -b 2 -b 3 -co PHOTOMETRIC=RGB IN.tif OUT.tif",
+         lambda s: (s.name(f.pair.image) for f in s.facts if f.has_more_bands)),
     Rule("note", "image-mode", "{number} image(s) of other kinds than RGB ({kinds})",
          "they are opened as 8-bit RGB, alpha dropped",
          lambda s: _kinds(Counter(f.image_mode for f in s.facts

@@ -73,7 +73,7 @@ def evaluate_checkpoint(
     Raises:
       CheckpointError: there is no such checkpoint or step, or it does not fit.
       ConfigError: an override cannot be used, or hosts differ.
-      DataError: the data cannot be used.
+      DataError: the data cannot be used, or every pixel is ignored.
       ResourceError: `json_file` cannot be written, or another host is gone.
     """
     with hosts.watched(path):
@@ -92,6 +92,7 @@ def evaluate_checkpoint(
             dataset = open_dataset(config.data, config.model.num_classes, config.data.val_split)
             facts["data"] = dataset.fingerprint()
         pixels = label_counts.count_labels(dataset, path)
+        label_counts.refuse_none(pixels, dataset, config.data)
         for line in label_counts.warnings(pixels, dataset, config.data, is_training=False):
             print(f"warning: {line}", flush=True)
         began = time.perf_counter()

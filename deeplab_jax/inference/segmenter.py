@@ -88,7 +88,8 @@ class Segmenter:
         flags = [] if protocol.mode == "slide" else [WINDOWS]
         flags += ["--config.eval.resize_base="] if protocol.resize_base else []
         flags += ["--config.eval.scales=1"] if protocol.scales != (1.0,) else []
-        return inputs.Reading(self.config.data.value_range, not flags, " ".join(flags))
+        rows, value_range = protocol.crop_size[:1], self.config.data.value_range
+        return inputs.Reading(value_range, not flags, *(rows or (0,)), " ".join(flags))
 
     def __repr__(self) -> str:
         """Returns the checkpoint, its step and the classes in one line."""

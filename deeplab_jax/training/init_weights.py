@@ -125,6 +125,8 @@ def load_checkpoint(state: State, config: Config) -> State:
     if score is not None:
         over = over_classes(scores.get("num_classes_in_mean", 0), scores.get("num_classes", 0))
         origin += f", mean IoU {100 * score:.2f} %{over}"
+    if info.drawn:
+        origin += f"; drawn when it was converted: {info.drawn}"
     text = f"init: {count} of {total} tensors from {path} ({origin})"
     if skipped:
         new = [f"{name}/{leaf}" for name in skipped for leaf in state["params"][name]]

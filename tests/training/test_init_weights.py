@@ -52,13 +52,13 @@ def draw_variables(c, seed=0):
 def write(make_config, tmp_path):
     """Returns write(kind, names, metrics, **model) -> (path, config, items): random, saved."""
 
-    def write(kind="weights", names=NAMES, metrics=None, **model):
+    def write(kind="weights", names=NAMES, metrics=None, drawn="", **model):
         c = make_config(**model)
         items, info_config = draw_variables(c), freeze(c)
         if kind == "backbone":
             items = {name: tree["backbone"] for name, tree in items.items()}
             info_config, names = None, ()
-        info = checkpoint.Info(kind=kind, config=info_config, class_names=names)
+        info = checkpoint.Info(kind=kind, config=info_config, class_names=names, drawn=drawn)
         path = tmp_path / f"{kind}{c.model.depth}"
         with checkpoint.Saver(path) as saver:
             saver.save(0 if kind == "weights" else 1200, items, info, metrics)
@@ -108,6 +108,14 @@ def test_whole_network_is_loaded_and_nothing_else_changes(write, capsys):
     count = len(jax.tree.leaves(items))
     text = f"init: {count} of {count} tensors from {path} (step 1200, mean IoU 41.00 %)\n"
     assert capsys.readouterr().out == text
+
+
+def test_what_was_drawn_when_weights_were_converted_is_told(write, capsys):
+    path, c, _ = write(drawn="auxiliary head, from seed 0")
+    c.init.checkpoint = str(path)
+    init_weights.load_init(new_state(c), c)
+    out = capsys.readouterr().out
+    assert "(weights; drawn when it was converted: auxiliary head, from seed 0)" in out
 
 
 @pytest.mark.parametrize("classes", [3, 4])

@@ -11,7 +11,15 @@ from pathlib import Path, PurePosixPath
 from deeplab_jax.config import DataConfig, freeze, get_config
 from deeplab_jax.data.patterns import IMAGE_SUFFIXES, Pattern
 from deeplab_jax.doctor.findings import Finding
-from deeplab_jax.doctor.layouts import matches, official, per_class, splits, unused, words
+from deeplab_jax.doctor.layouts import (
+    matches,
+    official,
+    per_class,
+    splits,
+    tables,
+    unused,
+    words,
+)
 from deeplab_jax.doctor.layouts.choose import choose
 from deeplab_jax.doctor.layouts.official import Official
 from deeplab_jax.doctor.layouts.shapes import Place, shown
@@ -129,12 +137,14 @@ def _layout(
     if images.split("/")[-1] == "{split}" and masks.split("/")[-1] == "{split}annot":
         data = replace(data, ignore_values=(11,))
         why += " (CamVid's public layout, where 11 is void)"
+    in_tables = tables.find(tree, place)
     if len(names) > 1:
         findings += splits.left_out(place, names)
     else:
         data = replace(data, root=str(tree.root), images=images, masks=masks, mask_suffix=suffix)
         found = splits.find_lists(tree, place, data)
         lists = found.pattern
+        reasons = [r for r in found.reasons if r.partition(": ")[0] not in in_tables]
         told = None if lists or names else splits.by_names(place)
         if lists:
             names, why = found.splits, f"{why}, lists {lists}"
@@ -143,10 +153,11 @@ def _layout(
             images, masks, suffix = told[:3]
             names = splits.ordered(told.splits)
             why = f"{images} with {masks}, split by the images' names"
-            findings += _unused_lists(found.reasons)
+            findings += _unused_lists(reasons)
         else:
-            findings += _unsplit(place, found.reasons)
+            findings += _unsplit(place, reasons)
     is_split = len(names) > 1
+    findings += tables.told_of(in_tables, is_split)
     if not is_split:
         names, why = names[:1] or ("all",), f"{why}, without a split"
     elif words.rank(names[1], words.TEST)[0] < len(words.TEST):
