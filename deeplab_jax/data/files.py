@@ -18,7 +18,7 @@ from deeplab_jax.config import LABEL_IDS, TRAIN_IDS, DataConfig
 from deeplab_jax.config.patterns import IMAGE_SUFFIXES, is_pattern, names_files, wildcards
 from deeplab_jax.data.lists import Known, Sample, read_lines, resolve
 from deeplab_jax.data.outside import refuse_links
-from deeplab_jax.data.patterns import LOSSY_SUFFIXES, Pattern, join
+from deeplab_jax.data.patterns import LOSSY_SUFFIXES, Pattern, in_form_of, join
 from deeplab_jax.errors import DataError, clip, shorten
 from deeplab_jax.utils.walk import Links, OnFault, list_files
 
@@ -221,6 +221,7 @@ def _find_in_folders(
         if data_config.dataset == "voc" and more.is_dir():
             names = list_files(more, root, on_fault, links)
             masks = _by_stem(more, names, paths.mask_suffixes, on_fault) | masks
+    masks = in_form_of(images, masks)
     folders = frozenset((str(image_folder), str(mask_folder)))
     return _Pairs(images, masks, folders, (paths.images, paths.masks))
 

@@ -9,7 +9,7 @@ from deeplab_jax.config import IGNORE_INDEX
 from deeplab_jax.data.labels import value_ranges
 from deeplab_jax.data.pictures.masks import CHANNELS
 from deeplab_jax.doctor import depth
-from deeplab_jax.doctor.findings import Finding, worst_first
+from deeplab_jax.doctor.findings import NAMED_OTHERWISE, Finding, worst_first
 from deeplab_jax.doctor.scan import Color, Pair, SampleFacts
 from deeplab_jax.doctor.survey import Survey
 
@@ -93,9 +93,12 @@ def _case_twins(survey: Survey) -> dict[tuple[str, str], str]:
 
 
 def _pairs(survey: Survey) -> list[Pair]:
-    """Returns the pairs without those of `_case_twins`."""
+    """Returns the pairs without those of `_case_twins`, and those of masks named otherwise."""
     twins = _case_twins(survey)
-    return [f.pair for f in survey.facts if _key(f.pair) not in twins]
+    told = {text for fault in survey.faults if fault.kind == NAMED_OTHERWISE
+            for item in fault.items for text in item.split(" with ")}  # fmt: skip
+    return [f.pair for f in survey.facts if _key(f.pair) not in twins
+            and survey.name(f.pair.image or f.pair.mask) not in told]  # fmt: skip
 
 
 def _names_in_two_cases(survey: Survey) -> Iterator[str]:
@@ -281,8 +284,6 @@ def _mixed_depths(survey: Survey) -> Iterator[Case]:
 
 _TURNED_MASK = ("{n} mask{s} {be} turned by EXIF data, the image{s} not",
                 "save these masks as they are meant to lie, without EXIF orientation")  # fmt: skip
-_FEW = ("{number} training images do not fill one batch of {batch}",
-        "lower config.train.batch_size, or add images")  # fmt: skip
 
 # Findings of equal severity and number of places keep this order.
 # fmt: off
@@ -364,8 +365,10 @@ RULES = (
          lambda s: (Case(words={"split": split})
                     for split in s.splits if not s.of_split(split)
                     and not any(fault.severity == "error" for fault in s.faults))),
-    Rule("error", "few-images", *_FEW, lambda s: _few_images(s, s.batch_size)),
-    Rule("warning", "few-images", *_FEW,
+    Rule("error", "few-images", "{number} training images do not fill one batch of {batch}",
+         "lower config.train.batch_size, or add images", lambda s: _few_images(s, s.batch_size)),
+    Rule("warning", "few-images", "{number} training images are fewer than a usual batch, {batch}",
+         "add images; the recipe of --write-config has a batch that they fill",
          lambda s: _few_images(s, None if s.batch_size else _USUAL_BATCH)),
     Rule("warning", "palette-differs",
          "{n} palette mask{s} show{v} a value in another colour than most",
