@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 from deeplab_jax import __version__
 from deeplab_jax.distributed import cluster
 from deeplab_jax.errors import ConfigError, DataError, DeepLabError, Interrupted, as_resource_error
+from deeplab_jax.utils import background
 from deeplab_jax.utils.progress import discard
 
 if TYPE_CHECKING:
@@ -129,6 +130,8 @@ def run(command: Callable[[list[str]], None], argv: Sequence[str] | None = None)
     except BrokenPipeError:  # the command itself was done
         discard(sys.stdout)
     cluster.shutdown(code)
+    if background.is_left():  # XLA still compiles; the interpreter's end would wait or crash
+        os._exit(code)
     sys.exit(code)
 
 

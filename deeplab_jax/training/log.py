@@ -98,11 +98,14 @@ class Speed:
 
     Rate and share are means since the last `pause`, or since the start. The first step of a
     process, which compiles, is not counted.
+
+    Attributes:
+      step_seconds: smoothed time of a step; None before the second.
     """
 
     def __init__(self, batch_size: int):
         self._batch_size = batch_size
-        self._step_seconds: float | None = None  # smoothed
+        self.step_seconds: float | None = None  # smoothed
         self._evaluations: list[float] = []  # seconds of each
         self.pause()
 
@@ -118,7 +121,7 @@ class Speed:
     def finished_step(self) -> None:
         """Counts a finished step."""
         now = time.perf_counter()
-        self._step_seconds = smooth(self._step_seconds, now - self._last)
+        self.step_seconds = smooth(self.step_seconds, now - self._last)
         self._last, self._steps = now, self._steps + 1
 
     def read(self) -> dict[str, float]:
@@ -141,9 +144,9 @@ class Speed:
         Steps are taken at their recent rate, evaluations at their mean. Before the first evaluation
         of the process the text is such as "1:02:03 + evaluations".
         """
-        if self._step_seconds is None:
+        if self.step_seconds is None:
             return None
-        seconds = steps * self._step_seconds
+        seconds = steps * self.step_seconds
         if not evaluations:
             return duration(seconds)
         if not self._evaluations:

@@ -20,7 +20,7 @@ from deeplab_jax.distributed import cluster
 from deeplab_jax.errors import ConfigError, Interrupted
 
 LEAST_SECONDS = 5  # that --save-within accepts
-_MARGIN = 0.5  # seconds before the deadline at which the process is left
+_MARGIN = 1.0  # seconds before the deadline at which the process is left
 _LOOK = 0.25  # seconds between looks for a step on the disk
 _NUMBERS = (int(signal.SIGINT), int(signal.SIGTERM))
 _FIX = "repeat the command to go on"
@@ -33,6 +33,7 @@ class Stop:
       received: numbers of the signals that the run has to stop for. It looks after each step.
       is_orderly: whether the run looks at `received` and saves. Otherwise nothing is unsaved, and
         the command leaves at once.
+      saved: the last step whose save is complete, as far as known.
     """
 
     def __init__(self, within: float | None = None):
@@ -49,7 +50,8 @@ class Stop:
         self._within = within
         self._first = 0  # signal
         self._is_over = False
-        self._step = self._saved = 0  # last steps begun and saved
+        self.saved = 0
+        self._step = 0  # the last begun
         self._step_seconds: float | None = None
         self._save_seconds: float | None = None
         self._saving: tuple[int, float] | None = None  # step under way to the disk, and since when
@@ -61,7 +63,7 @@ class Stop:
 
     def saving(self, step: int, path: Path) -> None:
         """Notes that a save begins; a thread measures when `path`, the finished step, is there."""
-        is_known = step == self._saved or (self._saving or (0,))[0] == step
+        is_known = step == self.saved or (self._saving or (0,))[0] == step
         if self._within is None or is_known:
             return
         mine = self._saving = step, time.monotonic()
@@ -70,7 +72,7 @@ class Stop:
             while self._saving is mine and not path.is_dir():
                 time.sleep(_LOOK)
             if self._saving is mine:
-                self._saved, self._save_seconds = step, time.monotonic() - mine[1]
+                self.saved, self._save_seconds = step, time.monotonic() - mine[1]
                 self._saving = None
 
         threading.Thread(target=look, name="save", daemon=True).start()
@@ -121,9 +123,9 @@ class Stop:
         self._leave(self._first, what)
 
     def _lost(self) -> str:
-        if self._step <= self._saved:
+        if self._step <= self.saved:
             return "nothing is lost"
-        return f"lost are the steps after {self._saved}, up to {self._step}"
+        return f"lost are the steps after {self.saved}, up to {self._step}"
 
     def _leave(self, number: int, what: str) -> NoReturn:
         """Ends the process with one line; the system releases the lock of the work directory."""
@@ -152,9 +154,13 @@ def watched(within: float | None = None) -> Iterator[Stop]:
     stop = Stop(within)
     out, into = os.pipe()
     os.set_blocking(into, False)
+    taken = threading.Semaphore(0)
+
+    def wait_for_thread(number: int, frame: FrameType | None) -> None:
+        taken.acquire(timeout=1)  # so that the main thread's next look sees the signal
+
     try:
-        # A handler that does nothing: the number is written into the pipe before it would run.
-        previous = {number: signal.signal(number, lambda *_: None) for number in _NUMBERS}
+        previous = {number: signal.signal(number, wait_for_thread) for number in _NUMBERS}
     except ValueError:  # not the main thread: the caller handles signals
         os.close(out)
         os.close(into)
@@ -166,6 +172,7 @@ def watched(within: float | None = None) -> Iterator[Stop]:
         while number := os.read(out, 1):
             if number[0] in _NUMBERS:
                 stop.take(number[0])
+                taken.release()
 
     thread = threading.Thread(target=watch, name="signals", daemon=True)
     thread.start()
