@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from deeplab_jax.evaluation.metrics import over_classes
-from deeplab_jax.utils.atomic import atomic_write
+from deeplab_jax.utils.atomic import atomic_write, named
 from deeplab_jax.utils.progress import PLAIN_SECONDS, Screen, View, duration
 
 SMOOTHING = 0.9  # weight of the past, per step, in the smoothed loss and time of a step
@@ -66,9 +66,9 @@ class JsonLog:
 
         Without a path, for hosts other than the first, lines go nowhere.
         """
+        self._path = path or Path(os.devnull)
         if path is None:
-            path = Path(os.devnull)
-            self._file = path.open("a")
+            self._file = self._path.open("a")
             return
         kept = []
         if path.exists():
@@ -85,12 +85,14 @@ class JsonLog:
 
     def write(self, event: str, step: int, values: dict[str, Any]) -> None:
         """Appends one line and hands it to the operating system."""
-        self._file.write(json.dumps({"event": event, "step": step, **values}) + "\n")
-        self._file.flush()
+        with named(self._path):
+            self._file.write(json.dumps({"event": event, "step": step, **values}) + "\n")
+            self._file.flush()
 
     def close(self) -> None:
         """Closes the file."""
-        self._file.close()
+        with named(self._path):
+            self._file.close()
 
 
 class Speed:

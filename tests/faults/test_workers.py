@@ -194,7 +194,7 @@ def test_process_that_dies_or_hangs_is_told_with_its_sample(
 
 @pytest.mark.process("waits ten seconds for a process that is stopped")
 def test_process_that_is_stopped_between_samples_is_told_by_its_last(dataset, monkeypatch):
-    monkeypatch.setattr(workers_lib, "PATIENCE", 8)  # starved, it also misses beats
+    monkeypatch.setattr(workers_lib, "SILENCE", 8)  # starved, it also misses beats
     batches = train_batches(dataset, num_workers=1, **OPTIONS)
     next(batches)
     time.sleep(1)  # until it has filled its buffer
