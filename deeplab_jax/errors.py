@@ -68,10 +68,11 @@ class NumericError(DeepLabError, ArithmeticError):
 
 
 class Interrupted(DeepLabError):
-    """Training was asked to stop, saved its state and left.
+    """Training was asked to stop and left; the text tells what was saved, or lost.
 
     Attributes:
-      exit_code: 130 after Ctrl-C, 143 after SIGTERM, 141 when the reader of the output has gone.
+      exit_code: 130 after Ctrl-C, 143 after SIGTERM, 141 when the reader of the output has gone;
+        the same whatever was saved, because the command goes on where the last save is.
     """
 
     def __init__(self, where: str, what: str, fix: str, exit_code: int):

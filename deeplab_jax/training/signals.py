@@ -5,6 +5,7 @@ compiles or a device computes. Other callers of `train` keep their process: ther
 remembered.
 """
 
+import math
 import os
 import signal
 import sys
@@ -42,7 +43,7 @@ class Stop:
         Raises:
           ConfigError: `within` is too short.
         """
-        if within is not None and not within >= LEAST_SECONDS:
+        if within is not None and not LEAST_SECONDS <= within < math.inf:
             fix = f"give the seconds between the signal and the kill, {LEAST_SECONDS} or more"
             raise ConfigError("--save-within", f"must be {LEAST_SECONDS} or more", fix)
         self.received: list[int] = []

@@ -186,8 +186,9 @@ def test_time_to_save_counts_step_save_and_the_save_under_way(tmp_path):
 
 
 def test_time_to_save_that_is_too_short_names_the_least():
-    with pytest.raises(ConfigError, match="--save-within: must be 5 or more"):
-        Stop(2.0)
+    for seconds in (2.0, float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match="--save-within: must be 5 or more"):
+            Stop(seconds)
 
 
 def test_work_is_done_or_left():
