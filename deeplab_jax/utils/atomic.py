@@ -59,7 +59,8 @@ def remove_stale(folder: Path) -> None:
 
 def _remove_if_stale(path: Path, pid: int) -> None:
     with suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK  # NFS locks what is writable
+        descriptor = os.open(path, flags)
         try:
             info = os.fstat(descriptor)
             is_own = stat.S_ISREG(info.st_mode) and info.st_uid == os.getuid()
