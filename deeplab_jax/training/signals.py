@@ -138,6 +138,8 @@ class Stop:
             if sys.stdout.isatty():
                 os.write(1, b"\x1b[?25h\n")  # the cursor, which a live area hides
         with suppress(OSError):
+            _kill_readers()
+        with suppress(OSError):
             os.write(2, f"{error}\n".encode())
         os._exit(error.exit_code)
 
@@ -216,6 +218,16 @@ def interrupted(number: int, step: int, total: int) -> Interrupted:
     """Returns the error with which a run stopped by a signal ends."""
     what = f"stopped by {_name(number)} and saved at step {step} of {total}"
     return Interrupted("train", what, _FIX, 128 + number)
+
+
+def _kill_readers() -> None:
+    """Ends the processes that read, which would print errors if they are just being started."""
+    for task in Path("/proc/self/task").glob("*/children"):
+        for pid in task.read_text().split():
+            with suppress(OSError):  # it has ended
+                # Python's remover of shared memory ends by itself, after its work.
+                if b"resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    os.kill(int(pid), signal.SIGKILL)
 
 
 def _name(number: int) -> str:
