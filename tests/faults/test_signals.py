@@ -31,11 +31,17 @@ def block(*args, **options):
     while True:
         sleep(600)
 
+def block_when_saved():
+    workdir = sys.argv[sys.argv.index("--workdir") + 1]
+    while checkpoint.latest_step(workdir) is None:
+        sleep(1)
+    block()
+
 def block_at(number):
     make = loop.make_train_step
     def make_spied(*args):
         inner, count = make(*args), iter(range(1, 99))
-        return lambda *args: inner(*args) if next(count) < number else block()
+        return lambda *args: inner(*args) if next(count) < number else block_when_saved()
     loop.make_train_step = make_spied
 
 def save_slowly():
