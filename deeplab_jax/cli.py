@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 from deeplab_jax import __version__
 from deeplab_jax.distributed import cluster
 from deeplab_jax.errors import ConfigError, DataError, DeepLabError, Interrupted, as_resource_error
+from deeplab_jax.utils import background
 from deeplab_jax.utils.progress import discard
 
 if TYPE_CHECKING:
@@ -126,9 +127,13 @@ def run(command: Callable[[list[str]], None], argv: Sequence[str] | None = None)
         code = 1 if known is None else render(known)
     try:
         sys.stdout.flush()
-    except BrokenPipeError:  # the command itself was done
+    except OSError as error:  # the command itself was done
         discard(sys.stdout)
+        full = None if isinstance(error, BrokenPipeError) else as_resource_error(error)
+        code = code or (0 if full is None else render(full))
     cluster.shutdown(code)
+    if background.is_left():  # XLA still compiles; the interpreter's end would wait or crash
+        os._exit(code)
     sys.exit(code)
 
 

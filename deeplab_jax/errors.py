@@ -68,10 +68,11 @@ class NumericError(DeepLabError, ArithmeticError):
 
 
 class Interrupted(DeepLabError):
-    """Training was asked to stop, saved its state and left.
+    """Training was asked to stop and left; the text tells what was saved, or lost.
 
     Attributes:
-      exit_code: 130 after Ctrl-C, 143 after SIGTERM, 141 when the reader of the output has gone.
+      exit_code: 130 after Ctrl-C, 143 after SIGTERM, 141 when the reader of the output has gone;
+        the same whatever was saved, because the command goes on where the last save is.
     """
 
     def __init__(self, where: str, what: str, fix: str, exit_code: int):
@@ -82,8 +83,11 @@ class Interrupted(DeepLabError):
 def as_resource_error(error: Exception) -> ResourceError | None:
     """Returns the `ResourceError` for an error about a file or memory; None for any other."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        where = str(error.filename or ".")
-        free = shutil.disk_usage(os.path.dirname(where) or ".").free
+        if error.filename is None:  # printing does not say where
+            return ResourceError("the output", "its disk is full", "free some space")
+        where = str(error.filename)
+        place = where if os.path.exists(where) else os.path.dirname(where) or "."  # may be a link
+        free = shutil.disk_usage(place).free
         return ResourceError(where, f"the disk is full ({free} bytes free)", "free some space")
     if isinstance(error, OSError) and error.filename is not None:
         fix = "check that it exists, its owner and its mode, or choose another place"

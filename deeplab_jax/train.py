@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from deeplab_jax import cli
 from deeplab_jax.distributed import cluster
 from deeplab_jax.errors import ConfigError, DataError, check_folder
+from deeplab_jax.training import signals
 from deeplab_jax.utils import steps
 
 if TYPE_CHECKING:
@@ -60,6 +61,14 @@ def main(argv: list[str]) -> None:
         help="devices that a dry run is for: v5e:4x4, v5p:4x4x4, h200, h100:8, cpu:8, ...; they"
         " need not be here; default: those of this machine",
     )
+    parser.add_argument(
+        "--save-within",
+        metavar="SECONDS",
+        type=float,
+        help="for a scheduler that kills after SIGTERM: save and be gone by then; if the step under"
+        " way and a save will not end in time, leave at once with the last save; in any case be"
+        " gone; default: no limit",
+    )
     cluster.add_arguments(parser)
     args, overrides = parser.parse(argv)
     if args.hardware is not None and not args.dry_run:
@@ -81,16 +90,17 @@ def main(argv: list[str]) -> None:
         place = ["--workdir", args.workdir] if args.workdir else []
         cli.finish(None, "train", "--config", args.config, *place, *overrides)
         return
-    if cluster.is_alone(args.coordinator, args.num_processes, args.process_id):
-        _check_paths(config, workdir)  # before JAX loads
-    cluster.initialize(args.coordinator, args.num_processes, args.process_id)
-    from deeplab_jax.distributed import hosts
-    from deeplab_jax.training.loop import train
+    with signals.watched(args.save_within) as stop:
+        if cluster.is_alone(args.coordinator, args.num_processes, args.process_id):
+            _check_paths(config, workdir)  # before JAX loads
+        cluster.initialize(args.coordinator, args.num_processes, args.process_id)
+        from deeplab_jax.distributed import hosts
+        from deeplab_jax.training.loop import train
 
-    try:
-        train(config, workdir)
-    except DataError as error:
-        raise cli.with_doctor(error, config, args.config, overrides) from error
+        try:
+            train(config, workdir, stop)
+        except DataError as error:
+            raise cli.with_doctor(error, config, args.config, overrides) from error
     if hosts.is_primary():
         cli.finish(workdir, "evaluate", "--checkpoint", workdir)
 

@@ -340,6 +340,7 @@ def test_version_tells_a_missing_backend_in_words(call, monkeypatch, error, text
         (OSError(errno.EROFS, "Read-only file system", "/x/y"), 5, "/x/y: read-only file system"),
         (FileExistsError(errno.EEXIST, "File exists", "/x/y"), 5, "error: /x/y: file exists - "),
         (OSError(errno.ENOSPC, "No space left on device", "/y"), 5, "/y: the disk is full ("),
+        (OSError(errno.ENOSPC, "No space left"), 5, "error: the output: its disk is full - "),
         (
             RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 5 bytes.\n[tf32[9]]"),
             5,

@@ -206,6 +206,7 @@ class Prediction:
             with atomic_write(path) as file:
                 options = {"legend": True} if legend and name == "overlay" else {}
                 FORMATS[name].write(self, file, **options)
+                paths[-1].unlink(missing_ok=True)  # or it would prove old files beside new ones
         with atomic_write(paths[-1]) as file:
             file.write(json.dumps(self.summary(), indent=1, allow_nan=False).encode() + b"\n")
         return paths
@@ -261,8 +262,30 @@ def check_free(paths: Iterable[Path]) -> None:
     if found:
         rest = f", ... ({len(found)} files)" if len(found) > 5 else ""
         what = "exists already" if len(found) == 1 else "exist already"
-        fix = "choose another folder, or replace them with --force, in Python force=True"
+        fix = "choose another folder, or replace them with --force, in Python force=True; go on"
+        fix += " after an end midway: --skip-existing"
         raise ConfigError(", ".join(found[:5]) + rest, what, fix)
+
+
+def finished(paths: Sequence[Path]) -> dict[str, Any] | None:
+    """Returns the JSON of an image's results; None unless it and all other files are there.
+
+    Args:
+      paths: of `output_paths`.
+
+    Raises:
+      ConfigError: the JSON is none of ours.
+    """
+    try:
+        content = json.loads(paths[-1].read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        content = None
+    if not isinstance(content, dict) or not {"file", "step", "classes"} <= content.keys():
+        check_free(paths[-1:])
+        return None
+    return content if all(path.is_file() for path in paths) else None
 
 
 def _row_strips(shape: tuple[int, ...]) -> Iterator[slice]:

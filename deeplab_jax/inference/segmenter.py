@@ -211,8 +211,13 @@ class Segmenter:
         resized = origin.image if fitted == size else resize_image(origin.image[:], fitted)
         return Item(origin, resized, size)
 
-    def _prediction(self, origin: _Origin, arrays: Sequence[np.ndarray]) -> Prediction:
+    @property
+    def source(self) -> dict[str, str | int]:
+        """Origin of the labels: "checkpoint", "step" and "protocol"."""
         protocol = str(self.engine.protocol)
+        return {"checkpoint": str(self.path), "step": self.step, "protocol": protocol}
+
+    def _prediction(self, origin: _Origin, arrays: Sequence[np.ndarray]) -> Prediction:
         return Prediction(
             labels=arrays[0],
             confidence=arrays[1],
@@ -221,7 +226,7 @@ class Segmenter:
             name=origin.name,
             class_names=self.class_names,
             file=origin.file,
-            source={"checkpoint": str(self.path), "step": self.step, "protocol": protocol},
+            source=self.source,
             stream=lambda give: self.engine.probabilities(self._resized(origin), give),
         )
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from deeplab_jax.evaluation.metrics import over_classes
-from deeplab_jax.utils.atomic import atomic_write
+from deeplab_jax.utils.atomic import atomic_write, named
 from deeplab_jax.utils.progress import PLAIN_SECONDS, Screen, View, duration
 
 SMOOTHING = 0.9  # weight of the past, per step, in the smoothed loss and time of a step
@@ -66,9 +66,9 @@ class JsonLog:
 
         Without a path, for hosts other than the first, lines go nowhere.
         """
+        self._path = path or Path(os.devnull)
         if path is None:
-            path = Path(os.devnull)
-            self._file = path.open("a")
+            self._file = self._path.open("a")
             return
         kept = []
         if path.exists():
@@ -85,12 +85,14 @@ class JsonLog:
 
     def write(self, event: str, step: int, values: dict[str, Any]) -> None:
         """Appends one line and hands it to the operating system."""
-        self._file.write(json.dumps({"event": event, "step": step, **values}) + "\n")
-        self._file.flush()
+        with named(self._path):
+            self._file.write(json.dumps({"event": event, "step": step, **values}) + "\n")
+            self._file.flush()
 
     def close(self) -> None:
         """Closes the file."""
-        self._file.close()
+        with named(self._path):
+            self._file.close()
 
 
 class Speed:
@@ -98,11 +100,14 @@ class Speed:
 
     Rate and share are means since the last `pause`, or since the start. The first step of a
     process, which compiles, is not counted.
+
+    Attributes:
+      step_seconds: smoothed time of a step; None before the second.
     """
 
     def __init__(self, batch_size: int):
         self._batch_size = batch_size
-        self._step_seconds: float | None = None  # smoothed
+        self.step_seconds: float | None = None  # smoothed
         self._evaluations: list[float] = []  # seconds of each
         self.pause()
 
@@ -118,7 +123,7 @@ class Speed:
     def finished_step(self) -> None:
         """Counts a finished step."""
         now = time.perf_counter()
-        self._step_seconds = smooth(self._step_seconds, now - self._last)
+        self.step_seconds = smooth(self.step_seconds, now - self._last)
         self._last, self._steps = now, self._steps + 1
 
     def read(self) -> dict[str, float]:
@@ -141,9 +146,9 @@ class Speed:
         Steps are taken at their recent rate, evaluations at their mean. Before the first evaluation
         of the process the text is such as "1:02:03 + evaluations".
         """
-        if self._step_seconds is None:
+        if self.step_seconds is None:
             return None
-        seconds = steps * self._step_seconds
+        seconds = steps * self.step_seconds
         if not evaluations:
             return duration(seconds)
         if not self._evaluations:

@@ -27,7 +27,7 @@ from deeplab_jax.training import picture
 from deeplab_jax.training.log import Display, JsonLog, Speed, read_log, smooth
 from deeplab_jax.training.plan import read_batches
 from deeplab_jax.training.setup import RunSetup, claim, gather, restore_or_init
-from deeplab_jax.training.signals import interrupted, stop_signals
+from deeplab_jax.training.signals import Stop, interrupted, remembered
 from deeplab_jax.training.state import State, eval_variables, tree_hash
 from deeplab_jax.training.step import Metrics, make_train_step
 from deeplab_jax.utils import compile_cache
@@ -36,7 +36,9 @@ from deeplab_jax.utils.progress import clock
 _FAILED = 255  # vote of a host that cannot go on; other votes are numbers of signals
 
 
-def train(config: Config | ConfigDict, workdir: str | Path) -> dict[str, int | str]:
+def train(
+    config: Config | ConfigDict, workdir: str | Path, stop: Stop | None = None
+) -> dict[str, int | str]:
     """Trains until the plan is done, continuing what `workdir` already holds.
 
     Prints to standard output what `deeplab train` prints.
@@ -47,6 +49,7 @@ def train(config: Config | ConfigDict, workdir: str | Path) -> dict[str, int | s
     Args:
       config: the run's configuration, of `load_recipe` or `get_config`.
       workdir: created if missing.
+      stop: what takes signals; by default SIGINT and SIGTERM are remembered from the first step on.
 
     Returns:
       {"step": the plan's last step, "params_sha256": hash of the final parameters}.
@@ -74,8 +77,8 @@ def train(config: Config | ConfigDict, workdir: str | Path) -> dict[str, int | s
             # A kill may have cut off the end of the log.
             return log_end(JsonLog(_log_path(setup), setup.start), state)
         print(describe(setup), flush=True)
-        with stop_signals() as stop:
-            return Run(setup, state, stop).go()
+        with nullcontext(stop) if stop else remembered() as signals:
+            return Run(setup, state, signals).go()
 
 
 def describe(setup: RunSetup) -> str:
@@ -100,11 +103,12 @@ class Run:
       state: state after the last finished step; None while a step, which it is donated to, runs.
     """
 
-    def __init__(self, setup: RunSetup, state: State, stop: list[int]):
-        """Compiles and opens nothing yet; `stop` receives the numbers of signals to stop for."""
+    def __init__(self, setup: RunSetup, state: State, signals: Stop):
+        """Compiles and opens nothing yet."""
         self.setup, self.config, self.plan = setup, setup.config, setup.plan
         self.state: State | None = state
-        self.stop = stop
+        self.signals, self.stop = signals, signals.received
+        signals.saved = setup.start
         self.train_step = make_train_step(self.config, self.plan.total, setup.mesh)
         protocol = read_protocol(self.config.eval)
         resize_base = self.config.eval.resize_base
@@ -167,8 +171,11 @@ class Run:
         batch_size = self.config.train.batch_size
         batches = mesh_lib.to_devices(self._batches(), self.setup.mesh, batch_size)
         if self.setup.is_evaluation_owed:
+            self.signals.is_orderly = True
             self._evaluate(self.setup.start)
+            self._agree()
             self._stop_if_agreed(self.setup.start)
+            self.signals.is_orderly = False
         first = self.setup.start + 1
         for step in range(first, self.plan.total + 1):
             batch, on_device = self._next(batches, is_first=step == first)
@@ -177,6 +184,7 @@ class Run:
                 if step == first:
                     stack.enter_context(compile_cache.compiling("the training step", is_told=True))
                 self.state, metrics = self.train_step(state, *on_device[1:])
+            self.signals.begun(step, self.speed.step_seconds)
             self.pending.append((step, batch.index, metrics))
             # A step late, so that the device never waits; but the first is shown at once.
             self._read_metrics(keep=int(step != first))
@@ -322,6 +330,7 @@ class Run:
         if self.config.mesh.check_every_steps:
             self._compare_devices(step)
         items = {name: item for name, item in self._whole().items() if name != "step"}
+        self.signals.saving(step, checkpoint.step_path(self.setup.workdir, step))
         self.saver.save(step, items, self.info, metrics)
 
     def _save_last(self, reason: Exception | None) -> None:

@@ -18,7 +18,7 @@ from deeplab_jax.config.checks import as_text
 from deeplab_jax.data import Dataset
 from deeplab_jax.distributed import hosts
 from deeplab_jax.errors import ConfigError
-from deeplab_jax.utils.atomic import atomic_write
+from deeplab_jax.utils.atomic import atomic_write, remove_stale
 from deeplab_jax.utils.locks import try_lock
 
 
@@ -41,6 +41,7 @@ def lock(workdir: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"pid {os.getpid()} on {platform.node()}")
         file.flush()
+        remove_stale(workdir)
         yield
 
 

@@ -88,6 +88,13 @@ def _make_private(folder: Path) -> Path:
         is_own = info.st_uid == os.getuid() and stat.S_ISDIR(info.st_mode)
         if not is_own or info.st_mode & 0o022:
             raise PermissionError(f"{path} is a link, or others own it or can write there")
+    # Who can write to a folder above could put another one in its place; both before and after
+    # links are followed.
+    for path in dict.fromkeys([*folder.parents, *folder.resolve().parents]):
+        info = path.stat()
+        is_open = info.st_mode & 0o022 and not info.st_mode & stat.S_ISVTX  # /tmp is sticky
+        if is_open or info.st_uid not in (0, os.getuid()):
+            raise PermissionError(f"others own {path}, above it, or can write there")
     return folder
 
 

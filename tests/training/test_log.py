@@ -1,4 +1,5 @@
 import json
+import os
 import re
 
 import pytest
@@ -25,6 +26,15 @@ def test_each_line_has_event_step_and_values_and_is_written_at_once(tmp_path):
         {"event": "eval", "step": 1, "mean_iou": None},
     ]
     log.close()
+
+
+def test_full_disk_is_that_of_the_log(tmp_path):
+    log = JsonLog(tmp_path / "log.jsonl", 0)
+    os.dup2(os.open("/dev/full", os.O_WRONLY), log._file.fileno())
+    for write in (lambda: log.write("train", 1, {}), log.close):  # closing tries once more
+        with pytest.raises(OSError, match="No space left") as caught:
+            write()
+        assert caught.value.filename == str(tmp_path / "log.jsonl")
 
 
 def test_floats_come_back_bit_for_bit(tmp_path):
