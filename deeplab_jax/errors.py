@@ -51,6 +51,10 @@ class CheckpointError(DeepLabError, ValueError):
     exit_code = 4
 
 
+class DamagedError(CheckpointError):
+    """A step of a checkpoint that is not what was saved; others beside it may be good."""
+
+
 class ResourceError(DeepLabError, RuntimeError):
     """Memory, disk space, a permission or a worker process is missing."""
 
@@ -169,8 +173,8 @@ def shorten(names: Iterable[object], limit: int = 10) -> str:
     return shown + (f", ... ({rest} more)" if rest > 0 else "")
 
 
-def clip(text: str) -> str:
-    """Returns foreign text for quoting in a message: at most 80 characters, on one line."""
-    if len(text) > _CLIPPED:
-        text = f"{text[: _CLIPPED - 3]}..."
+def clip(text: str, limit: int = _CLIPPED) -> str:
+    """Returns foreign text for quoting in a message: at most `limit` characters, on one line."""
+    if len(text) > limit:
+        text = f"{text[: limit - 3]}..."
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
