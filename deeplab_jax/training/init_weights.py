@@ -9,11 +9,18 @@ import jax
 
 from deeplab_jax import checkpoint
 from deeplab_jax.config import Config
-from deeplab_jax.errors import CheckpointError, ConfigError, shorten
+from deeplab_jax.errors import (
+    CheckpointError,
+    ConfigError,
+    ResourceError,
+    describe_cause,
+    shorten,
+)
 from deeplab_jax.evaluation.metrics import over_classes
 from deeplab_jax.models import build_model, init_variables
 from deeplab_jax.models.structure import describe_difference, structure
 from deeplab_jax.training.state import State
+from deeplab_jax.utils import steps
 from deeplab_jax.utils.trees import PyTree, placed
 
 _CLASSIFIERS = ("aux_classifier", "classifier")  # left as drawn by config.init.head=skip
@@ -92,6 +99,19 @@ def _check_checkpoint(config: Config, class_names: Sequence[str]) -> list[str]:
         f"classes differ from those of {path} ({shorten(changed)});"
         " config.init.head=skip starts new classifiers"
     ]
+
+
+def init_fingerprint(config: Config) -> str | None:
+    """Returns a text that changes with the weights that `config.init` names; None without any."""
+    path = config.init.checkpoint or config.init.backbone
+    if path in ("", "none"):
+        return None
+    try:
+        return steps.fingerprint(path)
+    except OSError as error:
+        raise ResourceError(
+            path, f"cannot be read: {describe_cause(error)}", "make its files readable"
+        ) from error
 
 
 def load_init(state: State, config: Config) -> State:

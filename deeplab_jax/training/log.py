@@ -4,17 +4,25 @@ import json
 import math
 import os
 import statistics
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from deeplab_jax.evaluation.metrics import over_classes
+from deeplab_jax.utils import compile_cache
 from deeplab_jax.utils.atomic import atomic_write
 from deeplab_jax.utils.progress import PLAIN_SECONDS, Screen, View, duration
+from deeplab_jax.utils.stopwatch import Stopwatch
 
 SMOOTHING = 0.9  # weight of the past, per step, in the smoothed loss and time of a step
+EARLY = 20  # steps at the start of a run whose losses are all logged
+BEAT = 10.0  # seconds between lines of the account, at most
+# What a process does: before its first step; compiling; waiting for a batch; the steps and all that
+# is done between them; evaluating; saving.
+PARTS = ("starting", "compile", "input", "steps", "evaluation", "saving")
 _GIB = 2**30
 
 
@@ -58,14 +66,19 @@ def read_log(path: Path) -> Log:
 class JsonLog:
     """A file of JSON lines to which a continued run appends.
 
-    Each line has "event": "train" (a step), "eval" or "end", and "step": optimiser steps done.
+    Each line has "event" and "step": optimiser steps done. Events: "train" (a logged step),
+    "loss" (one of the first `EARLY` steps, where it is not logged), "eval", "end", and "time" (see
+    `Account`).
     """
 
     def __init__(self, path: Path | None, step: int):
         """Opens `path` and drops the end and lines after `step`, which will be written again.
 
+        The account's lines all stay: they tell of steps that are computed again.
+
         Without a path, for hosts other than the first, lines go nowhere.
         """
+        self._lock = threading.Lock()  # the account has a thread
         if path is None:
             path = Path(os.devnull)
             self._file = path.open("a")
@@ -75,7 +88,8 @@ class JsonLog:
             for line in path.read_text(errors="replace").splitlines():
                 try:
                     entry = json.loads(line)
-                    if entry["step"] <= step and entry["event"] != "end":
+                    is_past = entry["step"] <= step and entry["event"] != "end"
+                    if is_past or entry["event"] == "time":
                         kept.append(line + "\n")
                 except (ValueError, KeyError, TypeError):
                     continue  # such as a line that a kill cut short
@@ -85,12 +99,69 @@ class JsonLog:
 
     def write(self, event: str, step: int, values: dict[str, Any]) -> None:
         """Appends one line and hands it to the operating system."""
-        self._file.write(json.dumps({"event": event, "step": step, **values}) + "\n")
-        self._file.flush()
+        line = json.dumps({"event": event, "step": step, **values}) + "\n"
+        with self._lock:
+            self._file.write(line)
+            self._file.flush()
 
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
+
+
+class Account:
+    """What one process of a run spends its time on, as lines of the log with "event": "time".
+
+    Every line has "at", "time" (Unix seconds), "step" (steps done) and the process's seconds of
+    each of `PARTS` so far, by a clock that is never set. "at" is "start" (with facts of the
+    process, and "began": its first moment), "saved" (a save of "step" has begun), "stop" (the
+    process ends by itself), or "run", which comes every `BEAT` seconds from a thread of its own.
+    So a killed process is known to have lived until its last line, and to have ended within `BEAT`
+    seconds of it. A process that ends before it has restored its state writes no line.
+
+    Attributes:
+      step: optimiser steps done.
+      during: context manager; the block is another part than "steps".
+    """
+
+    def __init__(self, log: JsonLog, began: float, step: int, facts: dict[str, Any]):
+        """Writes the first line; "starting" lasts from `began`, Unix seconds, to `trains`."""
+        self._log, self.step = log, step
+        seconds = max(time.time() - began, 0.0)
+        self._watch = Stopwatch(PARTS, seconds, ("compile", compile_cache.seconds))
+        self.during = self._watch.during
+        self._over = threading.Event()
+        self._write("start", {"began": round(began, 3), **facts})
+        self._thread = threading.Thread(target=self._beat, name="account", daemon=True)
+        self._thread.start()
+
+    def trains(self) -> None:
+        """Ends the part "starting"."""
+        self._watch.switch("steps")
+
+    def saved(self) -> None:
+        """Writes that the state of `step` is being saved."""
+        self._write("saved")
+
+    def close(self) -> None:
+        """Writes the last line of the process, once; where it cannot, the run has told why."""
+        if not self._over.is_set():
+            self._over.set()
+            self._thread.join()
+            with suppress(OSError):
+                self._write("stop")
+
+    def _beat(self) -> None:
+        while not self._over.wait(BEAT):
+            try:
+                self._write("run")
+            except OSError:  # a full disk: the main thread meets it at its own next line
+                return
+
+    def _write(self, at: str, facts: dict[str, Any] | None = None) -> None:
+        seconds = {part: round(value, 3) for part, value in self._watch.read().items()}
+        stamp = {"at": at, "time": round(time.time(), 3)}
+        self._log.write("time", self.step, stamp | seconds | (facts or {}))
 
 
 class Speed:
