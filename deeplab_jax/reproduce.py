@@ -54,12 +54,13 @@ def main(argv: list[str]) -> None:
     print("\n".join(reproduce.render(compared, changed)), flush=True)
     if len(compared) < int(args.steps):
         print(f"the log holds the losses of the first {len(compared)} steps alone")
-    first = next((pair for pair in compared if not pair.is_equal), None)
+    first = next((pair for pair in compared if pair.is_judged and not pair.is_equal), None)
     if first is not None:
         why = "; ".join(changed) or "versions, devices and names of samples are the run's"
         fix = "repeat it with what the run's env.json names, on unchanged data"
         if not changed:
-            fix = f"compare the data's content; then repeat it: deeplab reproduce {shlex.quote(args.run)}"
+            again = f"deeplab reproduce {shlex.quote(args.run)}"
+            fix = f"compare the content of the data with the run's; then repeat it: {again}"
         raise NumericError(args.run, f"{first}, and this is the first ({why})", fix)
 
 

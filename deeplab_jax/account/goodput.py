@@ -13,8 +13,9 @@ Wall time lasts from the first process's start to the last line, and is the sum 
   stopped      no process ran
   unknown      what no line tells
 
-A killed process (`kill -9`, a power cut) wrote its last line at most `BEAT` seconds before its end.
-Of the gap behind it, these seconds are unknown, as the process may have lived; the rest is stopped.
+A killed process (`kill -9`, a power cut) wrote its last line at most `log.beat` seconds before its
+end: a hundredth of its life, but 1 s to 60 s. Of the gap behind that line, so many seconds are
+unknown, as the process may have lived; the rest is stopped. What it computed then is nowhere else.
 A process that ended before its first step leaves no line: its time is stopped. A process measures
 itself by a clock that is never set. What the clock of the time stamps shows beyond that, as after a
 machine slept, is unknown; a clock that was set back takes nothing away.
@@ -28,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from deeplab_jax.errors import ConfigError
-from deeplab_jax.training.log import BEAT, PARTS
+from deeplab_jax.training.log import PARTS, beat
 
 NAMES = ("steps", "input wait", "compile", "start-up", "evaluation", "saving", "lost work",
          "stopped", "unknown")  # fmt: skip
@@ -188,7 +189,7 @@ def make_account(processes: Sequence[Process]) -> Account:
             gap = later[0].began - process.last.time
             set_back += max(-gap, 0.0)
             gap = max(gap, 0.0)
-            alive = 0.0 if process.is_ended else min(gap, BEAT)
+            alive = 0.0 if process.is_ended else min(gap, beat(spent))
             seconds["unknown"] += alive
             seconds["stopped"] += gap - alive
     start, step = processes[0].start, processes[-1].last.step

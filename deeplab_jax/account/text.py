@@ -67,7 +67,7 @@ def _remarks(account: Account) -> Iterator[str]:
     if account.start:
         yield f"the first {account.start} steps are not in the account: nothing timed them"
     if account.set_back:
-        yield f"the machine's clock went back by {account.set_back:.0f} s; gaps look shorter by that"
+        yield f"the clock went back by {account.set_back:.0f} s: as much may be missing in stopped"
 
 
 def _time(seconds: float) -> str:

@@ -6,7 +6,7 @@ import os
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,6 @@ from deeplab_jax.utils.stopwatch import Stopwatch
 
 SMOOTHING = 0.9  # weight of the past, per step, in the smoothed loss and time of a step
 EARLY = 20  # steps at the start of a run whose losses are all logged
-BEAT = 10.0  # seconds between lines of the account, at most
 # What a process does: before its first step; compiling; waiting for a batch; the steps and all that
 # is done between them; evaluating; saving.
 PARTS = ("starting", "compile", "input", "steps", "evaluation", "saving")
@@ -109,14 +108,25 @@ class JsonLog:
         self._file.close()
 
 
+def beat(seconds: Mapping[str, float]) -> float:
+    """Returns the seconds from a line of the account to the next, at most.
+
+    A hundredth of the process's life so far, but at least 1 s and at most 60 s.
+
+    Args:
+      seconds: of the process by part.
+    """
+    return min(max(sum(seconds.values()) / 100, 1.0), 60.0)
+
+
 class Account:
     """What one process of a run spends its time on, as lines of the log with "event": "time".
 
     Every line has "at", "time" (Unix seconds), "step" (steps done) and the process's seconds of
     each of `PARTS` so far, by a clock that is never set. "at" is "start" (with facts of the
     process, and "began": its first moment), "saved" (a save of "step" has begun), "stop" (the
-    process ends by itself), or "run", which comes every `BEAT` seconds from a thread of its own.
-    So a killed process is known to have lived until its last line, and to have ended within `BEAT`
+    process ends by itself), or "run", which a thread of its own writes every `beat` seconds. So a
+    killed process is known to have lived until its last line, and to have ended within `beat`
     seconds of it. A process that ends before it has restored its state writes no line.
 
     Attributes:
@@ -152,7 +162,7 @@ class Account:
                 self._write("stop")
 
     def _beat(self) -> None:
-        while not self._over.wait(BEAT):
+        while not self._over.wait(beat(self._watch.read())):
             try:
                 self._write("run")
             except OSError:  # a full disk: the main thread meets it at its own next line

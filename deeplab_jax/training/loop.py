@@ -340,8 +340,9 @@ class Run:
             self._compare_devices(step)
         items = {name: item for name, item in self._whole().items() if name != "step"}
         with self.account.during("saving"):
-            self.saver.save(step, items, self.info, metrics)
-        self.account.saved()
+            is_new = self.saver.save(step, items, self.info, metrics)
+        if is_new:
+            self.account.saved()
 
     def _save_last(self, reason: Exception | None) -> None:
         """Saves the state of a run that ends for `reason`, if it can, and waits for the disk."""
