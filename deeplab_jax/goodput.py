@@ -68,7 +68,10 @@ def _utilisation(
     from deeplab_jax.config.recipe import RUN_CONFIG, load_recipe
 
     if not (folder / RUN_CONFIG).is_file():
-        return None, None
+        if peak is None:
+            return None, None
+        what = "is not there, so what a step computes is not known"
+        raise ConfigError(str(folder / RUN_CONFIG), what, "leave --peak-tflops out")
     config = load_recipe(str(folder))
     peak = peak_of(account, config) if peak is None else peak
     return (None if peak is None else utilisation(account, config, peak)), peak

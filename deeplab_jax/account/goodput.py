@@ -159,7 +159,8 @@ def read_processes(path: Path) -> list[Process]:
                 continue
             if line.at == "start":
                 facts = {"began": float(entry["began"]), "batch_size": int(entry["batch_size"])}
-                found.append((facts | {"devices": dict(entry["devices"])}, []))
+                devices = dict(entry["devices"])
+                found.append((facts | {"devices": devices | {"count": int(devices["count"])}}, []))
         except (ValueError, KeyError, TypeError, RecursionError):
             continue  # such as a line that a kill cut short
         if found:

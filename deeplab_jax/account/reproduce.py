@@ -8,7 +8,6 @@ devices changes"). Training amplifies rounding, so later losses are told and not
 """
 
 import json
-import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -165,7 +164,7 @@ def repeat(workdir: Path, config: Config, most: int) -> tuple[list[Compared], li
             setup = gather(config, place)
         except (DataError, CheckpointError) as error:
             folder = logged[0].entry.get("folder")
-            if folder == os.getcwd():
+            if folder is None or Path(folder) == Path.cwd():
                 raise
             fix = f"{error.fix}; the run began in the folder {folder}"
             raise type(error)(error.where, error.what, fix) from error
@@ -195,8 +194,9 @@ def _check_same(workdir: Path, there: Mapping[str, Any], here: Mapping[str, Any]
         what = f"the run trained on {old.get(name)}, and the training split is now {new[name]}"
         fix = "restore the data, or say where they are: --config.data.root=DIR"
         raise DataError(str(workdir), what, fix)
-    if there.get("init") != here["init"]:
-        what = f"the run began with weights {there.get('init')}, and there are now {here['init']}"
+    before, now = (entry.get("init") or "none" for entry in (there, here))
+    if before != now:
+        what = f"the run began with weights {before}, and there are now {now}"
         fix = "put the weights of config.init back in their place"
         raise CheckpointError(str(workdir), what, fix)
 
@@ -224,9 +224,11 @@ def render(compared: Sequence[Compared], changed: Sequence[str]) -> list[str]:
     """Returns a line for each loss that differs, what differs in the environment, and the sum."""
     lines = [str(pair) for pair in compared if pair.here != pair.there]
     lines += [f"differs: {phrase}" for phrase in changed]
+    if all(pair.here == pair.there for pair in compared):
+        return [*lines, f"{len(compared)} of {len(compared)} losses equal"]
     judged = [pair for pair in compared if pair.is_judged]
     equal = sum(pair.is_equal for pair in judged)
-    how = " to rounding" if any(pair.tolerance for pair in judged) else ""
+    how = " to rounding" if changed else ""
     lines.append(f"{equal} of {len(judged)} losses equal{how}")
     if rest := len(compared) - len(judged):
         lines.append(

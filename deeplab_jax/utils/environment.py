@@ -74,13 +74,20 @@ def commit() -> str | None:
     return got.strip() or None
 
 
+def _folder() -> str | None:
+    try:
+        return os.getcwd()
+    except OSError:  # it was removed
+        return None
+
+
 def describe() -> dict[str, object]:
     """Returns what is known of this process, as JSON: software, machine, command, variables."""
     known = commit()
     git = known and {"commit": known.removesuffix("-dirty"), "dirty": known.endswith("-dirty")}
     return {
         "command": list(sys.argv),
-        "folder": os.getcwd(),
+        "folder": _folder(),
         "packages": packages(),
         "git": git,
         "platform": platform.platform(),
