@@ -90,7 +90,7 @@ def main(argv: list[str]) -> None:
     from deeplab_jax.training.loop import train
 
     try:
-        train(config, workdir, began)
+        train(config, workdir, began=began)
     except DataError as error:
         raise cli.with_doctor(error, config, args.config, overrides) from error
     if hosts.is_primary():

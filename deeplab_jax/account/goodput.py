@@ -182,7 +182,8 @@ def make_account(processes: Sequence[Process]) -> Account:
             seconds[name] += own
             seconds["lost work"] += all_ - own
         kept.append(valid["input"] + valid["steps"])
-        lost_steps += max(process.last.step - int(max(min(restored, 1 << 62), process.start)), 0)
+        if restored < process.last.step:
+            lost_steps += process.last.step - max(int(restored), process.start)
         measured, stamped = sum(spent.values()), process.last.time - process.began
         seconds["unknown"] += max(stamped - measured, 0.0)
         set_back += max(measured - stamped - _SLACK, 0.0)

@@ -3,24 +3,19 @@
 A checkpoint is checked by its list of arrays, before anything compiles or is written.
 """
 
+import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 
 import jax
 
 from deeplab_jax import checkpoint
 from deeplab_jax.config import Config
-from deeplab_jax.errors import (
-    CheckpointError,
-    ConfigError,
-    ResourceError,
-    describe_cause,
-    shorten,
-)
+from deeplab_jax.errors import CheckpointError, ConfigError, shorten
 from deeplab_jax.evaluation.metrics import over_classes
 from deeplab_jax.models import build_model, init_variables
 from deeplab_jax.models.structure import describe_difference, structure
 from deeplab_jax.training.state import State
-from deeplab_jax.utils import steps
 from deeplab_jax.utils.trees import PyTree, placed
 
 _CLASSIFIERS = ("aux_classifier", "classifier")  # left as drawn by config.init.head=skip
@@ -102,16 +97,22 @@ def _check_checkpoint(config: Config, class_names: Sequence[str]) -> list[str]:
 
 
 def init_fingerprint(config: Config) -> str | None:
-    """Returns a text that changes with the weights that `config.init` names; None without any."""
+    """Returns a text that changes with any byte of the weights that `config.init` names.
+
+    None where it names none, or they cannot be read, which `load_init` tells.
+    """
     path = config.init.checkpoint or config.init.backbone
     if path in ("", "none"):
         return None
-    try:
-        return steps.fingerprint(path)
-    except OSError as error:
-        raise ResourceError(
-            path, f"cannot be read: {describe_cause(error)}", "make its files readable"
-        ) from error
+    step = checkpoint.find_step(path)
+    folder, total = checkpoint.step_path(path, step), hashlib.sha256()
+    with suppress(OSError):
+        for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+            total.update(f"{file.relative_to(folder)}\0".encode())
+            with file.open("rb") as content:
+                total.update(hashlib.file_digest(content, "sha256").digest())
+        return f"step {step} ({total.hexdigest()[:12]})"
+    return None
 
 
 def load_init(state: State, config: Config) -> State:

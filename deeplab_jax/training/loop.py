@@ -37,7 +37,7 @@ _FAILED = 255  # vote of a host that cannot go on; other votes are numbers of si
 
 
 def train(
-    config: Config | ConfigDict, workdir: str | Path, began: float | None = None
+    config: Config | ConfigDict, workdir: str | Path, *, began: float | None = None
 ) -> dict[str, int | str]:
     """Trains until the plan is done, continuing what `workdir` already holds.
 

@@ -4,7 +4,6 @@ Importing this loads no JAX, so that a wrong path is told at once.
 """
 
 import difflib
-import hashlib
 import os
 import shlex
 from pathlib import Path
@@ -64,22 +63,6 @@ def check(path: str | os.PathLike, step: int | str = "latest") -> list[int]:
         present = f"use one of: {', '.join(map(str, steps))}, latest, best"
         raise CheckpointError(str(path), f"there is no step {step}", present)
     return steps
-
-
-def fingerprint(path: str | os.PathLike) -> str:
-    """Returns a text that changes with any byte of the newest step, which is read whole.
-
-    Raises:
-      CheckpointError: there is no step.
-      OSError: a file cannot be read.
-    """
-    folder = step_path(path, check(path)[-1])
-    total = hashlib.sha256()
-    for file in sorted(file for file in folder.rglob("*") if file.is_file()):
-        total.update(f"{file.relative_to(folder)}\0".encode("utf-8", "surrogateescape"))
-        with file.open("rb") as content:
-            total.update(hashlib.file_digest(content, "sha256").digest())
-    return f"step {folder.name} ({total.hexdigest()[:12]})"
 
 
 def convert_command(file: Path) -> str:

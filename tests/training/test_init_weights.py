@@ -315,3 +315,24 @@ def test_backbone_of_another_depth_does_not_fit(write, make_config):
     c.init.backbone = str(path)
     with pytest.raises(CheckpointError, match=r"does not fit: \d+ parameters missing.*unexpected"):
         init_weights.load_init(new_state(c), c)
+
+
+def test_fingerprint_changes_with_any_file_of_the_newest_step(narrow_config, tmp_path):
+    config = narrow_config(f"init.backbone={tmp_path}")
+    for step in (3, 12):
+        (tmp_path / "checkpoints" / str(step) / "d").mkdir(parents=True)
+        (tmp_path / "checkpoints" / str(step) / "d" / "x").write_bytes(b"ab")
+    seen = [init_weights.init_fingerprint(config)]
+    (tmp_path / "checkpoints" / "3" / "d" / "x").write_bytes(b"other")
+    assert init_weights.init_fingerprint(config) == seen[0]
+    newest = tmp_path / "checkpoints" / "12" / "d"
+    for change in (
+        lambda: (newest / "x").write_bytes(b"ac"),
+        lambda: (newest / "x").rename(newest / "y"),
+        lambda: (newest / "z").touch(),
+    ):
+        change()
+        seen.append(init_weights.init_fingerprint(config))
+    assert len(set(seen)) == 4
+    assert seen[0].startswith("step 12 (")
+    assert init_weights.init_fingerprint(narrow_config("init.backbone=none")) is None
