@@ -10,6 +10,7 @@ devices changes"). Training amplifies rounding, so later losses are told and not
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -189,7 +190,7 @@ def repeat(workdir: Path, config: Config, most: int) -> tuple[list[Compared], li
 
 def _check_same(workdir: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
     """Refuses other data or other initial weights than the run's."""
-    name, old, new = "training", there.get("data", {}), here["data"]
+    name, old, new = "training", there.get("data") or {}, here["data"]
     if old.get(name) != new[name]:
         what = f"the run trained on {old.get(name)}, and the training split is now {new[name]}"
         fix = "restore the data, or say where they are: --config.data.root=DIR"
@@ -209,14 +210,11 @@ def _losses(setup: RunSetup, steps: int) -> Iterator[float]:
     batches = read_batches(config, setup.dataset, plan, range(steps), rows, workers)
     train_step = make_train_step(config, plan.total, setup.mesh)
     state = restore_or_init(setup)
-    for number, batch in enumerate(
-        mesh_lib.to_devices(batches, setup.mesh, config.train.batch_size)
-    ):
-        if number == 0:
-            with compile_cache.compiling("the training step", is_told=True):
-                state, metrics = train_step(state, *batch[1][1:])
-        else:
-            state, metrics = train_step(state, *batch[1][1:])
+    compiling: AbstractContextManager = compile_cache.compiling("the training step", is_told=True)
+    for _, on_device in mesh_lib.to_devices(batches, setup.mesh, config.train.batch_size):
+        with compiling:
+            state, metrics = train_step(state, *on_device[1:])
+        compiling = nullcontext()
         yield metrics["loss"].item()
 
 

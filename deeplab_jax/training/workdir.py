@@ -79,7 +79,7 @@ def read_starts(path: Path) -> list[dict[str, Any]]:
     """
     try:
         starts = json.loads(path.read_text("utf-8"))["starts"]
-        if starts and all(isinstance(entry, dict) and "began" in entry for entry in starts):
+        if starts and all(isinstance(entry["began"], int | float) for entry in starts):
             return list(starts)
         what = "is not what a run writes"
     except FileNotFoundError:
