@@ -29,6 +29,8 @@ VERBS = {
     "evaluate": "measure a checkpoint's mean IoU on a validation set",
     "predict": "segment images: masks, overlays, probabilities, submissions",
     "report": "write a page about an evaluation: classes, images, confusions, curves",
+    "goodput": "where the wall time of a run went: steps, waiting, lost work, stopped",
+    "reproduce": "repeat the first steps of a run and compare their losses",
     "doctor": "check a data set before training, and propose a recipe",
     "demo": "draw a small data set, train on it, evaluate, predict: minutes on a CPU",
     "recipes": "list the recipes that come with the package, or copy one for editing",

@@ -5,6 +5,7 @@
 The loop itself is `deeplab_jax.training.loop.train`.
 """
 
+import time
 from typing import TYPE_CHECKING
 
 from deeplab_jax import cli
@@ -42,6 +43,7 @@ def main(argv: list[str]) -> None:
     Raises:
       DeepLabError: see `deeplab_jax.errors`; `cli.run` prints it.
     """
+    began = time.time()
     parser = cli.Parser("train", f"{_EXAMPLES}\n\n{_FIELDS}")
     text = "recipe: a file, or a name of `deeplab recipes`, such as ade20k_r50_os16"
     parser.add_argument("--config", metavar="RECIPE", required=True, help=text)
@@ -115,7 +117,7 @@ def main(argv: list[str]) -> None:
         from deeplab_jax.training.loop import train
 
         try:
-            train(config, workdir, step=args.step, restart=args.restart, stop=stop)
+            train(config, workdir, step=args.step, restart=args.restart, stop=stop, began=began)
         except DataError as error:
             raise cli.with_doctor(error, config, args.config, overrides) from error
     if hosts.is_primary():

@@ -62,6 +62,8 @@ def run(call):
         (["evaluate", "--checkpoint", "x", "--batch-size=8"], "see deeplab evaluate --help"),
         (["predict", "--source", "a.jpg"], "name images without a flag: "),
         (["report", "--checkpoint", "x"], "name the run without a flag: deeplab report x"),
+        (["goodput", "--workdir", "x"], "name the run without a flag: deeplab goodput x"),
+        (["reproduce", "x", "--step", "5"], "did you mean --steps?"),
         (["train", "--config", RECIPE, "more"], "unrecognized arguments: more"),
         (["train", "--conf", RECIPE], f"did you mean --config {RECIPE}?"),
         (["train"], "arguments are required: --config"),

@@ -21,10 +21,12 @@ ORDER = (
     {"inference"},
     {"evaluation"},
     {"training"},
-    {"dry_run", "report", "doctor", "demo"},
+    {"dry_run", "doctor", "demo"},
+    {"account"},
+    {"report"},
     {"cli"},
     {"convert"},
-    {"train", "evaluate", "predict", "prepare", "recipes", "__main__"},
+    {"train", "evaluate", "predict", "goodput", "reproduce", "prepare", "recipes", "__main__"},
 )
 FLOOR = {room: number for number, rooms in enumerate(ORDER) for room in rooms}
 # Rooms that take less than the order would let them.

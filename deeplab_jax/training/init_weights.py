@@ -16,6 +16,7 @@ from deeplab_jax.evaluation.metrics import over_classes
 from deeplab_jax.models import build_model, init_variables
 from deeplab_jax.models.structure import describe_difference, structure
 from deeplab_jax.training.state import State
+from deeplab_jax.utils import steps
 from deeplab_jax.utils.trees import PyTree, placed
 
 T = TypeVar("T")
@@ -116,6 +117,18 @@ def _compare(config: Config, class_names: Sequence[str], path: str, step: int) -
         f"classes differ from those of {path} ({shorten(changed)});"
         " config.init.head=skip starts new classifiers"
     ]
+
+
+def init_fingerprint(config: Config) -> str | None:
+    """Returns a text that changes with any bit of the weights that `config.init` names, or None.
+
+    It is a hash of their description, which holds their checksums, unless an old version saved it.
+    """
+    path = config.init.checkpoint or config.init.backbone
+    if path in ("", "none"):
+        return None
+    step = checkpoint.find_step(path)
+    return f"step {step} ({steps.digest(steps.read_description(path, step))[:12]})"
 
 
 def load_init(state: State, config: Config) -> State:

@@ -4,17 +4,24 @@ import json
 import math
 import os
 import statistics
+import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from deeplab_jax.evaluation.metrics import over_classes
+from deeplab_jax.utils import compile_cache
 from deeplab_jax.utils.atomic import atomic_write, named
 from deeplab_jax.utils.progress import PLAIN_SECONDS, Screen, View, duration
+from deeplab_jax.utils.stopwatch import Stopwatch
 
 SMOOTHING = 0.9  # weight of the past, per step, in the smoothed loss and time of a step
+EARLY = 20  # steps at the start of a run whose losses are all logged
+# What a process does: before its first step; compiling; waiting for a batch; the steps and all that
+# is done between them; evaluating; saving.
+PARTS = ("starting", "compile", "input", "steps", "evaluation", "saving")
 _GIB = 2**30
 
 
@@ -58,15 +65,20 @@ def read_log(path: Path) -> Log:
 class JsonLog:
     """A file of JSON lines to which a continued run appends.
 
-    Each line has "event": "train" (a step), "eval" or "end", and "step": optimiser steps done.
+    Each line has "event" and "step": optimiser steps done. Events: "train" (a logged step),
+    "loss" (one of the first `EARLY` steps, where it is not logged), "eval", "end", and "time" (see
+    `Account`).
     """
 
     def __init__(self, path: Path | None, step: int):
         """Opens `path` and drops the end and lines after `step`, which will be written again.
 
+        The account's lines all stay: they tell of steps that are computed again.
+
         Without a path, for hosts other than the first, lines go nowhere.
         """
         self._path = path or Path(os.devnull)
+        self._lock = threading.Lock()  # the account has a thread
         if path is None:
             self._file = self._path.open("a")
             return
@@ -75,7 +87,8 @@ class JsonLog:
             for line in path.read_text(errors="replace").splitlines():
                 try:
                     entry = json.loads(line)
-                    if entry["step"] <= step and entry["event"] != "end":
+                    is_past = entry["step"] <= step and entry["event"] != "end"
+                    if is_past or entry["event"] == "time":
                         kept.append(line + "\n")
                 except (ValueError, KeyError, TypeError):
                     continue  # such as a line that a kill cut short
@@ -85,14 +98,81 @@ class JsonLog:
 
     def write(self, event: str, step: int, values: dict[str, Any]) -> None:
         """Appends one line and hands it to the operating system."""
-        with named(self._path):
-            self._file.write(json.dumps({"event": event, "step": step, **values}) + "\n")
+        line = json.dumps({"event": event, "step": step, **values}) + "\n"
+        with self._lock, named(self._path):
+            self._file.write(line)
             self._file.flush()
 
     def close(self) -> None:
         """Closes the file."""
         with named(self._path):
             self._file.close()
+
+
+def beat(seconds: Mapping[str, float]) -> float:
+    """Returns the seconds from a line of the account to the next, at most.
+
+    A hundredth of the process's life so far, but at least 1 s and at most 60 s.
+
+    Args:
+      seconds: of the process by part.
+    """
+    return min(max(sum(seconds.values()) / 100, 1.0), 60.0)
+
+
+class Account:
+    """What one process of a run spends its time on, as lines of the log with "event": "time".
+
+    Every line has "at", "time" (Unix seconds), "step" (steps done) and the process's seconds of
+    each of `PARTS` so far, by a clock that is never set. "at" is "start" (with facts of the
+    process, and "began": its first moment), "saved" (a save of "step" has begun), "stop" (the
+    process ends by itself), or "run", which a thread of its own writes every `beat` seconds. So a
+    killed process is known to have lived until its last line, and to have ended within `beat`
+    seconds of it. A process that ends before it has restored its state writes no line.
+
+    Attributes:
+      step: optimiser steps done.
+      during: context manager; the block is another part than "steps".
+    """
+
+    def __init__(self, log: JsonLog, began: float, step: int, facts: dict[str, Any]):
+        """Writes the first line; "starting" lasts from `began`, Unix seconds, to `trains`."""
+        self._log, self.step = log, step
+        seconds = max(time.time() - began, 0.0)
+        self._watch = Stopwatch(PARTS, seconds, ("compile", compile_cache.seconds))
+        self.during = self._watch.during
+        self._over = threading.Event()
+        self._write("start", {"began": round(began, 3), **facts})
+        self._thread = threading.Thread(target=self._beat, name="account", daemon=True)
+        self._thread.start()
+
+    def trains(self) -> None:
+        """Ends the part "starting"."""
+        self._watch.switch("steps")
+
+    def saved(self) -> None:
+        """Writes that the state of `step` is being saved."""
+        self._write("saved")
+
+    def close(self) -> None:
+        """Writes the last line of the process, once; where it cannot, the run has told why."""
+        if not self._over.is_set():
+            self._over.set()
+            self._thread.join()
+            with suppress(OSError):
+                self._write("stop")
+
+    def _beat(self) -> None:
+        while not self._over.wait(beat(self._watch.read())):
+            try:
+                self._write("run")
+            except OSError:  # a full disk: the main thread meets it at its own next line
+                return
+
+    def _write(self, at: str, facts: dict[str, Any] | None = None) -> None:
+        seconds = {part: round(value, 3) for part, value in self._watch.read().items()}
+        stamp = {"at": at, "time": round(time.time(), 3)}
+        self._log.write("time", self.step, stamp | seconds | (facts or {}))
 
 
 class Speed:

@@ -4,7 +4,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from deeplab_jax.evaluation.evaluator import Evaluator, counting_images
 from deeplab_jax.evaluation.metrics import mean_in_words, over_classes
 from deeplab_jax.inference.protocol import read_protocol
 from deeplab_jax.training import picture
-from deeplab_jax.training.log import Display, JsonLog, Speed, read_log, smooth
+from deeplab_jax.training.log import EARLY, Account, Display, JsonLog, Speed, read_log, smooth
 from deeplab_jax.training.plan import read_batches
 from deeplab_jax.training.setup import RunSetup, claim, gather, restore_or_init
 from deeplab_jax.training.signals import Stop, interrupted, remembered
@@ -43,6 +43,7 @@ def train(
     step: int | str | None = None,
     restart: bool = False,
     stop: Stop | None = None,
+    began: float | None = None,
 ) -> dict[str, int | str]:
     """Trains until the plan is done, continuing what `workdir` already holds.
 
@@ -61,6 +62,7 @@ def train(
         `N.replaced`. By default the latest that is good.
       restart: begin anew where steps were saved and none is good; otherwise that is an error.
       stop: what takes signals; by default SIGINT and SIGTERM are remembered from the first step on.
+      began: Unix seconds from which on the run's account counts; now by default.
 
     Returns:
       {"step": the plan's last step, "params_sha256": hash of the final parameters}.
@@ -77,8 +79,9 @@ def train(
       ReaderError: a thread or process that reads samples died or hangs; the state was saved.
       ResourceError: a checkpoint could not be written, or another host is gone.
     """
+    began = time.time() if began is None else began
     compile_cache.enable()
-    with hosts.watched(workdir), claim(gather(config, workdir, step, restart)) as setup:
+    with hosts.watched(workdir), claim(gather(config, workdir, step, restart), began) as setup:
         for note in setup.notes:
             print(f"warning: {note}", flush=True)
         setup, state = restore_or_init(setup)
@@ -91,7 +94,7 @@ def train(
             return log_end(JsonLog(_log_path(setup), setup.start), state)
         print(describe(setup), flush=True)
         with nullcontext(stop) if stop else remembered() as signals:
-            return Run(setup, state, signals).go()
+            return Run(setup, state, signals).go(began)
 
 
 def describe(setup: RunSetup) -> str:
@@ -136,8 +139,11 @@ class Run:
         # (step, row ids, metrics), the metrics still on the device
         self.pending: deque[tuple[int, np.ndarray, Metrics]] = deque()
 
-    def go(self) -> dict[str, int | str]:
-        """Trains to the end, or to the first error, which is raised after the state is saved."""
+    def go(self, began: float) -> dict[str, int | str]:
+        """Trains to the end, or to the first error, which is raised after the state is saved.
+
+        `began`: Unix seconds from which on the process counts in the run's account.
+        """
         # A closed pipe, as in `... | head`, stops the run as a signal does.
         on_gone = partial(self.stop.append, int(signal.SIGPIPE))
         plan = self.plan
@@ -145,24 +151,28 @@ class Run:
         with hosts.sync_errors():
             self.log = JsonLog(_log_path(self.setup), self.setup.start)
             self._recall()
-        keep = self.config.checkpoint.keep
-        with self.display.live(), checkpoint.Saver(self.setup.workdir, keep) as self.saver:
+            facts = {"batch_size": self.config.train.batch_size, "devices": hosts.devices()}
+            self.account = Account(self.log, began, self.setup.start, facts)
+        with (
+            closing(self.log),
+            closing(self.account),
+            self.display.live(),
+            checkpoint.Saver(self.setup.workdir, self.config.checkpoint.keep) as self.saver,
+        ):
+            if self.config.mesh.check_every_steps:  # hosts may have read different files
+                self._compare_devices(self.setup.start)
+            reason = None
             try:
-                if self.config.mesh.check_every_steps:  # hosts may have read different files
-                    self._compare_devices(self.setup.start)
-                reason = None
-                try:
-                    self._steps()
-                except Exception as error:
-                    reason = error
-                # Outside the handler: an error in saving must not have the reason as its cause.
-                self._save_last(reason)
-                if reason is not None:
-                    raise reason
-                self.display.say(f"done: {self.plan.total} steps")
-                return log_end(self.log, self._whole())
-            finally:
-                self.log.close()
+                self._steps()
+            except Exception as error:
+                reason = error
+            # Outside the handler: an error in saving must not have the reason as its cause.
+            self._save_last(reason)
+            self.account.close()
+            if reason is not None:
+                raise reason
+            self.display.say(f"done: {self.plan.total} steps")
+            return log_end(self.log, self._whole())
 
     def _recall(self) -> None:
         """Takes the last smoothed loss and the scores from the log of a continued run.
@@ -184,6 +194,7 @@ class Run:
         """Runs the steps that are left, each followed by the work due after it."""
         batch_size = self.config.train.batch_size
         batches = mesh_lib.to_devices(self._batches(), self.setup.mesh, batch_size)
+        self.account.trains()
         if self.setup.is_evaluation_owed:
             self.signals.is_orderly = True
             self._evaluate(self.setup.start)
@@ -192,7 +203,8 @@ class Run:
             self.signals.is_orderly = False
         first = self.setup.start + 1
         for step in range(first, self.plan.total + 1):
-            batch, on_device = self._next(batches, is_first=step == first)
+            with self.account.during("input"):
+                batch, on_device = self._next(batches, is_first=step == first)
             state, self.state = self._whole(), None
             with ExitStack() as stack:
                 if step == first:
@@ -263,6 +275,7 @@ class Run:
                 values = {name: value.item() for name, value in jax.device_get(metrics).items()}
             if not values.pop("is_finite"):
                 raise self._not_finite(step, index, values)
+            self.account.step = step
             self.loss = values["loss_smoothed"] = smooth(self.loss, values["loss"])
             if not is_first:  # it compiled
                 self.speed.finished_step()
@@ -270,6 +283,8 @@ class Run:
             is_logged = step % self.config.log.every_steps == 0 or is_last
             if is_logged:
                 self.log.write("train", step, values)
+            elif step <= EARLY:
+                self.log.write("loss", step, {"loss": values["loss"]})
             if is_logged or is_first:
                 self.speed.pause()
             # A step's metrics are read before its evaluation.
@@ -306,7 +321,7 @@ class Run:
     def _evaluate(self, step: int) -> dict[str, float] | None:
         """Evaluates and logs; None when asked to stop, and the continued run evaluates."""
         began, variables = time.perf_counter(), eval_variables(self._whole())
-        with counting_images(self.setup.validation) as count:
+        with self.account.during("evaluation"), counting_images(self.setup.validation) as count:
             result = self.evaluate(variables, should_stop=lambda: bool(self.stop), on_image=count)
         if result is None:
             self.agreed = max(hosts.all_gather(self.stop[0] if self.stop else 0))
@@ -348,7 +363,10 @@ class Run:
             self._compare_devices(step)
         items = {name: item for name, item in self._whole().items() if name != "step"}
         self.signals.saving(step, checkpoint.step_path(self.setup.workdir, step))
-        self.saver.save(step, items, self.info, metrics)
+        with self.account.during("saving"):
+            is_new = self.saver.save(step, items, self.info, metrics)
+        if is_new:
+            self.account.saved()
 
     def _save_last(self, reason: Exception | None) -> None:
         """Saves the state of a run that ends for `reason`, if it can, and waits for the disk."""
@@ -357,7 +375,8 @@ class Run:
             step = int(self.state["step"])
             if step > self.setup.start:
                 self._save(step)
-        self.saver.wait()
+        with self.account.during("saving"):
+            self.saver.wait()
 
 
 def _peak_memory() -> int | None:

@@ -5,9 +5,11 @@
 """
 
 import dataclasses
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -24,11 +26,11 @@ from deeplab_jax.evaluation import label_counts
 from deeplab_jax.models import DeepLabV3Plus, build_model
 from deeplab_jax.training import workdir as workdir_lib
 from deeplab_jax.training.bad_samples import leave_out
-from deeplab_jax.training.init_weights import check_init, load_init
+from deeplab_jax.training.init_weights import check_init, init_fingerprint, load_init
 from deeplab_jax.training.optimizer import build_optimizer
 from deeplab_jax.training.plan import Plan, make_plan
 from deeplab_jax.training.state import State, init_state, restore_state
-from deeplab_jax.utils import compile_cache
+from deeplab_jax.utils import compile_cache, environment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,8 +159,11 @@ def _look(config: Config, workdir: Path, step: int | str | None, restart: bool) 
 
 
 @contextmanager
-def claim(setup: RunSetup) -> Iterator[RunSetup]:
+def claim(setup: RunSetup, began: float | None = None) -> Iterator[RunSetup]:
     """Holds the work directory while the block runs; yields the setup without bad samples.
+
+    A run that is not done notes in `env.json` what it is made with, and that it `began`, in Unix
+    seconds.
 
     Bad samples are searched for and labels are counted here, which takes a while the first time;
     the directory then holds what was found.
@@ -181,6 +186,8 @@ def claim(setup: RunSetup) -> Iterator[RunSetup]:
             setup = dataclasses.replace(setup, dataset=dataset, plan=plan)
         with hosts.sync_errors():
             workdir_lib.write_config(setup.workdir, setup.config)
+            if hosts.is_primary() and not setup.is_done:
+                workdir_lib.add_start(setup.workdir, start_entry(setup, began))
         if not setup.is_done:
             setup = dataclasses.replace(setup, notes=(*setup.notes, *_label_notes(setup)))
         yield setup
@@ -194,6 +201,20 @@ def _check_unchanged(setup: RunSetup) -> None:
     if checkpoint.latest_step(setup.workdir) != latest:
         what = "another process has trained here in the meantime"
         raise ConfigError(str(setup.workdir), what, "repeat the command to go on from there")
+
+
+def start_entry(setup: RunSetup, began: float | None) -> dict[str, Any]:
+    """Returns what `env.json` says of a start; `began`, Unix seconds, is now by default."""
+    data = {"training": setup.dataset, "validation": setup.validation}
+    return {
+        "began": round(time.time() if began is None else began, 3),
+        "step": setup.start,
+        "code": hosts.code_version(),
+        **environment.describe(),
+        "devices": hosts.devices(),
+        "data": {name: dataset.fingerprint() for name, dataset in data.items()},
+        "init": init_fingerprint(setup.config) if setup.step is None else None,
+    }
 
 
 def _label_notes(setup: RunSetup) -> list[str]:

@@ -127,10 +127,11 @@ def is_good(path: str | os.PathLike, step: int) -> bool:
 
 def signed(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a description with the SHA-256 of its canonical text."""
-    return {**fields, "sha256": _digest(fields)}
+    return {**fields, "sha256": digest(fields)}
 
 
-def _digest(fields: Mapping[str, Any]) -> str:
+def digest(fields: Mapping[str, Any]) -> str:
+    """Returns the SHA-256 of a description's canonical text, in hex."""
     text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -148,7 +149,7 @@ def _read(where: Path, step: int) -> dict[str, Any]:
         raise ValueError("its description is not of this program")
     if "sha256" in fields:
         own = {key: value for key, value in fields.items() if key != "sha256"}
-        if fields["sha256"] != _digest(own):
+        if fields["sha256"] != digest(own):
             raise ValueError("its description does not have the checksum that was saved with it")
         fields = own
     elif fields.get("format") != UNVERIFIED or not fields.keys() <= _OLD_FIELDS:

@@ -173,7 +173,9 @@ def stopped_at(step):
 
 
 def lines_of(workdir):
-    return [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
+    """Returns the lines of the log but those of the account, which each process adds to."""
+    lines = [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["event"] != "time"]
 
 
 def damage(step, copy):

@@ -309,6 +309,7 @@ def finish(process, code):
 def log_of(process):
     """Returns what a run logged, without times."""
     lines = [json.loads(line) for line in (process.workdir / "log.jsonl").read_text().splitlines()]
+    lines = [line for line in lines if line["event"] != "time"]
     return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
 
 

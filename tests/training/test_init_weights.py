@@ -280,7 +280,8 @@ def test_fine_tuning_to_other_classes_and_going_on_once_the_source_is_gone(
     assert code == 0
     assert "continuing at step 1 of 3" in out
     assert "init:" not in out
-    steps = [json.loads(line)["step"] for line in (workdir / "log.jsonl").open()]
+    log = [json.loads(line) for line in (workdir / "log.jsonl").open()]
+    steps = [line["step"] for line in log if line["event"] != "time"]
     assert steps == [1, 2, 3, 3, 3]  # the last is evaluated, and the end
 
 
@@ -323,3 +324,15 @@ def test_backbone_of_another_depth_does_not_fit(write, make_config):
     c.init.backbone = str(path)
     with pytest.raises(CheckpointError, match=r"does not fit: \d+ parameters missing.*unexpected"):
         init_weights.load_init(new_state(c), c)
+
+
+def test_fingerprint_changes_with_any_bit_of_the_newest_step(narrow_config, tmp_path):
+    def saved(folder, value):
+        items = {"params": {"a": np.float32([value])}, "batch_stats": {"b": np.float32([0])}}
+        checkpoint.save_once(folder, items, checkpoint.Info(kind="backbone", step=12))
+        return init_weights.init_fingerprint(narrow_config(f"init.backbone={folder}"))
+
+    one, same = (saved(tmp_path / name, 1) for name in "ab")
+    assert one == same != saved(tmp_path / "c", np.nextafter(np.float32(1), np.float32(2)))
+    assert one.startswith("step 12 (")
+    assert init_weights.init_fingerprint(narrow_config("init.backbone=none")) is None
