@@ -78,6 +78,9 @@ class Info:
       step: optimiser steps done; `Saver.save` sets it.
       metrics: scores of an evaluation at this step, such as {"mean_iou": 0.5}, a fraction; or None.
       data: fingerprint of a run's training samples; "" if unknown.
+      left_out: numbers of the run's steps whose batch is left out, in the order they were found;
+        some may still lie ahead.
+      losses: losses of the last steps, oldest first, where the run looks for spikes.
     """
 
     kind: str
@@ -88,6 +91,8 @@ class Info:
     step: int = 0
     metrics: dict[str, float] | None = None
     data: str = ""
+    left_out: tuple[int, ...] = ()
+    losses: tuple[float, ...] = ()
 
 
 class Saver:
@@ -422,6 +427,8 @@ def _from_json(metadata: dict[str, Any], step: int) -> Info:
         step=step,
         metrics=metadata["metrics"],
         data=metadata.get("data", ""),
+        left_out=tuple(metadata.get("left_out", ())),
+        losses=tuple(metadata.get("losses", ())),
     )
 
 

@@ -67,6 +67,18 @@ class NumericError(DeepLabError, ArithmeticError):
     exit_code = 6
 
 
+class BadStepError(NumericError):
+    """A training step's loss, gradient or new state is not finite, or its loss is a spike.
+
+    Attributes:
+      step: its number.
+    """
+
+    def __init__(self, where: str, what: str, fix: str, step: int):
+        super().__init__(where, what, fix)
+        self.step = step
+
+
 class Interrupted(DeepLabError):
     """Training was asked to stop, saved its state and left.
 

@@ -5,7 +5,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,30 +58,42 @@ def read_log(path: Path) -> Log:
 class JsonLog:
     """A file of JSON lines to which a continued run appends.
 
-    Each line has "event": "train" (a step), "eval" or "end", and "step": optimiser steps done.
+    Each line has "event": "train" (a step), "eval", "spike" (a loss), "rollback" or "end", and
+    "step": optimiser steps done. That of a rollback is the step whose batch is left out.
     """
 
-    def __init__(self, path: Path | None, step: int):
-        """Opens `path` and drops the end and lines after `step`, which will be written again.
+    def __init__(self, path: Path | None, step: int, left_out: Collection[int] = ()):
+        """Opens `path` as `go_back` leaves it.
 
         Without a path, for hosts other than the first, lines go nowhere.
         """
-        if path is None:
-            path = Path(os.devnull)
-            self._file = path.open("a")
+        self._path, nowhere = path, Path(os.devnull)
+        self._file = nowhere.open("a")
+        self.go_back(step, left_out)
+
+    def go_back(self, step: int, left_out: Collection[int]) -> None:
+        """Drops the end and lines after `step`, which will be written again.
+
+        Of the rollbacks those to leave out a step of `left_out` stay: they are not repeated.
+        """
+        if self._path is None:
             return
         kept = []
-        if path.exists():
-            for line in path.read_text(errors="replace").splitlines():
+        if self._path.exists():
+            for line in self._path.read_text(errors="replace").splitlines():
                 try:
                     entry = json.loads(line)
-                    if entry["step"] <= step and entry["event"] != "end":
+                    is_past = entry["step"] <= step or (
+                        entry["event"] == "rollback" and entry["step"] in left_out
+                    )
+                    if is_past and entry["event"] != "end":
                         kept.append(line + "\n")
                 except (ValueError, KeyError, TypeError):
                     continue  # such as a line that a kill cut short
-        with atomic_write(path) as file:
+        self._file.close()
+        with atomic_write(self._path) as file:
             file.writelines(line.encode() for line in kept)
-        self._file = path.open("a")
+        self._file = self._path.open("a")
 
     def write(self, event: str, step: int, values: dict[str, Any]) -> None:
         """Appends one line and hands it to the operating system."""

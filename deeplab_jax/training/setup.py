@@ -84,6 +84,8 @@ class RunSetup:
             palette=self.dataset.palette,
             counters=self.saved.counters if self.saved else {},
             data=self.dataset.fingerprint(),
+            left_out=self.saved.left_out if self.saved else (),
+            losses=self.saved.losses if self.saved else (),
         )
 
 
@@ -182,10 +184,7 @@ def restore_or_init(setup: RunSetup) -> State:
     config, plan, mesh = setup.config, setup.plan, setup.mesh
     with hosts.sync_errors():
         if setup.step is not None:
-            state = restore_state(setup.workdir, setup.step, config, mesh)
-            if setup.step < plan.total:
-                print(f"continuing at step {setup.step} of {plan.total}", flush=True)
-            return state
+            return restore_state(setup.workdir, setup.step, config, mesh)
         optimizer, _ = build_optimizer(config.train, plan.total)
         # On a processor, optimising these hundreds of small draws takes longer than running them.
         options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None

@@ -16,12 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
+from jax.tree_util import keystr, tree_leaves_with_path
 
 from deeplab_jax import checkpoint
 from deeplab_jax.config import Config
 from deeplab_jax.distributed.mesh import replicated
 from deeplab_jax.models import DeepLabV3Plus, build_model, init_variables
 from deeplab_jax.training.optimizer import build_optimizer
+from deeplab_jax.utils import compile_cache
 from deeplab_jax.utils.trees import PyTree, placed
 
 State = dict[str, PyTree]
@@ -57,9 +59,45 @@ def restore_state(workdir: Path, step: int, config: Config, mesh: Mesh) -> State
     abstract = placed(abstract_state(config), whole)
     del abstract["step"]
     state = checkpoint.restore(workdir, step, abstract)
+    return {"step": _number(step, whole), **state}
+
+
+def _number(step: int, whole: jax.sharding.Sharding) -> jax.Array:
     # Not `device_put`, which compares the value between hosts, of which one may have failed.
-    first = jax.make_array_from_callback((), whole, lambda _: np.int32(step))
-    return {"step": first, **state}
+    return jax.make_array_from_callback((), whole, lambda _: np.int32(step))
+
+
+def without_step(state: State) -> State:
+    """Returns the state after a step whose batch is left out.
+
+    Only the counters go on: the number of steps, and the schedule's, which is equal to it.
+    """
+    step = int(state["step"]) + 1
+
+    def count() -> jax.Array:
+        return _number(step, state["step"].sharding)
+
+    # Two arrays: a donated state must not hold one twice.
+    opt_state = optax.tree_utils.tree_set(state["opt_state"], count=count())
+    return state | {"step": count(), "opt_state": opt_state}
+
+
+def not_finite(state: State) -> list[str]:
+    """Returns the paths of the arrays that hold a value that is not finite.
+
+    Parameters come first, then statistics, then the optimiser's momentum, which has the gradients.
+    Every host calls this, and waits for the devices.
+    """
+    items = [(name, state[name]) for name in ("params", "batch_stats", "opt_state")]
+    leaves = [(f"{name}/{keystr(path, simple=True, separator='/')}", leaf) for name, item in items
+              for path, leaf in tree_leaves_with_path(item)]  # fmt: skip
+    check = jax.jit(
+        lambda arrays: jnp.stack([jnp.isfinite(array).all() for array in arrays]),
+        out_shardings=state["step"].sharding,
+    )
+    with compile_cache.without_alarms():
+        are_finite = jax.device_get(check([leaf for _, leaf in leaves]))
+    return [path for (path, _), is_good in zip(leaves, are_finite, strict=True) if not is_good]
 
 
 def abstract_state(config: Config) -> dict[str, PyTree]:
@@ -72,7 +110,7 @@ def abstract_state(config: Config) -> dict[str, PyTree]:
 def tree_hash(tree: PyTree) -> str:
     """Returns the SHA-256 of all leaves' names and bytes."""
     digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        digest.update(jax.tree_util.keystr(path).encode())
+    for path, leaf in tree_leaves_with_path(tree):
+        digest.update(keystr(path).encode())
         digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
     return digest.hexdigest()
