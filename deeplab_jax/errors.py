@@ -72,11 +72,12 @@ class BadStepError(NumericError):
 
     Attributes:
       step: its number.
+      reason: the numbers at fault, in words; the same whenever the step is repeated.
     """
 
-    def __init__(self, where: str, what: str, fix: str, step: int):
+    def __init__(self, where: str, what: str, fix: str, step: int, reason: str):
         super().__init__(where, what, fix)
-        self.step = step
+        self.step, self.reason = step, reason
 
 
 class Interrupted(DeepLabError):

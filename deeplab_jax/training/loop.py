@@ -247,7 +247,7 @@ class Run:
         with hosts.sync_errors():
             self.log.go_back(self.start, self.left_out.steps)
         self.left_out = LeftOut(train, steps, losses)
-        self.log.write("rollback", bad.step, {"to": self.start, "reason": bad.what})
+        self.log.write("rollback", bad.step, {"to": self.start, "reason": bad.reason})
         self.display.say(
             f"warning: {bad.what}; back to step {self.start}, to leave that batch out"
             f" ({len(steps)} of at most {train.max_rollbacks})"
@@ -327,32 +327,30 @@ class Run:
             self.display.step(step, values, left, is_last)
 
     def _not_finite(self, step: int, index: np.ndarray, values: dict[str, float]) -> BadStepError:
-        # Unless this step was the first, or a save is due, the state is that of the next already.
-        paths = not_finite(self._whole())
-        first = f"first array {paths[0]} (of {len(paths)})" if paths else "every array is"
-        what = (
-            f"step {step} is not finite: loss {values['loss']}, gradient norm"
-            f" {values['grad_norm']}, {first}; lr {values['lr']:.3g}, {self._images(index)}"
-        )
+        reason = f"loss {values['loss']}, gradient norm {values['grad_norm']}"
+        state = self._whole()
+        paths = not_finite(state)
+        first = f"first array {paths[0]} (of {len(paths)})" if paths else "every array of the state"
+        if paths and int(state["step"]) > step:
+            first += ", a step later"
+        what = f"step {step} is not finite: {reason}, {first}; lr {values['lr']:.3g}"
         fix = "lower config.train.lr or look at these images"
         if self.start and set(range(self.start + 1, step)) <= set(self.left_out.steps):
             what += f"; it follows the restored step {self.start}, whose checkpoint may be damaged"
             fix += ", or go on from a copy of that checkpoint"
-        return self._bad_step(step, what, fix)
+        return self._bad_step(step, reason, f"{what}, {self._images(index)}", fix)
 
     def _look_for_spike(self, step: int, index: np.ndarray, loss: float) -> None:
         """Warns of a loss far above those before; raises where its batch is to be left out."""
         usual = self.left_out.usual_loss(loss)
         if usual is not None:
             factor, count = self.config.train.spike_factor, len(self.left_out.losses)
-            what = (
-                f"step {step}: loss {loss:.4g} is over {factor:g} x {usual:.4g}, the median of the"
-                f" {count} before, {self._images(index)}"
-            )
+            reason = f"loss {loss:.4g} is over {factor:g} x {usual:.4g}, the median of {count}"
+            what = f"step {step}: {reason} before, {self._images(index)}"
             if self.config.train.on_nonfinite == "rollback":
                 fix = "look at these images, or raise config.train.spike_factor"
-                raise self._bad_step(step, what, fix)
-            self.log.write("spike", step, {"loss": loss, "median": usual})
+                raise self._bad_step(step, reason, what, fix)
+            self.log.write("spike", step, {"reason": reason})
             self.display.say(f"warning: {what}")
         self.left_out.finished_step(loss)
 
@@ -361,11 +359,12 @@ class Run:
         told = hosts.all_gather([self.setup.dataset.ids[i] for i in index])
         return f"images {', '.join(list(dict.fromkeys(i for own in told for i in own))[:8])}"
 
-    def _bad_step(self, step: int, what: str, fix: str) -> BadStepError:
+    def _bad_step(self, step: int, reason: str, what: str, fix: str) -> BadStepError:
         self.saver.wait()  # a save may be under way
         if count := len(self.left_out.steps):
             fix = f"{fix}; {count} batches were left out before"
-        return BadStepError(str(self.setup.workdir), what, f"{fix}; {self._kept()}", step)
+        fix = f"{fix}; {self._kept()}"
+        return BadStepError(str(self.setup.workdir), what, fix, step, reason)
 
     def _do_what_is_due(self, step: int) -> None:
         """Compares devices, evaluates and saves after some steps."""

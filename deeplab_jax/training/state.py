@@ -23,7 +23,6 @@ from deeplab_jax.config import Config
 from deeplab_jax.distributed.mesh import replicated
 from deeplab_jax.models import DeepLabV3Plus, build_model, init_variables
 from deeplab_jax.training.optimizer import build_optimizer
-from deeplab_jax.utils import compile_cache
 from deeplab_jax.utils.trees import PyTree, placed
 
 State = dict[str, PyTree]
@@ -86,18 +85,15 @@ def not_finite(state: State) -> list[str]:
     """Returns the paths of the arrays that hold a value that is not finite.
 
     Parameters come first, then statistics, then the optimiser's momentum, which has the gradients.
-    Every host calls this, and waits for the devices.
+    Arrays are copied from the device one by one: nothing compiles.
     """
     items = [(name, state[name]) for name in ("params", "batch_stats", "opt_state")]
-    leaves = [(f"{name}/{keystr(path, simple=True, separator='/')}", leaf) for name, item in items
-              for path, leaf in tree_leaves_with_path(item)]  # fmt: skip
-    check = jax.jit(
-        lambda arrays: jnp.stack([jnp.isfinite(array).all() for array in arrays]),
-        out_shardings=state["step"].sharding,
-    )
-    with compile_cache.without_alarms():
-        are_finite = jax.device_get(check([leaf for _, leaf in leaves]))
-    return [path for (path, _), is_good in zip(leaves, are_finite, strict=True) if not is_good]
+    return [
+        f"{name}/{keystr(path, simple=True, separator='/')}"
+        for name, item in items
+        for path, leaf in tree_leaves_with_path(item)
+        if not np.isfinite(jax.device_get(leaf)).all()
+    ]
 
 
 def abstract_state(config: Config) -> dict[str, PyTree]:

@@ -137,7 +137,6 @@ _SUM_BYTES = "xla_gpu_all_reduce_combine_threshold_bytes"  # gradients in few la
 _CHECK_HARDWARE: dict[str, bool | int] = {
     "xla_tpu_enable_sdc_checker": True,
     "xla_tpu_sdc_check_halt_on_detection": True,
-    "xla_tpu_sdc_replicate_llo": True,
 }
 
 

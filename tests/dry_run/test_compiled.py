@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -201,3 +203,15 @@ def test_what_a_tpu_slice_communicates(name, dataset, spatial, kinds, compile_ru
         assert got.collectives["collective-permute"][0] <= 133
         assert got.temporaries <= 638 * 2**20
         assert got.cycles <= 26e6
+
+
+@_COMPILER
+def test_tpus_compiler_knows_the_checker_of_the_hardware(small, absent_devices):
+    devices, _ = absent_devices("v5e:2x2")
+    sizes = []
+    for is_checked in (False, True):
+        mesh = dataclasses.replace(small.mesh, check_hardware=is_checked)
+        lowered = compiled.lower_step(dataclasses.replace(small, mesh=mesh), devices)
+        _, step = compiled.compile_step(lowered)
+        sizes.append(step.memory_analysis().generated_code_size_in_bytes)
+    assert sizes[1] > sizes[0]
