@@ -132,8 +132,9 @@ def make_update(
 
 
 _SUM_BYTES = "xla_gpu_all_reduce_combine_threshold_bytes"  # gradients in few large sums
-# libtpu's checker for silent data corruption: every program is run again, with its instructions
-# doubled for chips of one core, and ends with an error where results differ.
+# libtpu's checker for silent data corruption: programs run again, and differing results end the run.
+# Not among them is `xla_tpu_sdc_replicate_llo`, other instructions for the repetition on chips of
+# one core: with it libtpu 0.0.42 aborts while it compiles the network.
 _CHECK_HARDWARE: dict[str, bool | int] = {
     "xla_tpu_enable_sdc_checker": True,
     "xla_tpu_sdc_check_halt_on_detection": True,
