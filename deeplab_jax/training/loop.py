@@ -63,8 +63,8 @@ def train(config: Config | ConfigDict, workdir: str | Path) -> dict[str, int | s
       ConfigError: a value cannot be used, or differs from the continued run's; or another process
         trains in `workdir`.
       DataError: a data set or sample cannot be used; the state was saved.
-      NumericError: the loss, a gradient or the new state is not finite, or devices hold different
-        states; the state was not saved.
+      NumericError: the loss, a gradient or the new state is not finite, or the loss is a spike,
+        and the batch may not be left out; or devices hold different states. The state was not saved.
       Interrupted: Ctrl-C, SIGTERM, or a closed pipe, as in `... | head`; the state was saved.
       ReaderError: a thread or process that reads samples died or hangs; the state was saved.
       ResourceError: a checkpoint could not be written, or another host is gone.
@@ -335,9 +335,11 @@ class Run:
             first += ", a step later"
         what = f"step {step} is not finite: {reason}, {first}; lr {values['lr']:.3g}"
         fix = "lower config.train.lr or look at these images"
+        if self.config.train.on_nonfinite == "stop":
+            fix += "; --config.train.on_nonfinite=rollback leaves such batches out"
         if self.start and set(range(self.start + 1, step)) <= set(self.left_out.steps):
             what += f"; it follows the restored step {self.start}, whose checkpoint may be damaged"
-            fix += ", or go on from a copy of that checkpoint"
+            fix += "; or go on from a copy of that checkpoint"
         return self._bad_step(step, reason, f"{what}, {self._images(index)}", fix)
 
     def _look_for_spike(self, step: int, index: np.ndarray, loss: float) -> None:

@@ -132,7 +132,7 @@ def make_update(
 
 
 _SUM_BYTES = "xla_gpu_all_reduce_combine_threshold_bytes"  # gradients in few large sums
-# libtpu's checker for silent data corruption: programs run again, and differing results end the run.
+# libtpu's checker for silent data corruption: a program runs again, and results that differ end it.
 # Not among them is `xla_tpu_sdc_replicate_llo`, other instructions for the repetition on chips of
 # one core: with it libtpu 0.0.42 aborts while it compiles the network.
 _CHECK_HARDWARE: dict[str, bool | int] = {
