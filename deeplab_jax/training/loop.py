@@ -64,7 +64,7 @@ def train(config: Config | ConfigDict, workdir: str | Path) -> dict[str, int | s
         trains in `workdir`.
       DataError: a data set or sample cannot be used; the state was saved.
       NumericError: the loss, a gradient or the new state is not finite, or the loss is a spike,
-        and the batch may not be left out; or devices hold different states. The state was not saved.
+        and the batch may not be left out; or devices hold different states; nothing was saved.
       Interrupted: Ctrl-C, SIGTERM, or a closed pipe, as in `... | head`; the state was saved.
       ReaderError: a thread or process that reads samples died or hangs; the state was saved.
       ResourceError: a checkpoint could not be written, or another host is gone.
@@ -330,9 +330,10 @@ class Run:
         reason = f"loss {values['loss']}, gradient norm {values['grad_norm']}"
         state = self._whole()
         paths = not_finite(state)
-        first = f"first array {paths[0]} (of {len(paths)})" if paths else "every array of the state"
-        if paths and int(state["step"]) > step:
-            first += ", a step later"
+        later = ", a step later" if int(state["step"]) > step else ""
+        first = (
+            f"first array {paths[0]} (of {len(paths)}{later})" if paths else "no array by itself"
+        )
         what = f"step {step} is not finite: {reason}, {first}; lr {values['lr']:.3g}"
         fix = "lower config.train.lr or look at these images"
         if self.config.train.on_nonfinite == "stop":

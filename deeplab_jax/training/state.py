@@ -82,18 +82,19 @@ def without_step(state: State) -> State:
 
 
 def not_finite(state: State) -> list[str]:
-    """Returns the paths of the arrays that hold a value that is not finite.
+    """Returns the paths of the arrays whose sum of squares is not finite, as `is_finite` has it.
 
     Parameters come first, then statistics, then the optimiser's momentum, which has the gradients.
     Arrays are copied from the device one by one: nothing compiles.
     """
     items = [(name, state[name]) for name in ("params", "batch_stats", "opt_state")]
-    return [
-        f"{name}/{keystr(path, simple=True, separator='/')}"
-        for name, item in items
-        for path, leaf in tree_leaves_with_path(item)
-        if not np.isfinite(jax.device_get(leaf)).all()
-    ]
+    with np.errstate(all="ignore"):
+        return [
+            f"{name}/{keystr(path, simple=True, separator='/')}"
+            for name, item in items
+            for path, leaf in tree_leaves_with_path(item)
+            if not np.isfinite(np.square(jax.device_get(leaf)).sum())
+        ]
 
 
 def abstract_state(config: Config) -> dict[str, PyTree]:

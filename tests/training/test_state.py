@@ -38,3 +38,5 @@ def test_arrays_that_are_not_finite_are_named_parameters_first(state):
     assert not_finite(state) == ["batch_stats/norm"]
     state["params"]["a"]["kernel"] = bad * 0
     assert not_finite(state) == ["params/a/kernel", "batch_stats/norm"]
+    state["params"]["a"]["kernel"] = jnp.full(3, 1e30)  # squares overflow first
+    assert not_finite(state) == ["params/a/kernel", "batch_stats/norm"]
