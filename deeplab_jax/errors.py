@@ -71,6 +71,19 @@ class NumericError(DeepLabError, ArithmeticError):
     exit_code = 6
 
 
+class BadStepError(NumericError):
+    """A training step's loss, gradient or new state is not finite, or its loss is a spike.
+
+    Attributes:
+      step: its number.
+      reason: the numbers at fault, in words; the same whenever the step is repeated.
+    """
+
+    def __init__(self, where: str, what: str, fix: str, step: int, reason: str):
+        super().__init__(where, what, fix)
+        self.step, self.reason = step, reason
+
+
 class Interrupted(DeepLabError):
     """Training was asked to stop and left; the text tells what was saved, or lost.
 

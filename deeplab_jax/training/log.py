@@ -1,15 +1,16 @@
 """Output of a run under way: a JSON line per logged step, and a line on the screen."""
 
+import io
 import json
 import math
 import os
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 from deeplab_jax.evaluation.metrics import over_classes
 from deeplab_jax.utils import compile_cache
@@ -66,35 +67,46 @@ class JsonLog:
     """A file of JSON lines to which a continued run appends.
 
     Each line has "event" and "step": optimiser steps done. Events: "train" (a logged step),
-    "loss" (one of the first `EARLY` steps, where it is not logged), "eval", "end", and "time" (see
-    `Account`).
+    "loss" (one of the first `EARLY` steps, where it is not logged), "eval", "spike" (a loss),
+    "rollback" (its step's batch is left out), "end", and "time" (see `Account`).
     """
 
-    def __init__(self, path: Path | None, step: int):
-        """Opens `path` and drops the end and lines after `step`, which will be written again.
-
-        The account's lines all stay: they tell of steps that are computed again.
+    def __init__(self, path: Path | None, step: int, left_out: Collection[int] = ()):
+        """Opens `path` as `go_back` leaves it.
 
         Without a path, for hosts other than the first, lines go nowhere.
         """
-        self._path = path or Path(os.devnull)
+        self._path, self._is_kept = path or Path(os.devnull), path is not None
         self._lock = threading.Lock()  # the account has a thread
-        if path is None:
+        self._file: TextIO = io.StringIO()
+        self.go_back(step, left_out)
+
+    def go_back(self, step: int, left_out: Collection[int]) -> None:
+        """Drops the end and lines after `step`, which will be written again.
+
+        The account's lines all stay: they tell of steps that are computed again. Of the rollbacks
+        those to leave out a step of `left_out` stay: they are not repeated.
+        """
+        with self._lock:
+            self._file.close()
+            if self._is_kept:
+                kept = self._lines_until(step, left_out)
+                with atomic_write(self._path) as file:
+                    file.writelines(line.encode() for line in kept)
             self._file = self._path.open("a")
-            return
-        kept = []
-        if path.exists():
-            for line in path.read_text(errors="replace").splitlines():
-                try:
-                    entry = json.loads(line)
-                    is_past = entry["step"] <= step and entry["event"] != "end"
-                    if is_past or entry["event"] == "time":
-                        kept.append(line + "\n")
-                except (ValueError, KeyError, TypeError):
-                    continue  # such as a line that a kill cut short
-        with atomic_write(path) as file:
-            file.writelines(line.encode() for line in kept)
-        self._file = path.open("a")
+
+    def _lines_until(self, step: int, left_out: Collection[int]) -> Iterator[str]:
+        for line in (
+            self._path.read_text(errors="replace").splitlines() if self._path.exists() else ()
+        ):
+            try:
+                entry = json.loads(line)
+                is_past = entry["step"] <= step and entry["event"] != "end"
+                is_known = entry["event"] == "rollback" and entry["step"] in left_out
+                if is_past or is_known or entry["event"] == "time":
+                    yield line + "\n"
+            except (ValueError, KeyError, TypeError):
+                continue  # such as a line that a kill cut short
 
     def write(self, event: str, step: int, values: dict[str, Any]) -> None:
         """Appends one line and hands it to the operating system."""

@@ -1,5 +1,6 @@
 """The training run: from a configuration to a work directory with checkpoints and a log."""
 
+import dataclasses
 import signal
 import time
 from collections import deque
@@ -7,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -19,16 +20,23 @@ from deeplab_jax.data import TrainBatch
 from deeplab_jax.distributed import hosts
 from deeplab_jax.distributed import mesh as mesh_lib
 from deeplab_jax.distributed.replicas import Replicas
-from deeplab_jax.errors import DataError, Interrupted, NumericError, ReaderError, ResourceError
+from deeplab_jax.errors import (
+    BadStepError,
+    DataError,
+    Interrupted,
+    NumericError,
+    ReaderError,
+    ResourceError,
+)
 from deeplab_jax.evaluation.evaluator import Evaluator, counting_images
 from deeplab_jax.evaluation.metrics import mean_in_words, over_classes
 from deeplab_jax.inference.protocol import read_protocol
 from deeplab_jax.training import picture
 from deeplab_jax.training.log import EARLY, Account, Display, JsonLog, Speed, read_log, smooth
-from deeplab_jax.training.plan import read_batches
+from deeplab_jax.training.plan import LeftOut, read_batches
 from deeplab_jax.training.setup import RunSetup, claim, gather, restore_or_init
 from deeplab_jax.training.signals import Stop, interrupted, remembered
-from deeplab_jax.training.state import State, eval_variables, tree_hash
+from deeplab_jax.training.state import State, eval_variables, not_finite, tree_hash, without_step
 from deeplab_jax.training.step import Metrics, make_train_step
 from deeplab_jax.utils import compile_cache
 from deeplab_jax.utils.progress import clock
@@ -73,8 +81,8 @@ def train(
       CheckpointError: what the run starts from cannot be used; or steps were saved, and none is
         good.
       DataError: a data set or sample cannot be used; the state was saved.
-      NumericError: the loss, a gradient or the new state is not finite, or devices hold different
-        states; the state was not saved.
+      NumericError: the loss, a gradient or the new state is not finite, or the loss is a spike,
+        and the batch may not be left out; or devices hold different states; nothing was saved.
       Interrupted: Ctrl-C, SIGTERM, or a closed pipe, as in `... | head`; the state was saved.
       ReaderError: a thread or process that reads samples died or hangs; the state was saved.
       ResourceError: a checkpoint could not be written, or another host is gone.
@@ -85,13 +93,16 @@ def train(
         for note in setup.notes:
             print(f"warning: {note}", flush=True)
         setup, state = restore_or_init(setup)
+        if setup.step is not None and setup.start < setup.plan.total:
+            print(f"continuing at step {setup.start} of {setup.plan.total}", flush=True)
         if setup.is_done:
             print(
                 f"already finished: {setup.workdir} holds step {setup.start} of {setup.plan.total}",
                 flush=True,
             )
             # A kill may have cut off the end of the log.
-            return log_end(JsonLog(_log_path(setup), setup.start), state)
+            left_out = setup.saved.left_out if setup.saved else ()
+            return log_end(JsonLog(_log_path(setup), setup.start, left_out), state)
         print(describe(setup), flush=True)
         with nullcontext(stop) if stop else remembered() as signals:
             return Run(setup, state, signals).go(began)
@@ -112,11 +123,20 @@ def _log_path(setup: RunSetup) -> Path | None:
     return setup.workdir / "log.jsonl" if hosts.is_primary() else None
 
 
+class Saved(NamedTuple):
+    """What a run goes back to: a saved step (None: its start) and what the loop knew then."""
+
+    step: int | None
+    loss: float | None  # smoothed
+    losses: tuple[float, ...]
+
+
 class Run:
     """One process's part of a run, between its start and its exit.
 
     Attributes:
       state: state after the last finished step; None while a step, which it is donated to, runs.
+      start: optimiser steps of the state that was restored last, or 0.
     """
 
     def __init__(self, setup: RunSetup, state: State, signals: Stop):
@@ -130,6 +150,9 @@ class Run:
         resize_base = self.config.eval.resize_base
         self.evaluate = Evaluator(setup.model, setup.validation, resize_base, protocol)
         self.info = setup.info
+        self.left_out = LeftOut(self.config.train, self.info.left_out, self.info.losses)
+        self.start = setup.start
+        self.first: int | None = None  # the first step that this process computes
         self.replicas = Replicas(setup.mesh)
         self.poll = hosts.Poll()
         self.failure: Exception | None = None  # while reading on this host
@@ -149,10 +172,11 @@ class Run:
         plan = self.plan
         self.display = Display(plan.total, plan.steps_per_epoch, on_gone, _peak_memory)
         with hosts.sync_errors():
-            self.log = JsonLog(_log_path(self.setup), self.setup.start)
+            self.log = JsonLog(_log_path(self.setup), self.start, self.left_out.steps)
             self._recall()
             facts = {"batch_size": self.config.train.batch_size, "devices": hosts.devices()}
-            self.account = Account(self.log, began, self.setup.start, facts)
+            self.account = Account(self.log, began, self.start, facts)
+        self._keep(self.setup.step)
         with (
             closing(self.log),
             closing(self.account),
@@ -160,7 +184,7 @@ class Run:
             checkpoint.Saver(self.setup.workdir, self.config.checkpoint.keep) as self.saver,
         ):
             if self.config.mesh.check_every_steps:  # hosts may have read different files
-                self._compare_devices(self.setup.start)
+                self._compare_devices(self.start)
             reason = None
             try:
                 self._steps()
@@ -191,32 +215,80 @@ class Run:
         self.display.evaluated(*scores, over=past.over_classes())
 
     def _steps(self) -> None:
-        """Runs the steps that are left, each followed by the work due after it."""
-        batch_size = self.config.train.batch_size
-        batches = mesh_lib.to_devices(self._batches(), self.setup.mesh, batch_size)
+        """Runs the steps that are left, and goes back where a bad step may be left out."""
         self.account.trains()
         if self.setup.is_evaluation_owed:
             self.signals.is_orderly = True
-            self._evaluate(self.setup.start)
+            self._evaluate(self.start)
             self._agree()
-            self._stop_if_agreed(self.setup.start)
+            self._stop_if_agreed(self.start)
             self.signals.is_orderly = False
-        first = self.setup.start + 1
-        for step in range(first, self.plan.total + 1):
-            with self.account.during("input"):
-                batch, on_device = self._next(batches, is_first=step == first)
-            state, self.state = self._whole(), None
-            with ExitStack() as stack:
-                if step == first:
-                    stack.enter_context(compile_cache.compiling("the training step", is_told=True))
-                self.state, metrics = self.train_step(state, *on_device[1:])
-            self.signals.begun(step, self.speed.step_seconds)
-            self.pending.append((step, batch.index, metrics))
-            # A step late, so that the device never waits; but the first is shown at once.
-            self._read_metrics(keep=int(step != first))
-            self._do_what_is_due(step)
-            self._agree()
-            self._stop_if_agreed(step)
+        is_done = False
+        while not is_done:
+            try:
+                self._steps_from(self.start)
+                is_done = True
+            except BadStepError as bad:
+                if not self.left_out.may_grow:
+                    raise
+                self._go_back(bad)
+                self._stop_if_agreed(self.start)
+
+    def _steps_from(self, start: int) -> None:
+        """Runs the steps after `start`, each followed by the work due after it."""
+        batch_size = self.config.train.batch_size
+        batches = mesh_lib.to_devices(self._batches(start), self.setup.mesh, batch_size)
+        with closing(batches):
+            for step in range(start + 1, self.plan.total + 1):
+                with self.account.during("input"):
+                    batch, on_device = self._next(batches, is_first=step == start + 1)
+                state, self.state = self._whole(), None
+                if step in self.left_out.steps:
+                    self.state = without_step(state)
+                else:
+                    self.state, metrics = self._compute(step, state, on_device)
+                    self.pending.append((step, batch.index, metrics))
+                self.signals.begun(step, self.speed.step_seconds)
+                # A step late, so that the device never waits; but the first is shown at once.
+                self._read_metrics(keep=int(step != self.first))
+                self._do_what_is_due(step)
+                self._agree()
+                if self.agreed:
+                    self._read_metrics()
+                self._stop_if_agreed(step)
+
+    def _compute(self, step: int, state: State, on_device: Any) -> tuple[State, Metrics]:
+        """Starts a step on the devices, and compiles it where it is the process's first."""
+        with ExitStack() as stack:
+            if self.first is None:
+                self.first = step
+                stack.enter_context(compile_cache.compiling("the training step", is_told=True))
+            return self.train_step(state, *on_device[1:])
+
+    def _keep(self, step: int | None) -> None:
+        """Notes that a step is saved, or the run's start."""
+        self.saved = Saved(step, self.loss, tuple(self.left_out.losses))
+
+    def _go_back(self, bad: BadStepError) -> None:
+        """Makes the last saved step the state, and leaves the batch of the bad one out."""
+        self.saver.wait()
+        step, self.loss, losses = self.saved
+        self.state = None  # two states may not fit
+        self.pending.clear()
+        self.start = step or 0
+        begin = self.setup.begin._replace(step=step, damaged={}, replaced=())
+        setup = dataclasses.replace(self.setup, begin=begin, is_asked=True, is_restart=False)
+        _, self.state = restore_or_init(setup)
+        train, steps = self.config.train, (*self.left_out.steps, bad.step)
+        with hosts.sync_errors():
+            self.log.go_back(self.start, self.left_out.steps)
+        self.left_out = LeftOut(train, steps, losses)
+        self.log.write("rollback", bad.step, {"to": self.start, "reason": bad.reason})
+        self.display.say(
+            f"warning: {bad.what}; back to step {self.start}, to leave that batch out"
+            f" ({len(steps)} of at most {train.max_rollbacks})"
+        )
+        self.speed.pause()
 
     def _whole(self) -> State:
         assert self.state is not None  # no step is under way
@@ -253,11 +325,11 @@ class Run:
             own = self.stop[0] if self.stop else 0
             self.agreed = self.poll.ask(own if self.failure is None else _FAILED)
 
-    def _batches(self) -> Iterator[TrainBatch]:
-        """Yields batches of this host's rows; with several hosts, a failure only ends them."""
+    def _batches(self, start: int) -> Iterator[TrainBatch]:
+        """Yields this host's rows after `start` steps; with several hosts, a failure ends them."""
         config = self.config
         rows = mesh_lib.local_rows(self.setup.mesh, config.train.batch_size)
-        steps = range(self.setup.start, self.plan.total)
+        steps = range(start, self.plan.total)
         workers = config.data.num_workers
         try:
             yield from read_batches(config, self.setup.dataset, self.plan, steps, rows, workers)
@@ -270,12 +342,13 @@ class Run:
         """Reads all but the newest `keep` steps' metrics, checks them, logs and shows them."""
         while len(self.pending) > keep:
             step, index, metrics = self.pending.popleft()
-            is_first, is_last = step == self.setup.start + 1, step == self.plan.total
+            is_first, is_last = step == self.first, step == self.plan.total
             with clock("running the first step") if is_first else nullcontext():
                 values = {name: value.item() for name, value in jax.device_get(metrics).items()}
             if not values.pop("is_finite"):
                 raise self._not_finite(step, index, values)
             self.account.step = step
+            self._look_for_spike(step, index, values["loss"])
             self.loss = values["loss_smoothed"] = smooth(self.loss, values["loss"])
             if not is_first:  # it compiled
                 self.speed.finished_step()
@@ -292,19 +365,48 @@ class Run:
             left = self.speed.left(self.plan.total - step, evaluations)
             self.display.step(step, values, left, is_last)
 
-    def _not_finite(self, step: int, index: np.ndarray, values: dict[str, float]) -> NumericError:
-        told = hosts.all_gather([self.setup.dataset.ids[i] for i in index])
-        ids = ", ".join(list(dict.fromkeys(name for own in told for name in own))[:8])
-        self.saver.wait()  # a save may be under way
-        fix = "lower config.train.lr or look at these images"
-        if (before := self.setup.step) is not None and step == before + 1:
-            fix += f"; or go back behind the checkpoint of step {before}, which may be at fault"
-        return NumericError(
-            str(self.setup.workdir),
-            f"step {step} is not finite: loss {values['loss']}, gradient norm "
-            f"{values['grad_norm']}, else the new weights; lr {values['lr']:.3g}, images {ids}",
-            f"{fix}; {self._kept()}",
+    def _not_finite(self, step: int, index: np.ndarray, values: dict[str, float]) -> BadStepError:
+        reason = f"loss {values['loss']}, gradient norm {values['grad_norm']}"
+        state = self._whole()
+        paths = not_finite(state)
+        later = ", a step later" if int(state["step"]) > step else ""
+        first = (
+            f"first array {paths[0]} (of {len(paths)}{later})" if paths else "no array by itself"
         )
+        what = f"step {step} is not finite: {reason}, {first}; lr {values['lr']:.3g}"
+        fix = "lower config.train.lr or look at these images"
+        if self.config.train.on_nonfinite == "stop":
+            fix += "; --config.train.on_nonfinite=rollback leaves such batches out"
+        if self.start and set(range(self.start + 1, step)) <= set(self.left_out.steps):
+            what += f"; it follows the restored step {self.start}, whose checkpoint may be damaged"
+            fix += "; or go on from a copy of that checkpoint"
+        return self._bad_step(step, reason, f"{what}, {self._images(index)}", fix)
+
+    def _look_for_spike(self, step: int, index: np.ndarray, loss: float) -> None:
+        """Warns of a loss far above those before; raises where its batch is to be left out."""
+        usual = self.left_out.usual_loss(loss)
+        if usual is not None:
+            factor, count = self.config.train.spike_factor, len(self.left_out.losses)
+            reason = f"loss {loss:.4g} is over {factor:g} x {usual:.4g}, the median of {count}"
+            what = f"step {step}: {reason} before, {self._images(index)}"
+            if self.config.train.on_nonfinite == "rollback":
+                fix = "look at these images, or raise config.train.spike_factor"
+                raise self._bad_step(step, reason, what, fix)
+            self.log.write("spike", step, {"reason": reason})
+            self.display.say(f"warning: {what}")
+        self.left_out.finished_step(loss)
+
+    def _images(self, index: np.ndarray) -> str:
+        """Returns the images of a step in words; every host calls this."""
+        told = hosts.all_gather([self.setup.dataset.ids[i] for i in index])
+        return f"images {', '.join(list(dict.fromkeys(i for own in told for i in own))[:8])}"
+
+    def _bad_step(self, step: int, reason: str, what: str, fix: str) -> BadStepError:
+        self.saver.wait()  # a save may be under way
+        if count := len(self.left_out.steps):
+            fix = f"{fix}; {count} batches were left out before"
+        fix = f"{fix}; {self._kept()}"
+        return BadStepError(str(self.setup.workdir), what, fix, step, reason)
 
     def _do_what_is_due(self, step: int) -> None:
         """Compares devices, evaluates and saves after some steps."""
@@ -362,18 +464,21 @@ class Run:
         if self.config.mesh.check_every_steps:
             self._compare_devices(step)
         items = {name: item for name, item in self._whole().items() if name != "step"}
+        left_out, losses = self.left_out.steps, tuple(self.left_out.losses)
+        info = dataclasses.replace(self.info, left_out=left_out, losses=losses)
         self.signals.saving(step, checkpoint.step_path(self.setup.workdir, step))
         with self.account.during("saving"):
-            is_new = self.saver.save(step, items, self.info, metrics)
+            is_new = self.saver.save(step, items, info, metrics)
         if is_new:
             self.account.saved()
+        self._keep(step)
 
     def _save_last(self, reason: Exception | None) -> None:
         """Saves the state of a run that ends for `reason`, if it can, and waits for the disk."""
         if self.state is not None and _can_save(reason):
             self._read_metrics()
             step = int(self.state["step"])
-            if step > self.setup.start:
+            if step > self.start:
                 self._save(step)
         with self.account.during("saving"):
             self.saver.wait()

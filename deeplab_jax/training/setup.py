@@ -99,6 +99,8 @@ class RunSetup:
             palette=self.dataset.palette,
             counters=self.saved.counters if self.saved else {},
             data=self.dataset.fingerprint(),
+            left_out=self.saved.left_out if self.saved else (),
+            losses=self.saved.losses if self.saved else (),
         )
 
 
@@ -256,8 +258,6 @@ def restore_or_init(setup: RunSetup) -> tuple[RunSetup, State]:
     with hosts.sync_errors():
         if hosts.is_primary():
             _set_aside(setup)
-    if setup.step is not None and setup.step < setup.plan.total:
-        print(f"continuing at step {setup.step} of {setup.plan.total}", flush=True)
     return setup, state
 
 

@@ -62,6 +62,17 @@ def after_step(step, change):
         return train_step
     loop.make_train_step = make_spied
 
+def spike_at(step):
+    make = loop.make_train_step
+    def make_spied(*args):
+        inner = make(*args)
+        def train_step(state, *batch):
+            factor = 100 if int(state["step"]) + 1 == step else 1
+            state, metrics = inner(state, *batch)
+            return state, metrics | {"loss": factor * metrics["loss"]}
+        return train_step
+    loop.make_train_step = make_spied
+
 def corrupt_a_copy(state):
     name, leaf = next(iter(state["params"]["classifier"].items()))
     parts = [np.array(s.data) for s in leaf.addressable_shards]
@@ -281,6 +292,25 @@ def test_host_that_cannot_write_ends_all_and_the_run_goes_on(root, environment, 
 
 
 # What one host has, all are told of
+
+
+@_PAIR
+def test_hosts_leave_out_the_same_batch_also_when_stopped_between(root, environment, tmp_path):
+    options = ["--config.train.on_nonfinite=rollback", "--config.train.spike_factor=9"]
+    options += ["--config.checkpoint.every_steps=3", "--config.train.steps=10"]
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    for workdir, change, code in (
+        (whole, "spike_at(7)", 0), (parted, "spike_at(7); after_step(7, stop)", 143),
+        (parted, "spike_at(7)", 0),
+    ):  # fmt: skip
+        command = train(root, workdir, *options, start=drive(change))
+        codes, _, errors = pair(command, environment).end()
+        assert codes == [code, code], errors
+        assert checkpoint.read_info(workdir).left_out == (7,)
+    assert lines_of(parted)[-1] == lines_of(whole)[-1]
+    for workdir in (whole, parted):
+        left_out = [line for line in lines_of(workdir) if line["event"] == "rollback"]
+        assert [(line["step"], line["to"]) for line in left_out] == [(7, 6)]
 
 
 @_PAIR

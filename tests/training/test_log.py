@@ -62,6 +62,18 @@ def test_continued_log_drops_the_end(tmp_path):
     assert path.read_text() == train_line(2) + "\n"
 
 
+def test_log_that_goes_back_keeps_the_rollbacks_that_are_not_repeated(tmp_path):
+    path = tmp_path / "log.jsonl"
+    rollbacks = [json.dumps({"event": "rollback", "step": step}) for step in (5, 6)]
+    write_lines(path, *(train_line(step) for step in (1, 2)), *rollbacks, train_line(3))
+    log = JsonLog(path, 9)
+    log.go_back(2, [6])
+    log.write("train", 3, {})
+    steps = [json.loads(line)["step"] for line in path.read_text().splitlines()]
+    assert steps == [1, 2, 6, 3]
+    log.close()
+
+
 @pytest.mark.parametrize("rest", [train_line(3)[:-9], '{"event": "train"}', "[]", "\0\0\0"])
 def test_line_that_a_kill_cut_short_is_dropped(tmp_path, rest):
     path = tmp_path / "log.jsonl"
