@@ -33,6 +33,8 @@ from deeplab_jax.errors import (
     root_cause,
     shorten,
 )
+from deeplab_jax.utils import s3
+from deeplab_jax.utils.places import as_place, is_address
 from deeplab_jax.utils.steps import (
     check,
     finished,
@@ -105,13 +107,14 @@ class Saver:
     """
 
     def __init__(self, path: str | os.PathLike):
-        self._path = Path(path).absolute()
+        self._path = as_place(path).absolute()
+        s3.enable(self._path)
         self._bytes = 0  # of the last save
         self._scores = {}  # by step
         steps = folder_of(self._path)
         try:
             steps.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=steps).close()  # a read-only folder shows before training
+            _probe(steps)  # what cannot be written shows before training
             self._scores = _scores(self._path)
             with ocp.Context(async_options=ocp.options.AsyncOptions(timeout_secs=WRITE_SECONDS)):
                 self._orbax = ocp.training.Checkpointer(
@@ -197,6 +200,8 @@ class Saver:
             self._orbax.close()
 
     def _check_room(self) -> None:
+        if is_address(self._path):
+            return
         usage = shutil.disk_usage(self._path)
         if usage.total and usage.free < self._bytes:  # some mounted buckets report 0 bytes in total
             raise self._failure(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
@@ -205,11 +210,23 @@ class Saver:
         if (lost := hosts.lost_host(self._path, root_cause(error))) is not None:
             return lost
         what = f"cannot save a checkpoint: {describe_cause(error)}"
+        if is_address(self._path):
+            fix = "check the connection, the credentials and the bucket"
+            return ResourceError(str(self._path), what, f"{fix}; steps saved before are intact")
         if self._bytes and self._path.exists():
             free = shutil.disk_usage(self._path).free
             what += f" (at most {self._bytes / 1e6:.1f} MB to write, {free / 1e6:.1f} MB free)"
         fix = "make room or choose another directory; steps saved before are intact"
         return ResourceError(str(self._path), what, fix)
+
+
+def _probe(folder: Path) -> None:
+    """Raises OSError or ResourceError if nothing can be written in a folder."""
+    if is_address(folder):
+        (folder / ".writable").write_bytes(b"")
+        (folder / ".writable").unlink()
+    else:
+        tempfile.TemporaryFile(dir=folder).close()
 
 
 def save_once(path: str | os.PathLike, items: Mapping[str, PyTree], info: Info) -> None:
@@ -357,6 +374,7 @@ def read_arrays(
 def _reading(where: Path) -> Iterator[None]:
     """Reads a step without other hosts; turns Orbax's exceptions into ours."""
     try:
+        s3.enable(where)
         with _alone():
             yield
     except (MemoryError, PermissionError) as error:

@@ -112,9 +112,12 @@ def _schedule(facts: RunFacts) -> Iterator[str]:
 
 
 def _disk(facts: RunFacts) -> Iterator[str]:
-    verdict = "" if facts.disk_needed <= facts.disk_free else ": TOO LITTLE"
+    free, verdict = "in a bucket", ""
+    if facts.disk_free is not None:
+        free = f"{facts.disk_free / 1e9:.1f} GB free"
+        verdict = "" if facts.disk_needed <= facts.disk_free else ": TOO LITTLE"
     yield _row("disk", f"{facts.disk_needed / 1e9:.2f} GB for {len(CHECKPOINTS)} checkpoints "
-               f"({', '.join(CHECKPOINTS)}) and the log; {facts.disk_free / 1e9:.1f} GB free"
+               f"({', '.join(CHECKPOINTS)}) and the log; {free}"
                f"{verdict}")  # fmt: skip
     yield _row("work directory", str(facts.workdir))
     yield ""

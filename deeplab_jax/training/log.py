@@ -1,5 +1,6 @@
 """Output of a run under way: a JSON line per logged step, and a line on the screen."""
 
+import io
 import json
 import math
 import os
@@ -8,10 +9,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 from deeplab_jax.evaluation.metrics import over_classes
 from deeplab_jax.utils.atomic import atomic_write
+from deeplab_jax.utils.places import is_address
 from deeplab_jax.utils.progress import PLAIN_SECONDS, Screen, View, duration
 
 SMOOTHING = 0.9  # weight of the past, per step, in the smoothed loss and time of a step
@@ -58,7 +60,9 @@ def read_log(path: Path) -> Log:
 class JsonLog:
     """A file of JSON lines to which a continued run appends.
 
-    Each line has "event": "train" (a step), "eval" or "end", and "step": optimiser steps done.
+    Each line has "event": "train" (a step), "eval" or "end", and "step": optimiser steps done. A
+    file in a bucket cannot be appended to: lines are kept here until `sync`, which a run calls
+    before each save. What a kill loses is then computed, and logged, again.
     """
 
     def __init__(self, path: Path | None, step: int):
@@ -66,6 +70,8 @@ class JsonLog:
 
         Without a path, for hosts other than the first, lines go nowhere.
         """
+        self._address: Path | None = None
+        self._file: TextIO
         if path is None:
             path = Path(os.devnull)
             self._file = path.open("a")
@@ -79,6 +85,10 @@ class JsonLog:
                         kept.append(line + "\n")
                 except (ValueError, KeyError, TypeError):
                     continue  # such as a line that a kill cut short
+        if is_address(path):
+            self._address, self._file = path, io.StringIO()
+            self._file.writelines(kept)
+            return
         with atomic_write(path) as file:
             file.writelines(line.encode() for line in kept)
         self._file = path.open("a")
@@ -88,8 +98,18 @@ class JsonLog:
         self._file.write(json.dumps({"event": event, "step": step, **values}) + "\n")
         self._file.flush()
 
+    def sync(self) -> None:
+        """Writes the lines of a file in a bucket there.
+
+        Raises:
+          ResourceError: the bucket does not answer, or refuses.
+        """
+        if isinstance(self._file, io.StringIO) and self._address is not None:
+            self._address.write_text(self._file.getvalue())
+
     def close(self) -> None:
-        """Closes the file."""
+        """Closes the file; raises as `sync`."""
+        self.sync()
         self._file.close()
 
 

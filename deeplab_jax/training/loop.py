@@ -4,7 +4,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,8 @@ def train(config: Config | ConfigDict, workdir: str | Path) -> dict[str, int | s
                 flush=True,
             )
             # A kill may have cut off the end of the log.
-            return log_end(JsonLog(_log_path(setup), setup.start), state)
+            with closing(JsonLog(_log_path(setup), setup.start)) as log:
+                return log_end(log, state)
         print(describe(setup), flush=True)
         with stop_signals() as stop:
             return Run(setup, state, stop).go()
@@ -305,10 +306,13 @@ class Run:
         """Writes `progress.png`; an error of the disk must not end the run here."""
         path = self.setup.workdir / "progress.png"
         try:
+            self.log.sync()
             log = read_log(self.setup.workdir / "log.jsonl")
             picture.write(path, f"{self.config.name}, step {step} of {self.plan.total}", log)
         except OSError as error:
             self.display.say(f"warning: {path} was not written: {error.strerror or error}")
+        except ResourceError as error:
+            self.display.say(f"warning: {path} was not written: {error.what}")
 
     def _compare_devices(self, step: int) -> None:
         """Raises if devices no longer hold the same state."""
@@ -321,6 +325,10 @@ class Run:
     def _save(self, step: int, metrics: dict[str, float] | None = None) -> None:
         if self.config.mesh.check_every_steps:
             self._compare_devices(step)
+        with hosts.sync_errors():
+            if hosts.is_primary():
+                self.setup.check_lock()
+                self.log.sync()
         items = {name: item for name, item in self._whole().items() if name != "step"}
         self.saver.save(step, items, self.info, metrics)
 

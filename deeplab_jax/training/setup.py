@@ -5,7 +5,7 @@
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from deeplab_jax.config import Config, flatten, freeze, is_local, warnings
 from deeplab_jax.data import Dataset, open_dataset
 from deeplab_jax.distributed import hosts
 from deeplab_jax.distributed import mesh as mesh_lib
-from deeplab_jax.distributed.shared_dir import as_path, check_shared
+from deeplab_jax.distributed.shared_dir import check_shared
 from deeplab_jax.evaluation import label_counts
 from deeplab_jax.models import DeepLabV3Plus, build_model
 from deeplab_jax.training import workdir as workdir_lib
@@ -28,6 +28,7 @@ from deeplab_jax.training.optimizer import build_optimizer
 from deeplab_jax.training.plan import Plan, make_plan
 from deeplab_jax.training.state import State, init_state, restore_state
 from deeplab_jax.utils import compile_cache
+from deeplab_jax.utils.places import as_place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +46,7 @@ class RunSetup:
       step: the latest saved step; None for a new run.
       saved: the description of that step; None for a new run.
       notes: a line for each setting that is legal but probably a mistake.
+      check_lock: raises ResourceError if the work directory's lock was lost; set by `claim`.
     """
 
     config: Config
@@ -57,6 +59,7 @@ class RunSetup:
     step: int | None
     saved: checkpoint.Info | None
     notes: tuple[str, ...] = ()
+    check_lock: Callable[[], None] = lambda: None
 
     @property
     def start(self) -> int:
@@ -98,7 +101,7 @@ def gather(config: Config | ConfigDict, workdir: str | Path) -> RunSetup:
       ResourceError: a host cannot write to `workdir`.
     """
     with hosts.sync_errors():
-        path = as_path(workdir)
+        path = as_place(workdir)
     check_shared(path, [checkpoint.folder_of(path)])
     with hosts.agreement() as facts:
         facts |= hosts.software()
@@ -149,7 +152,8 @@ def claim(setup: RunSetup) -> Iterator[RunSetup]:
     limit = setup.config.data.max_bad_samples
     with ExitStack() as stack:
         with hosts.sync_errors():
-            stack.enter_context(workdir_lib.lock(setup.workdir))
+            check_lock = stack.enter_context(workdir_lib.lock(setup.workdir))
+        setup = dataclasses.replace(setup, check_lock=check_lock)
         if limit:
             dataset = leave_out(setup.dataset, limit, setup.workdir, setup.step is not None)
             if setup.saved:

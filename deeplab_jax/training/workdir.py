@@ -8,7 +8,7 @@
 
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,18 +20,27 @@ from deeplab_jax.distributed import hosts
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.utils.atomic import atomic_write
 from deeplab_jax.utils.locks import try_lock
+from deeplab_jax.utils.places import is_address
 
 
 @contextmanager
-def lock(workdir: Path) -> Iterator[None]:
+def lock(workdir: Path) -> Iterator[Callable[[], None]]:
     """Locks `workdir`, created if missing, against other processes while the block runs.
 
     The system releases the lock when the process ends in any way. Without locks in the file system
-    there is no protection. The first of several hosts holds the lock for all.
+    there is no protection. The first of several hosts holds the lock for all. In a bucket the lock
+    is a `lease.Lease`, which can be lost: what is yielded raises ResourceError then.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     if not hosts.is_primary():
-        yield
+        yield _keep
+        return
+    if is_address(workdir):
+        from deeplab_jax.utils.buckets import Address
+        from deeplab_jax.utils.lease import Lease
+
+        with Lease(Address(workdir)) as lease:
+            yield lease.check
         return
     with (workdir / ".lock").open("a+") as file:
         if not try_lock(file.fileno()):
@@ -41,7 +50,11 @@ def lock(workdir: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"pid {os.getpid()} on {platform.node()}")
         file.flush()
-        yield
+        yield _keep
+
+
+def _keep() -> None:
+    """Does nothing: a file's lock cannot be lost."""
 
 
 def write_config(workdir: Path, config: Config) -> None:

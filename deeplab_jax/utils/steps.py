@@ -9,11 +9,13 @@ import shlex
 from pathlib import Path
 
 from deeplab_jax.errors import CheckpointError, ResourceError, describe_cause, shorten
+from deeplab_jax.utils.places import as_place, is_address
 
 ACCEPTED = (
     "give a work directory of `deeplab train`, or make one of PyTorch's weights: deeplab convert"
     " from-pytorch --checkpoint FILE --output DIR"
 )
+COMPLETE = "commit_success.txt"  # Orbax's last file of a step in a bucket
 _STEPS = "checkpoints"  # the folder that holds one folder per step
 _WEIGHTS = (".pth", ".pt", ".safetensors", ".bin", ".ckpt")
 _MAX_ENTRIES = 1000  # of a folder that is searched for checkpoints
@@ -21,7 +23,7 @@ _MAX_ENTRIES = 1000  # of a folder that is searched for checkpoints
 
 def folder_of(path: str | os.PathLike) -> Path:
     """Returns the folder of a directory's steps."""
-    return Path(path) / _STEPS
+    return as_place(path) / _STEPS
 
 
 def step_path(path: str | os.PathLike, step: int) -> Path:
@@ -33,7 +35,10 @@ def finished(path: str | os.PathLike) -> list[int]:
     """Returns the finished steps in order; names that are not numbers are unfinished saves."""
     root = folder_of(path)
     try:
-        return sorted(int(entry.name) for entry in root.iterdir() if entry.name.isdecimal())
+        entries = [entry for entry in root.iterdir() if entry.name.isdecimal()]
+        if is_address(root):  # where nothing can be renamed, a file says that a step is complete
+            entries = [entry for entry in entries if (entry / COMPLETE).exists()]
+        return sorted(int(entry.name) for entry in entries)
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
@@ -58,7 +63,7 @@ def check(path: str | os.PathLike, step: int | str = "latest") -> list[int]:
     """
     steps = finished(path)
     if not steps:
-        raise _no_checkpoint(Path(path))
+        raise _no_checkpoint(as_place(path))
     if step not in ("latest", "best") and str(step) not in map(str, steps):
         present = f"use one of: {', '.join(map(str, steps))}, latest, best"
         raise CheckpointError(str(path), f"there is no step {step}", present)
