@@ -41,11 +41,11 @@ class Address(PosixGPath):
 
     def exists(self) -> bool:
         """Tells whether there is such a file, or a file below this name."""
-        return _ask(self, super().exists)
+        return ask(self, super().exists)
 
     def is_dir(self) -> bool:
         """Tells whether there is a file below this name."""
-        return _ask(self, super().is_dir)
+        return ask(self, super().is_dir)
 
     def is_symlink(self) -> bool:
         """Returns False: buckets have no links."""
@@ -53,12 +53,12 @@ class Address(PosixGPath):
 
     def iterdir(self) -> Iterator[Self]:
         """Yields what lies directly below this name; nothing if there is nothing."""
-        listed = _ask(self, lambda: list(super(Address, self).iterdir()))
+        listed = ask(self, lambda: list(super(Address, self).iterdir()))
         return iter([place for place in listed if place != self])
 
     def read_bytes(self) -> bytes:
         """Returns the file's content."""
-        return _ask(self, lambda: self._system.cat_file(str(self)))
+        return ask(self, lambda: self._system.cat_file(str(self)))
 
     def read_text(self, encoding: str | None = None, errors: str | None = None) -> str:
         """Returns the file's content, UTF-8 by default."""
@@ -87,7 +87,7 @@ class Address(PosixGPath):
 
     def _put(self, data: bytes, mode: str) -> None:
         try:
-            _ask(self, lambda: self._system.pipe_file(str(self), data, mode=mode))
+            ask(self, lambda: self._system.pipe_file(str(self), data, mode=mode))
         except FileNotFoundError as error:
             fix = "create it, or mend its name"
             raise ResourceError(str(self), "there is no such bucket", fix) from error
@@ -98,7 +98,7 @@ class Address(PosixGPath):
     def unlink(self, missing_ok: bool = False) -> None:
         """Removes the file."""
         try:
-            _ask(self, lambda: self._system.rm_file(str(self)))
+            ask(self, lambda: self._system.rm_file(str(self)))
         except FileNotFoundError:
             if not missing_ok:
                 raise
@@ -112,7 +112,7 @@ class Address(PosixGPath):
         return fsspec_backend.fs(str(self))
 
 
-def _ask(place: Address, request: Callable[[], _T]) -> _T:
+def ask(place: Address, request: Callable[[], _T]) -> _T:
     """Returns a request's result; repeats it while the bucket does not answer.
 
     Raises:

