@@ -19,7 +19,7 @@ from convert import MAX_ITERATION
 from convert.to_pytorch import check_named
 from deeplab_jax import cli
 from deeplab_jax.errors import CheckpointError, ConfigError, ResourceError, shorten
-from deeplab_jax.utils.places import as_place, is_address
+from deeplab_jax.utils.places import as_place, is_address, is_taken
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -63,8 +63,7 @@ def main(argv: list[str]) -> None:
     from convert.pth import check_file
     from deeplab_jax.config.recipe import load_recipe
 
-    place = as_place(args.output)
-    if place.is_symlink() or place.exists():
+    if is_taken(as_place(args.output)):
         fix = "choose another --output, or remove this one"
         raise CheckpointError(args.output, "exists already", fix)
     config = load_recipe(args.config, overrides) if args.config else None

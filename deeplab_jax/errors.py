@@ -51,6 +51,10 @@ class CheckpointError(DeepLabError, ValueError):
     exit_code = 4
 
 
+class DamagedError(CheckpointError):
+    """A step of a checkpoint that is not what was saved; others beside it may be good."""
+
+
 class ResourceError(DeepLabError, RuntimeError):
     """Memory, disk space, a permission or a worker process is missing."""
 

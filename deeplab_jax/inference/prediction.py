@@ -26,7 +26,7 @@ from deeplab_jax.data.pictures.windows import WindowedImage
 from deeplab_jax.errors import ConfigError, DataError, shorten
 from deeplab_jax.inference.overlay import Entry, add_legend, blend, percent, short_name
 from deeplab_jax.utils.atomic import atomic_write
-from deeplab_jax.utils.places import as_place
+from deeplab_jax.utils.places import as_place, is_taken
 
 _STRIP_PIXELS = 2**20  # summed at a time, so that temporary arrays stay small
 _JPEG_SIDE = 65500  # the longest that is written
@@ -257,7 +257,7 @@ def check_free(paths: Iterable[Path]) -> None:
     Raises:
       ConfigError: files exist; names the first five, in the given order, and their number.
     """
-    found = [str(path) for path in paths if path.is_symlink() or path.exists()]
+    found = [str(path) for path in paths if is_taken(path)]
     if found:
         rest = f", ... ({len(found)} files)" if len(found) > 5 else ""
         what = "exists already" if len(found) == 1 else "exist already"

@@ -9,6 +9,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, Self, TypeVar
 
 # Before a path is first used: otherwise an installed TensorFlow would read and write buckets.
@@ -102,6 +103,19 @@ class Address(PosixGPath):
         except FileNotFoundError:
             if not missing_ok:
                 raise
+
+    def stat(self) -> Any:
+        """Returns the file's size as `length`; raises FileNotFoundError where there is none."""
+        return ask(self, super().stat)
+
+    def rmtree(self, missing_ok: bool = False) -> None:
+        """Removes all files below this name."""
+        with suppress(FileNotFoundError):
+            ask(self, super().rmtree)
+
+    def copy_tree(self, target: "Address") -> None:
+        """Copies all files below this name to below another."""
+        ask(self, lambda: self._system.copy(f"{self}/", f"{target}/", recursive=True))
 
     def resolve(self, strict: bool = False) -> Self:
         """Returns the address, which is always absolute."""

@@ -45,6 +45,11 @@ def as_place(place: str | os.PathLike) -> Path:
     return cast(Path, Address(text.rstrip("/")))
 
 
+def is_taken(place: Path) -> bool:
+    """Tells whether there is something at a place, be it a link that leads nowhere."""
+    return place.exists() if is_address(place) else os.path.lexists(place)
+
+
 def check_place(place: Path, flag: str) -> None:
     """Refuses a file that could not be written, as `check_writable`; of a bucket, nothing."""
     if not is_address(place):

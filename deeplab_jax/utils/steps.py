@@ -4,13 +4,29 @@ Importing this loads no JAX, so that a wrong path is told at once.
 """
 
 import difflib
+import hashlib
+import json
 import os
+import re
 import shlex
+import stat
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, cast
 
-from deeplab_jax.errors import CheckpointError, ResourceError, describe_cause, shorten
+from deeplab_jax.errors import (
+    CheckpointError,
+    DamagedError,
+    ResourceError,
+    describe_cause,
+    shorten,
+)
 from deeplab_jax.utils.places import as_place, is_address
 
+# Orbax's file about a step, written before the step appears; its `custom_metadata` is ours.
+DESCRIPTION = "_CHECKPOINT_METADATA"
+FORMAT = 2  # version of the description; raised when older readers would misunderstand it
+UNVERIFIED = 1  # the format without checksums
 ACCEPTED = (
     "give a work directory of `deeplab train`, or make one of PyTorch's weights: deeplab convert"
     " from-pytorch --checkpoint FILE --output DIR"
@@ -19,6 +35,11 @@ COMPLETE = "commit_success.txt"  # Orbax's last file of a step in a bucket
 _STEPS = "checkpoints"  # the folder that holds one folder per step
 _WEIGHTS = (".pth", ".pt", ".safetensors", ".bin", ".ckpt")
 _MAX_ENTRIES = 1000  # of a folder that is searched for checkpoints
+_MAX_BYTES = 1 << 26  # of a description
+_NUMBER = re.compile("0|[1-9][0-9]{0,17}")
+_OLD_FIELDS = frozenset(
+    ("format", "kind", "config", "class_names", "palette", "counters", "step", "metrics", "data")
+)
 
 
 def folder_of(path: str | os.PathLike) -> Path:
@@ -32,22 +53,25 @@ def step_path(path: str | os.PathLike, step: int) -> Path:
 
 
 def finished(path: str | os.PathLike) -> list[int]:
-    """Returns the finished steps in order; names that are not numbers are unfinished saves."""
+    """Returns the steps that lie in a directory in order, damaged ones included.
+
+    A step's name is its number as Python prints it; other names are no steps.
+    """
     root = folder_of(path)
     try:
-        entries = [entry for entry in root.iterdir() if entry.name.isdecimal()]
+        entries = [entry for entry in root.iterdir() if _NUMBER.fullmatch(entry.name)]
         if is_address(root):  # where nothing can be renamed, a file says that a step is complete
             entries = [entry for entry in entries if (entry / COMPLETE).exists()]
-        return sorted(int(entry.name) for entry in entries)
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
         what = f"cannot be listed: {describe_cause(error)}"
         raise ResourceError(str(root), what, "make it readable") from error
+    return sorted(int(entry.name) for entry in entries)
 
 
 def latest_step(path: str | os.PathLike) -> int | None:
-    """Returns the newest finished step, or None where there is none."""
+    """Returns the newest step, damaged or not, or None where there is none."""
     return max(finished(path), default=None)
 
 
@@ -68,6 +92,105 @@ def check(path: str | os.PathLike, step: int | str = "latest") -> list[int]:
         present = f"use one of: {', '.join(map(str, steps))}, latest, best"
         raise CheckpointError(str(path), f"there is no step {step}", present)
     return steps
+
+
+def read_description(path: str | os.PathLike, step: int) -> dict[str, Any]:
+    """Returns what a step's description says; its own checksum and the step's number are checked.
+
+    Raises:
+      DamagedError: the step is no folder, or its description is missing, damaged or another step's.
+      ResourceError: a permission is missing.
+    """
+    where = step_path(path, step)
+    try:
+        return _read(where, step)
+    except PermissionError as error:
+        what = f"cannot be read: {describe_cause(error)}"
+        raise ResourceError(str(where), what, "make it readable") from error
+    except (OSError, ValueError, RecursionError, MemoryError) as error:
+        raise damaged(path, step, describe_cause(error)) from error
+
+
+def damaged(path: str | os.PathLike, step: int, reason: str) -> DamagedError:
+    """Returns the error about a damaged step, which names those with a good description."""
+    others = [other for other in finished(path) if other != step and is_good(path, other)]
+    fix = "no other step is good; use a copy of the directory"
+    if others:
+        fix = f"use --step {others[-1]}; good steps: {', '.join(map(str, others))}"
+    return DamagedError(str(step_path(path, step)), f"is damaged: {reason}", fix)
+
+
+def is_good(path: str | os.PathLike, step: int) -> bool:
+    """Tells whether a step is a folder with a description of its own; reads no array."""
+    try:
+        _read(step_path(path, step), step)
+    except (OSError, ValueError, RecursionError, MemoryError):
+        return False
+    return True
+
+
+def signed(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a description with the SHA-256 of its canonical text."""
+    return {**fields, "sha256": _digest(fields)}
+
+
+def _digest(fields: Mapping[str, Any]) -> str:
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _read(where: Path, step: int) -> dict[str, Any]:
+    """Returns a step's description; ValueError or OSError says what is wrong with it."""
+    _check_kinds(where)
+    try:
+        fields = json.loads((where / DESCRIPTION).read_bytes())["custom_metadata"]
+    except RecursionError:
+        raise ValueError("its description is nested too deep") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"its description is damaged ({describe_cause(error)})") from None
+    if not isinstance(fields, dict):
+        raise ValueError("its description is not of this program")
+    if "sha256" in fields:
+        own = {key: value for key, value in fields.items() if key != "sha256"}
+        if fields["sha256"] != _digest(own):
+            raise ValueError("its description does not have the checksum that was saved with it")
+        fields = own
+    elif fields.get("format") != UNVERIFIED or not fields.keys() <= _OLD_FIELDS:
+        raise ValueError("its description has no checksum")
+    if fields.get("step") != step or isinstance(fields["step"], bool):
+        raise ValueError(f"its description is that of step {fields.get('step')!r:.40}")
+    return fields
+
+
+def _check_kinds(where: Path) -> None:
+    """Refuses what would not be read, or without end: links, pipes, endless files."""
+    if is_address(where):
+        _check_files(where)
+        return
+    folder = os.lstat(where)
+    if not stat.S_ISDIR(folder.st_mode):
+        is_link = stat.S_ISLNK(folder.st_mode)
+        raise ValueError("it is a symbolic link" if is_link else "it is not a folder")
+    try:
+        file = os.lstat(where / DESCRIPTION)
+    except FileNotFoundError:
+        raise ValueError("it has no description") from None
+    if not stat.S_ISREG(file.st_mode):
+        raise ValueError("its description is not a regular file")
+    if file.st_size > _MAX_BYTES:
+        raise ValueError(f"its description has {file.st_size} bytes")
+
+
+def _check_files(where: Path) -> None:
+    """Refuses a step in a bucket that lacks a file, or whose description is no text of ours."""
+    if not (where / COMPLETE).exists():
+        raise ValueError(f"its last file, {COMPLETE}, is missing")
+    try:
+        size = cast(Any, (where / DESCRIPTION).stat()).length
+    except FileNotFoundError:
+        raise ValueError("it has no description") from None
+    if size > _MAX_BYTES:
+        raise ValueError(f"its description has {size} bytes")
 
 
 def convert_command(file: Path) -> str:

@@ -26,7 +26,7 @@ def differences(
     Both are trees of leaves with `shape` and `dtype`, by item. With `allow_cast` floating types may
     differ.
     """
-    old, new = _by_path(saved), _by_path(wanted)
+    old, new = by_path(saved), by_path(wanted)
     missing, unexpected = new.keys() - old.keys(), old.keys() - new.keys()
     shapes, dtypes = [], []
     for name in new.keys() & old.keys():
@@ -53,7 +53,7 @@ def _count(names: Iterable[str], text: str) -> str:
     return f"{len(names)} {text}" + (f" ({shorten(names)})" if names else "")
 
 
-def _by_path(items: Mapping[str, PyTree]) -> dict[str, Any]:
+def by_path(items: Mapping[str, PyTree]) -> dict[str, Any]:
     """Returns leaves by path, equal for a NamedTuple and the dict in which Orbax returns it."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(dict(items))
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
