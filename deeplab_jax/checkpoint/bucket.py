@@ -22,7 +22,7 @@ from deeplab_jax.utils.places import is_address
 from deeplab_jax.utils.steps import COMPLETE
 
 # With pauses of 1, 2, 4, 8, 16, 16, ... seconds: 79 in all.
-_RETRIES = {"max_retries": 8, "initial_delay": "1s", "max_delay": "16s"}
+RETRIES = {"max_retries": 8, "initial_delay": "1s", "max_delay": "16s"}
 
 
 def enable(place: object) -> None:
@@ -48,8 +48,8 @@ def _enable(place: str) -> None:
 
     def spec(path: Any) -> dict[str, Any]:
         if _is_on_s3(path):
-            return _s3_spec(str(path)) | {"s3_request_retries": _RETRIES}
-        return to_spec(path) | {"gcs_request_retries": _RETRIES}
+            return s3_spec(str(path)) | {"s3_request_retries": RETRIES}
+        return to_spec(path) | {"gcs_request_retries": RETRIES}
 
     gcs_utils.is_gcs_path = lambda path: _is_on_s3(path) or is_bucket(path)
     gcs_utils.get_kvstore_for_gcs = spec
@@ -70,6 +70,7 @@ def lost(where: Path, error: BaseException) -> ResourceError | None:
             return None
         except Exception as other:
             cause = other
+            cause.__suppress_context__ = True  # the error that is at hand
     what = f"the bucket cannot be read: {describe_cause(cause)}"
     return ResourceError(str(where), what, "check the connection and the credentials")
 
@@ -78,7 +79,7 @@ def _is_on_s3(path: object) -> bool:
     return str(path).startswith("s3:/")  # Orbax makes one slash of two
 
 
-def _s3_spec(path: str) -> dict[str, Any]:
+def s3_spec(path: str) -> dict[str, Any]:
     """Returns tensorstore's driver for an address; the settings are those that s3fs takes."""
     bucket, _, key = path.removeprefix("s3:").lstrip("/").partition("/")
     spec: dict[str, Any] = {"driver": "s3", "bucket": bucket, "path": key}

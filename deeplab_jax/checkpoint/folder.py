@@ -19,7 +19,9 @@ from deeplab_jax.utils.places import is_address, is_taken
 # Names that are no steps: saves and removals that a kill cut off.
 _UNFINISHED = re.compile(r"[0-9]+\.orbax-checkpoint-tmp(-[0-9]+)?")
 _REMOVED = re.compile(r"[0-9]+\.removed")
-_NAMES = {"params", "batch_stats", "opt_state", steps.DESCRIPTION, steps.COMPLETE}  # of a step
+# What a step in a bucket may hold.
+_NAMES = {"params", "batch_stats", "opt_state", "orbax.checkpoint"}
+_NAMES |= {steps.DESCRIPTION, steps.COMPLETE}
 _SET_ASIDE = re.compile(r"[0-9]+\.damaged(\.[0-9]+)?")
 
 

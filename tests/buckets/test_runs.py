@@ -1,16 +1,21 @@
-"""Runs whose work directory lies in a bucket."""
+"""Checkpoints and runs in a bucket."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from deeplab_jax import checkpoint
+from deeplab_jax.config.recipe import load_recipe
+from deeplab_jax.errors import DamagedError
+from deeplab_jax.training.loop import train
 from deeplab_jax.utils.places import as_place
 
 pytestmark = pytest.mark.process("starts servers, trains, kills")
@@ -21,6 +26,25 @@ eval.every_epochs = 2
 checkpoint.every_steps = 2
 """
 ITEMS = {"params": {"w": jnp.arange(2000.0)}, "batch_stats": {"m": jnp.ones(4)}}
+# Arrays go another way than other files; here that way alone leads nowhere.
+LOST = """
+import sys
+import numpy as np
+from deeplab_jax import checkpoint, cli
+from deeplab_jax.checkpoint import bucket
+
+def save(argv):
+    with checkpoint.Saver(argv[0]) as saver:
+        saver.save(2, {"params": {"w": np.ones(9)}}, checkpoint.Info(kind="weights"))
+
+def read(argv):
+    checkpoint.read_arrays(argv[0], 1, ["params"])
+
+bucket.RETRIES |= {"max_retries": 1}
+spec = bucket.s3_spec
+bucket.s3_spec = lambda path: spec(path) | {"endpoint": "http://127.0.0.1:9"}
+cli.run({"save": save, "read": read}[sys.argv.pop()])
+"""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -29,15 +53,10 @@ def _compile_quickly(compile_quickly):
 
 
 @pytest.fixture(scope="module")
-def root(make_tree, tiny_recipe):
+def tiny(make_tree, tiny_recipe):
+    """The command that trains, without its work directory."""
     root = make_tree("folder", num_train=8, num_val=2)
     (root / "tiny.py").write_text(tiny_recipe(CHANGES))
-    return root
-
-
-@pytest.fixture(scope="module")
-def tiny(root):
-    """The command that trains, without its work directory."""
     return ["train", "--config", f"{root}/tiny.py", f"--config.data.root={root}"]
 
 
@@ -45,8 +64,7 @@ def tiny(root):
 def local(tiny, tmp_path_factory):
     """The log of the same run on a disk."""
     workdir = tmp_path_factory.mktemp("local")
-    command = [sys.executable, "-m", "deeplab_jax", *tiny, "--workdir", str(workdir)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    train(load_recipe(tiny[2], tiny[3:]), workdir)
     return log_of(workdir)
 
 
@@ -56,32 +74,101 @@ def log_of(workdir):
     return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]
 
 
-def test_step_is_saved_and_restored(top):
+def save(top, *steps):
     with checkpoint.Saver(top) as saver:
-        for step in (1, 2, 3):
+        for step in steps:
             saver.save(step, ITEMS, checkpoint.Info(kind="weights"), {"mean_iou": 1 / step})
-    assert checkpoint.find_step(top) == 3
+
+
+def files_below(place):
+    return [
+        file
+        for entry in place.iterdir()
+        for file in (files_below(entry) if entry.is_dir() else [entry])
+    ]
+
+
+def test_steps_are_saved_kept_and_restored(top):
+    save(top, 1, 2, 3, 4)
+    assert checkpoint.find_step(top) == 4
     assert checkpoint.find_step(top, "best") == 1
-    assert sorted(place.name for place in (as_place(top) / "checkpoints").iterdir()) == ["1", "3"]
-    assert checkpoint.read_info(top).metrics == {"mean_iou": 1 / 3}
+    steps = (as_place(top) / "checkpoints").iterdir()
+    assert sorted(place.name for place in steps) == ["1", "3", "4"]
+    assert checkpoint.read_info(top).metrics == {"mean_iou": 1 / 4}
     got = checkpoint.read_arrays(top, "latest", ["params"])
     np.testing.assert_array_equal(got["params"]["w"], ITEMS["params"]["w"])
 
 
-def test_step_whose_last_file_is_missing_is_none(top):
-    with checkpoint.Saver(top) as saver:
-        for step in (1, 2):
-            saver.save(step, ITEMS, checkpoint.Info(kind="weights"), {"mean_iou": 1 / step})
-    (as_place(top) / "checkpoints" / "2" / "commit_success.txt").unlink()
+def test_unfinished_step_is_none_and_gives_way(top):
+    save(top, 1, 2)
+    steps = as_place(top) / "checkpoints"
+    (steps / "2" / "commit_success.txt").unlink()
+    (steps / "7" / "of somebody").write_bytes(b"else")
     assert checkpoint.find_step(top) == 1
-    with checkpoint.Saver(top) as saver:
-        saver.save(2, ITEMS, checkpoint.Info(kind="weights"))
-    assert checkpoint.find_step(top) == 2
+    save(top, 2)
+    assert checkpoint.finished(top) == [1, 2]
+    assert [file.name for file in files_below(steps / "7")] == ["of somebody"]
 
 
-def test_killed_run_goes_on_and_ends_as_one_on_a_disk(call, tiny, local, top):
-    command = [sys.executable, "-m", "deeplab_jax", *tiny, "--workdir", top]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+def test_flipped_bit_is_refused_or_changes_nothing(top):
+    rng = np.random.default_rng(0)
+    save(top, 1)
+    refused = set()
+    for file in files_below(as_place(top) / "checkpoints" / "1"):
+        if not (good := file.read_bytes()):
+            continue
+        bad = bytearray(good)
+        bad[rng.integers(len(bad))] ^= 1 << rng.integers(8)
+        file.write_bytes(bytes(bad))
+        try:
+            got = checkpoint.read_arrays(top, 1, ITEMS)
+            assert all(map(np.array_equal, jax.tree.leaves(got), jax.tree.leaves(ITEMS)))
+        except DamagedError:
+            refused.add(file.name)
+        file.write_bytes(good)
+    assert refused >= {"_CHECKPOINT_METADATA", "_METADATA", "manifest.ocdbt"}
+    assert checkpoint.read_arrays(top, 1, ITEMS).keys() == ITEMS.keys()
+
+
+def test_damaged_step_is_set_aside_and_its_number_is_free(top):
+    save(top, 1, 2)
+    steps = as_place(top) / "checkpoints"
+    before = len(files_below(steps / "2"))
+    assert checkpoint.set_aside(top, 2, "damaged") == steps / "2.damaged"
+    assert len(files_below(steps / "2.damaged")) == before
+    assert (checkpoint.finished(top), checkpoint.set_aside_before(top)) == ([1], ["2.damaged"])
+    save(top, 2)
+    assert checkpoint.finished(top) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("verb", "what"),
+    [("save", "cannot save a checkpoint"), ("read", "the bucket cannot be read")],
+)
+def test_lost_connection_ends_in_one_line_and_is_no_damage(top, verb, what):
+    save(top, 1)
+    got = subprocess.run(
+        [sys.executable, "-c", LOST, top, verb],
+        env=os.environ | {"TENSORSTORE_GCS_HTTP_URL": "http://127.0.0.1:9"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert got.returncode == 5, got.stderr
+    last = got.stderr.splitlines()[-1]
+    assert f"{what}: All 1 retry attempts failed: CURL error" in last
+    assert "Traceback" not in got.stderr
+    assert checkpoint.finished(top) == [1]
+
+
+def test_killed_run_goes_on_and_ends_as_one_on_a_disk(
+    call, tiny, local, top, server, compile_quickly
+):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "deeplab_jax", *tiny, "--workdir", top],
+        env=compile_quickly | server.environment,
+        stdout=subprocess.DEVNULL,
+    )
     while checkpoint.latest_step(top) is None:
         assert process.poll() is None
         time.sleep(0.02)
@@ -90,7 +177,7 @@ def test_killed_run_goes_on_and_ends_as_one_on_a_disk(call, tiny, local, top):
     assert second.code == 2
     assert f"{top}: another process trains here (pid {process.pid} on " in second.err
     process.kill()
-    process.communicate()
+    process.wait()
     got = call(*tiny, "--workdir", top)
     assert (got.code, log_of(top)) == (0, local)
     assert "continuing at step" in got.out
