@@ -56,7 +56,7 @@ def check_shared(workdir: Path, folders: Sequence[Path] = ()) -> None:
         what = f"what {seen[0][0]} writes here is not seen by {shorten(blind)}"
         if len(paths := dict.fromkeys(path for _, path, _ in seen)) > 1:
             what += f"; it is {' and '.join([*paths][:3])} there"
-        fix = "use an absolute path that every host mounts, such as of NFS, Filestore or gcsfuse"
+        fix = "use gs://BUCKET/NAME, or an absolute path that every host mounts, such as of NFS"
         raise ConfigError(str(workdir), what, fix)
 
 

@@ -183,3 +183,36 @@ def test_killed_run_goes_on_and_ends_as_one_on_a_disk(
     assert "continuing at step" in got.out
     names = {place.name for place in as_place(top).iterdir()}
     assert names >= {"config.json", "progress.png", "label_counts.json", "checkpoints"}
+
+
+def test_every_verb_takes_addresses(call, tiny, top, tmp_path):
+    images = f"{tiny[2].rpartition('/')[0]}/images/val"
+    weights, start = tmp_path / "x.pth", [*tiny, "--config.train.steps=1", "--workdir"]
+    run = ("--checkpoint", f"{top}/run")
+    structure = ("--output-stride", 16, "--atrous-rates", "1,2,3")
+    for command in (
+        [*start, f"{top}/run"],
+        ["evaluate", *run, "--json", f"{top}/numbers.json"],
+        ["evaluate", *run],
+        ["report", f"{top}/run"],
+        ["predict", *run, images, "--output", f"{top}/predictions"],
+        ["convert", "to-pytorch", *run, "--output", weights],
+        ["convert", "from-pytorch", "--checkpoint", weights, *structure, "--output", f"{top}/new"],
+        [*start, f"{top}/second", f"--config.init.checkpoint={top}/new"],
+        [*start, f"{top}/second", f"--config.init.checkpoint={top}/new", "--dry-run"],
+        ["config", "diff", f"{top}/run", f"{top}/second"],
+    ):
+        got = call(*command)
+        assert (command, got.code, got.err) == (command, 0, "")
+    names = {place.name for place in as_place(top).iterdir()}
+    assert names >= {"numbers.json", "numbers_report.html", "predictions", "new"}
+    assert (as_place(top) / "run" / "report.html").read_text().startswith("<!doctype html>")
+    got = call(*start, f"{top}/run", "--config.train.lr=0.5")
+    assert (got.code, got.err.startswith(f"error: {top}/run: holds a run with another")) == (
+        2,
+        True,
+    )
+    got = call(*command[:2], f"{top}/none", f"{top}/second")
+    assert got.code == 2
+    got = call("evaluate", "--checkpoint", f"{top}/none")
+    assert (got.code, got.err.count("\n")) == (4, 1)
