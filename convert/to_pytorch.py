@@ -51,14 +51,16 @@ def main(argv: list[str]) -> None:
     from convert.momentum import to_optimizer
     from deeplab_jax import checkpoint
 
-    info = checkpoint.read_info(args.checkpoint, args.step)
-    names = ["params", "batch_stats"]
-    if args.optimizer:
-        if info.kind != "run":
+    names = ["params", "batch_stats", *(["opt_state"] if args.optimizer else [])]
+
+    def read(step: int) -> "tuple[Info, dict[str, Any]]":
+        info = checkpoint.read_info(args.checkpoint, step)
+        if args.optimizer and info.kind != "run":
             what = f"is of kind {info.kind}, which has no optimiser's state"
             raise CheckpointError(args.checkpoint, what, "leave out --optimizer, or give a run")
-        names.append("opt_state")
-    items = checkpoint.read_arrays(args.checkpoint, info.step, names)
+        return info, checkpoint.read_arrays(args.checkpoint, step, names)
+
+    info, items = checkpoint.with_step(args.checkpoint, args.step, read)
     variables = {name: items[name] for name in names[:2]}
     tensors, dialect, depth = to_state_dict(args.checkpoint, variables, info, args.dialect)
     optimizer = None

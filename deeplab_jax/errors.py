@@ -172,8 +172,8 @@ def shorten(names: Iterable[object], limit: int = 10) -> str:
     return shown + (f", ... ({rest} more)" if rest > 0 else "")
 
 
-def clip(text: str) -> str:
-    """Returns foreign text for quoting in a message: at most 80 characters, on one line."""
-    if len(text) > _CLIPPED:
-        text = f"{text[: _CLIPPED - 3]}..."
+def clip(text: str, limit: int = _CLIPPED) -> str:
+    """Returns foreign text for quoting in a message: at most `limit` characters, on one line."""
+    if len(text) > limit:
+        text = f"{text[: limit - 3]}..."
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

@@ -46,6 +46,17 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--config", metavar="RECIPE", required=True, help=text)
     parser.add_argument("--workdir", metavar="DIR", help="default: runs/<name of the recipe>")
     parser.add_argument(
+        "--step",
+        metavar="N",
+        help="go back to this saved step: a number, latest or best; later ones are set aside as"
+        " M.replaced; default: the latest that is good",
+    )
+    parser.add_argument(
+        "--restart",
+        action="store_true",
+        help="begin at step 0 where every saved step is damaged; they are set aside as N.damaged",
+    )
+    parser.add_argument(
         "--config.x", metavar="VALUE", help="any field, such as --config.train.lr=0.02"
     )
     parser.add_argument(
@@ -66,6 +77,12 @@ def main(argv: list[str]) -> None:
         raise ConfigError(
             "--hardware", "is for a dry run only", "add --dry-run, or drop --hardware"
         )
+    if args.step is not None and args.restart:
+        what = "goes back to a step, and --restart begins where none is good"
+        raise ConfigError("--step", what, "leave out one of them")
+    if args.dry_run and (args.step is not None or args.restart):
+        flag = "--restart" if args.restart else "--step"
+        raise ConfigError(flag, "changes nothing about a dry run", "leave it out")
     from deeplab_jax.config.recipe import load_recipe
 
     config = load_recipe(args.config, overrides)
@@ -88,7 +105,7 @@ def main(argv: list[str]) -> None:
     from deeplab_jax.training.loop import train
 
     try:
-        train(config, workdir)
+        train(config, workdir, step=args.step, restart=args.restart)
     except DataError as error:
         raise cli.with_doctor(error, config, args.config, overrides) from error
     if hosts.is_primary():

@@ -1,4 +1,4 @@
-"""Saves the steps of a run, one at a time, in the background; removes older ones when it is safe."""
+"""Saves the steps of a run in the background; older ones are removed when the new one is safe."""
 
 import contextlib
 import dataclasses

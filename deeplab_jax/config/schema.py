@@ -387,6 +387,14 @@ class CheckpointConfig:
     every_steps: int = _field(
         0, "steps between saves; 0: once an epoch; the last step always is", _from(0), unit="steps"
     )
+    keep: int = _field(
+        2,
+        "latest steps that are kept, beside the best; older ones are removed once the next is on"
+        " the disk",
+        _from(1),
+        unit="steps",
+        is_free=True,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

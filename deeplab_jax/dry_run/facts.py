@@ -12,8 +12,6 @@ from deeplab_jax.dry_run.hours import StepTime
 from deeplab_jax.errors import DeepLabError, ResourceError
 from deeplab_jax.training.plan import Plan
 
-CHECKPOINTS = ("latest", "best", "the one being written")  # on the disk at once, at most
-
 
 @dataclass(frozen=True)
 class DeviceMemory:

@@ -15,7 +15,6 @@ from typing import TypeVar
 import jax
 from jax.stages import Compiled
 
-from deeplab_jax import checkpoint
 from deeplab_jax.config import PUBLISHED_IMAGES, Config, DataConfig, get_config, warnings
 from deeplab_jax.data import open_dataset
 from deeplab_jax.distributed import mesh as mesh_lib
@@ -23,7 +22,7 @@ from deeplab_jax.dry_run import flops, hours, text
 from deeplab_jax.dry_run import hardware as hardware_lib
 from deeplab_jax.dry_run.compiled import CompiledStep, compile_step, lower_step
 from deeplab_jax.dry_run.estimate import estimate, item_bytes
-from deeplab_jax.dry_run.facts import CHECKPOINTS, DeviceMemory, Inputs, RunFacts, memory_advice
+from deeplab_jax.dry_run.facts import DeviceMemory, Inputs, RunFacts, memory_advice
 from deeplab_jax.dry_run.hardware import Hardware
 from deeplab_jax.errors import DataError, DeepLabError, ResourceError
 from deeplab_jax.training import workdir as workdir_lib
@@ -78,7 +77,8 @@ def gather(config: Config, workdir: str, hardware: str | None) -> RunFacts:
     state = item_bytes(abstract_state(config))
     lines = total // config.log.every_steps + 1
     lines += total // inputs.plan.eval_every if inputs.plan else 0
-    needed = len(CHECKPOINTS) * sum(state.values()) + lines * _LOG_BYTES
+    # The latest, the best, and the one being written.
+    needed = (config.checkpoint.keep + 2) * sum(state.values()) + lines * _LOG_BYTES
     rates = {}
     if total:
         _, schedule = build_optimizer(config.train, total)
@@ -138,12 +138,15 @@ def find_inputs(config: Config, workdir: Path) -> Inputs:
     number = len(dataset) if dataset else _published(data)
     plan = None if number is None else _attempt(errors, make_plan, config, number)
     notes = warnings(config)
-    start = _attempt(errors, checkpoint.latest_step, workdir)
-    if start is None:
-        names = dataset.class_names if dataset else ()
-        notes += _attempt(errors, check_init, config, names) or []
-    elif dataset and (run := _attempt(errors, workdir_lib.read_run, workdir, start, config)):
-        _attempt(errors, workdir_lib.check_same_data, workdir, run, dataset)
+    begin = _attempt(errors, workdir_lib.choose, workdir, config)
+    if begin is not None:
+        notes += [f"step {step} of {workdir} {why}" for step, why in begin.damaged.items()]
+        if begin.saved is None:
+            names = dataset.class_names if dataset else ()
+            notes += _attempt(errors, check_init, config, names) or []
+        elif dataset:
+            _attempt(errors, workdir_lib.check_same_data, workdir, begin.saved, dataset)
+    start = begin.step if begin else None
     first = None
     if dataset and plan:
         unreadable: list[DeepLabError] = []

@@ -6,7 +6,7 @@ import numpy as np
 
 from deeplab_jax.config import IGNORE_INDEX
 from deeplab_jax.dry_run import flops
-from deeplab_jax.dry_run.facts import CHECKPOINTS, RunFacts
+from deeplab_jax.dry_run.facts import RunFacts
 from deeplab_jax.dry_run.hardware import GIB
 from deeplab_jax.utils.machine import describe
 
@@ -112,12 +112,12 @@ def _schedule(facts: RunFacts) -> Iterator[str]:
 
 
 def _disk(facts: RunFacts) -> Iterator[str]:
-    free, verdict = "in a bucket", ""
+    free, verdict, keep = "in a bucket", "", facts.config.checkpoint.keep
     if facts.disk_free is not None:
         free = f"{facts.disk_free / 1e9:.1f} GB free"
         verdict = "" if facts.disk_needed <= facts.disk_free else ": TOO LITTLE"
-    yield _row("disk", f"{facts.disk_needed / 1e9:.2f} GB for {len(CHECKPOINTS)} checkpoints "
-               f"({', '.join(CHECKPOINTS)}) and the log; {free}"
+    yield _row("disk", f"{facts.disk_needed / 1e9:.2f} GB for {keep + 2} checkpoints (the latest "
+               f"{keep}, best, the one being written) and the log; {free}"
                f"{verdict}")  # fmt: skip
     yield _row("work directory", str(facts.workdir))
     yield ""

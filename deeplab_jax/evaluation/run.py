@@ -9,7 +9,6 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from deeplab_jax.checkpoint import find_step
 from deeplab_jax.config import is_local, to_dict
 from deeplab_jax.data import Dataset, open_dataset
 from deeplab_jax.distributed import hosts
@@ -82,8 +81,8 @@ def evaluate_checkpoint(
             if json_file and hosts.is_primary():
                 check_place(json_file, "--json")
             path = as_place(path)
-            facts["step"] = step = find_step(path, step)
             segmenter = load(path, step, overrides)
+            facts["step"] = segmenter.step
             if hosts.are_multiple():
                 with compile_cache.without_alarms():
                     facts["weights"] = hex(int(jax.jit(checksum)(segmenter.variables)))

@@ -264,10 +264,15 @@ def load(path: str | Path, step: int | str = "latest", overrides: Sequence[str] 
         "--config.eval.resize_base=240,180"; "--config.data.class_names=road,sky" names the classes.
 
     Raises:
-      CheckpointError: there is no such checkpoint or step, or it does not fit.
+      CheckpointError: there is no such checkpoint or step, it does not fit, or is not what was
+        saved; no other step is taken in its place.
       ConfigError: an override cannot be used.
     """
     compile_cache.enable()
+    return checkpoint.with_step(path, step, lambda number: _load(path, number, overrides))
+
+
+def _load(path: str | Path, step: int, overrides: Sequence[str]) -> Segmenter:
     info = checkpoint.read_info(path, step)
     if info.config is None or info.kind == "backbone":
         what = "holds a backbone, not a segmentation network"
@@ -281,6 +286,6 @@ def load(path: str | Path, step: int | str = "latest", overrides: Sequence[str] 
     abstract = jax.eval_shape(lambda: init_variables(model, 0))
     abstract = placed(abstract, SingleDeviceSharding(jax.local_devices()[0]))
     items = {item: abstract[variable] for variable, item in checkpoint.EVAL_ITEMS.items()}
-    restored = checkpoint.restore(path, info.step, items, allow_cast=True)
+    restored = checkpoint.restore(path, step, items, allow_cast=True)
     variables = {variable: restored[item] for variable, item in checkpoint.EVAL_ITEMS.items()}
     return Segmenter(as_place(path), info, config, variables)

@@ -3,18 +3,22 @@
 A checkpoint is checked by its list of arrays, before anything compiles or is written.
 """
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import jax
 
 from deeplab_jax import checkpoint
 from deeplab_jax.config import Config
-from deeplab_jax.errors import CheckpointError, ConfigError, shorten
+from deeplab_jax.errors import CheckpointError, ConfigError, DamagedError, shorten
 from deeplab_jax.evaluation.metrics import over_classes
 from deeplab_jax.models import build_model, init_variables
 from deeplab_jax.models.structure import describe_difference, structure
 from deeplab_jax.training.state import State
 from deeplab_jax.utils.trees import PyTree, placed
+
+T = TypeVar("T")
 
 _CLASSIFIERS = ("aux_classifier", "classifier")  # left as drawn by config.init.head=skip
 
@@ -38,18 +42,34 @@ def check_init(config: Config, class_names: Sequence[str]) -> list[str]:
             "this recipe starts from ImageNet weights, and none are named",
             "give --config.init.backbone=DIR (a backbone checkpoint), or =none for random weights",
         )
-    kind = "backbone" if backbone == "none" else checkpoint.read_info(backbone).kind
-    if kind != "backbone":
-        what = f"is a checkpoint of kind {kind}, not backbone"
-        raise CheckpointError(backbone, what, f"give it as --config.init.checkpoint={backbone}")
     if backbone != "none":
-        wanted = jax.eval_shape(lambda: init_variables(build_model(config.model), 0))
-        parts = {name: tree["backbone"] for name, tree in wanted.items()}
-        _check_fit(backbone, "latest", parts)
+        _latest(backbone, lambda step: _check_backbone(config, backbone, step))
     return []
 
 
-def _check_fit(path: str, step: int | str, wanted: dict[str, PyTree], skip: str = "") -> None:
+def _latest(path: str, read: Callable[[int], T]) -> T:
+    """Returns read(latest step); the error about a damaged one tells how to use those before it."""
+    try:
+        return checkpoint.with_step(path, "latest", read)
+    except DamagedError as error:
+        older = [step for step in checkpoint.finished(path)[:-1] if checkpoint.is_good(path, step)]
+        if not older:
+            raise
+        place = shlex.quote(error.where)
+        fix = f"to use step {older[-1]}: mv {place} {place}.damaged"
+        raise DamagedError(error.where, error.what, fix) from error
+
+
+def _check_backbone(config: Config, path: str, step: int) -> None:
+    kind = checkpoint.read_info(path, step).kind
+    if kind != "backbone":
+        what = f"is a checkpoint of kind {kind}, not backbone"
+        raise CheckpointError(path, what, f"give it as --config.init.checkpoint={path}")
+    wanted = jax.eval_shape(lambda: init_variables(build_model(config.model), 0))
+    _check_fit(path, step, {name: tree["backbone"] for name, tree in wanted.items()})
+
+
+def _check_fit(path: str, step: int, wanted: dict[str, PyTree], skip: str = "") -> None:
     """Refuses weights that do not fit; says which networks they and the recipe are of.
 
     Args:
@@ -78,8 +98,12 @@ def _check_fit(path: str, step: int | str, wanted: dict[str, PyTree], skip: str 
 
 
 def _check_checkpoint(config: Config, class_names: Sequence[str]) -> list[str]:
-    path, is_skipped = config.init.checkpoint, config.init.head == "skip"
-    info = checkpoint.read_info(path)
+    path = config.init.checkpoint
+    return _latest(path, lambda step: _compare(config, class_names, path, step))
+
+
+def _compare(config: Config, class_names: Sequence[str], path: str, step: int) -> list[str]:
+    is_skipped, info = config.init.head == "skip", checkpoint.read_info(path, step)
     if info.kind == "backbone" or info.config is None:
         what = "holds a backbone, not a segmentation network"
         raise CheckpointError(path, what, f"give it as --config.init.backbone={path} instead")
@@ -109,9 +133,13 @@ def load_checkpoint(state: State, config: Config) -> State:
       CheckpointError: it does not fit.
     """
     path = config.init.checkpoint
-    info = checkpoint.read_info(path)
-    abstract = placed(_wanted(config, info), state["step"].sharding)
-    loaded = checkpoint.restore(path, info.step, abstract, allow_cast=True)
+
+    def read(step: int) -> tuple[checkpoint.Info, dict[str, PyTree]]:
+        info = checkpoint.read_info(path, step)
+        abstract = placed(_wanted(config, info), state["step"].sharding)
+        return info, checkpoint.restore(path, step, abstract, allow_cast=True)
+
+    info, loaded = _latest(path, read)
     skipped = _CLASSIFIERS if config.init.head == "skip" else ()
     for variables in loaded.values():
         for name in skipped:
@@ -141,7 +169,7 @@ def load_backbone(state: State, path: str) -> State:
     """
     items = {name: state[name]["backbone"] for name in ("params", "batch_stats")}
     abstract = placed(items, jax.tree.leaves(items)[0].sharding)
-    loaded = checkpoint.restore(path, "latest", abstract, allow_cast=True)
+    loaded = _latest(path, lambda step: checkpoint.restore(path, step, abstract, allow_cast=True))
     print(f"backbone: {len(jax.tree.leaves(loaded))} tensors from {path}", flush=True)
     return state | {name: state[name] | {"backbone": loaded[name]} for name in loaded}
 

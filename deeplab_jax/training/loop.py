@@ -36,7 +36,13 @@ from deeplab_jax.utils.progress import clock
 _FAILED = 255  # vote of a host that cannot go on; other votes are numbers of signals
 
 
-def train(config: Config | ConfigDict, workdir: str | Path) -> dict[str, int | str]:
+def train(
+    config: Config | ConfigDict,
+    workdir: str | Path,
+    *,
+    step: int | str | None = None,
+    restart: bool = False,
+) -> dict[str, int | str]:
     """Trains until the plan is done, continuing what `workdir` already holds.
 
     Prints to standard output what `deeplab train` prints.
@@ -44,16 +50,24 @@ def train(config: Config | ConfigDict, workdir: str | Path) -> dict[str, int | s
     A step's samples, augmentation and dropout are a function of (seed, step). So an interrupted run
     that is continued on the same topology ends with the same bits as an uninterrupted one.
 
+    A step that is not what was saved is set aside as `N.damaged`, and the newest older one that is
+    good is continued.
+
     Args:
       config: the run's configuration, of `load_recipe` or `get_config`.
       workdir: created if missing.
+      step: the saved step to go back to, a number, "latest" or "best"; later ones are set aside as
+        `N.replaced`. By default the latest that is good.
+      restart: begin anew where steps were saved and none is good; otherwise that is an error.
 
     Returns:
       {"step": the plan's last step, "params_sha256": hash of the final parameters}.
 
     Raises:
-      ConfigError: a value cannot be used, or differs from the continued run's; or another process
-        trains in `workdir`.
+      ConfigError: a value cannot be used, or differs from the continued run's; another process
+        trains in `workdir`; or `restart`, and a step is good.
+      CheckpointError: what the run starts from cannot be used; or steps were saved, and none is
+        good.
       DataError: a data set or sample cannot be used; the state was saved.
       NumericError: the loss, a gradient or the new state is not finite, or devices hold different
         states; the state was not saved.
@@ -62,10 +76,10 @@ def train(config: Config | ConfigDict, workdir: str | Path) -> dict[str, int | s
       ResourceError: a checkpoint could not be written, or another host is gone.
     """
     compile_cache.enable()
-    with hosts.watched(workdir), claim(gather(config, workdir)) as setup:
+    with hosts.watched(workdir), claim(gather(config, workdir, step, restart)) as setup:
         for note in setup.notes:
             print(f"warning: {note}", flush=True)
-        state = restore_or_init(setup)
+        setup, state = restore_or_init(setup)
         if setup.is_done:
             print(
                 f"already finished: {setup.workdir} holds step {setup.start} of {setup.plan.total}",
@@ -129,7 +143,8 @@ class Run:
         with hosts.sync_errors():
             self.log = JsonLog(_log_path(self.setup), self.setup.start)
             self._recall()
-        with self.display.live(), checkpoint.Saver(self.setup.workdir) as self.saver:
+        keep = self.config.checkpoint.keep
+        with self.display.live(), checkpoint.Saver(self.setup.workdir, keep) as self.saver:
             try:
                 if self.config.mesh.check_every_steps:  # hosts may have read different files
                     self._compare_devices(self.setup.start)
@@ -260,11 +275,14 @@ class Run:
         told = hosts.all_gather([self.setup.dataset.ids[i] for i in index])
         ids = ", ".join(list(dict.fromkeys(name for own in told for name in own))[:8])
         self.saver.wait()  # a save may be under way
+        fix = "lower config.train.lr or look at these images"
+        if (before := self.setup.step) is not None and step == before + 1:
+            fix += f"; or go back behind the checkpoint of step {before}, which may be at fault"
         return NumericError(
             str(self.setup.workdir),
             f"step {step} is not finite: loss {values['loss']}, gradient norm "
             f"{values['grad_norm']}, else the new weights; lr {values['lr']:.3g}, images {ids}",
-            f"lower config.train.lr or look at these images; {self._kept()}",
+            f"{fix}; {self._kept()}",
         )
 
     def _do_what_is_due(self, step: int) -> None:

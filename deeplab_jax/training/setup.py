@@ -1,7 +1,7 @@
 """The start of a run: its facts, gathered once, checked once, compared between all hosts once.
 
 `gather` reads everything that decides a run and changes nothing. `claim` locks the work directory.
-`restore_or_init` returns the state that training starts from.
+`restore_or_init` returns the state that training starts from, and sets aside damaged steps.
 """
 
 import dataclasses
@@ -19,6 +19,7 @@ from deeplab_jax.data import Dataset, open_dataset
 from deeplab_jax.distributed import hosts
 from deeplab_jax.distributed import mesh as mesh_lib
 from deeplab_jax.distributed.shared_dir import check_shared
+from deeplab_jax.errors import ConfigError, DamagedError
 from deeplab_jax.evaluation import label_counts
 from deeplab_jax.models import DeepLabV3Plus, build_model
 from deeplab_jax.training import workdir as workdir_lib
@@ -43,8 +44,9 @@ class RunSetup:
       plan: length, and steps of evaluations and saves.
       mesh: the devices.
       model: the network, for initial weights and evaluation.
-      step: the latest saved step; None for a new run.
-      saved: the description of that step; None for a new run.
+      begin: the step that the run continues, and newer ones that it sets aside.
+      is_asked: whether the user named that step, so that no other is taken.
+      is_restart: whether the user lets a run begin anew where no step is good.
       notes: a line for each setting that is legal but probably a mistake.
       check_lock: raises ResourceError if the work directory's lock was lost; set by `claim`.
     """
@@ -56,10 +58,21 @@ class RunSetup:
     plan: Plan
     mesh: Mesh
     model: DeepLabV3Plus
-    step: int | None
-    saved: checkpoint.Info | None
+    begin: workdir_lib.Start
+    is_asked: bool = False
+    is_restart: bool = False
     notes: tuple[str, ...] = ()
     check_lock: Callable[[], None] = lambda: None
+
+    @property
+    def step(self) -> int | None:
+        """The saved step that is continued; None for a new run."""
+        return self.begin.step
+
+    @property
+    def saved(self) -> checkpoint.Info | None:
+        """The description of that step; None for a new run."""
+        return self.begin.saved
 
     @property
     def start(self) -> int:
@@ -90,51 +103,60 @@ class RunSetup:
         )
 
 
-def gather(config: Config | ConfigDict, workdir: str | Path) -> RunSetup:
+def gather(
+    config: Config | ConfigDict,
+    workdir: str | Path,
+    step: int | str | None = None,
+    restart: bool = False,
+) -> RunSetup:
     """Returns what a run in `workdir` is; leaves nothing there and reads no array.
+
+    `step` and `restart` are those of `workdir.choose`.
 
     Raises:
       ConfigError: a value cannot be used, or differs from the continued run's or between hosts; or
-        hosts do not see `workdir`.
+        hosts do not see `workdir`, or it holds a link in place of a folder.
       DataError: a data set cannot be used.
       CheckpointError: the checkpoint or backbone that the run starts from cannot be used.
       ResourceError: a host cannot write to `workdir`.
     """
     with hosts.sync_errors():
         path = as_place(workdir)
+        checkpoint.check_link(path)
     check_shared(path, [checkpoint.folder_of(path)])
     with hosts.agreement() as facts:
         facts |= hosts.software()
         frozen = freeze(config)
         facts |= {f"config.{k}": v for k, v in flatten(frozen).items() if not is_local(k)}
-        setup = _look(frozen, path)
+        setup = _look(frozen, path, step, restart)
         facts["training data"] = setup.dataset.fingerprint()
         facts["validation data"] = setup.validation.fingerprint()
-        facts["last saved step"] = setup.step
+        facts["last good step"] = setup.step
+        facts["damaged steps"] = sorted(setup.begin.damaged)
+        facts["later steps"] = setup.begin.replaced
     return setup
 
 
-def _look(config: Config, workdir: Path) -> RunSetup:
+def _look(config: Config, workdir: Path, step: int | str | None, restart: bool) -> RunSetup:
     """Returns the setup as this host sees it."""
     data, num_classes = config.data, config.model.num_classes
     dataset = open_dataset(data, num_classes, data.train_split)
     validation = open_dataset(data, num_classes, data.val_split)
     mesh, model = mesh_lib.mesh_of(config), build_model(config.model)
-    notes, saved = warnings(config), None
-    step = checkpoint.latest_step(workdir)
-    if step is None:
+    notes = warnings(config)
+    begin = workdir_lib.choose(workdir, config, step, restart)
+    if begin.saved is None:
         notes += check_init(config, dataset.class_names)
-    else:
-        saved = workdir_lib.read_run(workdir, step, config)
-        if not data.max_bad_samples:  # otherwise `claim` does, without the bad samples
-            workdir_lib.check_same_data(workdir, saved, dataset)
+    elif not data.max_bad_samples:  # otherwise `claim` does, without the bad samples
+        workdir_lib.check_same_data(workdir, begin.saved, dataset)
     if jax.config.read("jax_enable_x64") and config.model.dtype != "float64":
         note = "JAX_ENABLE_X64 is set: what is drawn at random, such as dropout, is not what a run"
         notes.append(f"{note} without it draws. Unset it, unless config.model.dtype is float64.")
     plan = make_plan(config, len(dataset))
     return RunSetup(
-        config, workdir, dataset, validation, plan, mesh, model, step, saved, tuple(notes)
-    )
+        config, workdir, dataset, validation, plan, mesh, model, begin,
+        step is not None, restart, tuple(notes),
+    )  # fmt: skip
 
 
 @contextmanager
@@ -153,7 +175,8 @@ def claim(setup: RunSetup) -> Iterator[RunSetup]:
     with ExitStack() as stack:
         with hosts.sync_errors():
             check_lock = stack.enter_context(workdir_lib.lock(setup.workdir))
-        setup = dataclasses.replace(setup, check_lock=check_lock)
+            setup = dataclasses.replace(setup, check_lock=check_lock)
+            _check_unchanged(setup)
         if limit:
             dataset = leave_out(setup.dataset, limit, setup.workdir, setup.step is not None)
             if setup.saved:
@@ -167,6 +190,16 @@ def claim(setup: RunSetup) -> Iterator[RunSetup]:
         yield setup
 
 
+def _check_unchanged(setup: RunSetup) -> None:
+    """Refuses to go on where another run, which held the lock, has saved meanwhile."""
+    begin = setup.begin
+    known = (begin.step, *begin.damaged, *begin.replaced)
+    latest = max((step for step in known if step is not None), default=None)
+    if checkpoint.latest_step(setup.workdir) != latest:
+        what = "another process has trained here in the meantime"
+        raise ConfigError(str(setup.workdir), what, "repeat the command to go on from there")
+
+
 def _label_notes(setup: RunSetup) -> list[str]:
     """Returns what the masks' counts say against training or evaluating on them."""
     notes = []
@@ -177,25 +210,73 @@ def _label_notes(setup: RunSetup) -> list[str]:
     return notes
 
 
-def restore_or_init(setup: RunSetup) -> State:
-    """Returns the state of the latest saved step, or the initial state of a new run.
+def restore_or_init(setup: RunSetup) -> tuple[RunSetup, State]:
+    """Returns the setup and its state: that of the step to continue, or a new run's initial one.
+
+    Where that step's arrays are damaged, the newest older step that is good takes its place, unless
+    the user asked for it. Damaged steps, and those that the user goes back behind, are renamed once
+    a state is there.
 
     Raises:
-      CheckpointError: a checkpoint does not fit, or is damaged.
+      CheckpointError: a checkpoint does not fit, or no step is good.
     """
-    config, plan, mesh = setup.config, setup.plan, setup.mesh
+    state = None
+    while setup.step is not None and state is None:
+        try:
+            with hosts.sync_errors():
+                state = restore_state(setup.workdir, setup.step, setup.config, setup.mesh)
+        except DamagedError as error:
+            if setup.is_asked:
+                raise
+            setup = _older(setup, error.what)
+    if state is None:
+        state = _init(setup)
     with hosts.sync_errors():
-        if setup.step is not None:
-            state = restore_state(setup.workdir, setup.step, config, mesh)
-            if setup.step < plan.total:
-                print(f"continuing at step {setup.step} of {plan.total}", flush=True)
-            return state
-        optimizer, _ = build_optimizer(config.train, plan.total)
+        if hosts.is_primary():
+            _set_aside(setup)
+    if setup.step is not None and setup.step < setup.plan.total:
+        print(f"continuing at step {setup.step} of {setup.plan.total}", flush=True)
+    return setup, state
+
+
+def _older(setup: RunSetup, reason: str) -> RunSetup:
+    """Returns the setup that continues the newest good step before the damaged one."""
+    assert setup.step is not None
+    damaged = {**setup.begin.damaged, setup.step: reason}
+    with hosts.agreement() as facts:
+        begin = workdir_lib.choose(
+            setup.workdir, setup.config, restart=setup.is_restart, damaged=damaged
+        )
+        facts["last good step"] = begin.step
+        if begin.saved is not None:
+            workdir_lib.check_same_data(setup.workdir, begin.saved, setup.dataset)
+        else:
+            check_init(setup.config, setup.dataset.class_names)
+    return dataclasses.replace(setup, begin=begin)
+
+
+def _set_aside(setup: RunSetup) -> None:
+    """Renames the steps after the one that is continued; prints a line for each."""
+    then = "beginning anew" if setup.step is None else f"going on from step {setup.step}"
+    for step, reason in setup.begin.damaged.items():
+        place = checkpoint.set_aside(setup.workdir, step, "damaged")
+        where = checkpoint.step_path(setup.workdir, step)
+        print(f"warning: {where}: {reason}; it is now {place.name}, {then}", flush=True)
+    for step in setup.begin.replaced:
+        place = checkpoint.set_aside(setup.workdir, step, "replaced")
+        print(f"step {step} is now {place}: {then}", flush=True)
+
+
+def _init(setup: RunSetup) -> State:
+    """Returns the initial state of a new run."""
+    config = setup.config
+    with hosts.sync_errors():
+        optimizer, _ = build_optimizer(config.train, setup.plan.total)
         # On a processor, optimising these hundreds of small draws takes longer than running them.
         options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
         init = jax.jit(
             lambda: init_state(setup.model, optimizer, config.seed),
-            out_shardings=mesh_lib.replicated(mesh),
+            out_shardings=mesh_lib.replicated(setup.mesh),
             compiler_options=options,
         )
         with compile_cache.without_alarms():

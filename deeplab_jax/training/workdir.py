@@ -3,21 +3,24 @@
 <workdir>/config.json    the resolved configuration, for people
 <workdir>/log.jsonl      see `log.JsonLog`
 <workdir>/progress.png   see `picture`; after each evaluation
-<workdir>/checkpoints/   the latest and the best step
+<workdir>/checkpoints/   the latest steps and the best; those set aside as N.damaged or N.replaced
 """
 
+import errno
 import os
 import platform
-from collections.abc import Callable, Iterator
+import stat
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from deeplab_jax import checkpoint
 from deeplab_jax.config import Config, difference, flatten, to_json
 from deeplab_jax.config.checks import as_text
 from deeplab_jax.data import Dataset
 from deeplab_jax.distributed import hosts
-from deeplab_jax.errors import ConfigError
+from deeplab_jax.errors import CheckpointError, ConfigError, DamagedError, clip
 from deeplab_jax.utils.atomic import atomic_write
 from deeplab_jax.utils.locks import try_lock
 from deeplab_jax.utils.places import is_address
@@ -30,6 +33,9 @@ def lock(workdir: Path) -> Iterator[Callable[[], None]]:
     The system releases the lock when the process ends in any way. Without locks in the file system
     there is no protection. The first of several hosts holds the lock for all. In a bucket the lock
     is a `lease.Lease`, which can be lost: what is yielded raises ResourceError then.
+
+    Raises:
+      ConfigError: another process trains there, or `.lock` is a link or no regular file.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     if not hosts.is_primary():
@@ -42,12 +48,13 @@ def lock(workdir: Path) -> Iterator[Callable[[], None]]:
         with Lease(Address(workdir)) as lease:
             yield lease.check
         return
-    with (workdir / ".lock").open("a+") as file:
+    with os.fdopen(_open_lock(workdir / ".lock"), "r+") as file:
         if not try_lock(file.fileno()):
             file.seek(0)
             what = f"another process trains here ({file.read()})"
             raise ConfigError(str(workdir), what, "wait for it, or choose another --workdir")
-        file.truncate(0)
+        file.seek(0)
+        file.truncate()
         file.write(f"pid {os.getpid()} on {platform.node()}")
         file.flush()
         yield _keep
@@ -55,6 +62,21 @@ def lock(workdir: Path) -> Iterator[Callable[[], None]]:
 
 def _keep() -> None:
     """Does nothing: a file's lock cannot be lost."""
+
+
+def _open_lock(path: Path) -> int:
+    """Opens the file of the lock, made if missing; never what a link points to."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        what = f"is a symbolic link to {os.readlink(path)}"
+        raise ConfigError(str(path), what, f"remove it: rm {path}") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ConfigError(str(path), "is not a regular file", f"remove it: rm {path}")
+    return descriptor
 
 
 def write_config(workdir: Path, config: Config) -> None:
@@ -85,6 +107,69 @@ def read_run(workdir: Path, step: int, config: Config) -> checkpoint.Info:
             f"continue it with {flags}, or choose another --workdir",
         )
     return info
+
+
+class Start(NamedTuple):
+    """Where a run begins.
+
+    Attributes:
+      step: the step to restore; None for a new run.
+      saved: its description; None for a new run.
+      damaged: the newer steps that are not good, with what is wrong with each.
+      replaced: the newer steps that the user goes back behind.
+    """
+
+    step: int | None = None
+    saved: checkpoint.Info | None = None
+    damaged: Mapping[int, str] = {}
+    replaced: tuple[int, ...] = ()
+
+
+def choose(
+    workdir: Path,
+    config: Config,
+    step: int | str | None = None,
+    restart: bool = False,
+    damaged: Mapping[int, str] | None = None,
+) -> Start:
+    """Returns where a run begins: at the newest step whose description is good.
+
+    Args:
+      workdir: the work directory; nothing there changes.
+      config: the run's configuration.
+      step: the only step to begin at, a number, "latest" or "best".
+      restart: begin anew where steps were saved and none is good.
+      damaged: steps that are known to be damaged, with what is wrong with each.
+
+    Raises:
+      CheckpointError: steps were saved, and none is good; or `step` is not there, or is damaged.
+      ConfigError: the step is of another configuration; or `restart`, and a step is good.
+    """
+    found = checkpoint.finished(workdir)
+    if step is not None:
+        number = checkpoint.find_step(workdir, step)
+        later = tuple(other for other in found if other > number)
+        return Start(number, read_run(workdir, number, config), {}, later)
+    reasons = dict(damaged or {})
+    for number in reversed(found):
+        if number in reasons:
+            continue
+        try:
+            saved = read_run(workdir, number, config)
+        except DamagedError as error:
+            reasons[number] = error.what
+            continue
+        if restart:
+            what = f"step {number} of {workdir} is good, and would be lost"
+            raise ConfigError("--restart", what, "leave it out, or choose another --workdir")
+        return Start(number, saved, reasons)
+    before = checkpoint.set_aside_before(workdir)
+    if not restart and (reasons or before):
+        texts = [f"step {number} {clip(reason, 200)}" for number, reason in reasons.items()]
+        texts += [f"{name} was set aside" for name in before]
+        fix = f"put a copy into {checkpoint.folder_of(workdir)}, or begin anew with --restart"
+        raise CheckpointError(str(workdir), f"no step is good: {'; '.join(texts)}", fix)
+    return Start(damaged=reasons)
 
 
 def check_same_data(workdir: Path, info: checkpoint.Info, dataset: Dataset) -> None:

@@ -42,6 +42,7 @@ import os, signal, sys, time
 from pathlib import Path
 import jax, numpy as np
 from deeplab_jax import checkpoint, cli
+from deeplab_jax.checkpoint import reading, saver
 from deeplab_jax.distributed import cluster, shared_dir
 from deeplab_jax.evaluation import evaluator
 from deeplab_jax.training import loop, plan
@@ -81,7 +82,7 @@ def die_when_saved(state):
 
 def read_on_the_last(path):
     if sys.argv[-1] == "1":
-        checkpoint.step_path = lambda *_: Path(path)
+        reading.step_path = lambda *_: Path(path)
 
 def fail_to_read(batch):
     inner = plan.train_batches
@@ -264,7 +265,7 @@ def test_death_of_a_host_ends_the_others_and_the_run_goes_on_where_it_saved(
 
 @pytest.mark.slow("waits for a save that cannot be written")
 def test_host_that_cannot_write_ends_all_and_the_run_goes_on(root, environment, tmp_path):
-    start = drive("checkpoint.WRITE_SECONDS = 10")
+    start = drive("saver.WRITE_SECONDS = 10")
     command = train(root, tmp_path, "--config.checkpoint.every_steps=3", start=start)
     limit = ["bash", "-c", 'ulimit -f 100; exec "$@"', "x"]  # blocks of 1 KiB
     codes, _, errors = pair(command, environment, before=((), limit)).end()

@@ -58,6 +58,7 @@ def write(make_config, tmp_path):
         if kind == "backbone":
             items = {name: tree["backbone"] for name, tree in items.items()}
             info_config, names = None, ()
+        names = names[: c.model.num_classes]
         info = checkpoint.Info(kind=kind, config=info_config, class_names=names)
         path = tmp_path / f"{kind}{c.model.depth}"
         with checkpoint.Saver(path) as saver:
