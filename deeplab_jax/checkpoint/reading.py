@@ -4,9 +4,9 @@ import contextlib
 import errno
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -228,46 +228,48 @@ def _restored(
     abstract: Mapping[str, PyTree],
 ) -> PyTree:
     """Returns an item, verified as it was saved and then converted to the wanted types."""
-    wanted = abstract[name]
-    leaves, structure = jax.tree.flatten(wanted)
-    if not leaves:
-        return wanted  # was not saved
-    types = {path: leaf.dtype for path, leaf in by_path({name: saved[name]}).items()}
-    dtypes = [types[path] for path in by_path({name: wanted})]
-    if any(jax.dtypes.canonicalize_dtype(dtype) != dtype for dtype in dtypes):
-        # JAX does not hold 64 bits now, so NumPy does until they are converted.
-        items = _load(where, described, name, _empty(saved[name]))
-        found = by_path({name: items})
-        arrays = [found[path] for path in by_path({name: wanted})]
-        pairs = zip(arrays, leaves, strict=True)
-        return structure.unflatten(
-            jax.device_put(array.astype(leaf.dtype), leaf.sharding) for array, leaf in pairs
-        )
-    as_saved = [
-        jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)
-        for leaf, dtype in zip(leaves, dtypes, strict=True)
+    wanted, structure = jax.tree.flatten(abstract[name])
+    if not wanted:
+        return abstract[name]  # was not saved
+    places = list(by_path({name: abstract[name]}))  # in the order of leaves
+    leaves = by_path({name: saved[name]})
+    types = [leaves[place].dtype for place in places]
+    if all(jax.dtypes.canonicalize_dtype(dtype) == dtype for dtype in types):
+        as_saved = [
+            jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)
+            for leaf, dtype in zip(wanted, types, strict=True)
+        ]
+        item = _load(where, described, name, jax.tree.unflatten(structure, as_saved))
+        loaded = jax.tree.leaves(item)
+    else:  # NumPy holds the 64 bits that JAX does not hold now
+        found = by_path({name: _load(where, described, name, _empty(saved[name]))})
+        loaded = [found[place] for place in places]
+    arrays = [
+        got
+        if isinstance(got, jax.Array) and got.dtype == leaf.dtype
+        else jax.device_put(got.astype(leaf.dtype), leaf.sharding)
+        for got, leaf in zip(loaded, wanted, strict=True)
     ]
-    loaded = jax.tree.leaves(_load(where, described, name, structure.unflatten(as_saved)))
-    pairs = zip(loaded, leaves, strict=True)
-    return structure.unflatten(
-        got if got.dtype == leaf.dtype else jax.device_put(got.astype(leaf.dtype), leaf.sharding)
-        for got, leaf in pairs
-    )
+    _check_types(where, arrays, wanted)
+    return jax.tree.unflatten(structure, arrays)
 
 
 def _load(where: Path, described: Description, name: str, abstract: PyTree) -> PyTree:
     """Returns an item whose arrays are what was saved."""
     item = ocp.load_checkpointables(where, {name: abstract})[name]
-    pairs = zip(jax.tree.leaves(item), jax.tree.leaves(abstract), strict=True)
-    if any(got.dtype != wanted.dtype for got, wanted in pairs):
-        # `with jax.enable_x64()` holds for one thread, and Orbax reads in others.
-        fix = 'jax.config.update("jax_enable_x64", True) before'
-        raise CheckpointError(str(where), "float64 needs jax_enable_x64 in all threads", fix)
+    _check_types(where, jax.tree.leaves(item), jax.tree.leaves(abstract))
     if described.arrays is not None:
         saved = {path: array.checksum for path, array in described.arrays.items()}
         if found := mismatches(saved, {name: item}):
             raise ValueError(found[0] + (f"; {len(found) - 1} more arrays" if found[1:] else ""))
     return item
+
+
+def _check_types(where: Path, found: Sequence[Any], wanted: Sequence[Any]) -> None:
+    if any(got.dtype != leaf.dtype for got, leaf in zip(found, wanted, strict=True)):
+        # `with jax.enable_x64()` holds for one thread, and Orbax reads in others.
+        fix = 'call jax.config.update("jax_enable_x64", True), or set JAX_ENABLE_X64=1'
+        raise CheckpointError(str(where), "holds 64-bit arrays, for which JAX is not set", fix)
 
 
 def _empty(item: PyTree) -> PyTree:

@@ -228,7 +228,8 @@ def restore_or_init(setup: RunSetup) -> tuple[RunSetup, State]:
         except DamagedError as error:
             if setup.is_asked:
                 raise
-            setup = _older(setup, error.what)
+            place = str(checkpoint.step_path(setup.workdir, setup.step))
+            setup = _older(setup, error.what + error.where.removeprefix(place))  # the host, if one
     if state is None:
         state = _init(setup)
     with hosts.sync_errors():

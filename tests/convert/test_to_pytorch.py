@@ -217,4 +217,4 @@ def test_damaged_checkpoint_is_told(export, run_directory):
         for file in (run_directory / "checkpoints" / "7" / name).rglob("*"):
             if file.is_file():
                 file.write_bytes(b"")
-    made.assert_refused(export(run_directory), 4, "cannot be restored")
+    made.assert_refused(export(run_directory), 4, "is damaged", "use --step 4; good steps: 4")

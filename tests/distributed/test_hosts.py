@@ -318,7 +318,9 @@ def test_sample_that_one_host_cannot_read_later_ends_all_with_the_same_saved_ste
     assert codes == [4, 4], errors
     first, second = error_lines(errors)
     assert first == second
-    assert f"{damaged} on " in first[0]
+    assert first[0].startswith(f"error: {tmp_path}: no step is good: step {saved} is damaged: ")
+    assert " on " in first[0]
+    assert "(process 1)" in first[0]
 
 
 @pytest.fixture
@@ -355,8 +357,8 @@ def test_checkpoint_that_one_host_cannot_read_ends_all_with_the_same_line(
     assert codes == [4, 4], errors
     first, second = error_lines(errors)
     assert first == second
-    assert f"{copy} on " in first[0]
-    assert "(process 1): cannot be restored" in first[0]
+    assert f"{path}/checkpoints/0 on " in first[0]
+    assert "(process 1): is damaged" in first[0]
 
 
 @_PAIR

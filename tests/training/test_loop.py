@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from deeplab_jax import checkpoint
+from deeplab_jax.checkpoint import saver
 from deeplab_jax.data import SampleOrder, open_dataset
 from deeplab_jax.distributed import mesh as mesh_lib
 from deeplab_jax.errors import DataError
@@ -177,7 +178,7 @@ def test_save_that_fails_after_a_signal_is_told_with_its_own_cause(
     def fail(*args, **options):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.ocp.training.Checkpointer, "save_checkpointables_async", fail)
+    monkeypatch.setattr(saver.ocp, "save_checkpointables_async", fail)
     signal_when_logged(monkeypatch, 2, signal.SIGTERM)
     got = call(*tiny, "--workdir", tmp_path, "--config.checkpoint.every_steps=50")
     assert got.code == 5
@@ -356,7 +357,7 @@ def test_state_is_donated(interrupted):
 @MANY_RUNS
 def test_step_moves_nothing_between_host_and_devices(tiny_config, finished):
     setup = gather(tiny_config, finished)
-    state, mesh = restore_or_init(setup), setup.mesh
+    state, mesh = restore_or_init(setup)[1], setup.mesh
     train_step = make_train_step(tiny_config, setup.plan.total, mesh)
     batch = (np.zeros((4, 64, 64, 3), "u1"), np.zeros((4, 64, 64), "u1"), np.full((4, 4), 64, "i4"))
     on_device = mesh_lib.put_batch(batch, mesh, 4)
