@@ -1,7 +1,8 @@
 """Files in a bucket of Google Cloud Storage or S3; `places.as_place` makes their addresses.
 
 Folders do not exist there: a name with slashes is enough. A file appears whole or not at all.
-A request that gets no answer is repeated for `PATIENCE` seconds, with growing pauses.
+A request that gets no answer is repeated for `PATIENCE` seconds, with growing pauses. Then others
+are not even tried for `REST` seconds, so that what a run does at its end does not wait again.
 """
 
 import errno
@@ -22,9 +23,12 @@ from fsspec.config import conf
 from deeplab_jax.errors import ResourceError, describe_cause
 
 PATIENCE = 60.0  # seconds from the first failure of a request to the last try
+REST = 60.0
 _LONGEST_PAUSE = 8.0  # seconds
 _TRANSIENT = (errno.EIO, errno.EBUSY, getattr(errno, "EREMOTEIO", errno.EIO))
 _T = TypeVar("_T")
+# When the last try to reach a bucket ended, and how.
+_silent: dict[tuple[str, ...], tuple[float, Exception]] = {}
 
 # A cached list of a folder would hide what other processes, and tensorstore in this one, write.
 for _scheme in ("gcs", "gs", "s3"):
@@ -53,7 +57,7 @@ class Address(PosixGPath):
         return False
 
     def iterdir(self) -> Iterator[Self]:
-        """Yields what lies directly below this name; nothing if there is nothing."""
+        """Yields what lies directly below this name; raises FileNotFoundError if nothing does."""
         listed = ask(self, lambda: list(super(Address, self).iterdir()))
         return iter([place for place in listed if place != self])
 
@@ -133,7 +137,9 @@ def ask(place: Address, request: Callable[[], _T]) -> _T:
       FileNotFoundError, FileExistsError: as the request does.
       ResourceError: anything else; tells which bucket, and why.
     """
-    end, pause = 0.0, 0.5
+    bucket, end, pause = place.parts[:3], 0.0, 0.5
+    if bucket in _silent and time.monotonic() < _silent[bucket][0] + REST:
+        raise lost(place, _silent[bucket][1])
     while True:
         try:
             return request()
@@ -146,6 +152,8 @@ def ask(place: Address, request: Callable[[], _T]) -> _T:
                 time.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
                 continue
+            if _is_transient(error):
+                _silent[bucket] = time.monotonic(), error
             raise lost(place, error) from error
 
 

@@ -47,7 +47,7 @@ class Lease:
 
     def __exit__(self, *error: object) -> None:
         self._left.set()
-        self._beating.join()
+        self._beating.join(timeout=BEAT)  # it may wait for a bucket that gives no answer
         with suppress(DeepLabError):  # the next process then waits
             self.check()
             self._file(self._number).write_bytes(self._encoded(has_ended=True))

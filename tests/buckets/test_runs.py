@@ -15,6 +15,7 @@ import pytest
 from deeplab_jax import checkpoint
 from deeplab_jax.config.recipe import load_recipe
 from deeplab_jax.errors import DamagedError
+from deeplab_jax.training.log import JsonLog
 from deeplab_jax.training.loop import train
 from deeplab_jax.utils.places import as_place
 
@@ -161,8 +162,20 @@ def test_lost_connection_ends_in_one_line_and_is_no_damage(top, verb, what):
     assert checkpoint.finished(top) == [1]
 
 
+def terminate_at(step, patch):
+    """Sends SIGTERM to this process when a step is logged."""
+    write = JsonLog.write
+
+    def spy(log, event, number, values):
+        write(log, event, number, values)
+        if (event, number) == ("train", step):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    patch.setattr(JsonLog, "write", spy)
+
+
 def test_killed_run_goes_on_and_ends_as_one_on_a_disk(
-    call, tiny, local, top, server, compile_quickly
+    call, tiny, local, top, server, compile_quickly, monkeypatch
 ):
     process = subprocess.Popen(
         [sys.executable, "-m", "deeplab_jax", *tiny, "--workdir", top],
@@ -178,6 +191,10 @@ def test_killed_run_goes_on_and_ends_as_one_on_a_disk(
     assert f"{top}: another process trains here (pid {process.pid} on " in second.err
     process.kill()
     process.wait()
+    with monkeypatch.context() as patch:
+        terminate_at(checkpoint.latest_step(top) + 1, patch)
+        assert call(*tiny, "--workdir", top).code == 143
+    assert log_of(top)[-1]["step"] == checkpoint.latest_step(top)
     got = call(*tiny, "--workdir", top)
     assert (got.code, log_of(top)) == (0, local)
     assert "continuing at step" in got.out
