@@ -15,7 +15,6 @@ from orbax.checkpoint import v1 as ocp
 from deeplab_jax.checkpoint import bucket, description, noise
 from deeplab_jax.checkpoint.checksums import mismatches
 from deeplab_jax.checkpoint.description import Description, Info
-from deeplab_jax.checkpoint.saver import scores
 from deeplab_jax.distributed import cluster, hosts
 from deeplab_jax.errors import (
     CheckpointError,
@@ -44,7 +43,7 @@ noise.silence()
 
 
 def find_step(path: str | os.PathLike, step: int | str = "latest") -> int:
-    """Returns the number of a step, without looking into it.
+    """Returns the number of a step; for "best" alone reads descriptions.
 
     Args:
       path: the checkpoint directory.
@@ -52,17 +51,29 @@ def find_step(path: str | os.PathLike, step: int | str = "latest") -> int:
 
     Raises:
       CheckpointError: there is no such step, or no checkpoint; the message lists the steps.
+      DamagedError: a description is damaged, so that the best is not known.
     """
     steps = check(path, step)
     if step == "latest":
         return steps[-1]
     if step == "best":
-        best = description.best(scores(path))
+        best = description.best(_all_scores(path, steps))
         if best is None:
             present = f"use one of: {', '.join(map(str, steps))}"
             raise CheckpointError(str(path), "no step was evaluated, so none is the best", present)
         return best
     return int(step)
+
+
+def _all_scores(path: str | os.PathLike, steps: Sequence[int]) -> dict[int, float]:
+    found = {}
+    for step in steps:
+        try:
+            found[step] = description.score(description.read(path, step).info.metrics)
+        except CheckpointError:
+            if os.path.lexists(step_path(path, step)):  # not removed meanwhile
+                raise
+    return found
 
 
 def with_step(path: str | os.PathLike, step: int | str, read: Callable[[int], T]) -> T:

@@ -136,7 +136,11 @@ class Saver:
 
     def _remove_older(self, latest: int) -> None:
         """Removes steps that are neither among the latest nor the best."""
-        found = scores(self._path)
+        found = {}
+        for step in steps.finished(self._path):
+            with contextlib.suppress(CheckpointError):  # others stay, and do not count
+                info = description.read(self._path, step).info
+                found[step] = description.score(info.metrics)
         if latest not in found:
             raise OSError(errno.EIO, f"step {latest} is not on the disk as it was saved")
         kept = {*sorted(found)[-self._keep :], description.best(found)}
@@ -174,12 +178,3 @@ def save_once(path: str | os.PathLike, items: Mapping[str, PyTree], info: Info) 
         raise CheckpointError(str(path), what, "choose another directory, or remove this one")
     with Saver(path) as saver:
         saver.save(info.step, items, info, info.metrics)
-
-
-def scores(path: str | os.PathLike) -> dict[int, float]:
-    """Returns the mean IoU of every step whose description is good; -inf where it has none."""
-    found = {}
-    for step in steps.finished(path):
-        with contextlib.suppress(CheckpointError):
-            found[step] = description.score(description.read(path, step).info.metrics)
-    return found

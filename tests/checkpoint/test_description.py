@@ -148,6 +148,8 @@ def test_others_that_are_good_are_named(tmp_path):
         file_of(tmp_path, step).write_text("{")
     with pytest.raises(DamagedError, match=r"/9: is damaged: .* - use --step 7; good steps: 3, 7$"):
         checkpoint.read_info(tmp_path)
+    with pytest.raises(DamagedError, match="/5: is damaged: "):  # it may be the best
+        checkpoint.find_step(tmp_path, "best")
 
 
 def test_steps_of_the_version_without_checksums_are_read_with_one_line(saved, capsys):

@@ -12,6 +12,7 @@ from deeplab_jax import checkpoint
 from deeplab_jax.data.classes import CLASS_NAMES, PALETTES
 from deeplab_jax.data.colors import safe_palette
 from deeplab_jax.distributed import mesh as mesh_lib
+from deeplab_jax.errors import CheckpointError, ResourceError
 from deeplab_jax.models import ComputePolicy, build_model
 from deeplab_jax.models.resnet import ResNet
 from deeplab_jax.training.init_weights import load_backbone
@@ -183,7 +184,7 @@ def test_backbone_with_the_other_stem_is_refused_by_a_run(convert, make_tensors,
     assert command in text
     assert text.endswith(f" --config.init.backbone={out}\n")
     state = jax.device_put(make_variables(), jax.local_devices()[0])
-    with pytest.raises(checkpoint.CheckpointError, match="does not fit"):
+    with pytest.raises(CheckpointError, match="does not fit"):
         load_backbone(state, str(out))
 
 
@@ -451,7 +452,7 @@ def test_output_that_cannot_be_made_is_told(call, make_tensors, tmp_path):
 def test_failed_save_leaves_nothing(convert, make_tensors, monkeypatch):
     def save_once(path, items, info):
         path.mkdir()
-        raise checkpoint.ResourceError(str(path), "cannot save a checkpoint: full", "make room")
+        raise ResourceError(str(path), "cannot save a checkpoint: full", "make room")
 
     monkeypatch.setattr(checkpoint, "save_once", save_once)
     result = convert(make_tensors("v1c"))

@@ -111,7 +111,7 @@ def test_mmsegmentations_envelope_names_the_classes(make_checkpoint, export):
 def run_directory(make_variables, tmp_path):
     """A run's two steps: 4, the best, and 7."""
     config, path = freeze(get_config("folder", depth=18)), tmp_path / "run"
-    info = checkpoint.Info(kind="run", config=config, class_names=("a",) * 5)
+    info = checkpoint.Info(kind="run", config=config, class_names=("a",) * config.model.num_classes)
     with checkpoint.Saver(path) as saver:
         for step, score in ((4, 0.5), (7, 0.4)):
             # As training has them: on a device.
