@@ -334,7 +334,7 @@ class Run:
 
     def _compare_devices(self, step: int) -> None:
         """Raises if devices no longer hold the same state."""
-        self.replicas.check(self._whole(), step, self._kept())
+        self.replicas.check(self._whole(), step, self._kept)
 
     def _kept(self) -> str:
         last = checkpoint.latest_step(self.setup.workdir)
