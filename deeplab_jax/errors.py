@@ -152,6 +152,9 @@ def describe_cause(error: BaseException) -> str:
     code = re.search(r"os_error_code='(\d+)'", str(error))  # tensorstore's text is a paragraph
     if code is not None:
         return os.strerror(int(code[1]))
+    lost = re.search(r"All \d+ retry attempts failed: [^\[\n]{1,200}", str(error))  # of a bucket
+    if lost is not None:
+        return lost[0].strip()
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, KeyError):
         text = f"{text} is missing"

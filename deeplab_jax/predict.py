@@ -6,10 +6,9 @@ Writes, for each image at its own size and upright, a file for each --format and
 in a folder below the one named gets its results in the same folder below --output.
 """
 
-from pathlib import Path
-
 from deeplab_jax import cli
 from deeplab_jax.errors import ConfigError, DataError
+from deeplab_jax.utils.places import as_place
 
 _EXAMPLES = """\
   deeplab predict --checkpoint runs/camvid_r50_os16 street.jpg --output out
@@ -68,7 +67,7 @@ def main(argv: list[str]) -> None:
         cli.render(error)
     if errors:
         raise SystemExit(DataError.exit_code)
-    is_evaluated = (Path(args.checkpoint) / "evaluation.json").is_file()
+    is_evaluated = (as_place(args.checkpoint) / "evaluation.json").is_file()
     following = ("report", args.checkpoint) if is_evaluated else (
         "evaluate", "--checkpoint", args.checkpoint
     )  # fmt: skip

@@ -47,7 +47,8 @@ def main(argv: list[str]) -> None:
     parser = cli.Parser("train", f"{_EXAMPLES}\n\n{_FIELDS}")
     text = "recipe: a file, or a name of `deeplab recipes`, such as ade20k_r50_os16"
     parser.add_argument("--config", metavar="RECIPE", required=True, help=text)
-    parser.add_argument("--workdir", metavar="DIR", help="default: runs/<name of the recipe>")
+    text = "default: runs/<name of the recipe>; a path, gs://BUCKET/NAME or s3://BUCKET/NAME"
+    parser.add_argument("--workdir", metavar="DIR", help=text)
     parser.add_argument(
         "--step",
         metavar="N",

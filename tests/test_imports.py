@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "deeplab_jax"
-HEAVY = ("jax", "flax", "optax", "orbax", "grain", "tensorflow_datasets", "rich", "torch")
+HEAVY = ("jax", "fsspec", "flax", "optax", "orbax", "grain", "tensorflow_datasets", "rich", "torch")
 
 # From the bottom up: a room imports from itself and from those of earlier lines alone. A file at
 # the top of the package is a room of its own; commands, the last line, are imported by none.

@@ -17,7 +17,7 @@ from deeplab_jax.data import Dataset
 from deeplab_jax.data.pipeline import num_threads
 from deeplab_jax.data.workers import in_threads, reading
 from deeplab_jax.distributed import hosts
-from deeplab_jax.errors import DataError, shorten
+from deeplab_jax.errors import DataError, ResourceError, shorten
 from deeplab_jax.utils.atomic import atomic_write
 from deeplab_jax.utils.progress import counting
 
@@ -47,7 +47,8 @@ def count_labels(dataset: Dataset, folder: Path) -> np.ndarray:
     if hosts.is_primary():
         counts = {**kept.get(dataset.split, {}), stamp: total}
         kept[dataset.split] = dict([*counts.items()][-_KEPT:])
-        with suppress(OSError), atomic_write(path) as file:  # it only saves counting again
+        # It only saves counting again.
+        with suppress(OSError, ResourceError), atomic_write(path) as file:
             file.write(f"{json.dumps(kept)}\n".encode())
     return np.array(total, np.int64)
 
@@ -85,7 +86,7 @@ def _stamp(dataset: Dataset) -> str:
 
 def _read(path: Path) -> dict[str, dict[str, list[int]]]:
     """Returns what is kept; nothing of a file that is missing or is not ours."""
-    with suppress(OSError, ValueError, AttributeError):
+    with suppress(OSError, ResourceError, ValueError, AttributeError):
         kept = json.loads(path.read_text("utf-8"))
         return {k: v for k, v in kept.items() if all(isinstance(x, list) for x in v.values())}
     return {}

@@ -33,6 +33,7 @@ from deeplab_jax.inference.prediction import Prediction
 from deeplab_jax.inference.protocol import Picture, read_protocol
 from deeplab_jax.models import build_model, init_variables
 from deeplab_jax.utils import compile_cache
+from deeplab_jax.utils.places import as_place
 from deeplab_jax.utils.trees import placed
 
 AnyImage = TypeVar("AnyImage", bound=Image)
@@ -293,4 +294,4 @@ def _load(path: str | Path, step: int, overrides: Sequence[str]) -> Segmenter:
     items = {item: abstract[variable] for variable, item in checkpoint.EVAL_ITEMS.items()}
     restored = checkpoint.restore(path, step, items, allow_cast=True)
     variables = {variable: restored[item] for variable, item in checkpoint.EVAL_ITEMS.items()}
-    return Segmenter(Path(path), info, config, variables)
+    return Segmenter(as_place(path), info, config, variables)

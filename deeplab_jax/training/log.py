@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TextIO
 from deeplab_jax.evaluation.metrics import over_classes
 from deeplab_jax.utils import compile_cache
 from deeplab_jax.utils.atomic import atomic_write, named
+from deeplab_jax.utils.places import is_address
 from deeplab_jax.utils.progress import PLAIN_SECONDS, Screen, View, duration
 from deeplab_jax.utils.stopwatch import Stopwatch
 
@@ -69,6 +70,9 @@ class JsonLog:
     Each line has "event" and "step": optimiser steps done. Events: "train" (a logged step),
     "loss" (one of the first `EARLY` steps, where it is not logged), "eval", "spike" (a loss),
     "rollback" (its step's batch is left out), "end", and "time" (see `Account`).
+
+    A file in a bucket cannot be appended to: lines are kept here until `sync`, which a run calls
+    before each save. What a kill loses is then computed, and logged, again.
     """
 
     def __init__(self, path: Path | None, step: int, left_out: Collection[int] = ()):
@@ -77,6 +81,7 @@ class JsonLog:
         Without a path, for hosts other than the first, lines go nowhere.
         """
         self._path, self._is_kept = path or Path(os.devnull), path is not None
+        self._is_remote = is_address(self._path)
         self._lock = threading.Lock()  # the account has a thread
         self._file: TextIO = io.StringIO()
         self.go_back(step, left_out)
@@ -88,25 +93,33 @@ class JsonLog:
         those to leave out a step of `left_out` stay: they are not repeated.
         """
         with self._lock:
+            kept = self._lines_until(step, left_out) if self._is_kept else []
             self._file.close()
+            if self._is_remote:
+                self._file = io.StringIO()
+                self._file.writelines(kept)
+                return
             if self._is_kept:
-                kept = self._lines_until(step, left_out)
                 with atomic_write(self._path) as file:
                     file.writelines(line.encode() for line in kept)
             self._file = self._path.open("a")
 
-    def _lines_until(self, step: int, left_out: Collection[int]) -> Iterator[str]:
-        for line in (
-            self._path.read_text(errors="replace").splitlines() if self._path.exists() else ()
-        ):
+    def _lines_until(self, step: int, left_out: Collection[int]) -> list[str]:
+        """Returns the lines of the file, or of those not yet in a bucket, that stay."""
+        text = self._file.getvalue() if isinstance(self._file, io.StringIO) else ""
+        if not text and self._path.exists():
+            text = self._path.read_text(errors="replace")
+        kept = []
+        for line in text.splitlines():
             try:
                 entry = json.loads(line)
                 is_past = entry["step"] <= step and entry["event"] != "end"
                 is_known = entry["event"] == "rollback" and entry["step"] in left_out
                 if is_past or is_known or entry["event"] == "time":
-                    yield line + "\n"
+                    kept.append(line + "\n")
             except (ValueError, KeyError, TypeError):
                 continue  # such as a line that a kill cut short
+        return kept
 
     def write(self, event: str, step: int, values: dict[str, Any]) -> None:
         """Appends one line and hands it to the operating system."""
@@ -115,8 +128,20 @@ class JsonLog:
             self._file.write(line)
             self._file.flush()
 
+    def sync(self) -> None:
+        """Writes the lines of a file in a bucket there.
+
+        Raises:
+          ResourceError: the bucket does not answer, or refuses.
+        """
+        if self._is_remote and isinstance(self._file, io.StringIO):
+            with self._lock:
+                text = self._file.getvalue()
+            self._path.write_text(text)
+
     def close(self) -> None:
-        """Closes the file."""
+        """Closes the file; raises as `sync`."""
+        self.sync()
         with named(self._path):
             self._file.close()
 

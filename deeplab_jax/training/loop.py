@@ -102,7 +102,8 @@ def train(
             )
             # A kill may have cut off the end of the log.
             left_out = setup.saved.left_out if setup.saved else ()
-            return log_end(JsonLog(_log_path(setup), setup.start, left_out), state)
+            with closing(JsonLog(_log_path(setup), setup.start, left_out)) as log:
+                return log_end(log, state)
         print(describe(setup), flush=True)
         with nullcontext(stop) if stop else remembered() as signals:
             return Run(setup, state, signals).go(began)
@@ -447,14 +448,17 @@ class Run:
         """Writes `progress.png`; an error of the disk must not end the run here."""
         path = self.setup.workdir / "progress.png"
         try:
+            self.log.sync()
             log = read_log(self.setup.workdir / "log.jsonl")
             picture.write(path, f"{self.config.name}, step {step} of {self.plan.total}", log)
         except OSError as error:
             self.display.say(f"warning: {path} was not written: {error.strerror or error}")
+        except ResourceError as error:
+            self.display.say(f"warning: {path} was not written: {error.what}")
 
     def _compare_devices(self, step: int) -> None:
         """Raises if devices no longer hold the same state."""
-        self.replicas.check(self._whole(), step, self._kept())
+        self.replicas.check(self._whole(), step, self._kept)
 
     def _kept(self) -> str:
         last = checkpoint.latest_step(self.setup.workdir)
@@ -463,6 +467,10 @@ class Run:
     def _save(self, step: int, metrics: dict[str, float] | None = None) -> None:
         if self.config.mesh.check_every_steps:
             self._compare_devices(step)
+        with hosts.sync_errors():
+            if hosts.is_primary():
+                self.setup.check_lock()
+                self.log.sync()
         items = {name: item for name, item in self._whole().items() if name != "step"}
         left_out, losses = self.left_out.steps, tuple(self.left_out.losses)
         info = dataclasses.replace(self.info, left_out=left_out, losses=losses)

@@ -6,7 +6,7 @@
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from deeplab_jax.config import Config, flatten, freeze, is_local, warnings
 from deeplab_jax.data import Dataset, open_dataset
 from deeplab_jax.distributed import hosts
 from deeplab_jax.distributed import mesh as mesh_lib
-from deeplab_jax.distributed.shared_dir import as_path, check_shared
+from deeplab_jax.distributed.shared_dir import check_shared
 from deeplab_jax.errors import ConfigError, DamagedError
 from deeplab_jax.evaluation import label_counts
 from deeplab_jax.models import DeepLabV3Plus, build_model
@@ -31,6 +31,7 @@ from deeplab_jax.training.optimizer import build_optimizer
 from deeplab_jax.training.plan import Plan, make_plan
 from deeplab_jax.training.state import State, init_state, restore_state
 from deeplab_jax.utils import compile_cache, environment
+from deeplab_jax.utils.places import as_place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +50,7 @@ class RunSetup:
       is_asked: whether the user named that step, so that no other is taken.
       is_restart: whether the user lets a run begin anew where no step is good.
       notes: a line for each setting that is legal but probably a mistake.
+      check_lock: raises ResourceError if the work directory's lock was lost; set by `claim`.
     """
 
     config: Config
@@ -62,6 +64,7 @@ class RunSetup:
     is_asked: bool = False
     is_restart: bool = False
     notes: tuple[str, ...] = ()
+    check_lock: Callable[[], None] = lambda: None
 
     @property
     def step(self) -> int | None:
@@ -122,7 +125,7 @@ def gather(
       ResourceError: a host cannot write to `workdir`.
     """
     with hosts.sync_errors():
-        path = as_path(workdir)
+        path = as_place(workdir)
         checkpoint.check_link(path)
     check_shared(path, [checkpoint.folder_of(path)])
     with hosts.agreement() as facts:
@@ -178,7 +181,8 @@ def claim(setup: RunSetup, began: float | None = None) -> Iterator[RunSetup]:
     limit = setup.config.data.max_bad_samples
     with ExitStack() as stack:
         with hosts.sync_errors():
-            stack.enter_context(workdir_lib.lock(setup.workdir))
+            check_lock = stack.enter_context(workdir_lib.lock(setup.workdir))
+            setup = dataclasses.replace(setup, check_lock=check_lock)
             _check_unchanged(setup)
         if limit:
             dataset = leave_out(setup.dataset, limit, setup.workdir, setup.step is not None)

@@ -12,7 +12,7 @@ import json
 import os
 import platform
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,23 +25,32 @@ from deeplab_jax.distributed import hosts
 from deeplab_jax.errors import CheckpointError, ConfigError, DamagedError, clip, describe_cause
 from deeplab_jax.utils.atomic import atomic_write, remove_stale
 from deeplab_jax.utils.locks import try_lock
+from deeplab_jax.utils.places import is_address
 
 ENV = "env.json"
 
 
 @contextmanager
-def lock(workdir: Path) -> Iterator[None]:
+def lock(workdir: Path) -> Iterator[Callable[[], None]]:
     """Locks `workdir`, created if missing, against other processes while the block runs.
 
     The system releases the lock when the process ends in any way. Without locks in the file system
-    there is no protection. The first of several hosts holds the lock for all.
+    there is no protection. The first of several hosts holds the lock for all. In a bucket the lock
+    is a `lease.Lease`, which can be lost: what is yielded raises ResourceError then.
 
     Raises:
       ConfigError: another process trains there, or `.lock` is a link or no regular file.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     if not hosts.is_primary():
-        yield
+        yield _keep
+        return
+    if is_address(workdir):
+        from deeplab_jax.utils.buckets import Address
+        from deeplab_jax.utils.buckets.lease import Lease
+
+        with Lease(Address(workdir)) as lease:
+            yield lease.check
         return
     with os.fdopen(_open_lock(workdir / ".lock"), "r+") as file:
         if not try_lock(file.fileno()):
@@ -53,7 +62,11 @@ def lock(workdir: Path) -> Iterator[None]:
         file.write(f"pid {os.getpid()} on {platform.node()}")
         file.flush()
         remove_stale(workdir)
-        yield
+        yield _keep
+
+
+def _keep() -> None:
+    """Does nothing: a file's lock cannot be lost."""
 
 
 def _open_lock(path: Path) -> int:

@@ -1,5 +1,6 @@
 """Atomic writing: a file appears under its name when it is complete, or never."""
 
+import io
 import os
 import re
 import stat
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from deeplab_jax.utils.locks import try_lock
+from deeplab_jax.utils.places import is_address
 
 _PARTIAL = re.compile(r"\..+\.(json|jsonl|txt|png|jpg|npz|html)\.(\d+)\.tmp")
 
@@ -28,11 +30,17 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Opens a temporary file that replaces `path` if the block ends without error.
 
     A missing folder of `path` is made. A process that is killed leaves the temporary file, for
-    `remove_stale`.
+    `remove_stale`. What goes to a bucket is kept in memory until then.
 
     Raises:
       OSError: the file cannot be written; `filename` is set.
+      ResourceError: the bucket does not answer, or refuses.
     """
+    if is_address(path):
+        content = io.BytesIO()
+        yield content
+        path.write_bytes(content.getvalue())
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
