@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -31,12 +31,22 @@ from deeplab_jax.errors import (
 from deeplab_jax.evaluation.evaluator import Evaluator, counting_images
 from deeplab_jax.evaluation.metrics import mean_in_words, over_classes
 from deeplab_jax.inference.protocol import read_protocol
-from deeplab_jax.training import picture
-from deeplab_jax.training.log import EARLY, Account, Display, JsonLog, Speed, read_log, smooth
-from deeplab_jax.training.plan import LeftOut, read_batches
-from deeplab_jax.training.setup import RunSetup, claim, gather, restore_or_init
+from deeplab_jax.training import bad_steps
+from deeplab_jax.training.log import (
+    EARLY,
+    Account,
+    Display,
+    JsonLog,
+    Speed,
+    peak_memory,
+    picture,
+    read_log,
+    smooth,
+)
+from deeplab_jax.training.plan import read_batches
+from deeplab_jax.training.setup import RunSetup, claim, describe, gather, restore_or_init
 from deeplab_jax.training.signals import Stop, interrupted, remembered
-from deeplab_jax.training.state import State, eval_variables, not_finite, tree_hash, without_step
+from deeplab_jax.training.state import State, eval_variables, tree_hash, without_step
 from deeplab_jax.training.step import Metrics, make_train_step
 from deeplab_jax.utils import compile_cache
 from deeplab_jax.utils.progress import clock
@@ -109,27 +119,8 @@ def train(
             return Run(setup, state, signals).go(began)
 
 
-def describe(setup: RunSetup) -> str:
-    """Returns a run in one line: data, length, devices, work directory."""
-    config, plan = setup.config, setup.plan
-    return (
-        f"{config.name}: {len(setup.dataset)} training and {len(setup.validation)} validation"
-        f" images, {config.model.num_classes} classes, {plan.total} steps of"
-        f" {config.train.batch_size}, {setup.mesh.size} x {jax.default_backend()}, work directory"
-        f" {setup.workdir}"
-    )
-
-
 def _log_path(setup: RunSetup) -> Path | None:
     return setup.workdir / "log.jsonl" if hosts.is_primary() else None
-
-
-class Saved(NamedTuple):
-    """What a run goes back to: a saved step (None: its start) and what the loop knew then."""
-
-    step: int | None
-    loss: float | None  # smoothed
-    losses: tuple[float, ...]
 
 
 class Run:
@@ -151,7 +142,7 @@ class Run:
         resize_base = self.config.eval.resize_base
         self.evaluate = Evaluator(setup.model, setup.validation, resize_base, protocol)
         self.info = setup.info
-        self.left_out = LeftOut(self.config.train, self.info.left_out, self.info.losses)
+        self.left_out = bad_steps.LeftOut(self.config.train, self.info.left_out, self.info.losses)
         self.start = setup.start
         self.first: int | None = None  # the first step that this process computes
         self.replicas = Replicas(setup.mesh)
@@ -171,7 +162,7 @@ class Run:
         # A closed pipe, as in `... | head`, stops the run as a signal does.
         on_gone = partial(self.stop.append, int(signal.SIGPIPE))
         plan = self.plan
-        self.display = Display(plan.total, plan.steps_per_epoch, on_gone, _peak_memory)
+        self.display = Display(plan.total, plan.steps_per_epoch, on_gone, peak_memory)
         with hosts.sync_errors():
             self.log = JsonLog(_log_path(self.setup), self.start, self.left_out.steps)
             self._recall()
@@ -268,7 +259,7 @@ class Run:
 
     def _keep(self, step: int | None) -> None:
         """Notes that a step is saved, or the run's start."""
-        self.saved = Saved(step, self.loss, tuple(self.left_out.losses))
+        self.saved = bad_steps.Saved(step, self.loss, tuple(self.left_out.losses))
 
     def _go_back(self, bad: BadStepError) -> None:
         """Makes the last saved step the state, and leaves the batch of the bad one out."""
@@ -283,7 +274,7 @@ class Run:
         train, steps = self.config.train, (*self.left_out.steps, bad.step)
         with hosts.sync_errors():
             self.log.go_back(self.start, self.left_out.steps)
-        self.left_out = LeftOut(train, steps, losses)
+        self.left_out = bad_steps.LeftOut(train, steps, losses)
         self.log.write("rollback", bad.step, {"to": self.start, "reason": bad.reason})
         self.display.say(
             f"warning: {bad.what}; back to step {self.start}, to leave that batch out"
@@ -367,13 +358,8 @@ class Run:
             self.display.step(step, values, left, is_last)
 
     def _not_finite(self, step: int, index: np.ndarray, values: dict[str, float]) -> BadStepError:
+        first = bad_steps.first_not_finite(self._whole(), step)
         reason = f"loss {values['loss']}, gradient norm {values['grad_norm']}"
-        state = self._whole()
-        paths = not_finite(state)
-        later = ", a step later" if int(state["step"]) > step else ""
-        first = (
-            f"first array {paths[0]} (of {len(paths)}{later})" if paths else "no array by itself"
-        )
         what = f"step {step} is not finite: {reason}, {first}; lr {values['lr']:.3g}"
         fix = "lower config.train.lr or look at these images"
         if self.config.train.on_nonfinite == "stop":
@@ -490,15 +476,6 @@ class Run:
                 self._save(step)
         with self.account.during("saving"):
             self.saver.wait()
-
-
-def _peak_memory() -> int | None:
-    """Returns the most bytes that one of this host's devices has held; None if none tells."""
-    try:
-        told = [device.memory_stats() or {} for device in jax.local_devices()]
-    except Exception:  # would end the thread that draws the screen, not the run
-        return None
-    return max(statistics.get("peak_bytes_in_use", 0) for statistics in told) or None
 
 
 def _can_save(reason: Exception | None) -> bool:

@@ -1,12 +1,10 @@
-"""Length of a run, the steps of its evaluations and saves, its batches, and those it leaves out."""
+"""Length of a run, the steps of its evaluations and saves, and its batches."""
 
 import math
-import statistics
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from deeplab_jax.config import Config, TrainConfig
+from deeplab_jax.config import Config
 from deeplab_jax.data import Dataset, TrainBatch, train_batches
 from deeplab_jax.errors import DataError
 
@@ -85,42 +83,3 @@ def read_batches(
         scale_range=data.scale_range,
         num_workers=num_workers,
     )
-
-
-class LeftOut:
-    """The steps whose batch is left out, and the losses by which a spike is told.
-
-    Both are saved with every step, so that a continued run decides the same.
-
-    Attributes:
-      steps: numbers of those steps, in the order they were found.
-      losses: the last `SPAN` losses, oldest first; none where spikes are not looked for.
-    """
-
-    SPAN, FEWEST = 100, 5  # losses that a median is of
-
-    def __init__(self, train: TrainConfig, steps: Sequence[int], losses: Sequence[float]):
-        self._train = train
-        self.steps = tuple(steps)
-        self.losses = deque(losses if train.spike_factor else (), self.SPAN)
-
-    @property
-    def may_grow(self) -> bool:
-        """Whether another batch may be left out."""
-        is_allowed = self._train.on_nonfinite == "rollback"
-        return is_allowed and len(self.steps) < self._train.max_rollbacks
-
-    def usual_loss(self, loss: float) -> float | None:
-        """Returns the median of the losses before where `loss` is a spike, else None.
-
-        With fewer than `FEWEST` losses nothing is a spike.
-        """
-        if not self._train.spike_factor or len(self.losses) < self.FEWEST:
-            return None
-        median = statistics.median(self.losses)
-        return median if loss > self._train.spike_factor * median else None
-
-    def finished_step(self, loss: float) -> None:
-        """Takes the loss of a step, if spikes are looked for."""
-        if self._train.spike_factor:
-            self.losses.append(loss)

@@ -107,6 +107,17 @@ class RunSetup:
         )
 
 
+def describe(setup: RunSetup) -> str:
+    """Returns a run in one line: data, length, devices, work directory."""
+    config, plan = setup.config, setup.plan
+    return (
+        f"{config.name}: {len(setup.dataset)} training and {len(setup.validation)} validation"
+        f" images, {config.model.num_classes} classes, {plan.total} steps of"
+        f" {config.train.batch_size}, {setup.mesh.size} x {jax.default_backend()}, work directory"
+        f" {setup.workdir}"
+    )
+
+
 def gather(
     config: Config | ConfigDict,
     workdir: str | Path,

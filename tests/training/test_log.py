@@ -6,7 +6,15 @@ import time
 import pytest
 
 from deeplab_jax.training import log
-from deeplab_jax.training.log import Account, Display, JsonLog, Log, Speed, read_log
+from deeplab_jax.training.log import (
+    Account,
+    Display,
+    JsonLog,
+    Log,
+    Speed,
+    display,
+    read_log,
+)
 
 
 def write_lines(path, *lines):
@@ -114,7 +122,7 @@ def test_a_killed_process_is_unknown_for_a_hundredth_of_its_life():
 
 
 def test_living_process_writes_lines_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.setattr(log, "beat", lambda seconds: 0.001)
+    monkeypatch.setattr("deeplab_jax.training.log.account.beat", lambda seconds: 0.001)
     file = JsonLog(tmp_path / "log.jsonl", 0)
     account = Account(file, time.time(), 0, {})
     while '"run"' not in (tmp_path / "log.jsonl").read_text():
@@ -134,7 +142,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(log, "time", clock)
+    monkeypatch.setattr(display, "time", clock)
     return clock
 
 
