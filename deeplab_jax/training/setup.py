@@ -219,6 +219,7 @@ def restore_or_init(setup: RunSetup) -> tuple[RunSetup, State]:
 
     Raises:
       CheckpointError: a checkpoint does not fit, or no step is good.
+      ConfigError: the run is to begin anew, and a step is good.
     """
     state = None
     while setup.step is not None and state is None:
@@ -232,6 +233,9 @@ def restore_or_init(setup: RunSetup) -> tuple[RunSetup, State]:
             setup = _older(setup, error.what + error.where.removeprefix(place))  # the host, if one
     if state is None:
         state = _init(setup)
+    elif setup.is_restart:
+        what = f"step {setup.step} of {setup.workdir} is good, and would be lost"
+        raise ConfigError("--restart", what, "leave it out, or choose another --workdir")
     with hosts.sync_errors():
         if hosts.is_primary():
             _set_aside(setup)

@@ -138,12 +138,12 @@ def choose(
       workdir: the work directory; nothing there changes.
       config: the run's configuration.
       step: the only step to begin at, a number, "latest" or "best".
-      restart: begin anew where steps were saved and none is good.
+      restart: begin anew where steps were saved and none is good; others still come first.
       damaged: steps that are known to be damaged, with what is wrong with each.
 
     Raises:
       CheckpointError: steps were saved, and none is good; or `step` is not there, or is damaged.
-      ConfigError: the step is of another configuration; or `restart`, and a step is good.
+      ConfigError: the step is of another configuration.
     """
     found = checkpoint.finished(workdir)
     if step is not None:
@@ -159,9 +159,6 @@ def choose(
         except DamagedError as error:
             reasons[number] = error.what
             continue
-        if restart:
-            what = f"step {number} of {workdir} is good, and would be lost"
-            raise ConfigError("--restart", what, "leave it out, or choose another --workdir")
         return Start(number, saved, reasons)
     before = checkpoint.set_aside_before(workdir)
     if not restart and (reasons or before):
