@@ -48,6 +48,20 @@ cli.run({"save": save, "read": read}[sys.argv.pop()])
 """
 
 
+# Saves without end; an array of step N holds N alone.
+SAVING = """
+import sys
+import numpy as np
+from deeplab_jax import checkpoint
+
+with checkpoint.Saver(sys.argv[1]) as saver:
+    for step in range((checkpoint.latest_step(sys.argv[1]) or 0) + 1, 10**6):
+        items = {name: {"a": np.full(2000, step)} for name in ("params", "batch_stats")}
+        saver.save(step, items, checkpoint.Info(kind="weights"))
+        print(step, flush=True)
+"""
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _compile_quickly(compile_quickly):
     """This module trains."""
@@ -200,6 +214,23 @@ def test_killed_run_goes_on_and_ends_as_one_on_a_disk(
     assert "continuing at step" in got.out
     names = {place.name for place in as_place(top).iterdir()}
     assert names >= {"config.json", "progress.png", "label_counts.json", "checkpoints"}
+
+
+@pytest.mark.slow("starts ten processes in turn")
+def test_of_processes_killed_while_saving_each_leaves_whole_steps(top):
+    rng, last = np.random.default_rng(0), 0
+    for _ in range(10):
+        command = [sys.executable, "-c", SAVING, top]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert int(process.stdout.readline()) == last + 1
+        time.sleep(rng.uniform(0, 1))
+        process.kill()
+        process.communicate()
+        last = checkpoint.latest_step(top) or 0
+        for step in checkpoint.finished(top):
+            items = checkpoint.read_arrays(top, step, ["params", "batch_stats"])
+            assert [set(item["a"].tolist()) for item in items.values()] == [{step}] * 2
+    assert last > 1
 
 
 @pytest.mark.parametrize("server", ["gs"], indirect=True)
