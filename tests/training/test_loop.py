@@ -24,6 +24,7 @@ from deeplab_jax.distributed import mesh as mesh_lib
 from deeplab_jax.errors import DataError
 from deeplab_jax.models import build_model
 from deeplab_jax.training import loop
+from deeplab_jax.training.log import peak_memory
 from deeplab_jax.training.optimizer import build_optimizer
 from deeplab_jax.training.setup import gather, restore_or_init
 from deeplab_jax.training.state import init_state, tree_hash
@@ -454,6 +455,6 @@ def test_device_that_does_not_tell_its_memory_disturbs_no_one(monkeypatch):
         raise jax.errors.JaxRuntimeError("UNAVAILABLE: the device is gone")
 
     monkeypatch.setattr(jax, "local_devices", lambda: [SimpleNamespace(memory_stats=fail)])
-    assert loop._peak_memory() is None
+    assert peak_memory() is None
     monkeypatch.setattr(jax, "local_devices", lambda: [SimpleNamespace(memory_stats=lambda: None)])
-    assert loop._peak_memory() is None
+    assert peak_memory() is None
