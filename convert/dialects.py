@@ -142,8 +142,8 @@ class Misfit(NamedTuple):
 def compare(tensors: Mapping[str, np.ndarray], wanted: Shapes, dialect: str) -> Misfit:
     """Returns how tensors differ from the wanted shapes.
 
-    Counters may be missing altogether, and may be of any type of number if all are of one. The
-    dialect's drops may be there.
+    Counters may be missing altogether, and may be of any types of number, but not whole numbers
+    beside floating ones. The dialect's drops may be there.
     """
     if not any(_is_counter(key) for key in tensors):
         wanted = {key: shape for key, shape in wanted.items() if not _is_counter(key)}
@@ -155,7 +155,7 @@ def compare(tensors: Mapping[str, np.ndarray], wanted: Shapes, dialect: str) -> 
 
 
 def _changed(tensors: Mapping[str, np.ndarray], wanted: Shapes) -> Iterator[tuple[str, str]]:
-    types = {value.dtype for key, value in tensors.items() if _is_counter(key)}
+    kinds = {is_floating(value.dtype) for key, value in tensors.items() if _is_counter(key)}
     for key, shape in wanted.items():
         if key not in tensors:
             continue
@@ -165,7 +165,7 @@ def _changed(tensors: Mapping[str, np.ndarray], wanted: Shapes) -> Iterator[tupl
         elif not _is_counter(key):
             if not is_floating(value.dtype):
                 yield key, f"{value.dtype}, a floating type wanted"
-        elif value.dtype != np.int64 and (len(types) > 1 or not _is_number(value.dtype)):
+        elif not _is_number(value.dtype) or (len(kinds) > 1 and is_floating(value.dtype)):
             yield key, f"{value.dtype}, int64 wanted"
         elif not 0 <= float(value) <= MAX_COUNT or int(value) > MAX_COUNT:
             yield key, f"{value}, 0 to {MAX_COUNT} wanted"

@@ -19,6 +19,7 @@ from convert import MAX_ITERATION
 from convert.to_pytorch import check_named
 from deeplab_jax import cli
 from deeplab_jax.errors import CheckpointError, ConfigError, ResourceError, shorten
+from deeplab_jax.utils.places import as_place, is_address, is_taken
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -62,7 +63,7 @@ def main(argv: list[str]) -> None:
     from convert.pth import check_file
     from deeplab_jax.config.recipe import load_recipe
 
-    if os.path.lexists(args.output):
+    if is_taken(as_place(args.output)):
         fix = "choose another --output, or remove this one"
         raise CheckpointError(args.output, "exists already", fix)
     config = load_recipe(args.config, overrides) if args.config else None
@@ -95,6 +96,8 @@ def _convert(args: argparse.Namespace, overrides: list[str], config: "Config | N
         info = Info(kind="backbone", counters=counters)
     else:
         info = describe_weights(config, source, counters)
+        if args.new_auxiliary:
+            info = dataclasses.replace(info, drawn=f"auxiliary head, from seed {config.seed}")
     if args.optimizer:
         progress = read_progress(source, config, args.iteration)
         items = run_items(args.checkpoint, items, progress, config)
@@ -261,6 +264,9 @@ def save(output: str, items: "Mapping[str, Tree]", info: "Info") -> None:
     """Writes a checkpoint that appears at `output`, a new directory, only once it is complete."""
     from deeplab_jax import checkpoint
 
+    if is_address(output):  # where a step appears as a whole, but a folder cannot be renamed
+        checkpoint.save_once(output, items, info)
+        return
     target = Path(output).absolute()
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:

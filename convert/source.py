@@ -203,6 +203,7 @@ def read_source(
       ConfigError: `level` or a pattern of `drops` does not fit the file.
     """
     found = unwrap(read_weights(path), path, level, drops)
+    notes = list(found.notes)
     tensors, beside = found.tensors, found.beside
     recorded = beside.get("meta")
     meta: dict[object, object] = recorded if isinstance(recorded, dict) else {}
@@ -214,11 +215,13 @@ def read_source(
     if with_optimizer:
         name = _optimizer(beside)
         used |= {name, "cur_iter"}
+        if name != "optimizer":
+            notes.append(f"optimiser's state taken from '{shown(name)}', the only one there")
         optimizer, iteration = beside.get(name), beside.get("cur_iter", meta.get("iter"))
     ignored = tuple(shown(name) for name in beside if name not in used)
-    notes = (*found.notes, *_type_notes(tensors))
+    notes += _type_notes(tensors)
     return PyTorchFile(path, tensors, structure, ignored, names, palette, optimizer, iteration,
-                       found.keys, found.others, notes)  # fmt: skip
+                       found.keys, found.others, tuple(notes))  # fmt: skip
 
 
 def _optimizer(beside: Mapping[object, object]) -> object:
@@ -233,7 +236,8 @@ def _type_notes(tensors: Mapping[str, np.ndarray]) -> list[str]:
     counters = [v for k, v in tensors.items() if k.endswith(f".{COUNTER}")]
     floats = [value for value in counters if is_floating(value.dtype)]
     eights = [value for value in tensors.values() if value.dtype.name.startswith("float8_")]
-    notes = [f"{len(floats)} counters of type {floats[0].dtype} rounded"] if floats else []
+    kinds = ", ".join(sorted({str(value.dtype) for value in floats}))
+    notes = [f"{len(floats)} counters of type {kinds} rounded"] if floats else []
     if eights:
         notes.append(f"{len(eights)} tensors of type {eights[0].dtype} converted to float32")
     return notes

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 from deeplab_jax import __version__
 from deeplab_jax.distributed import cluster
 from deeplab_jax.errors import ConfigError, DataError, DeepLabError, Interrupted, as_resource_error
+from deeplab_jax.utils import background
 from deeplab_jax.utils.progress import discard
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ VERBS = {
     "evaluate": "measure a checkpoint's mean IoU on a validation set",
     "predict": "segment images: masks, overlays, probabilities, submissions",
     "report": "write a page about an evaluation: classes, images, confusions, curves",
+    "goodput": "where the wall time of a run went: steps, waiting, lost work, stopped",
+    "reproduce": "repeat the first steps of a run and compare their losses",
     "doctor": "check a data set before training, and propose a recipe",
     "demo": "draw a small data set, train on it, evaluate, predict: minutes on a CPU",
     "recipes": "list the recipes that come with the package, or copy one for editing",
@@ -136,9 +139,13 @@ def run(command: Callable[[list[str]], None], argv: Sequence[str] | None = None)
         code = 1 if known is None else render(known)
     try:
         sys.stdout.flush()
-    except BrokenPipeError:  # the command itself was done
+    except OSError as error:  # the command itself was done
         discard(sys.stdout)
+        full = None if isinstance(error, BrokenPipeError) else as_resource_error(error)
+        code = code or (0 if full is None else render(full))
     cluster.shutdown(code)
+    if background.is_left():  # XLA still compiles; the interpreter's end would wait or crash
+        os._exit(code)
     sys.exit(code)
 
 

@@ -71,11 +71,25 @@ class NumericError(DeepLabError, ArithmeticError):
     exit_code = 6
 
 
-class Interrupted(DeepLabError):
-    """Training was asked to stop, saved its state and left.
+class BadStepError(NumericError):
+    """A training step's loss, gradient or new state is not finite, or its loss is a spike.
 
     Attributes:
-      exit_code: 130 after Ctrl-C, 143 after SIGTERM, 141 when the reader of the output has gone.
+      step: its number.
+      reason: the numbers at fault, in words; the same whenever the step is repeated.
+    """
+
+    def __init__(self, where: str, what: str, fix: str, step: int, reason: str):
+        super().__init__(where, what, fix)
+        self.step, self.reason = step, reason
+
+
+class Interrupted(DeepLabError):
+    """Training was asked to stop and left; the text tells what was saved, or lost.
+
+    Attributes:
+      exit_code: 130 after Ctrl-C, 143 after SIGTERM, 141 when the reader of the output has gone;
+        the same whatever was saved, because the command goes on where the last save is.
     """
 
     def __init__(self, where: str, what: str, fix: str, exit_code: int):
@@ -86,8 +100,11 @@ class Interrupted(DeepLabError):
 def as_resource_error(error: Exception) -> ResourceError | None:
     """Returns the `ResourceError` for an error about a file or memory; None for any other."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        where = str(error.filename or ".")
-        free = shutil.disk_usage(os.path.dirname(where) or ".").free
+        if error.filename is None:  # printing does not say where
+            return ResourceError("the output", "its disk is full", "free some space")
+        where = str(error.filename)
+        place = where if os.path.exists(where) else os.path.dirname(where) or "."  # may be a link
+        free = shutil.disk_usage(place).free
         return ResourceError(where, f"the disk is full ({free} bytes free)", "free some space")
     if isinstance(error, OSError) and error.filename is not None:
         fix = "check that it exists, its owner and its mode, or choose another place"
@@ -139,6 +156,9 @@ def describe_cause(error: BaseException) -> str:
     code = re.search(r"os_error_code='(\d+)'", str(error))  # tensorstore's text is a paragraph
     if code is not None:
         return os.strerror(int(code[1]))
+    lost = re.search(r"All \d+ retry attempts failed: [^\[\n]{1,200}", str(error))  # of a bucket
+    if lost is not None:
+        return lost[0].strip()
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, KeyError):
         text = f"{text} is missing"

@@ -6,12 +6,12 @@ Writes `evaluation.json` and `report.html`.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from deeplab_jax import cli
 from deeplab_jax.distributed import cluster
-from deeplab_jax.errors import DataError, check_writable
+from deeplab_jax.errors import DataError
 from deeplab_jax.utils import steps
+from deeplab_jax.utils.places import as_place, check_place
 
 _EXAMPLES = """\
   deeplab evaluate --checkpoint runs/camvid_r50_os16
@@ -34,10 +34,10 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--config.x", metavar="VALUE", help="any field of the checkpoint's recipe")
     cluster.add_arguments(parser)
     args, overrides = parser.parse(argv)
-    json_file = Path(args.json) if args.json else None
+    json_file = as_place(args.json) if args.json else None
     if cluster.is_alone(args.coordinator, args.num_processes, args.process_id):
         if json_file:
-            check_writable(json_file, "--json")
+            check_place(json_file, "--json")
         steps.check(args.checkpoint, args.step)  # before JAX loads
     cluster.initialize(args.coordinator, args.num_processes, args.process_id)
     from deeplab_jax.distributed import hosts

@@ -6,10 +6,9 @@ Writes, for each image at its own size and upright, a file for each --format and
 in a folder below the one named gets its results in the same folder below --output.
 """
 
-from pathlib import Path
-
 from deeplab_jax import cli
-from deeplab_jax.errors import DataError
+from deeplab_jax.errors import ConfigError, DataError
+from deeplab_jax.utils.places import as_place
 
 _EXAMPLES = """\
   deeplab predict --checkpoint runs/camvid_r50_os16 street.jpg --output out
@@ -39,9 +38,18 @@ def main(argv: list[str]) -> None:
     text = "add to each overlay a strip with colour, name and share of the classes in the image"
     parser.add_argument("--legend", action="store_true", help=text)
     parser.add_argument("--force", action="store_true", help="replace results that exist")
+    parser.add_argument(
+        "--skip-existing",
+        action="store_true",
+        help="go on after an end midway: leave out images that have all their results, of this"
+        " checkpoint and step, and replace incomplete ones",
+    )
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files or folders")
     parser.add_argument("--config.x", metavar="VALUE", help="any field of the checkpoint's recipe")
     args, overrides = parser.parse(argv)
+    if args.force and args.skip_existing:
+        fix = "drop --force to go on, or --skip-existing to begin again"
+        raise ConfigError("--force", "replaces what --skip-existing leaves", fix)
     from deeplab_jax.inference.folder import predict_files
 
     errors = predict_files(
@@ -53,12 +61,13 @@ def main(argv: list[str]) -> None:
         overrides=overrides,
         force=args.force,
         legend=args.legend,
+        skip_existing=args.skip_existing,
     )
     for error in errors:
         cli.render(error)
     if errors:
         raise SystemExit(DataError.exit_code)
-    is_evaluated = (Path(args.checkpoint) / "evaluation.json").is_file()
+    is_evaluated = (as_place(args.checkpoint) / "evaluation.json").is_file()
     following = ("report", args.checkpoint) if is_evaluated else (
         "evaluate", "--checkpoint", args.checkpoint
     )  # fmt: skip

@@ -5,11 +5,13 @@
 The loop itself is `deeplab_jax.training.loop.train`.
 """
 
+import time
 from typing import TYPE_CHECKING
 
 from deeplab_jax import cli
 from deeplab_jax.distributed import cluster
 from deeplab_jax.errors import ConfigError, DataError, check_folder
+from deeplab_jax.training import signals
 from deeplab_jax.utils import steps
 
 if TYPE_CHECKING:
@@ -41,10 +43,12 @@ def main(argv: list[str]) -> None:
     Raises:
       DeepLabError: see `deeplab_jax.errors`; `cli.run` prints it.
     """
+    began = time.time()
     parser = cli.Parser("train", f"{_EXAMPLES}\n\n{_FIELDS}")
     text = "recipe: a file, or a name of `deeplab recipes`, such as ade20k_r50_os16"
     parser.add_argument("--config", metavar="RECIPE", required=True, help=text)
-    parser.add_argument("--workdir", metavar="DIR", help="default: runs/<name of the recipe>")
+    text = "default: runs/<name of the recipe>; a path, gs://BUCKET/NAME or s3://BUCKET/NAME"
+    parser.add_argument("--workdir", metavar="DIR", help=text)
     parser.add_argument(
         "--step",
         metavar="N",
@@ -70,6 +74,14 @@ def main(argv: list[str]) -> None:
         metavar="H",
         help="devices that a dry run is for: v5e:4x4, v5p:4x4x4, h200, h100:8, cpu:8, ...; they"
         " need not be here; default: those of this machine",
+    )
+    parser.add_argument(
+        "--save-within",
+        metavar="SECONDS",
+        type=float,
+        help="for a scheduler that kills after SIGTERM: save and be gone by then; if the step under"
+        " way and a save will not end in time, leave at once with the last save; in any case be"
+        " gone; default: no limit",
     )
     cluster.add_arguments(parser)
     args, overrides = parser.parse(argv)
@@ -98,16 +110,17 @@ def main(argv: list[str]) -> None:
         place = ["--workdir", args.workdir] if args.workdir else []
         cli.finish(None, "train", "--config", args.config, *place, *overrides)
         return
-    if cluster.is_alone(args.coordinator, args.num_processes, args.process_id):
-        _check_paths(config, workdir)  # before JAX loads
-    cluster.initialize(args.coordinator, args.num_processes, args.process_id)
-    from deeplab_jax.distributed import hosts
-    from deeplab_jax.training.loop import train
+    with signals.watched(args.save_within) as stop:
+        if cluster.is_alone(args.coordinator, args.num_processes, args.process_id):
+            _check_paths(config, workdir)  # before JAX loads
+        cluster.initialize(args.coordinator, args.num_processes, args.process_id)
+        from deeplab_jax.distributed import hosts
+        from deeplab_jax.training.loop import train
 
-    try:
-        train(config, workdir, step=args.step, restart=args.restart)
-    except DataError as error:
-        raise cli.with_doctor(error, config, args.config, overrides) from error
+        try:
+            train(config, workdir, step=args.step, restart=args.restart, stop=stop, began=began)
+        except DataError as error:
+            raise cli.with_doctor(error, config, args.config, overrides) from error
     if hosts.is_primary():
         cli.finish(workdir, "evaluate", "--checkpoint", workdir)
 

@@ -62,6 +62,8 @@ def run(call):
         (["evaluate", "--checkpoint", "x", "--batch-size=8"], "see deeplab evaluate --help"),
         (["predict", "--source", "a.jpg"], "name images without a flag: "),
         (["report", "--checkpoint", "x"], "name the run without a flag: deeplab report x"),
+        (["goodput", "--workdir", "x"], "name the run without a flag: deeplab goodput x"),
+        (["reproduce", "x", "--step", "5"], "did you mean --steps?"),
         (["train", "--config", RECIPE, "more"], "unrecognized arguments: more"),
         (["train", "--conf", RECIPE], f"did you mean --config {RECIPE}?"),
         (["train"], "arguments are required: --config"),
@@ -340,6 +342,7 @@ def test_version_tells_a_missing_backend_in_words(call, monkeypatch, error, text
         (OSError(errno.EROFS, "Read-only file system", "/x/y"), 5, "/x/y: read-only file system"),
         (FileExistsError(errno.EEXIST, "File exists", "/x/y"), 5, "error: /x/y: file exists - "),
         (OSError(errno.ENOSPC, "No space left on device", "/y"), 5, "/y: the disk is full ("),
+        (OSError(errno.ENOSPC, "No space left"), 5, "error: the output: its disk is full - "),
         (
             RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 5 bytes.\n[tf32[9]]"),
             5,

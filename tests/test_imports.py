@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "deeplab_jax"
-HEAVY = ("jax", "flax", "optax", "orbax", "grain", "tensorflow_datasets", "rich", "torch")
+HEAVY = ("jax", "fsspec", "flax", "optax", "orbax", "grain", "tensorflow_datasets", "rich", "torch")
 
 # From the bottom up: a room imports from itself and from those of earlier lines alone. A file at
 # the top of the package is a room of its own; commands, the last line, are imported by none.
@@ -21,10 +21,22 @@ ORDER = (
     {"inference"},
     {"evaluation"},
     {"training"},
-    {"dry_run", "report", "doctor", "demo"},
+    {"dry_run", "doctor", "demo"},
+    {"account"},
+    {"report"},
     {"cli"},
     {"convert"},
-    {"train", "evaluate", "predict", "prepare", "recipes", "checkpoint_verbs", "__main__"},
+    {
+        "train",
+        "evaluate",
+        "predict",
+        "goodput",
+        "reproduce",
+        "prepare",
+        "recipes",
+        "checkpoint_verbs",
+        "__main__",
+    },
 )
 FLOOR = {room: number for number, rooms in enumerate(ORDER) for room in rooms}
 # Rooms that take less than the order would let them.

@@ -33,6 +33,10 @@ class Info:
       step: optimiser steps done; `Saver.save` sets it.
       metrics: scores of an evaluation at this step, such as {"mean_iou": 0.5}, a fraction; or None.
       data: fingerprint of a run's training samples; "" if unknown.
+      drawn: what of converted weights was drawn at random, such as "auxiliary head, from seed 0".
+      left_out: numbers of the run's steps whose batch is left out, in the order they were found;
+        some may still lie ahead.
+      losses: losses of the last steps, oldest first, where the run looks for spikes.
     """
 
     kind: str
@@ -43,6 +47,9 @@ class Info:
     step: int = 0
     metrics: dict[str, float] | None = None
     data: str = ""
+    drawn: str = ""
+    left_out: tuple[int, ...] = ()
+    losses: tuple[float, ...] = ()
 
 
 class SavedArray(NamedTuple):
@@ -137,6 +144,9 @@ def _info(fields: Mapping[str, Any]) -> Info:
         step=fields["step"],
         metrics=None if fields["metrics"] is None else dict(fields["metrics"]),
         data=fields.get("data", ""),
+        drawn=fields.get("drawn", ""),
+        left_out=tuple(fields.get("left_out", ())),
+        losses=tuple(fields.get("losses", ())),
     )
 
 

@@ -3,13 +3,15 @@
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 from deeplab_jax.checkpoint import description, folder, reading
 from deeplab_jax.checkpoint.description import Description
 from deeplab_jax.errors import CheckpointError, DamagedError
 from deeplab_jax.utils import progress, steps
+from deeplab_jax.utils.places import is_address, is_taken
 from deeplab_jax.utils.trees import by_path
 
 ITEMS = ("params", "batch_stats", "opt_state")  # of steps of a version that does not list arrays
@@ -47,7 +49,7 @@ def entries(path: str | os.PathLike) -> list[Entry]:
     for name in sorted(names - set(map(str, numbers)), key=_by_number):
         role = folder.role_of(root / name)
         found.append(Entry(name, role, 0 if role == "foreign" else _size(root / name)))
-    return [entry for entry in found if os.path.lexists(root / entry.name)]
+    return [entry for entry in found if is_taken(root / entry.name)]
 
 
 class Verified(NamedTuple):
@@ -82,7 +84,7 @@ def verify(path: str | os.PathLike, wanted: list[int]) -> Iterator[Verified]:
                     number += len(by_path(reading.read_arrays(path, step, [name])))
                     count()
             except CheckpointError as error:
-                if os.path.lexists(steps.step_path(path, step)):  # else a run has removed it
+                if is_taken(steps.step_path(path, step)):  # else a run has removed it
                     yield Verified(step, number, has_checksums, error.what)
             else:
                 yield Verified(step, number, has_checksums, "")
@@ -117,22 +119,28 @@ def _step(path: str | os.PathLike, step: int) -> Entry:
             what = what.removeprefix("is damaged: ")
         return Entry(str(step), "step", _size(where), reason=what)
     try:
-        saved = (where / steps.DESCRIPTION).stat().st_mtime
+        saved = _saved(where / steps.DESCRIPTION)
     except FileNotFoundError:  # a run removes it just now, so that it is not shown
         saved = None
     return Entry(str(step), "step", _size(where), saved, described)
 
 
+def _saved(file: Path) -> float:
+    status: Any = file.stat()
+    return float(status.mtime if is_address(file) else status.st_mtime)
+
+
 def _size(where: Path) -> int:
     """Returns the bytes of the regular files below a folder; no link is followed."""
     total = 0
-    for root, _, names in os.walk(where):
-        for name in names:
-            try:
-                status = os.lstat(Path(root, name))
-            except FileNotFoundError:  # a run removes it just now
-                continue
-            total += status.st_size if stat.S_ISREG(status.st_mode) else 0
+    with suppress(FileNotFoundError):  # a run removes it just now
+        for entry in where.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                total += _size(entry)
+            elif is_address(entry):
+                total += cast(Any, entry.stat()).length
+            elif stat.S_ISREG((status := entry.lstat()).st_mode):
+                total += status.st_size
     return total
 
 

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from deeplab_jax.checkpoint import description, noise
+from deeplab_jax.checkpoint import bucket, description, noise
 from deeplab_jax.checkpoint.checksums import mismatches
 from deeplab_jax.checkpoint.description import Description, Info
 from deeplab_jax.distributed import cluster, hosts
@@ -25,6 +25,7 @@ from deeplab_jax.errors import (
     root_cause,
     shorten,
 )
+from deeplab_jax.utils.places import is_address, is_taken
 from deeplab_jax.utils.steps import check, damaged, step_path
 from deeplab_jax.utils.trees import PyTree, by_path, differences
 
@@ -91,7 +92,7 @@ def with_step(path: str | os.PathLike, step: int | str, read: Callable[[int], T]
         try:
             return read(number)
         except CheckpointError:
-            if step not in ("latest", "best") or os.path.lexists(step_path(path, number)):
+            if step not in ("latest", "best") or is_taken(step_path(path, number)):
                 raise
     return read(find_step(path, step))
 
@@ -201,6 +202,7 @@ def read_arrays(
 def _reading(path: str | os.PathLike, step: int) -> Iterator[tuple[Path, Description]]:
     """Reads a step without other hosts; turns Orbax's exceptions into ours."""
     where, described = step_path(path, step), description.read(path, step)
+    bucket.enable(where)
     try:
         with _alone():
             yield where, described
@@ -212,6 +214,8 @@ def _reading(path: str | os.PathLike, step: int) -> Iterator[tuple[Path, Descrip
         if _is_short(error):
             what, fix = f"cannot be read: {describe_cause(error)}", "free memory, or make the files"
             raise ResourceError(str(where), what, f"{fix} readable") from error
+        if is_address(where) and (lost := bucket.lost(where, error)) is not None:
+            raise lost from error
         raise damaged(path, step, describe_cause(error)) from error
     if described.arrays is None and where not in _told:
         _told.add(where)

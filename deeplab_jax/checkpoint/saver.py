@@ -4,19 +4,18 @@ import contextlib
 import dataclasses
 import errno
 import os
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from deeplab_jax.checkpoint import description, folder
+from deeplab_jax.checkpoint import bucket, description, folder
 from deeplab_jax.checkpoint.description import Info
 from deeplab_jax.distributed import hosts
 from deeplab_jax.errors import CheckpointError, ResourceError, describe_cause, root_cause
 from deeplab_jax.utils import steps
+from deeplab_jax.utils.places import as_place, is_address
 from deeplab_jax.utils.trees import PyTree
 
 WRITE_SECONDS = 300  # that hosts wait for each other's writes
@@ -40,7 +39,8 @@ class Saver:
     """
 
     def __init__(self, path: str | os.PathLike, keep: int = 2):
-        self._path, self._keep = Path(path).absolute(), keep
+        self._path, self._keep = as_place(path).absolute(), keep
+        bucket.enable(self._path)
         self._bytes = 0  # of the last save
         self._pending: tuple[int, Any] | None = None  # a save under way: its step, Orbax's response
         root = steps.folder_of(self._path)
@@ -48,8 +48,7 @@ class Saver:
             folder.check_link(self._path)
             try:
                 root.mkdir(parents=True, exist_ok=True)
-                # A read-only folder shows before training.
-                tempfile.TemporaryFile(dir=root).close()
+                folder.check_writable(root)  # before training
                 if hosts.is_primary():
                     folder.clean(self._path)
                 self._latest = steps.latest_step(self._path)
@@ -157,6 +156,9 @@ class Saver:
         if (lost := hosts.lost_host(self._path, root_cause(error))) is not None:
             return lost
         what = f"cannot save a checkpoint: {describe_cause(error)}"
+        if is_address(self._path):
+            fix = "check the connection, the credentials and the bucket"
+            return ResourceError(str(self._path), what, f"{fix}; steps saved before are intact")
         if self._bytes and self._path.exists():
             free = folder.free_bytes(self._path) or 0
             what += f" (at most {self._bytes / 1e6:.1f} MB to write, {free / 1e6:.1f} MB free)"

@@ -54,8 +54,12 @@ _COMMON = {
     "train.poly_power": "power lr_power",
     "train.weight_decay": "wd weight_decay_rate l2 decay",
     "train.aux_weight": "aux_loss aux_loss_weight auxiliary auxiliary_loss aux auxiliary_weight",
+    "train.on_nonfinite": "on_nan nan_policy terminate_on_nan abort_on_nan skip_nan crash_on_nan"
+    " halt_on_nan",
+    "train.spike_factor": "spike spike_threshold loss_spike",
     "mesh.spatial": "space mesh.space spatial_partition spatial_shards model_parallel",
     "mesh.check_every_steps": "check_every replica_check",
+    "mesh.check_hardware": "sdc sdc_check sdc_checker enable_sdc_checker silent_corruption",
     "eval.every_epochs": "eval_every val_interval eval_interval val_every validate_every eval_freq"
     " evaluate_every check_val_every_n_epoch val_freq",
     "eval.resize_base": "test_size eval_size val_size",

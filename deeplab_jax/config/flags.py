@@ -15,6 +15,7 @@ _RESUME = "auto_resume continue resume resume_from restart"
 _IMAGES = "file files folder image images img imgs input inputs source"
 # Verbs that a network is given to, and the fields that they read.
 _READERS = ("deeplab evaluate", "deeplab predict", "deeplab report")
+_OF_A_RUN = ("deeplab report", "deeplab goodput", "deeplab reproduce")  # which has no flag
 _READ = ("data.", "eval.", "model.dtype")
 _EXAMPLES = {"model.dtype": "bfloat16", "init.backbone": "DIR", "init.checkpoint": "DIR",
              "data.root": "DIR"}  # fmt: skip
@@ -55,7 +56,7 @@ def unknown_flag(name: str, value: str, prog: str, flags: Collection[str]) -> Co
     if word in _IMAGES.split() and prog == "deeplab predict":
         fix = f"name images without a flag: {prog} --checkpoint DIR {value or 'IMAGE'} --output out"
         return ConfigError(name, what, fix)
-    if prog == "deeplab report" and word in f"checkpoint {_FLAGS['--checkpoint']}".split():
+    if prog in _OF_A_RUN and word in f"workdir checkpoint {_FLAGS['--checkpoint']}".split():
         return ConfigError(name, what, f"name the run without a flag: {prog} {value or 'DIR'}")
     if len(name) == 2:  # a letter alone
         for flag in flags:

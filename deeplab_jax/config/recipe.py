@@ -14,6 +14,7 @@ from deeplab_jax.config.faults import DEFINES, explain
 from deeplab_jax.config.forms import flatten, from_dict, from_flat, unknown_key
 from deeplab_jax.config.schema import Config, fields
 from deeplab_jax.errors import ConfigError, describe_cause, shorten
+from deeplab_jax.utils.places import as_place
 
 _HERE = Path(__file__).parent
 # The recipes that come with the package: of a wheel, or of the checkout it is imported from.
@@ -69,7 +70,7 @@ def load_recipe(path: str, overrides: Sequence[str] = ()) -> Config:
       ConfigError: the file or a value cannot be used.
     """
     if is_run(path):
-        return apply_overrides(_read_run(Path(path) / RUN_CONFIG), overrides)
+        return apply_overrides(_read_run(as_place(path) / RUN_CONFIG), overrides)
     file = find_recipe(path)
     spec = importlib.util.spec_from_file_location("deeplab_jax_recipe", file)
     if spec is None or spec.loader is None:
@@ -95,7 +96,7 @@ def load_recipe(path: str, overrides: Sequence[str] = ()) -> Config:
 
 def is_run(path: str) -> bool:
     """Tells whether a path is the work directory of a run, with its configuration."""
-    return (Path(path) / RUN_CONFIG).is_file()
+    return (as_place(path) / RUN_CONFIG).is_file()
 
 
 def _read_run(file: Path) -> Config:

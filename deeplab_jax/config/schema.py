@@ -131,7 +131,7 @@ def _field(
       text: its meaning.
       rule: accepted values.
       unit: of its numbers; empty where they have none.
-      is_free: a continued run may change it, as it cannot change a result.
+      is_free: a continued run may change it: it changes no result of a run without a fault.
       is_local: hosts of one run may differ in it.
     """
     metadata = {
@@ -230,7 +230,8 @@ class DataConfig:
     split_file: str = _field(
         "",
         'list of images, or of images and their masks, one a line, such as "splits/{split}.txt";'
-        " empty: all files",
+        ' or a pattern of the lists of several scenes, such as "*/{split}.txt" or'
+        ' "{a,b}/{split}.txt"; empty: all files',
         Accepted("a path, or empty"),
     )
     value_range: tuple[int, int] | tuple[()] = _field(
@@ -329,6 +330,27 @@ class TrainConfig:
     momentum: float = _field(0.9, "momentum of SGD", _fraction("momentum"))
     weight_decay: float = _field(5e-4, "weight decay, on every parameter", _from(0))
     aux_weight: float = _field(0.4, "weight of the auxiliary head's loss", _from(0))
+    on_nonfinite: str = _field(
+        "stop",
+        "after a loss, gradient or new state that is not finite the run stops (stop), or goes back"
+        " to its last save and leaves that step's batch out (rollback)",
+        _one_of("stop", "rollback"),
+        is_free=True,
+    )
+    max_rollbacks: int = _field(
+        3,
+        "batches that a run leaves out at most; at one more it stops; rollback only",
+        _from(1),
+        unit="batches",
+        is_free=True,
+    )
+    spike_factor: float = _field(
+        0.0,
+        "a loss above this many times the median of the last 100 is warned of, or with"
+        " on_nonfinite=rollback its batch is left out; 0: off",
+        Accepted("0, or more than 1", lambda value: value == 0 or 1 < value < math.inf),
+        is_free=True,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -347,6 +369,13 @@ class MeshConfig:
         "steps between two comparisons of the parameters that devices and hosts hold; 0: never",
         _from(0),
         unit="steps",
+        is_free=True,
+    )
+    check_hardware: bool = _field(
+        False,
+        "compute the training step twice on every TPU core and stop where the results differ, by"
+        " libtpu's checker for silent data corruption; at least twice the time; TPUs only",
+        _BOOLEAN,
         is_free=True,
     )
 

@@ -74,6 +74,7 @@ class Dataset:
     palette: np.ndarray  # uint8 (C, 3), RGB
     label_map: np.ndarray  # int16 (65536,): mask value -> class, 255 (ignored), -1 (invalid)
     source: SampleSource
+    notes: tuple[str, ...] = ()  # what was guessed of its lists, a line each
 
     def __len__(self) -> int:
         return len(self.ids)

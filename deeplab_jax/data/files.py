@@ -6,17 +6,19 @@ that leads out of the root is refused; so nothing outside is ever opened.
 
 import difflib
 import glob
+import itertools
 import os
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from deeplab_jax.config import LABEL_IDS, TRAIN_IDS, DataConfig
-from deeplab_jax.config.patterns import IMAGE_SUFFIXES, is_pattern, names_files
+from deeplab_jax.config.patterns import IMAGE_SUFFIXES, is_pattern, names_files, wildcards
 from deeplab_jax.data.lists import Known, Sample, read_lines, resolve
 from deeplab_jax.data.outside import refuse_links
-from deeplab_jax.data.patterns import LOSSY_SUFFIXES, Pattern, join
+from deeplab_jax.data.patterns import LOSSY_SUFFIXES, Pattern, in_form_of, join
 from deeplab_jax.errors import DataError, clip, shorten
 from deeplab_jax.utils.walk import Links, OnFault, list_files
 
@@ -31,7 +33,8 @@ class Files(NamedTuple):
     masks: dict[str, str]  # {stem of the image: path} of the masks found
     id_suffix: str = ""  # follows the stem in a sample's id
     folders: frozenset[str] = frozenset()  # that hold the images and masks
-    list_file: str = ""  # list that says which are samples
+    list_file: str = ""  # lists that say which are samples
+    notes: tuple[str, ...] = ()  # what was guessed of the lists, a line each
 
 
 class SplitPaths(NamedTuple):
@@ -39,7 +42,7 @@ class SplitPaths(NamedTuple):
 
     images: str  # folder, or pattern
     masks: str  # folder, or pattern
-    list_file: str = ""  # list of the samples, one a line; "" without a list
+    list_file: str = ""  # list of the samples, one a line, or a pattern of lists; "" without
     is_list_needed: bool = False  # a missing list is an error; else all files are samples
     image_suffixes: tuple[str, ...] = (".jpg",)  # ends of image names
     mask_suffixes: tuple[str, ...] = (".png",)  # ends of mask names, after `mask_suffix`
@@ -118,7 +121,7 @@ def find_files(data_config: DataConfig, split: str, on_fault: OnFault = _raise) 
             on_fault(fault)
 
     pairs = find(data_config, split, once, links)
-    if (list_file := _find_list(data_config, split)) is None:
+    if not (list_files := _find_lists(data_config, split)):
         fields = data_config.images, data_config.masks
         # Masks of all splits may lie together: those of another are not to be missed here.
         is_common = ["{split}" in field for field in fields] == [True, False]
@@ -128,11 +131,18 @@ def find_files(data_config: DataConfig, split: str, on_fault: OnFault = _raise) 
     ends = tuple(paths.mask_suffix + suffix for suffix in paths.mask_suffixes)
     known = Known(root, pairs.images, masks, root / pairs.places[0], root / pairs.places[1],
                   (*paths.image_suffixes, paths.id_suffix), ends, pairs.aliases)  # fmt: skip
-    samples = resolve(read_lines(list_file), list_file, known)
-    masks = masks | {sample.stem: sample.mask for sample in samples if sample.mask}
-    _check_kind(samples, data_config, paths, list_file)
-    stems = [sample.stem for sample in samples]
-    return Files(stems, pairs.images, masks, paths.id_suffix, pairs.folders, str(list_file))
+    named: list[str] = []
+    notes: list[str] = []
+    for list_file in list_files:
+        samples, guessed = resolve(read_lines(list_file), list_file, known)
+        masks = masks | {sample.stem: sample.mask for sample in samples if sample.mask}
+        _check_kind(samples, data_config, paths, list_file)
+        named += [sample.stem for sample in samples]
+        notes += guessed
+    if len(list_files) > 1:  # of several lists two may name one sample
+        named = [*dict.fromkeys(named)]
+    where = ", ".join(map(str, list_files))
+    return Files(named, pairs.images, masks, paths.id_suffix, pairs.folders, where, tuple(notes))
 
 
 def looked_for(data_config: DataConfig, split: str, stem: str, files: Files, kind: str) -> str:
@@ -211,6 +221,7 @@ def _find_in_folders(
         if data_config.dataset == "voc" and more.is_dir():
             names = list_files(more, root, on_fault, links)
             masks = _by_stem(more, names, paths.mask_suffixes, on_fault) | masks
+    masks = in_form_of(images, masks)
     folders = frozenset((str(image_folder), str(mask_folder)))
     return _Pairs(images, masks, folders, (paths.images, paths.masks))
 
@@ -323,9 +334,26 @@ def _by_stem(
     return found
 
 
-def _find_list(data_config: DataConfig, split: str) -> Path | None:
-    """Returns the split's list, or None where there need not be one."""
+def _find_lists(data_config: DataConfig, split: str) -> list[Path]:
+    """Returns the split's lists: one, those of a pattern, or none where there need not be one."""
     root, paths = Path(data_config.root), split_paths(data_config, split)
+    path, template = str(root / paths.list_file), paths.list_file
+    if not wildcards(data_config.split_file) or os.path.lexists(path):
+        found = _find_list(data_config, split, paths)
+        return [found] if found else []
+    braces = re.split(r"\{([^{}]*)\}", re.sub(r"[\[?]", r"[\g<0>]", template))
+    texts = (part.split(",") if n % 2 else [part] for n, part in enumerate(braces))
+    start = "" if os.path.isabs(template) else os.path.join(glob.escape(str(root)), "")
+    found_lists = {name for parts in itertools.product(*texts)
+                   for name in glob.glob(start + "".join(parts), recursive=True)}  # fmt: skip
+    if found_lists:
+        return [_without_link(Path(name), data_config, paths) for name in sorted(found_lists)]
+    fix = f"correct --config.data.split_file, or name another split than {split}"
+    raise DataError(path, "matches no list", fix)
+
+
+def _find_list(data_config: DataConfig, split: str, paths: SplitPaths) -> Path | None:
+    root = Path(data_config.root)
     path = root / paths.list_file
     if not paths.list_file or not os.path.lexists(path):
         if not paths.is_list_needed:
@@ -336,6 +364,12 @@ def _find_list(data_config: DataConfig, split: str) -> Path | None:
             raise DataError(str(path), what, _propose_split(data_config, split, found))
         fix = "correct --config.data.root or --config.data.split_file"
         raise DataError(str(path), "is missing", fix)
+    return _without_link(path, data_config, paths)
+
+
+def _without_link(path: Path, data_config: DataConfig, paths: SplitPaths) -> Path:
+    """Returns a list that is no link out of the root."""
+    root = Path(data_config.root)
     if path.is_symlink() and not os.path.isabs(paths.list_file):
         inside = tuple(os.path.join(os.path.realpath(place), "") for place in (root, path.parent))
         if not os.path.realpath(path).startswith(inside):

@@ -1,11 +1,12 @@
 """Lists of samples: their text in any usual encoding, and the images and masks that lines name."""
 
 import codecs
+import csv
 import os
 import re
 import stat
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -24,6 +25,13 @@ _TITLE = re.compile(  # of a table's column
     r"([ _]?(path|name|file|id))?\W*",
     re.IGNORECASE,
 )
+_TITLE_OF_MASK = re.compile(r"mask|label|annot|gt|truth|seg", re.IGNORECASE)
+_SPLIT_TITLE = re.compile(
+    r"(data_?)?(split|subset|set|k?_?fold|partition|usage|phase)|(is_?)?(train|val|valid|validation|test)",
+    re.IGNORECASE,
+)
+_FOREIGN = re.compile(r"/|[A-Za-z]:/|~/")  # begins an absolute path, of any system
+_LOOKS = 100  # rows of a table that tell what its columns hold
 
 
 def read_lines(path: Path) -> list[str]:
@@ -84,39 +92,58 @@ class Known(NamedTuple):
     aliases: Mapping[str, Iterable[str]]  # {another name of an image: stems}
 
 
-def resolve(lines: Sequence[str], list_file: Path, known: Known) -> list[Sample]:
+class Resolved(NamedTuple):
+    """What a list names."""
+
+    samples: list[Sample]
+    notes: list[str]  # what was guessed, a line each
+
+
+def resolve(lines: Sequence[str], list_file: Path, known: Known) -> Resolved:
     r"""Returns what the lines of a list name, in order.
 
     A line names an image by its stem, its file's name, or its path under the images' folder, under
-    the root or in full, with or without the suffix, and after it perhaps the image's mask. A name
-    that stands as it is goes before one without quotes and spaces around it, and with `/` for `\`.
-    A first line of column titles and lines that begin with `#` name nothing.
+    the root or in full, with or without the suffix, and after it perhaps the image's mask. It may
+    also name the mask alone, or a folder, which stands for all images below. A name that stands as
+    it is goes before one without quotes and spaces around it, and with `/` for `\`. A list of a
+    scene means the scene's images before others: it lies around some images, or has their folder's
+    name in its own. Absolute paths of another machine are read by their ends, where each names one
+    file alone. A first line of column titles and lines that begin with `#` name nothing.
 
     Raises:
       DataError: lines of columns that name no image and mask, or a name of several images.
     """
-    names = _Names(known)
+    names = _Names(known, list_file)
+    lines = names.of_table(lines, list_file)
+    moves = names.moves(lines)
     samples, faults = [], []
     masks: dict[str, str] = {}
+    num_moved = 0
     for number, line in enumerate(lines):
         try:
-            sample = names.sample(line)
-            is_known = sample.stem in known.images or sample.stem in known.masks
+            if moved := names.moved(line, moves):
+                line, num_moved = moved, num_moved + 1
+            found = names.samples(line)
+            is_known = found[0].stem in known.images or found[0].stem in known.masks
             is_title = number == 0 and all(map(_TITLE.fullmatch, re.split("[\t,;]", line)))
             if not is_known and (is_title or line.lstrip().startswith("#")):
                 continue
-            mask = sample.mask or known.masks.get(sample.stem, "")
-            if masks.setdefault(sample.stem, mask) != mask:
-                what = f"names {sample.stem} twice, with other masks"
-                raise _UnusableError(what, "leave one line of each image")
-            samples.append(sample)
+            for sample in found:
+                mask = sample.mask or known.masks.get(sample.stem, "")
+                if masks.setdefault(sample.stem, mask) != mask:
+                    what = f"names {sample.stem} twice, with other masks"
+                    raise _UnusableError(what, "leave one line of each image")
+            samples += found
         except _UnusableError as error:
             what = f"{error.what} ({clip(line.strip())})"
             faults.append(DataError(str(list_file), what, error.fix))
     if faults:
         more = f", and {len(faults) - 1} more such" if len(faults) > 1 else ""
         raise DataError(faults[0].where, faults[0].what + more, faults[0].fix)
-    return samples
+    if not num_moved:
+        return Resolved(samples, [])
+    ends = ", ".join(f"{clip(head)} is taken as {known.root / own}" for head, own in moves.items())
+    return Resolved(samples, [f"{list_file} names files of another machine: {ends}"])
 
 
 def is_outside(name: str) -> bool:
@@ -134,24 +161,200 @@ class _UnusableError(Exception):
 class _Names:
     """Looks names up among the images and masks found."""
 
-    def __init__(self, known: Known):
-        self._known = known
+    def __init__(self, known: Known, list_file: Path):
+        self._known, self._beside = known, list_file.parent
+        self._words = re.split(r"[_\-. ]+", list_file.stem)
         places = os.path.abspath(known.root), os.path.realpath(known.root), str(known.root)
         self._roots = tuple(os.path.join(place, "") for place in places)
         self._found_masks = frozenset(known.masks.values())
         inside = map(os.path.realpath, (known.root, known.mask_folder))
         self._inside = tuple(os.path.join(place, "") for place in inside)
 
-    def sample(self, line: str) -> Sample:
+    def samples(self, line: str) -> list[Sample]:
+        """Returns what a line names: one sample, or those of a folder."""
+        text = _clean(line)
+        local = self._local(text)
         stem = self._stem(line)
         if stem not in self._known.images:  # spaces around a name count only if an image has them
             stem = self._stem(line.strip())
-        if stem in self._known.images or stem in self._known.masks:
-            return Sample(stem)
+        if local and stem in self._known.images and local != stem:
+            what = f"has a line that is the name of 2 images: {clip(stem)}, {clip(local)}"
+            raise _UnusableError(what, "write their paths in full")
+        if local or stem in self._known.images or stem in self._known.masks:
+            return [Sample(local or stem)]
+        if stems := self._by_folder.get(text.rstrip("/")):
+            return [Sample(stem) for stem in stems]
+        if found := self._image(text) or self._of_mask(text):
+            return [Sample(found)]
+        return [self._columns(text) or Sample(stem)]
+
+    @cached_property
+    def _scene(self) -> dict[str, str]:
+        """{path in the list's own scene, or name there: stem}; empty where the list has none."""
+        if not self._beside.is_relative_to(self._known.root):
+            return {}
+        above = self._beside
+        images: dict[str, str] = {}
+        while not images and above != self._known.root:
+            below = os.path.join(str(above), "")
+            images = {p: s for s, p in self._known.images.items() if p.startswith(below)}
+            above = above.parent
+        if not images:  # called like one: lists/A/train.txt, A_train.txt
+            called = {self._beside.name, *(self._words if len(self._words) > 1 else ())}
+            folders = {os.path.dirname(path) for path in self._known.images.values()}
+            own = {folder: called.intersection(self._parts(folder)) for folder in folders}
+            wanted = set().union(*own.values())
+            images = {p: s for s, p in self._known.images.items()
+                      if wanted and own[os.path.dirname(p)] == wanted}  # fmt: skip
+        if not images or len(images) == len(self._known.images):
+            return {}
+        found: dict[str, str] = {}
+        for path, stem in images.items():
+            parts = self._parts(_plain(path))
+            for start in range(len(parts)):
+                end = "/".join(parts[start:])
+                found[end] = "" if end in found else stem  # "" is the name of several
+        return {end: stem for end, stem in found.items() if stem}
+
+    def _parts(self, path: str) -> list[str]:
+        return os.path.relpath(path, self._known.root).split(os.sep)
+
+    def _local(self, name: str) -> str:
+        """Returns the stem of the image with a name in the list's own scene; "" without."""
+        return self._scene.get(_plain(name), "") if self._scene else ""
+
+    @cached_property
+    def _by_folder(self) -> dict[str, list[str]]:
+        """{path of a folder under the images' folder, under the root or in full: stems below}."""
+        found: dict[str, dict[str, None]] = defaultdict(dict)
+        inner: dict[str, list[str]] = defaultdict(list)
+        for stem, path in sorted(self._known.images.items()):
+            inner[os.path.dirname(path)].append(stem)
+        places = [*self._known.image_folder.parents, self._known.image_folder]
+        starts = [p for p in places if p.is_relative_to(self._known.root)]
+        for folder, stems in inner.items():
+            for above in (Path(folder), *Path(folder).parents):
+                names = [os.path.relpath(above, p) for p in starts if p in above.parents]
+                for name in (*names, *([str(above)] if names else [])):
+                    found[name] |= dict.fromkeys(stems)
+        return {folder: list(stems) for folder, stems in found.items()}
+
+    def _of_mask(self, name: str) -> str:
+        """Returns the stem of the image whose mask has a path; "" without."""
+        for path in self._paths(name, self._known.mask_folder):
+            if stem := self._by_mask.get(_plain(path)):
+                return stem
+        return ""
+
+    @cached_property
+    def _by_mask(self) -> dict[str, str]:
+        return {_plain(path): stem for stem, path in self._known.masks.items()}
+
+    def moves(self, lines: Sequence[str]) -> dict[str, str]:
+        """Returns {folder of another machine: folder under the root} of what lines name in full.
+
+        A folder is the one that most of these lines agree on, each by the longest end of its path
+        that one file alone has.
+        """
+        rows = [names for line in lines if (names := self._foreign(line))]
+        moves: dict[str, str] = {}
+        for column in range(2):
+            found: Counter[tuple[str, str]] = Counter()
+            cells = [row[column] for row in rows if len(row) > column]
+            for cell in cells:
+                tables = (self._ends[1],) if column else self._ends
+                options = [move for table in tables if (move := self._move(cell, table))]
+                found[min(options, key=lambda move: len(move[0]), default=("", ""))] += 1
+            if found and (best := found.most_common(1)[0])[1] * 2 > len(cells) and best[0][0]:
+                moves |= dict([best[0]])
+        return moves
+
+    def moved(self, line: str, moves: Mapping[str, str]) -> str:
+        """Returns a line with folders of another machine replaced; "" where there are none."""
+        text = _clean(line) if moves and self._foreign(line) else ""
+        if not any(f"{head}/" in text for head in moves):
+            return ""
+        for head in sorted(moves, key=len, reverse=True):
+            own = f"{moves[head]}/" if moves[head] else ""
+            text = text.replace(f"{head}/", own)
+        return text
+
+    def _foreign(self, line: str) -> list[str]:
+        """Returns the absolute paths, one or two, of a line that names nothing on this machine."""
         text = _clean(line)
-        if found := self._image(text):
-            return Sample(found)
-        return self._columns(text) or Sample(stem)
+        if not _FOREIGN.match(text) or len(text) > _MAX_LINE or "\0" in text:
+            return []
+        names = [text]
+        for match in _SEPARATOR.finditer(text):
+            both = [_clean(text[: match.start()]), _clean(text[match.end() :])]
+            if all(name.lower().endswith(IMAGE_SUFFIXES) for name in both):
+                names = both
+                break
+        is_own = any(name.startswith(self._roots) or os.path.lexists(name) for name in names)
+        return [] if is_own or self._image(text) or ".." in text.split("/") else names
+
+    @cached_property
+    def _ends(self) -> tuple[dict[str, str], dict[str, str]]:
+        """{end of an image's path: its folder under the root}, and of masks; unique ends alone."""
+        tables = []
+        for paths in (self._known.images.values(), self._known.masks.values()):
+            found: dict[str, str | None] = {}
+            for path in paths:
+                parts = self._parts(_plain(path))
+                for start in range(len(parts)):
+                    end = "/".join(parts[start:])
+                    found[end] = None if end in found else "/".join(parts[:start])
+            tables.append({end: folder for end, folder in found.items() if folder is not None})
+        return tables[0], tables[1]
+
+    def _move(self, name: str, ends: Mapping[str, str]) -> tuple[str, str] | None:
+        parts = _plain(name).split("/")
+        for start in range(1, len(parts)):
+            if (own := ends.get("/".join(parts[start:]))) is not None:
+                return "/".join(parts[:start]), own
+        return None
+
+    def of_table(self, lines: Sequence[str], list_file: Path) -> Sequence[str]:
+        """Returns the images, or images and masks, of a table whose first line is titles.
+
+        Lines of any other list stay as they are.
+        """
+        mark = next((letter for letter in "\t;," if lines and letter in lines[0]), "")
+        if not mark or len(lines) < 2 or max(map(len, lines)) > _MAX_LINE:
+            return lines
+        titles = next(csv.reader(lines[:1], delimiter=mark))
+        if len(titles) < 2 or any(map(self._is_image, titles)):
+            return lines
+        rows = [*csv.reader(lines[1:], delimiter=mark, skipinitialspace=True)]
+        if any(len(row) != len(titles) for row in rows):
+            return lines
+        looks = [*zip(*rows[:_LOOKS], strict=True)]
+        images = [n for n, cells in enumerate(looks)
+                  if sum(map(self._is_image, cells)) * 2 > len(cells)]  # fmt: skip
+        if not images:
+            return lines
+        image = max(images, key=lambda n: (bool(_TITLE.fullmatch(titles[n])), -n))
+        masks = [n for n, title in enumerate(titles) if n != image and _TITLE_OF_MASK.search(title)
+                 and all(cell.lower().endswith(IMAGE_SUFFIXES) for cell in looks[n])]  # fmt: skip
+        if len(titles) == 1 + len(masks[:1]):
+            return lines  # columns as they are without titles
+        for number, title in enumerate(titles):
+            values = sorted({row[number].strip() for row in rows})
+            if _SPLIT_TITLE.fullmatch(title.strip()) and 1 < len(values) <= 20:
+                what = f"is a table of several splits, told by its column {clip(title)}"
+                fix = "write one list for each; deeplab doctor gives the command"
+                raise DataError(str(list_file), f"{what} ({shorten(values, 5)})", fix)
+        wanted = (image, *masks[:1])
+        return [mark.join(f'"{row[number].strip()}"' for number in wanted) for row in rows]
+
+    def _is_image(self, cell: str) -> bool:
+        """Tells whether a cell of a table names an image, or a folder of images."""
+        try:
+            name = _clean(cell)
+            is_folder = name.rstrip("/") in self._by_folder
+            return is_folder or bool(self._local(name) or self._image(name))
+        except _UnusableError:  # the name of several
+            return True
 
     def _stem(self, name: str) -> str:
         """Returns the stem of a name, which may be a file's."""
@@ -220,8 +423,12 @@ class _Names:
             return None
         for match in _SEPARATOR.finditer(text):
             first, second = _clean(text[: match.start()]), _clean(text[match.end() :])
-            stem = first and second and self._image(first)
+            local = self._local(first)
+            stem = first and second and (local or self._image(first))
             if not stem or second in _NUMBERS:
+                continue
+            if local and self._known.masks.get(local, "").endswith(f"/{second}"):
+                samples.add(Sample(local))
                 continue
             if mask := self._mask(second):
                 self._refuse_two_images(stem, second)

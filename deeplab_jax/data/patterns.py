@@ -7,9 +7,10 @@ left, so that the folder of a file is the innermost one that a pattern names.
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from deeplab_jax.config.patterns import ANY_SUFFIX, IMAGE_SUFFIXES, names_files, wildcards
 from deeplab_jax.errors import DataError
@@ -17,6 +18,7 @@ from deeplab_jax.utils.walk import Links, OnFault, list_files
 
 LOSSY_SUFFIXES = (".jpg", ".jpeg", ".webp")
 _TOKENS = re.compile(r"(\{[^{}]*\}|\*\*/|\*)")
+_Key = TypeVar("_Key", str, tuple[str, ...])
 
 
 def _is_wildcard(token: str) -> bool:
@@ -197,7 +199,7 @@ def join(
         is_image = not mask_suffix and is_lossy(path) if is_tied else ranks[0] > ranks[1]
         del found[is_image][path]
     images = _by_key(root, found[0], on_fault, is_masks=False)
-    masks = _by_key(root, found[1], on_fault, is_masks=True)
+    masks = in_form_of(images, _by_key(root, found[1], on_fault, is_masks=True))
     stems = {key: found[0][path].stem for key, path in images.items()}
     start = f"{patterns[0].base}/" if patterns[0].base else ""
     for key in masks.keys() - images.keys():
@@ -221,6 +223,24 @@ def _by_key(
         else:
             paths[key] = path
     return paths
+
+
+def in_form_of(images: Mapping[_Key, str], masks: dict[_Key, str]) -> dict[_Key, str]:
+    """Returns the masks, under an image's name where theirs is another Unicode form of it.
+
+    One name has two forms: "é" is one character, or "e" and an accent as macOS writes it.
+    """
+    lone = [key for key in masks if key not in images and not "".join(key).isascii()]
+    if not lone:
+        return masks
+    free = {_composed(key): key for key in images if key not in masks}
+    names = {key: free.pop(_composed(key), key) for key in lone}
+    return {names.get(key, key): path for key, path in masks.items()}
+
+
+def _composed(key: _Key) -> tuple[str, ...]:
+    parts = (key,) if isinstance(key, str) else key
+    return tuple(unicodedata.normalize("NFC", part) for part in parts)
 
 
 def is_lossy(path: str) -> bool:

@@ -1,9 +1,10 @@
 """Threads and processes that read ahead, watched so that none dies or hangs unseen.
 
-Each reader notes the sample that it reads. A watchdog looks at the notes twice a second; when a
-process has died, or a sample has not ended for `PATIENCE` seconds, the consumer of the results gets
-an error that names the sample. Progress is counted by sample, so that large batches from slow disks
-are no failure, and in looks, not by the clock, so that a run suspended as a whole has not waited.
+Each reader notes the sample that it reads. A watchdog looks at the notes twice a second. When a
+process has died, or been silent for `SILENCE` seconds, or a sample has not ended for `PATIENCE`,
+the consumer of the results gets an error that names the sample. Progress is counted by sample, so
+that large batches from slow disks are no failure, and in looks, not by the clock, so that a run
+suspended as a whole has not waited.
 """
 
 import faulthandler
@@ -31,6 +32,7 @@ import numpy as np
 from deeplab_jax.errors import ReaderError
 
 PATIENCE = 25.0  # seconds for one sample
+SILENCE = 15.0  # seconds without a beat; a run with a stopped reader ends within 30
 START_PATIENCE = 120.0  # seconds until a process is ready
 _LOOK = 0.5  # seconds between looks
 _BUFFER = 2  # results that each process keeps ready
@@ -242,7 +244,7 @@ class _Watch:
             return ReaderError("reading processes", what, _FREE)
         is_stuck = is_busy & (self._still >= PATIENCE)
         if self._are_processes:
-            is_stuck |= is_started & (self._silent >= PATIENCE)  # stopped, maybe between samples
+            is_stuck |= is_started & (self._silent >= SILENCE)  # stopped, maybe between samples
         if self._waited >= PATIENCE and is_started.all() and not is_stuck.any():
             is_stuck[:] = True
         return self._stuck(notes[is_stuck]) if is_stuck.any() else None
@@ -261,11 +263,13 @@ class _Watch:
             state = "reading" if count % 2 else "idle after"
             _tell(f"{kind} {who}: {state} {' and '.join(self._name_of(index))}")
         self._tell_stacks(notes[:, _WHO])
-        _, count, index, _ = notes[0]
+        who, count, index, _ = notes[0]
         image, mask = self._name_of(index)
         verb = "reading this" if count % 2 else "going on after this"
         others = f"; {len(notes)} readers, see above" if len(notes) > 1 else ""
-        what = f"{verb} and its mask {mask} has taken more than {PATIENCE:.0f} s{others}"
+        still = max(self._still[self._notes[:, _WHO] == who], default=0.0)
+        seconds = min(still, PATIENCE)
+        what = f"{verb} and its mask {mask} has taken more than {seconds:.0f} s{others}"
         return ReaderError(image, what, "check the disk or network, then repeat the command")
 
     def _tell_stacks(self, readers: np.ndarray) -> None:

@@ -17,7 +17,7 @@ PARTS = ("data", "run", "predictions")  # all that a demo makes
 _STAMP = ".deeplab_demo"
 _WRITTEN = {  # paths in a part, as train, evaluate, report and predict write them
     "run": (
-        r"(config|evaluation|label_counts)\.json|log\.jsonl|progress\.png|report\.html|\.lock"
+        r"(config|env|evaluation|label_counts)\.json|log\.jsonl|progress\.png|report\.html|\.lock"
         r"|bad_samples\.txt",
         r"checkpoints/\d[^/]*/.+",
     ),

@@ -45,6 +45,17 @@ def name() -> str:
     return f"{platform.node()} (process {jax.process_index()})"
 
 
+def devices() -> dict[str, str | int]:
+    """Returns platform, kind and number of the run's devices, and the number of its processes."""
+    first = jax.devices()[0]
+    return {
+        "platform": first.platform,
+        "kind": first.device_kind,
+        "count": jax.device_count(),
+        "processes": jax.process_count(),
+    }
+
+
 def own_share(items: Sequence[T], host: int | None = None) -> Sequence[T]:
     """Returns a host's share, every n-th of n hosts, of items in the same order on all hosts."""
     return items[jax.process_index() if host is None else host :: jax.process_count()]

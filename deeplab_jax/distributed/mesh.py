@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -34,8 +34,16 @@ def make_mesh(
 
 
 def mesh_of(config: Config, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Returns the mesh of a run over all devices, or those given; raises as `mesh_shape`."""
+    """Returns the mesh of a run over all devices, or those given.
+
+    Raises:
+      ConfigError: as `mesh_shape`; or `mesh.check_hardware` is set and the devices are no TPUs.
+    """
     devices = jax.devices() if devices is None else devices
+    if config.mesh.check_hardware and devices[0].platform != "tpu":
+        what = f"TPUs alone are checked, and these devices are {devices[0].platform}"
+        fix = "leave it out: --config.mesh.check_hardware=false"
+        raise ConfigError("config.mesh.check_hardware", what, fix)
     return _mesh(mesh_shape(config, len(devices)), devices)
 
 
@@ -157,7 +165,7 @@ def put_batch(batch: PyTree, mesh: Mesh, batch_size: int) -> PyTree:
     return jax.tree.map(put, batch)
 
 
-def to_devices(batches: Iterator, mesh: Mesh, batch_size: int, depth: int = 2) -> Iterator:
+def to_devices(batches: Iterator, mesh: Mesh, batch_size: int, depth: int = 2) -> Generator:
     """Yields (batch, the result of `put_batch`), copying up to `depth` batches ahead."""
     queue: deque = deque()
     for batch in batches:

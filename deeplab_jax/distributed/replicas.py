@@ -5,6 +5,7 @@ computes something else, makes one copy drift away from the others unnoticed.
 """
 
 from collections import Counter
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -61,10 +62,10 @@ class Replicas:
         )
         self._all_checksums = jax.jit(each)
 
-    def check(self, tree: PyTree, step: int, kept: str) -> None:
+    def check(self, tree: PyTree, step: int, kept: Callable[[], str]) -> None:
         """Compares the copies of `tree`; every host calls this, and waits for the devices.
 
-        `step`, the optimiser steps done, and `kept`, the last save in words, are for the message.
+        `step`, the optimiser steps done, and `kept()`, the last save in words, are for the message.
 
         Raises:
           NumericError: copies differ; names the devices outside the majority, and their hosts.
@@ -90,5 +91,5 @@ class Replicas:
             "hosts",
             f"after step {step} devices hold different parameters: {shorten(odd, 8)}; {rest}",
             "see that all hosts have the same files to start from, and repeat the command, without"
-            f" that machine if it happens again; {kept}",
+            f" that machine if it happens again; {kept()}",
         )

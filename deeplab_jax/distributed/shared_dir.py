@@ -1,7 +1,6 @@
-"""A directory of a run: a path, not an address, that every host sees and can write to."""
+"""A directory of a run, which every host sees and can write to."""
 
 import os
-import re
 import time
 import uuid
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ import jax
 
 from deeplab_jax.distributed import hosts
 from deeplab_jax.errors import ConfigError, shorten
+from deeplab_jax.utils.places import is_address
 
 PATIENCE = 10.0  # seconds within which other hosts must see a new file
 
@@ -34,7 +34,8 @@ def check_shared(workdir: Path, folders: Sequence[Path] = ()) -> None:
     try:
         with hosts.sync_errors():
             if hosts.is_primary():
-                made = [path for path in (workdir, *workdir.parents) if not path.exists()]
+                above = () if is_address(workdir) else (workdir, *workdir.parents)
+                made = [path for path in above if not path.exists()]
                 workdir.mkdir(parents=True, exist_ok=True)
                 token.touch()
         seen = hosts.all_gather([hosts.name(), str(workdir.absolute()), _appears(token)])
@@ -55,7 +56,7 @@ def check_shared(workdir: Path, folders: Sequence[Path] = ()) -> None:
         what = f"what {seen[0][0]} writes here is not seen by {shorten(blind)}"
         if len(paths := dict.fromkeys(path for _, path, _ in seen)) > 1:
             what += f"; it is {' and '.join([*paths][:3])} there"
-        fix = "use an absolute path that every host mounts, such as of NFS, Filestore or gcsfuse"
+        fix = "use gs://BUCKET/NAME, or an absolute path that every host mounts, such as of NFS"
         raise ConfigError(str(workdir), what, fix)
 
 
@@ -68,18 +69,3 @@ def _appears(path: Path) -> bool:
             os.listdir(path.parent)  # makes NFS look again
         time.sleep(0.1)
     return True
-
-
-def as_path(text: str | os.PathLike) -> Path:
-    """Returns a directory's path.
-
-    Raises:
-      ConfigError: it is an address, such as of a bucket.
-    """
-    if match := re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(text)):
-        raise ConfigError(
-            str(text),
-            f"is an address ({match[0]}), not a path",
-            "mount the bucket (gcsfuse), or use NFS or Filestore, and give the path there",
-        )
-    return Path(text)

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 SEVERITIES = ("error", "warning", "note")
+NAMED_OTHERWISE = "mask-name"  # kind of a finding whose items are "IMAGE with MASK"
 
 
 class Finding(NamedTuple):

@@ -1,7 +1,8 @@
 """Names of classes in the files that annotation tools and data sets put beside their masks.
 
-A file counts where it fits: every class value or colour of the masks has a name in it. Files that
-do not fit are passed over, each with the reason.
+A file counts where it fits: every class value or colour of the masks has a name in it. One that
+lacks the background alone, value 0 or black, counts where no other fits. Files that do not fit are
+passed over, each with the reason.
 """
 
 import csv
@@ -49,6 +50,8 @@ _COLUMNS = {
     "g": ("g", "green"),
     "b": ("b", "blue"),
 }
+_BACKGROUND, _BLACK = "background", (0, 0, 0)
+_IS_BACKGROUND = re.compile(r"[\W_]*(background|backgr|bg|unlabell?ed|void|other|none)[\W_]*", re.I)
 _IGNORED = "__ignore__"  # labelme's name of what has no class; it comes before class 0
 
 
@@ -76,6 +79,7 @@ class Named(NamedTuple):
     names: tuple[str, ...]
     values: tuple[int, ...]  # of the classes; empty for masks in colours
     palette: tuple[Color, ...]  # of the classes; empty for others
+    more: str = ""  # what the names hold beside the file's, in words
 
 
 def find_names(
@@ -89,13 +93,17 @@ def find_names(
     if not masks.classes and not masks.colors:
         return None, unused
     paths = _paths(folders)
+    without_background: list[Named] = []
     for path in sorted(paths, key=lambda path: _is_of_another_version(path, place)):
         try:
             if entries := list(_read(path)):  # else it is about something else
-                return _match(path, entries, masks), unused
+                named = _match(path, entries, masks)
+                if not named.more:
+                    return named, unused
+                without_background.append(named)
         except ValueError as reason:
             unused.append((path, str(reason)))
-    return None, unused
+    return next(iter(without_background), None), unused
 
 
 def _is_of_another_version(path: Path, place: str) -> bool:
@@ -219,8 +227,25 @@ def _match(path: Path, entries: Sequence[Entry], masks: Masks) -> Named:
         if named.keys() >= {*masks.classes}:
             values = tuple(sorted(named))
             return Named(path, tuple(named[v] for v in values), values, ())
-    what = f"has {len(names)} names, and the masks hold the values "
-    raise ValueError(what + ", ".join(value_ranges(list(masks.classes))))
+    if found := _with_background(entries, masks):
+        values = tuple(sorted(found))
+        more = f", with {_BACKGROUND} in front for 0, which it does not name"
+        return Named(path, tuple(found[v] for v in values), values, (), more)
+    what = f"has {len(names)} names, and the masks hold {len(masks.classes)} values "
+    raise ValueError(f"{what}({', '.join(value_ranges(list(masks.classes)))})")
+
+
+def _with_background(entries: Sequence[Entry], masks: Masks) -> dict[int, str]:
+    """Returns {value: name} of a file that names each class but 0, as background; else {}."""
+    names = [entry.name for entry in entries]
+    is_short = len(names) == len(masks.classes) - 1 and masks.classes[0] == 0
+    if not is_short or any(map(_IS_BACKGROUND.fullmatch, names)):
+        return {}
+    rest = masks._replace(classes=masks.classes[1:])
+    for by_value in _ways(entries, rest):
+        if by_value.keys() == {*rest.classes}:
+            return {0: _BACKGROUND} | by_value
+    return {}
 
 
 def _ways(entries: Sequence[Entry], masks: Masks) -> Iterator[dict[int, str]]:
@@ -245,7 +270,12 @@ def _match_colors(path: Path, entries: Sequence[Entry], colors: Collection[Color
         raise ValueError("has no colours, and the masks hold colours")
     if len({*palette}) < len(palette):
         raise ValueError("gives two classes one colour")
-    if missing := sorted({*colors} - {*palette}):
+    names = [entry.name for entry in entries]
+    missing = sorted({*colors} - {*palette})
+    if missing == [_BLACK] and not any(map(_IS_BACKGROUND.fullmatch, names)):
+        more = f", with {_BACKGROUND} in front for black, which it does not name"
+        return Named(path, (_BACKGROUND, *names), (), (_BLACK, *palette), more)
+    if missing:
         what = f"lacks {len(missing)} of the masks' {len(colors)} colours, such as {missing[0]}"
         raise ValueError(what)
-    return Named(path, tuple(entry.name for entry in entries), (), tuple(palette))
+    return Named(path, tuple(names), (), tuple(palette))

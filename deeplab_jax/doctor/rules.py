@@ -9,7 +9,7 @@ from deeplab_jax.config import IGNORE_INDEX
 from deeplab_jax.data.labels import value_ranges
 from deeplab_jax.data.pictures.masks import CHANNELS
 from deeplab_jax.doctor import depth
-from deeplab_jax.doctor.findings import Finding, worst_first
+from deeplab_jax.doctor.findings import NAMED_OTHERWISE, Finding, worst_first
 from deeplab_jax.doctor.scan import Color, Pair, SampleFacts
 from deeplab_jax.doctor.survey import Survey
 
@@ -93,9 +93,12 @@ def _case_twins(survey: Survey) -> dict[tuple[str, str], str]:
 
 
 def _pairs(survey: Survey) -> list[Pair]:
-    """Returns the pairs without those of `_case_twins`."""
+    """Returns the pairs without those of `_case_twins`, and those of masks named otherwise."""
     twins = _case_twins(survey)
-    return [f.pair for f in survey.facts if _key(f.pair) not in twins]
+    told = {text for fault in survey.faults if fault.kind == NAMED_OTHERWISE
+            for item in fault.items for text in item.split(" with ")}  # fmt: skip
+    return [f.pair for f in survey.facts if _key(f.pair) not in twins
+            and survey.name(f.pair.image or f.pair.mask) not in told]  # fmt: skip
 
 
 def _names_in_two_cases(survey: Survey) -> Iterator[str]:
@@ -207,6 +210,8 @@ def _unknown_fix(survey: Survey) -> str:
     seen = {value for f in survey.facts for value in f.counts}
     if known == list(range(len(known))) and 0 not in seen and len(known) in seen:
         return f"values are 1..{len(known)}, one too high: set config.data.reduce_zero_label=true"
+    if (survey.root / "classes.json").is_file():
+        return f"{fix}, or name all classes in classes.json, which names {len(known)}"
     return f"{fix}, or config.model.num_classes and config.data"
 
 
@@ -279,8 +284,6 @@ def _mixed_depths(survey: Survey) -> Iterator[Case]:
 
 _TURNED_MASK = ("{n} mask{s} {be} turned by EXIF data, the image{s} not",
                 "save these masks as they are meant to lie, without EXIF orientation")  # fmt: skip
-_FEW = ("{number} training images do not fill one batch of {batch}",
-        "lower config.train.batch_size, or add images")  # fmt: skip
 
 # Findings of equal severity and number of places keep this order.
 # fmt: off
@@ -362,8 +365,10 @@ RULES = (
          lambda s: (Case(words={"split": split})
                     for split in s.splits if not s.of_split(split)
                     and not any(fault.severity == "error" for fault in s.faults))),
-    Rule("error", "few-images", *_FEW, lambda s: _few_images(s, s.batch_size)),
-    Rule("warning", "few-images", *_FEW,
+    Rule("error", "few-images", "{number} training images do not fill one batch of {batch}",
+         "lower config.train.batch_size, or add images", lambda s: _few_images(s, s.batch_size)),
+    Rule("warning", "few-images", "{number} training images are fewer than a usual batch, {batch}",
+         "add images; the recipe of --write-config has a batch that they fill",
          lambda s: _few_images(s, None if s.batch_size else _USUAL_BATCH)),
     Rule("warning", "palette-differs",
          "{n} palette mask{s} show{v} a value in another colour than most",
@@ -407,6 +412,11 @@ RULES = (
          lambda s: f"scaled to 8 bits by {depth.as_flag(depth.used_range(s))}"
                    + ("" if s.data.value_range else ", which --write-config proposes"),
          _depths),
+    Rule("warning", "extra-band",
+         "{n} TIFF image{s} hold{v} a fourth band that nothing marks as transparency: not read",
+         "nothing to do if it is no colour, such as near infrared; else store the three that count:"
+         " gdal_translate -b 1 -b 2 -b 3 -co PHOTOMETRIC=RGB IN.tif OUT.tif",
+         lambda s: (s.name(f.pair.image) for f in s.facts if f.has_more_bands)),
     Rule("note", "image-mode", "{number} image(s) of other kinds than RGB ({kinds})",
          "they are opened as 8-bit RGB, alpha dropped",
          lambda s: _kinds(Counter(f.image_mode for f in s.facts

@@ -19,6 +19,7 @@ from PIL import Image
 
 from deeplab_jax.data import images
 from deeplab_jax.data.labels import ColorTable
+from deeplab_jax.data.pictures import tiff
 from deeplab_jax.data.pictures.masks import TRANSPARENT, fault_of_mode, to_index
 from deeplab_jax.errors import DataError
 from deeplab_jax.utils.machine import num_cores
@@ -50,6 +51,7 @@ class SampleFacts:
     image_hash: bytes = b""  # digest of size and pixels; equal for equal pictures alone
     image_mode: str = ""  # Pillow's mode, such as "RGB", "L" or "CMYK"
     image_values: tuple[int, ...] = ()  # smallest and largest of a 16-bit image; empty: 8 bits
+    has_more_bands: bool = False  # the image is a TIFF of RGB and a band that is not read
     orientation: int = 1  # EXIF orientation of the image; 1 is upright
     is_same_file: bool = False  # image and mask are one file, or equal files
     mask_size: tuple[int, int] | None = None  # (height, width); None if the mask cannot be decoded
@@ -91,6 +93,7 @@ def scan_sample(pair: Pair, color_table: ColorTable | None = None) -> SampleFact
             image = images.read_pixels(pair.image)
             with Image.open(pair.image) as header:
                 facts.image_mode, facts.orientation = header.mode, images.orientation(header)
+                facts.has_more_bands = tiff.has_unmarked_band(images.directory_of(header))
             facts.decode_seconds += time.thread_time() - began
             facts.image_size, facts.image_hash = image.shape[:2], _digest(image)
             if image.dtype == np.uint16:

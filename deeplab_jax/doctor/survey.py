@@ -40,7 +40,7 @@ class Survey:
     batch_size: int | None  # of the recipe; None without a recipe
     is_described: bool  # recipe, layout or `classes.json` say what values mean; else it is inferred
     palette: tuple[Color, ...]  # colours of the classes, where masks hold undeclared ones; else ()
-    names_file: str  # file beside the masks that names the classes; "" where they are numbered
+    names_file: str  # what names the classes, in words: a file; "" where they are numbered
     unused_names: tuple[str, ...]  # other such files, each with the reason why it does not fit
     foreign: Counter[str]  # {suffix: number} of files that are no images or masks of the set
     faults: list[Finding]  # findings from before all files were opened
@@ -161,7 +161,8 @@ def _survey(
         if classes is None:
             named, unused = _find_names(data, facts, values, palette)
             if named is not None:
-                names, palette, names_file = named.names, named.palette, _shown(data, named.path)
+                names, palette = named.names, named.palette
+                names_file = _shown(data, named.path) + named.more
                 values = values._replace(classes=named.values)
         if palette:
             values = Values(tuple(range(len(palette))), (), {}, {}, {}, {})

@@ -61,7 +61,7 @@ class RunFacts:
     inputs: Inputs
     rates: dict[int, float]  # {percent of the steps: learning rate}; empty without known steps
     disk_needed: int  # bytes
-    disk_free: int  # bytes on the disk of the work directory
+    disk_free: int | None  # bytes on the disk of the work directory; None of a bucket
     workdir: Path  # work directory; need not exist
 
     @property
@@ -73,7 +73,7 @@ class RunFacts:
             needed, usable = memory.step.needed / GIB, memory.usable / GIB
             what = f"a device needs {needed:.1f} GiB of the {usable:.1f} GiB that can be used"
             found.append(ResourceError(self.hardware.name, what, memory_advice(self.config)))
-        if self.disk_needed > self.disk_free:
+        if self.disk_free is not None and self.disk_needed > self.disk_free:
             needed, free = self.disk_needed / 1e9, self.disk_free / 1e9
             what = f"needs {needed:.2f} GB, and {free:.2f} GB are free"
             fix = "make room, or choose another place"

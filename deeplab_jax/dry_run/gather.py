@@ -18,7 +18,6 @@ from jax.stages import Compiled
 from deeplab_jax.config import PUBLISHED_IMAGES, Config, DataConfig, get_config, warnings
 from deeplab_jax.data import open_dataset
 from deeplab_jax.distributed import mesh as mesh_lib
-from deeplab_jax.distributed.shared_dir import as_path
 from deeplab_jax.dry_run import flops, hours, text
 from deeplab_jax.dry_run import hardware as hardware_lib
 from deeplab_jax.dry_run.compiled import CompiledStep, compile_step, lower_step
@@ -33,6 +32,7 @@ from deeplab_jax.training.optimizer import build_optimizer
 from deeplab_jax.training.plan import make_plan, read_batches
 from deeplab_jax.training.state import abstract_state
 from deeplab_jax.utils import compile_cache
+from deeplab_jax.utils.places import as_place, is_address
 from deeplab_jax.utils.progress import Screen
 
 _T = TypeVar("_T")
@@ -71,7 +71,7 @@ def gather(config: Config, workdir: str, hardware: str | None) -> RunFacts:
         chosen = hardware_lib.parse_hardware(hardware)
         devices = hardware_lib.compile_devices(chosen) if hardware_lib.has_compiler(chosen) else ()
     mesh = mesh_lib.mesh_shape(config, chosen.num_devices)
-    path = as_path(workdir)
+    path = as_place(workdir)
     inputs = find_inputs(config, path)
     total = inputs.plan.total if inputs.plan else config.train.steps
     state = item_bytes(abstract_state(config))
@@ -83,8 +83,11 @@ def gather(config: Config, workdir: str, hardware: str | None) -> RunFacts:
     if total:
         _, schedule = build_optimizer(config.train, total)
         rates = {mark: float(schedule(round((total - 1) * mark / 100))) for mark in _MARKS}
-    absolute = path.absolute()
-    existing = next(folder for folder in (absolute, *absolute.parents) if folder.is_dir())
+    disk_free = None
+    if not is_address(path):
+        absolute = path.absolute()
+        existing = next(folder for folder in (absolute, *absolute.parents) if folder.is_dir())
+        disk_free = shutil.disk_usage(existing).free
     macs = flops.count_macs(config)
     memory, step = _device_memory(config, chosen, devices, is_here=hardware is None)
     step_time = hours.guess(2 * flops.step_macs(config, macs), config, chosen)
@@ -111,7 +114,7 @@ def gather(config: Config, workdir: str, hardware: str | None) -> RunFacts:
         config=config, hardware=chosen, mesh=mesh, parameters=flops.count_parameters(config),
         macs=macs, state=state, memory=memory, step_time=step_time, inputs=inputs,
         rates=rates, disk_needed=needed,
-        disk_free=shutil.disk_usage(existing).free, workdir=path,
+        disk_free=disk_free, workdir=path,
     )  # fmt: skip
 
 

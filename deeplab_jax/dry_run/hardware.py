@@ -42,6 +42,11 @@ _PEAKS = {
     "h200": (989e12, 67e12), "h100": (989e12, 67e12), "v4": (275e12, 275e12 / 6),
     "v5e": (197e12, 197e12 / 6), "v5p": (459e12, 459e12 / 6), "v6e": (918e12, 918e12 / 6),
 }  # fmt: skip
+# What JAX calls devices: the first text that a name begins with counts.
+_KINDS = {
+    "NVIDIA H200": "h200", "NVIDIA H100 80GB HBM3": "h100", "TPU v4 lite": "", "TPU v4": "v4",
+    "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v6": "v6e",
+}  # fmt: skip
 _GPU_DESCRIPTION = """
 gpu_device_info {{
   threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
@@ -118,7 +123,16 @@ def _sides(size: str) -> list[int]:
 
 def peak_speed(hardware: Hardware, dtype: str) -> float | None:
     """Returns the peak FLOP/s of one device in a type of activations; None where unknown."""
-    peaks = _PEAKS.get(hardware.name.partition(":")[0])
+    return _peak(hardware.name.partition(":")[0], dtype)
+
+
+def peak_of_device(kind: str, dtype: str) -> float | None:
+    """Returns the peak FLOP/s of a device by JAX's name of its kind; None where unknown."""
+    return _peak(next((name for text, name in _KINDS.items() if kind.startswith(text)), ""), dtype)
+
+
+def _peak(name: str, dtype: str) -> float | None:
+    peaks = _PEAKS.get(name)
     return peaks[dtype != "bfloat16"] if peaks and dtype != "float64" else None
 
 

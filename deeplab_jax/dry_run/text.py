@@ -112,11 +112,12 @@ def _schedule(facts: RunFacts) -> Iterator[str]:
 
 
 def _disk(facts: RunFacts) -> Iterator[str]:
-    verdict = "" if facts.disk_needed <= facts.disk_free else ": TOO LITTLE"
-    keep = facts.config.checkpoint.keep
+    free, verdict, keep = "in a bucket", "", facts.config.checkpoint.keep
+    if facts.disk_free is not None:
+        free = f"{facts.disk_free / 1e9:.1f} GB free"
+        verdict = "" if facts.disk_needed <= facts.disk_free else ": TOO LITTLE"
     yield _row("disk", f"{facts.disk_needed / 1e9:.2f} GB for {keep + 2} checkpoints (the latest "
-               f"{keep}, best, the one being written) and the log; "
-               f"{facts.disk_free / 1e9:.1f} GB free"
+               f"{keep}, best, the one being written) and the log; {free}"
                f"{verdict}")  # fmt: skip
     yield _row("work directory", str(facts.workdir))
     yield ""

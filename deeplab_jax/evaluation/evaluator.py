@@ -18,6 +18,7 @@ from deeplab_jax.inference.buckets import Size
 from deeplab_jax.inference.engine import Engine, Item, Variables
 from deeplab_jax.inference.protocol import TABLE, EvalProtocol
 from deeplab_jax.models import DeepLabV3Plus
+from deeplab_jax.utils import background
 from deeplab_jax.utils.progress import counting
 
 IMAGES_A_ROUND = 8  # images of a host between two polls of the others
@@ -89,7 +90,8 @@ class Evaluator:
         Args:
           variables: {"params", "batch_stats"}; each host holds the arrays whole, in any layout.
           indices: images to evaluate; all by default.
-          should_stop: asked before each image; True on one host stops all hosts.
+          should_stop: asked before each image and each run of the network, and while one compiles;
+            True on one host stops all hosts.
           on_image: called after each image that this host has counted.
 
         Returns:
@@ -119,19 +121,22 @@ class Evaluator:
                 yield Item(position, example.image, (label.shape[0], label.shape[1]), label)
 
         counts: dict[int, np.ndarray] = {}
-        failure = None
+        failure, is_abandoned = None, False
+        self.engine.should_stop = should_stop
         try:
             for position, matrix in self.engine.load(variables).count(items()):
                 counts[position] = matrix
                 on_image()
+        except background.Abandoned:
+            is_abandoned = True
         except Exception as error:
             if not hosts.are_multiple():
                 raise
             failure = error
-        rounds.finish(failure is not None)
+        rounds.finish(is_abandoned or failure is not None)
         if (common := hosts.synced_error(failure)) is not None:
             raise common from failure
-        if rounds.answer:
+        if rounds.answer or any(hosts.all_gather(is_abandoned)):
             return None
         ids = tuple(self._dataset.ids[index] for index in indices)
         names, protocol = self._dataset.class_names, str(self.engine.protocol)

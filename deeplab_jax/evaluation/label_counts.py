@@ -9,7 +9,6 @@ import json
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,11 +17,12 @@ from deeplab_jax.data import Dataset
 from deeplab_jax.data.pipeline import num_threads
 from deeplab_jax.data.workers import in_threads, reading
 from deeplab_jax.distributed import hosts
-from deeplab_jax.errors import shorten
+from deeplab_jax.errors import DataError, ResourceError, shorten
 from deeplab_jax.utils.atomic import atomic_write
 from deeplab_jax.utils.progress import counting
 
-FILE = "label_counts.json"  # {split: {"stamp": of its files, "pixels": [class 0, ..., ignored]}}
+FILE = "label_counts.json"  # {split: {stamp of its files: [class 0's pixels, ..., ignored ones]}}
+_KEPT = 2  # counts of a split: with its bad samples and without, where both splits are one
 _MOSTLY = 0.9  # share of ignored pixels from which on it is said
 
 
@@ -38,17 +38,17 @@ def count_labels(dataset: Dataset, folder: Path) -> np.ndarray:
     path, kept, known, stamp = folder / FILE, {}, None, ""
     if hosts.is_primary():  # alone: others may see an older file, or other times
         stamp, kept = _stamp(dataset), _read(path)
-        before = kept.get(dataset.split)
-        if before and before["stamp"] == stamp:
-            known = before["pixels"]
+        known = kept.get(dataset.split, {}).get(stamp)
     if (known := hosts.all_gather(known)[0]) is not None:
         return np.array(known, np.int64)
     with hosts.sync_errors():
         own = _count(dataset)
     total: list[int] = np.sum(hosts.all_gather(own.tolist()), axis=0).tolist()
     if hosts.is_primary():
-        kept[dataset.split] = {"stamp": stamp, "pixels": total}
-        with suppress(OSError), atomic_write(path) as file:  # it only saves counting again
+        counts = {**kept.get(dataset.split, {}), stamp: total}
+        kept[dataset.split] = dict([*counts.items()][-_KEPT:])
+        # It only saves counting again.
+        with suppress(OSError, ResourceError), atomic_write(path) as file:
             file.write(f"{json.dumps(kept)}\n".encode())
     return np.array(total, np.int64)
 
@@ -84,12 +84,20 @@ def _stamp(dataset: Dataset) -> str:
     return digest.hexdigest()
 
 
-def _read(path: Path) -> dict[str, dict[str, Any]]:
+def _read(path: Path) -> dict[str, dict[str, list[int]]]:
     """Returns what is kept; nothing of a file that is missing or is not ours."""
-    with suppress(OSError, ValueError, AttributeError):
+    with suppress(OSError, ResourceError, ValueError, AttributeError):
         kept = json.loads(path.read_text("utf-8"))
-        return {k: v for k, v in kept.items() if v.keys() == {"stamp", "pixels"}}
+        return {k: v for k, v in kept.items() if all(isinstance(x, list) for x in v.values())}
     return {}
+
+
+def refuse_none(pixels: np.ndarray, dataset: Dataset, data_config: DataConfig) -> None:
+    """Refuses a split to be evaluated of which every pixel is ignored (DataError)."""
+    if not pixels[:-1].any():
+        what = f"split {dataset.split!r} has no pixel to be scored: all {pixels[-1]} are ignored"
+        fix = "name a split whose masks hold classes: --config.data.val_split=NAME"
+        raise DataError(data_config.root, what, f"{fix}, or correct what config.data ignores")
 
 
 def warnings(
@@ -99,8 +107,9 @@ def warnings(
     names, split = dataset.class_names, dataset.split
     counts, ignored, total = pixels[:-1], int(pixels[-1]), int(pixels.sum())
     if not counts.any():
-        return [f"split {split} has no pixel that counts: all {total} are ignored"]
-    lines = []
+        lines = [f"split {split} has no pixel that counts: all {total} are ignored"]
+        return [*dataset.notes, *lines]
+    lines = [*dataset.notes]
     absent = [f"{c} ({name})" for c, name in enumerate(names) if not counts[c]]
     if absent:
         have, are = ("has", "is") if len(absent) == 1 else ("have", "are")

@@ -54,9 +54,11 @@ def mean_in_words(iou: Sequence[float | None] | np.ndarray) -> str:
     """Returns the mean of C classes' IoU, fractions, as "91.97 %".
 
     Where some are undefined (NaN or None) the number of classes follows: "100.00 % over 1 of 2
-    classes".
+    classes". Where all are, it is "undefined".
     """
     values = np.array(iou, np.float64)  # None becomes NaN
+    if not np.isfinite(values).any():
+        return "undefined (no pixel of any class)"
     return f"{100 * mean(values):.2f} %{over_classes(np.isfinite(values).sum(), len(values))}"
 
 

@@ -13,8 +13,6 @@ from deeplab_jax.config import is_local, to_dict
 from deeplab_jax.data import Dataset, open_dataset
 from deeplab_jax.distributed import hosts
 from deeplab_jax.distributed.replicas import checksum
-from deeplab_jax.distributed.shared_dir import as_path
-from deeplab_jax.errors import check_writable
 from deeplab_jax.evaluation import label_counts, metrics
 from deeplab_jax.evaluation.evaluator import EvalResult, Evaluator, counting_images
 from deeplab_jax.evaluation.summary import Evaluation, Summary, environment
@@ -22,6 +20,7 @@ from deeplab_jax.inference.protocol import read_protocol
 from deeplab_jax.inference.segmenter import Segmenter, load
 from deeplab_jax.utils import compile_cache
 from deeplab_jax.utils.atomic import atomic_write
+from deeplab_jax.utils.places import as_place, check_place
 
 EVALUATION_FILE = "evaluation.json"  # in the checkpoint directory
 
@@ -72,7 +71,7 @@ def evaluate_checkpoint(
     Raises:
       CheckpointError: there is no such checkpoint or step, or it does not fit.
       ConfigError: an override cannot be used, or hosts differ.
-      DataError: the data cannot be used.
+      DataError: the data cannot be used, or every pixel is ignored.
       ResourceError: `json_file` cannot be written, or another host is gone.
     """
     with hosts.watched(path):
@@ -80,8 +79,8 @@ def evaluate_checkpoint(
             facts |= hosts.software()
             facts["arguments"] = [text for text in overrides if not is_local(text)]
             if json_file and hosts.is_primary():
-                check_writable(json_file, "--json")
-            path = as_path(path)
+                check_place(json_file, "--json")
+            path = as_place(path)
             segmenter = load(path, step, overrides)
             facts["step"] = segmenter.step
             if hosts.are_multiple():
@@ -91,6 +90,7 @@ def evaluate_checkpoint(
             dataset = open_dataset(config.data, config.model.num_classes, config.data.val_split)
             facts["data"] = dataset.fingerprint()
         pixels = label_counts.count_labels(dataset, path)
+        label_counts.refuse_none(pixels, dataset, config.data)
         for line in label_counts.warnings(pixels, dataset, config.data, is_training=False):
             print(f"warning: {line}", flush=True)
         began = time.perf_counter()

@@ -1,17 +1,14 @@
 """The content of `evaluation.json`: scores of a data set, the software and the device."""
 
 import platform
-import subprocess
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 import jax
 import numpy as np
 
-from deeplab_jax import __version__
 from deeplab_jax.evaluation import metrics
+from deeplab_jax.utils import environment as environment_lib
 
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy", "opencv-python-headless", "pillow")
 
@@ -158,33 +155,10 @@ def _or_null(value: float | np.ndarray) -> float | None:
 
 def environment() -> Environment:
     """Returns versions, the device, the platform, and the commit of the checkout if it is one."""
-    packages = {"python": platform.python_version(), "deeplab_jax": __version__}
-    for name in _PACKAGES:
-        try:
-            packages[name] = version(name)
-        except PackageNotFoundError:  # such as OpenCV under another name
-            continue
     device = jax.local_devices()[0]
     return {
-        "packages": packages,
+        "packages": environment_lib.packages(_PACKAGES),
         "device": f"{len(jax.local_devices())} x {device.device_kind} ({device.platform})",
         "platform": platform.platform(),
-        "commit": _commit(),
+        "commit": environment_lib.commit(),
     }
-
-
-def _commit() -> str | None:
-    """Returns the commit of this code's checkout, "-dirty" if changed; None where unknown."""
-    file = Path(__file__)
-    describe = ("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
-    # `ls-files` fails in another repository around an installed package.
-    for arguments in (("ls-files", "--error-unmatch", file.name), describe):
-        try:
-            got = subprocess.run(
-                ["git", *arguments], cwd=file.parent, capture_output=True, text=True, timeout=10
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        if got.returncode:
-            return None
-    return got.stdout.strip() or None

@@ -28,7 +28,7 @@ from deeplab_jax.inference.protocol import EvalProtocol, Picture, View
 from deeplab_jax.inference.resize import Axis
 from deeplab_jax.models import DeepLabV3Plus, Output, fold_batch_norm
 from deeplab_jax.models.preprocess import normalize
-from deeplab_jax.utils import compile_cache
+from deeplab_jax.utils import background, compile_cache
 
 _PIECE = {"cpu": (64, 256)}  # rows and columns; measured
 _LARGE_PIECE = (512, 512)  # on accelerators, where a call costs more than its work
@@ -157,11 +157,14 @@ class Engine:
       buckets: chooses the network's shape for an image.
       programs: compiled networks.
       free_memory: returns a device's free bytes, None where unknown.
+      should_stop: asked before the network runs and while it compiles; True raises
+        `background.Abandoned`.
     """
 
     def __init__(self, model: DeepLabV3Plus, protocol: EvalProtocol):
         """Compiles nothing; call `load` before anything else."""
         self.protocol, self.buckets, self.free_memory = protocol, Buckets(), free_memory
+        self.should_stop: Callable[[], bool] = lambda: False
         self.programs: dict[ProgramKey, Compiled] = {}
         self._refused: dict[ProgramKey, Compiled] = {}  # programs that need too much memory
         policy = model.policy
@@ -346,7 +349,10 @@ class Engine:
 
         Raises:
           TooLargeError: the network needs more memory than there is; names the image's `size`.
+          Abandoned: `should_stop` became true.
         """
+        if self.should_stop():
+            raise background.Abandoned
         batch, (height, width) = self.batch_size(shape), shape.size
         pictures = [view.image for view in views]
         images = np.zeros((batch, height, width, 3), pictures[0].dtype)
@@ -362,7 +368,8 @@ class Engine:
         if key not in self.programs:
             if key not in self._refused:
                 with compile_cache.compiling(f"the network for {height}x{width} pixels"):
-                    self._refused[key] = self._network.lower(*arguments).compile()
+                    lowered = self._network.lower(*arguments)
+                    self._refused[key] = background.unless(self.should_stop, lowered.compile)
             free, is_slide = self.free_memory(device), self.protocol.mode == "slide"
             check_memory(self._refused[key], free, size, is_slide)
             self.programs[key] = self._refused.pop(key)

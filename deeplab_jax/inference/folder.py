@@ -10,13 +10,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deeplab_jax.data.images import TooLargeError, read_size
 from deeplab_jax.data.pictures.windows import WindowedImage
-from deeplab_jax.errors import DataError, check_folder
+from deeplab_jax.errors import ConfigError, DataError, check_folder
 from deeplab_jax.inference import prediction
 from deeplab_jax.utils import steps
+from deeplab_jax.utils.atomic import remove_stale
 from deeplab_jax.utils.progress import counting
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def predict_files(
     overrides: Sequence[str] = (),
     force: bool = False,
     legend: bool = False,
+    skip_existing: bool = False,
 ) -> list[DataError]:
     """Segments images and writes the results; shows progress and, at the end, the speed.
 
@@ -48,38 +50,85 @@ def predict_files(
       overrides: changes to the checkpoint's configuration.
       force: replace results that exist.
       legend: add a legend to each overlay.
+      skip_existing: leave out images whose results are complete, and replace incomplete ones.
 
     Returns:
       The errors of images that could not be used, in the order of images.
 
     Raises:
       CheckpointError: there is no such checkpoint or step, or it does not fit.
-      ConfigError: a format or override cannot be used, results exist, or `legend` is set and
-        `formats` has no overlay.
+      ConfigError: a format or override cannot be used, results exist, those to skip are of another
+        image, checkpoint, step or protocol, or `legend` is set and `formats` has no overlay.
       DataError: there are no images, or two results would have one path.
       ResourceError: `output` is a file.
     """
     formats = prediction.check_formats(formats, legend)
     images = find_images(paths, output)
-    check_output(images, output, formats, force)
+    check_output(images, output, formats, force or skip_existing)
+    results = [prediction.output_paths(output, name, formats) for name in images.values()]
+    for folder in {path.parent for paths in results for path in paths}:
+        remove_stale(folder)
+    there = _there(dict(zip(images, results, strict=True))) if skip_existing else {}
+    images = {image: name for image, name in images.items() if image not in there}
     broken = _check_headers(images)
     large = [image for image in broken if isinstance(broken[image], TooLargeError)]
     if large and (len(broken) < len(images) or steps.finished(checkpoint)):
         for image in large:  # the model's protocol may read it by windows
             del broken[image]
     usable = {image: name for image, name in images.items() if image not in broken}
-    if usable:
+    if usable or there:
         steps.check(checkpoint, step)  # before JAX loads
         from deeplab_jax.inference.segmenter import load
 
         model = load(checkpoint, step, overrides)
         prediction.check_classes(formats, model.class_names)
+        _check_sources(there, model.source)
+    if there:
+        print(f"{len(there)} images had their results: --skip-existing", flush=True)
+    if usable:
         start = time.perf_counter()
-        broken |= _write_all(model, usable, output, formats, force, legend)
+        broken |= _write_all(model, usable, output, formats, force or skip_existing, legend)
         speed = len(usable) / (time.perf_counter() - start)
         done = len(images) - len(broken)
         print(f"{done} of {len(images)} images -> {output}  {speed:.2f} images/s", flush=True)
     return [broken[image] for image in images if image in broken]
+
+
+def _there(results: Mapping[Path, list[Path]]) -> dict[Path, tuple[Path, dict[str, Any]]]:
+    """Returns JSON file and content of the images whose results are complete.
+
+    Raises:
+      ConfigError: more results lack their JSON than an end midway can leave, so they are foreign.
+    """
+    there, partial = {}, []
+    for image, paths in results.items():
+        if (content := prediction.finished(paths)) is not None:
+            there[image] = paths[-1], content
+        elif not paths[-1].exists():
+            partial += [path for path in paths if os.path.lexists(path)][:1]
+    if len(partial) > _WRITERS:
+        prediction.check_free(partial)
+    return there
+
+
+def _check_sources(
+    there: Mapping[Path, tuple[Path, dict[str, Any]]], source: Mapping[str, str | int]
+) -> None:
+    """Refuses to leave out results of another image, checkpoint, step or protocol."""
+    for image, (path, content) in there.items():
+        wanted = {"file": str(image), **source}
+        for key, value in wanted.items():
+            got = content.get(key)
+            is_path = key in ("file", "checkpoint")
+            if got != value and not (is_path and _same(str(got), str(value))):
+                fix = "choose another --output, or replace all with --force"
+                if key == "step":
+                    fix = f"go on with --step {got}, or replace all with --force"
+                raise ConfigError(str(path), f"is of {key} {got}, not {value}", fix)
+
+
+def _same(first: str, second: str) -> bool:
+    return os.path.realpath(first) == os.path.realpath(second)
 
 
 def find_images(paths: Sequence[str], output: str = "") -> dict[Path, str]:

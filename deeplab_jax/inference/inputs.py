@@ -26,11 +26,13 @@ class Reading(NamedTuple):
     Attributes:
       value_range: (low, high) of `config.data.value_range` for 16 bits, or empty.
       is_windowed: whether files too large to be decoded at once are read by windows.
+      window_rows: height of these windows.
       windows_fix: flags by which they would be; for messages.
     """
 
     value_range: tuple[int, ...] = ()
     is_windowed: bool = False
+    window_rows: int = 0
     windows_fix: str = ""
 
 
@@ -149,7 +151,9 @@ def read(image: Image, name: str, reading: Reading = _PLAIN) -> Picture:
         return files.read_image(image, value_range)
     except files.TooLargeError as error:
         if reading.is_windowed:
-            return windows.read_by_windows(name, image, value_range, host_memory())
+            return windows.read_by_windows(
+                name, image, value_range, host_memory(), reading.window_rows
+            )
         fix = f"read it by windows: {reading.windows_fix}; or cut it into tiles"
         raise DataError(error.where, error.what, fix) from error
 

@@ -8,7 +8,6 @@ every PNG below its folder whose name begins like the image's for a prediction.
 import difflib
 import io
 import json
-import os
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,6 +26,7 @@ from deeplab_jax.data.pictures.windows import WindowedImage
 from deeplab_jax.errors import ConfigError, DataError, shorten
 from deeplab_jax.inference.overlay import Entry, add_legend, blend, percent, short_name
 from deeplab_jax.utils.atomic import atomic_write
+from deeplab_jax.utils.places import as_place, is_taken
 
 _STRIP_PIXELS = 2**20  # summed at a time, so that temporary arrays stay small
 _JPEG_SIDE = 65500  # the longest that is written
@@ -206,6 +206,7 @@ class Prediction:
             with atomic_write(path) as file:
                 options = {"legend": True} if legend and name == "overlay" else {}
                 FORMATS[name].write(self, file, **options)
+                paths[-1].unlink(missing_ok=True)  # or it would prove old files beside new ones
         with atomic_write(paths[-1]) as file:
             file.write(json.dumps(self.summary(), indent=1, allow_nan=False).encode() + b"\n")
         return paths
@@ -248,7 +249,7 @@ def check_classes(formats: Iterable[str], class_names: Sequence[str]) -> None:
 def output_paths(directory: str | Path, name: str, formats: Iterable[str]) -> list[Path]:
     """Returns the file of each format for an image called `name`, then the JSON file."""
     names = [FORMATS[key].path(name) for key in formats]
-    return [Path(directory) / path for path in (*names, f"{name}.json")]
+    return [as_place(directory) / path for path in (*names, f"{name}.json")]
 
 
 def check_free(paths: Iterable[Path]) -> None:
@@ -257,12 +258,34 @@ def check_free(paths: Iterable[Path]) -> None:
     Raises:
       ConfigError: files exist; names the first five, in the given order, and their number.
     """
-    found = [str(path) for path in paths if os.path.lexists(path)]
+    found = [str(path) for path in paths if is_taken(path)]
     if found:
         rest = f", ... ({len(found)} files)" if len(found) > 5 else ""
         what = "exists already" if len(found) == 1 else "exist already"
-        fix = "choose another folder, or replace them with --force, in Python force=True"
+        fix = "choose another folder, or replace them with --force, in Python force=True; go on"
+        fix += " after an end midway: --skip-existing"
         raise ConfigError(", ".join(found[:5]) + rest, what, fix)
+
+
+def finished(paths: Sequence[Path]) -> dict[str, Any] | None:
+    """Returns the JSON of an image's results; None unless it and all other files are there.
+
+    Args:
+      paths: of `output_paths`.
+
+    Raises:
+      ConfigError: the JSON is none of ours.
+    """
+    try:
+        content = json.loads(paths[-1].read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        content = None
+    if not isinstance(content, dict) or not {"file", "step", "classes"} <= content.keys():
+        check_free(paths[-1:])
+        return None
+    return content if all(path.is_file() for path in paths) else None
 
 
 def _row_strips(shape: tuple[int, ...]) -> Iterator[slice]:

@@ -33,6 +33,7 @@ from deeplab_jax.inference.prediction import Prediction
 from deeplab_jax.inference.protocol import Picture, read_protocol
 from deeplab_jax.models import build_model, init_variables
 from deeplab_jax.utils import compile_cache
+from deeplab_jax.utils.places import as_place
 from deeplab_jax.utils.trees import placed
 
 AnyImage = TypeVar("AnyImage", bound=Image)
@@ -88,7 +89,8 @@ class Segmenter:
         flags = [] if protocol.mode == "slide" else [WINDOWS]
         flags += ["--config.eval.resize_base="] if protocol.resize_base else []
         flags += ["--config.eval.scales=1"] if protocol.scales != (1.0,) else []
-        return inputs.Reading(self.config.data.value_range, not flags, " ".join(flags))
+        rows, value_range = protocol.crop_size[:1], self.config.data.value_range
+        return inputs.Reading(value_range, not flags, *(rows or (0,)), " ".join(flags))
 
     def __repr__(self) -> str:
         """Returns the checkpoint, its step and the classes in one line."""
@@ -210,8 +212,13 @@ class Segmenter:
         resized = origin.image if fitted == size else resize_image(origin.image[:], fitted)
         return Item(origin, resized, size)
 
-    def _prediction(self, origin: _Origin, arrays: Sequence[np.ndarray]) -> Prediction:
+    @property
+    def source(self) -> dict[str, str | int]:
+        """Origin of the labels: "checkpoint", "step" and "protocol"."""
         protocol = str(self.engine.protocol)
+        return {"checkpoint": str(self.path), "step": self.step, "protocol": protocol}
+
+    def _prediction(self, origin: _Origin, arrays: Sequence[np.ndarray]) -> Prediction:
         return Prediction(
             labels=arrays[0],
             confidence=arrays[1],
@@ -220,7 +227,7 @@ class Segmenter:
             name=origin.name,
             class_names=self.class_names,
             file=origin.file,
-            source={"checkpoint": str(self.path), "step": self.step, "protocol": protocol},
+            source=self.source,
             stream=lambda give: self.engine.probabilities(self._resized(origin), give),
         )
 
@@ -287,4 +294,4 @@ def _load(path: str | Path, step: int, overrides: Sequence[str]) -> Segmenter:
     items = {item: abstract[variable] for variable, item in checkpoint.EVAL_ITEMS.items()}
     restored = checkpoint.restore(path, step, items, allow_cast=True)
     variables = {variable: restored[item] for variable, item in checkpoint.EVAL_ITEMS.items()}
-    return Segmenter(Path(path), info, config, variables)
+    return Segmenter(as_place(path), info, config, variables)

@@ -6,11 +6,11 @@
 """
 
 import shlex
-from pathlib import Path
 
 from deeplab_jax import cli
-from deeplab_jax.errors import ConfigError, check_writable
+from deeplab_jax.errors import ConfigError
 from deeplab_jax.utils import steps
+from deeplab_jax.utils.places import as_place, check_place
 
 _EXAMPLES = """\
   deeplab report runs/camvid_r50_os16
@@ -29,14 +29,14 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--output", metavar="FILE", help="default: DIR/report.html")
     parser.add_argument("--config.x", metavar="VALUE", help="any field of the checkpoint's recipe")
     args, overrides = parser.parse(argv)
-    folder = Path(args.checkpoint)
+    folder = as_place(args.checkpoint)
     numbers = folder / "evaluation.json"
     if not numbers.is_file():
         steps.check(folder)
         fix = f"make one: deeplab evaluate --checkpoint {shlex.quote(args.checkpoint)}"
         raise ConfigError(str(numbers), "there is no evaluation to report", fix)
-    output = Path(args.output or folder / "report.html")
-    check_writable(output, "--output")
+    output = as_place(args.output or folder / "report.html")
+    check_place(output, "--output")
     from deeplab_jax.report.write import write_again
 
     write_again(folder, output, overrides)

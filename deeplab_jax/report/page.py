@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from deeplab_jax.account import text as account_text
+from deeplab_jax.account.goodput import Account
 from deeplab_jax.config import Config, flatten
 from deeplab_jax.config.checks import as_text
 from deeplab_jax.data.colors import safe_palette
@@ -22,6 +24,20 @@ _TOP = 20  # listed confusions; half as many beside a matrix
 _LAYERS = ("Image", "Truth", "Prediction", "Errors")
 
 
+class Hours(NamedTuple):
+    """Where the wall time of a training went, as in `deeplab goodput`.
+
+    Attributes:
+      account: the parts.
+      utilisation: model FLOP utilisation, a fraction; None where not known.
+      peak: FLOP/s of one device that it is measured by.
+    """
+
+    account: Account
+    utilisation: float | None
+    peak: float | None
+
+
 class PageContent(NamedTuple):
     """The content of a page.
 
@@ -32,6 +48,7 @@ class PageContent(NamedTuple):
       palette: uint8 (C, 3), RGB.
       pictures: the worst images, then the best.
       notes: sentences on missing parts, with the reason.
+      hours: where the wall time of the training went; None where its log does not tell.
     """
 
     evaluation: Evaluation
@@ -40,6 +57,7 @@ class PageContent(NamedTuple):
     palette: np.ndarray
     pictures: Sequence[Picture]
     notes: Sequence[str]
+    hours: Hours | None = None
 
 
 def build(content: PageContent) -> str:
@@ -63,6 +81,7 @@ def build(content: PageContent) -> str:
         confusions=_confusions(result),
         measurement=_measurement(result),
         curves=_curves(content),
+        hours=_hours(content.hours),
         config=_config(content.config),
         environment=_environment(result),
     )
@@ -249,6 +268,22 @@ def _curves(content: PageContent) -> Html:
     if not figures:
         return tag("p", "There is no log of a training beside this evaluation.")
     return tag("div", *figures, class_="grid")
+
+
+def _hours(hours: Hours | None) -> Html:
+    if hours is None:
+        return tag("p", "No log beside this evaluation tells the times of its training.")
+    most = max([*hours.account.seconds.values(), 1e-9])
+    shares = [seconds / most for seconds in hours.account.seconds.values()]
+    rows = [
+        [name, time, join([bar, tag("span", percent_, class_="value")]), remark]
+        for (name, time, percent_, remark), bar in zip(
+            account_text.rows(hours.account), [*map(plots.bar, shares), ""], strict=True
+        )
+    ]
+    head = ["Part", "Time", "Of the wall time", "Remark"]
+    lines = (tag("p", line) for line in account_text.summary(*hours))
+    return join([table(head, rows, "Where the wall time went", "numbers"), *lines])
 
 
 def _smooth(points: Sequence[plots.Point]) -> list[plots.Point]:

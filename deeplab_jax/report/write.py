@@ -4,7 +4,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from deeplab_jax.config import from_dict
+from deeplab_jax.account.goodput import read_account
+from deeplab_jax.account.utilisation import peak_of, utilisation
+from deeplab_jax.config import Config, from_dict
 from deeplab_jax.config.recipe import apply_overrides
 from deeplab_jax.data import open_dataset
 from deeplab_jax.data.colors import safe_palette
@@ -45,7 +47,8 @@ def write_again(folder: Path, output: Path, overrides: Sequence[str]) -> None:
         _check_absent(output, error)
         palette, notes = safe_palette(config.model.num_classes), [_no_pictures(error)]
         log = read_log(folder / _LOG)
-        _write(output, page.PageContent(evaluation, config, log, palette, (), notes))
+        hours = _hours(folder, config)
+        _write(output, page.PageContent(evaluation, config, log, palette, (), notes, hours))
     else:
         _draw(output, evaluation, segmenter, keeps=True)
 
@@ -124,7 +127,18 @@ def _draw(output: Path, evaluation: Evaluation, segmenter: Segmenter, keeps: boo
             "the data or the checkpoint have changed since. Evaluate again."
         )
     log, embedded = read_log(segmenter.path / _LOG), pictures.embed(images)
-    _write(output, page.PageContent(evaluation, config, log, segmenter.palette, embedded, notes))
+    palette, hours = segmenter.palette, _hours(segmenter.path, config)
+    _write(output, page.PageContent(evaluation, config, log, palette, embedded, notes, hours))
+
+
+def _hours(folder: Path, config: Config) -> page.Hours | None:
+    """Returns the account of the run in a folder, by its log; None if no line tells times."""
+    try:
+        account = read_account(folder)
+    except ConfigError:
+        return None
+    peak = peak_of(account, config)
+    return page.Hours(account, peak and utilisation(account, config, peak), peak)
 
 
 def _write(output: Path, content: page.PageContent) -> None:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from deeplab_jax.data import Dataset
+from deeplab_jax.data.pictures.depth import NoRangeError
 from deeplab_jax.data.pipeline import num_threads
 from deeplab_jax.data.workers import in_threads, reading
 from deeplab_jax.distributed import hosts
@@ -29,7 +30,7 @@ def leave_out(dataset: Dataset, limit: int, workdir: Path, is_continued: bool) -
       is_continued: use the list of the run in `workdir` instead of reading samples.
 
     Raises:
-      DataError: more samples are bad than `limit`.
+      DataError: more samples are bad than `limit`, or one has 16 bits and the recipe no range.
       ReaderError: reading one does not end.
     """
     if not limit:
@@ -96,6 +97,8 @@ def _fault(dataset: Dataset, index: int) -> str:
     try:
         with reading(index):
             dataset.read(index)
+    except NoRangeError:  # the recipe lacks a field, and the samples are good
+        raise
     except DataError as error:
         return " ".join(str(error).split())
     return ""

@@ -16,6 +16,7 @@ from deeplab_jax.evaluation.metrics import over_classes
 from deeplab_jax.models import build_model, init_variables
 from deeplab_jax.models.structure import describe_difference, structure
 from deeplab_jax.training.state import State
+from deeplab_jax.utils import steps
 from deeplab_jax.utils.trees import PyTree, placed
 
 T = TypeVar("T")
@@ -118,6 +119,18 @@ def _compare(config: Config, class_names: Sequence[str], path: str, step: int) -
     ]
 
 
+def init_fingerprint(config: Config) -> str | None:
+    """Returns a text that changes with any bit of the weights that `config.init` names, or None.
+
+    It is a hash of their description, which holds their checksums, unless an old version saved it.
+    """
+    path = config.init.checkpoint or config.init.backbone
+    if path in ("", "none"):
+        return None
+    step = checkpoint.find_step(path)
+    return f"step {step} ({steps.digest(steps.read_description(path, step))[:12]})"
+
+
 def load_init(state: State, config: Config) -> State:
     """Returns `state` with the weights that `config.init` names; raises as `checkpoint.restore`."""
     if config.init.checkpoint:
@@ -153,6 +166,8 @@ def load_checkpoint(state: State, config: Config) -> State:
     if score is not None:
         over = over_classes(scores.get("num_classes_in_mean", 0), scores.get("num_classes", 0))
         origin += f", mean IoU {100 * score:.2f} %{over}"
+    if info.drawn:
+        origin += f"; drawn when it was converted: {info.drawn}"
     text = f"init: {count} of {total} tensors from {path} ({origin})"
     if skipped:
         new = [f"{name}/{leaf}" for name in skipped for leaf in state["params"][name]]

@@ -1,10 +1,11 @@
 """The training run: from a configuration to a work directory with checkpoints and a log."""
 
+import dataclasses
 import signal
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,16 +20,33 @@ from deeplab_jax.data import TrainBatch
 from deeplab_jax.distributed import hosts
 from deeplab_jax.distributed import mesh as mesh_lib
 from deeplab_jax.distributed.replicas import Replicas
-from deeplab_jax.errors import DataError, Interrupted, NumericError, ReaderError, ResourceError
+from deeplab_jax.errors import (
+    BadStepError,
+    DataError,
+    Interrupted,
+    NumericError,
+    ReaderError,
+    ResourceError,
+)
 from deeplab_jax.evaluation.evaluator import Evaluator, counting_images
 from deeplab_jax.evaluation.metrics import mean_in_words, over_classes
 from deeplab_jax.inference.protocol import read_protocol
-from deeplab_jax.training import picture
-from deeplab_jax.training.log import Display, JsonLog, Speed, read_log, smooth
+from deeplab_jax.training import bad_steps
+from deeplab_jax.training.log import (
+    EARLY,
+    Account,
+    Display,
+    JsonLog,
+    Speed,
+    peak_memory,
+    picture,
+    read_log,
+    smooth,
+)
 from deeplab_jax.training.plan import read_batches
-from deeplab_jax.training.setup import RunSetup, claim, gather, restore_or_init
-from deeplab_jax.training.signals import interrupted, stop_signals
-from deeplab_jax.training.state import State, eval_variables, tree_hash
+from deeplab_jax.training.setup import RunSetup, claim, describe, gather, restore_or_init
+from deeplab_jax.training.signals import Stop, interrupted, remembered
+from deeplab_jax.training.state import State, eval_variables, tree_hash, without_step
 from deeplab_jax.training.step import Metrics, make_train_step
 from deeplab_jax.utils import compile_cache
 from deeplab_jax.utils.progress import clock
@@ -42,6 +60,8 @@ def train(
     *,
     step: int | str | None = None,
     restart: bool = False,
+    stop: Stop | None = None,
+    began: float | None = None,
 ) -> dict[str, int | str]:
     """Trains until the plan is done, continuing what `workdir` already holds.
 
@@ -59,6 +79,8 @@ def train(
       step: the saved step to go back to, a number, "latest" or "best"; later ones are set aside as
         `N.replaced`. By default the latest that is good.
       restart: begin anew where steps were saved and none is good; otherwise that is an error.
+      stop: what takes signals; by default SIGINT and SIGTERM are remembered from the first step on.
+      began: Unix seconds from which on the run's account counts; now by default.
 
     Returns:
       {"step": the plan's last step, "params_sha256": hash of the final parameters}.
@@ -69,38 +91,32 @@ def train(
       CheckpointError: what the run starts from cannot be used; or steps were saved, and none is
         good.
       DataError: a data set or sample cannot be used; the state was saved.
-      NumericError: the loss, a gradient or the new state is not finite, or devices hold different
-        states; the state was not saved.
+      NumericError: the loss, a gradient or the new state is not finite, or the loss is a spike,
+        and the batch may not be left out; or devices hold different states; nothing was saved.
       Interrupted: Ctrl-C, SIGTERM, or a closed pipe, as in `... | head`; the state was saved.
       ReaderError: a thread or process that reads samples died or hangs; the state was saved.
       ResourceError: a checkpoint could not be written, or another host is gone.
     """
+    began = time.time() if began is None else began
     compile_cache.enable()
-    with hosts.watched(workdir), claim(gather(config, workdir, step, restart)) as setup:
+    with hosts.watched(workdir), claim(gather(config, workdir, step, restart), began) as setup:
         for note in setup.notes:
             print(f"warning: {note}", flush=True)
         setup, state = restore_or_init(setup)
+        if setup.step is not None and setup.start < setup.plan.total:
+            print(f"continuing at step {setup.start} of {setup.plan.total}", flush=True)
         if setup.is_done:
             print(
                 f"already finished: {setup.workdir} holds step {setup.start} of {setup.plan.total}",
                 flush=True,
             )
             # A kill may have cut off the end of the log.
-            return log_end(JsonLog(_log_path(setup), setup.start), state)
+            left_out = setup.saved.left_out if setup.saved else ()
+            with closing(JsonLog(_log_path(setup), setup.start, left_out)) as log:
+                return log_end(log, state)
         print(describe(setup), flush=True)
-        with stop_signals() as stop:
-            return Run(setup, state, stop).go()
-
-
-def describe(setup: RunSetup) -> str:
-    """Returns a run in one line: data, length, devices, work directory."""
-    config, plan = setup.config, setup.plan
-    return (
-        f"{config.name}: {len(setup.dataset)} training and {len(setup.validation)} validation"
-        f" images, {config.model.num_classes} classes, {plan.total} steps of"
-        f" {config.train.batch_size}, {setup.mesh.size} x {jax.default_backend()}, work directory"
-        f" {setup.workdir}"
-    )
+        with nullcontext(stop) if stop else remembered() as signals:
+            return Run(setup, state, signals).go(began)
 
 
 def _log_path(setup: RunSetup) -> Path | None:
@@ -112,18 +128,23 @@ class Run:
 
     Attributes:
       state: state after the last finished step; None while a step, which it is donated to, runs.
+      start: optimiser steps of the state that was restored last, or 0.
     """
 
-    def __init__(self, setup: RunSetup, state: State, stop: list[int]):
-        """Compiles and opens nothing yet; `stop` receives the numbers of signals to stop for."""
+    def __init__(self, setup: RunSetup, state: State, signals: Stop):
+        """Compiles and opens nothing yet."""
         self.setup, self.config, self.plan = setup, setup.config, setup.plan
         self.state: State | None = state
-        self.stop = stop
+        self.signals, self.stop = signals, signals.received
+        signals.saved = setup.start
         self.train_step = make_train_step(self.config, self.plan.total, setup.mesh)
         protocol = read_protocol(self.config.eval)
         resize_base = self.config.eval.resize_base
         self.evaluate = Evaluator(setup.model, setup.validation, resize_base, protocol)
         self.info = setup.info
+        self.left_out = bad_steps.LeftOut(self.config.train, self.info.left_out, self.info.losses)
+        self.start = setup.start
+        self.first: int | None = None  # the first step that this process computes
         self.replicas = Replicas(setup.mesh)
         self.poll = hosts.Poll()
         self.failure: Exception | None = None  # while reading on this host
@@ -133,33 +154,41 @@ class Run:
         # (step, row ids, metrics), the metrics still on the device
         self.pending: deque[tuple[int, np.ndarray, Metrics]] = deque()
 
-    def go(self) -> dict[str, int | str]:
-        """Trains to the end, or to the first error, which is raised after the state is saved."""
+    def go(self, began: float) -> dict[str, int | str]:
+        """Trains to the end, or to the first error, which is raised after the state is saved.
+
+        `began`: Unix seconds from which on the process counts in the run's account.
+        """
         # A closed pipe, as in `... | head`, stops the run as a signal does.
         on_gone = partial(self.stop.append, int(signal.SIGPIPE))
         plan = self.plan
-        self.display = Display(plan.total, plan.steps_per_epoch, on_gone, _peak_memory)
+        self.display = Display(plan.total, plan.steps_per_epoch, on_gone, peak_memory)
         with hosts.sync_errors():
-            self.log = JsonLog(_log_path(self.setup), self.setup.start)
+            self.log = JsonLog(_log_path(self.setup), self.start, self.left_out.steps)
             self._recall()
-        keep = self.config.checkpoint.keep
-        with self.display.live(), checkpoint.Saver(self.setup.workdir, keep) as self.saver:
+            facts = {"batch_size": self.config.train.batch_size, "devices": hosts.devices()}
+            self.account = Account(self.log, began, self.start, facts)
+        self._keep(self.setup.step)
+        with (
+            closing(self.log),
+            closing(self.account),
+            self.display.live(),
+            checkpoint.Saver(self.setup.workdir, self.config.checkpoint.keep) as self.saver,
+        ):
+            if self.config.mesh.check_every_steps:  # hosts may have read different files
+                self._compare_devices(self.start)
+            reason = None
             try:
-                if self.config.mesh.check_every_steps:  # hosts may have read different files
-                    self._compare_devices(self.setup.start)
-                reason = None
-                try:
-                    self._steps()
-                except Exception as error:
-                    reason = error
-                # Outside the handler: an error in saving must not have the reason as its cause.
-                self._save_last(reason)
-                if reason is not None:
-                    raise reason
-                self.display.say(f"done: {self.plan.total} steps")
-                return log_end(self.log, self._whole())
-            finally:
-                self.log.close()
+                self._steps()
+            except Exception as error:
+                reason = error
+            # Outside the handler: an error in saving must not have the reason as its cause.
+            self._save_last(reason)
+            self.account.close()
+            if reason is not None:
+                raise reason
+            self.display.say(f"done: {self.plan.total} steps")
+            return log_end(self.log, self._whole())
 
     def _recall(self) -> None:
         """Takes the last smoothed loss and the scores from the log of a continued run.
@@ -178,26 +207,80 @@ class Run:
         self.display.evaluated(*scores, over=past.over_classes())
 
     def _steps(self) -> None:
-        """Runs the steps that are left, each followed by the work due after it."""
-        batch_size = self.config.train.batch_size
-        batches = mesh_lib.to_devices(self._batches(), self.setup.mesh, batch_size)
+        """Runs the steps that are left, and goes back where a bad step may be left out."""
+        self.account.trains()
         if self.setup.is_evaluation_owed:
-            self._evaluate(self.setup.start)
-            self._stop_if_agreed(self.setup.start)
-        first = self.setup.start + 1
-        for step in range(first, self.plan.total + 1):
-            batch, on_device = self._next(batches, is_first=step == first)
-            state, self.state = self._whole(), None
-            with ExitStack() as stack:
-                if step == first:
-                    stack.enter_context(compile_cache.compiling("the training step", is_told=True))
-                self.state, metrics = self.train_step(state, *on_device[1:])
-            self.pending.append((step, batch.index, metrics))
-            # A step late, so that the device never waits; but the first is shown at once.
-            self._read_metrics(keep=int(step != first))
-            self._do_what_is_due(step)
+            self.signals.is_orderly = True
+            self._evaluate(self.start)
             self._agree()
-            self._stop_if_agreed(step)
+            self._stop_if_agreed(self.start)
+            self.signals.is_orderly = False
+        is_done = False
+        while not is_done:
+            try:
+                self._steps_from(self.start)
+                is_done = True
+            except BadStepError as bad:
+                if not self.left_out.may_grow:
+                    raise
+                self._go_back(bad)
+                self._stop_if_agreed(self.start)
+
+    def _steps_from(self, start: int) -> None:
+        """Runs the steps after `start`, each followed by the work due after it."""
+        batch_size = self.config.train.batch_size
+        batches = mesh_lib.to_devices(self._batches(start), self.setup.mesh, batch_size)
+        with closing(batches):
+            for step in range(start + 1, self.plan.total + 1):
+                with self.account.during("input"):
+                    batch, on_device = self._next(batches, is_first=step == start + 1)
+                state, self.state = self._whole(), None
+                if step in self.left_out.steps:
+                    self.state = without_step(state)
+                else:
+                    self.state, metrics = self._compute(step, state, on_device)
+                    self.pending.append((step, batch.index, metrics))
+                self.signals.begun(step, self.speed.step_seconds)
+                # A step late, so that the device never waits; but the first is shown at once.
+                self._read_metrics(keep=int(step != self.first))
+                self._do_what_is_due(step)
+                self._agree()
+                if self.agreed:
+                    self._read_metrics()
+                self._stop_if_agreed(step)
+
+    def _compute(self, step: int, state: State, on_device: Any) -> tuple[State, Metrics]:
+        """Starts a step on the devices, and compiles it where it is the process's first."""
+        with ExitStack() as stack:
+            if self.first is None:
+                self.first = step
+                stack.enter_context(compile_cache.compiling("the training step", is_told=True))
+            return self.train_step(state, *on_device[1:])
+
+    def _keep(self, step: int | None) -> None:
+        """Notes that a step is saved, or the run's start."""
+        self.saved = bad_steps.Saved(step, self.loss, tuple(self.left_out.losses))
+
+    def _go_back(self, bad: BadStepError) -> None:
+        """Makes the last saved step the state, and leaves the batch of the bad one out."""
+        self.saver.wait()
+        step, self.loss, losses = self.saved
+        self.state = None  # two states may not fit
+        self.pending.clear()
+        self.start = step or 0
+        begin = self.setup.begin._replace(step=step, damaged={}, replaced=())
+        setup = dataclasses.replace(self.setup, begin=begin, is_asked=True, is_restart=False)
+        _, self.state = restore_or_init(setup)
+        train, steps = self.config.train, (*self.left_out.steps, bad.step)
+        with hosts.sync_errors():
+            self.log.go_back(self.start, self.left_out.steps)
+        self.left_out = bad_steps.LeftOut(train, steps, losses)
+        self.log.write("rollback", bad.step, {"to": self.start, "reason": bad.reason})
+        self.display.say(
+            f"warning: {bad.what}; back to step {self.start}, to leave that batch out"
+            f" ({len(steps)} of at most {train.max_rollbacks})"
+        )
+        self.speed.pause()
 
     def _whole(self) -> State:
         assert self.state is not None  # no step is under way
@@ -234,11 +317,11 @@ class Run:
             own = self.stop[0] if self.stop else 0
             self.agreed = self.poll.ask(own if self.failure is None else _FAILED)
 
-    def _batches(self) -> Iterator[TrainBatch]:
-        """Yields batches of this host's rows; with several hosts, a failure only ends them."""
+    def _batches(self, start: int) -> Iterator[TrainBatch]:
+        """Yields this host's rows after `start` steps; with several hosts, a failure ends them."""
         config = self.config
         rows = mesh_lib.local_rows(self.setup.mesh, config.train.batch_size)
-        steps = range(self.setup.start, self.plan.total)
+        steps = range(start, self.plan.total)
         workers = config.data.num_workers
         try:
             yield from read_batches(config, self.setup.dataset, self.plan, steps, rows, workers)
@@ -251,11 +334,13 @@ class Run:
         """Reads all but the newest `keep` steps' metrics, checks them, logs and shows them."""
         while len(self.pending) > keep:
             step, index, metrics = self.pending.popleft()
-            is_first, is_last = step == self.setup.start + 1, step == self.plan.total
+            is_first, is_last = step == self.first, step == self.plan.total
             with clock("running the first step") if is_first else nullcontext():
                 values = {name: value.item() for name, value in jax.device_get(metrics).items()}
             if not values.pop("is_finite"):
                 raise self._not_finite(step, index, values)
+            self.account.step = step
+            self._look_for_spike(step, index, values["loss"])
             self.loss = values["loss_smoothed"] = smooth(self.loss, values["loss"])
             if not is_first:  # it compiled
                 self.speed.finished_step()
@@ -263,6 +348,8 @@ class Run:
             is_logged = step % self.config.log.every_steps == 0 or is_last
             if is_logged:
                 self.log.write("train", step, values)
+            elif step <= EARLY:
+                self.log.write("loss", step, {"loss": values["loss"]})
             if is_logged or is_first:
                 self.speed.pause()
             # A step's metrics are read before its evaluation.
@@ -270,19 +357,43 @@ class Run:
             left = self.speed.left(self.plan.total - step, evaluations)
             self.display.step(step, values, left, is_last)
 
-    def _not_finite(self, step: int, index: np.ndarray, values: dict[str, float]) -> NumericError:
-        told = hosts.all_gather([self.setup.dataset.ids[i] for i in index])
-        ids = ", ".join(list(dict.fromkeys(name for own in told for name in own))[:8])
-        self.saver.wait()  # a save may be under way
+    def _not_finite(self, step: int, index: np.ndarray, values: dict[str, float]) -> BadStepError:
+        first = bad_steps.first_not_finite(self._whole(), step)
+        reason = f"loss {values['loss']}, gradient norm {values['grad_norm']}"
+        what = f"step {step} is not finite: {reason}, {first}; lr {values['lr']:.3g}"
         fix = "lower config.train.lr or look at these images"
-        if (before := self.setup.step) is not None and step == before + 1:
-            fix += f"; or go back behind the checkpoint of step {before}, which may be at fault"
-        return NumericError(
-            str(self.setup.workdir),
-            f"step {step} is not finite: loss {values['loss']}, gradient norm "
-            f"{values['grad_norm']}, else the new weights; lr {values['lr']:.3g}, images {ids}",
-            f"{fix}; {self._kept()}",
-        )
+        if self.config.train.on_nonfinite == "stop":
+            fix += "; --config.train.on_nonfinite=rollback leaves such batches out"
+        if self.start and set(range(self.start + 1, step)) <= set(self.left_out.steps):
+            what += f"; it follows the restored step {self.start}, whose checkpoint may be damaged"
+            fix += "; or go on from a copy of that checkpoint"
+        return self._bad_step(step, reason, f"{what}, {self._images(index)}", fix)
+
+    def _look_for_spike(self, step: int, index: np.ndarray, loss: float) -> None:
+        """Warns of a loss far above those before; raises where its batch is to be left out."""
+        usual = self.left_out.usual_loss(loss)
+        if usual is not None:
+            factor, count = self.config.train.spike_factor, len(self.left_out.losses)
+            reason = f"loss {loss:.4g} is over {factor:g} x {usual:.4g}, the median of {count}"
+            what = f"step {step}: {reason} before, {self._images(index)}"
+            if self.config.train.on_nonfinite == "rollback":
+                fix = "look at these images, or raise config.train.spike_factor"
+                raise self._bad_step(step, reason, what, fix)
+            self.log.write("spike", step, {"reason": reason})
+            self.display.say(f"warning: {what}")
+        self.left_out.finished_step(loss)
+
+    def _images(self, index: np.ndarray) -> str:
+        """Returns the images of a step in words; every host calls this."""
+        told = hosts.all_gather([self.setup.dataset.ids[i] for i in index])
+        return f"images {', '.join(list(dict.fromkeys(i for own in told for i in own))[:8])}"
+
+    def _bad_step(self, step: int, reason: str, what: str, fix: str) -> BadStepError:
+        self.saver.wait()  # a save may be under way
+        if count := len(self.left_out.steps):
+            fix = f"{fix}; {count} batches were left out before"
+        fix = f"{fix}; {self._kept()}"
+        return BadStepError(str(self.setup.workdir), what, fix, step, reason)
 
     def _do_what_is_due(self, step: int) -> None:
         """Compares devices, evaluates and saves after some steps."""
@@ -299,7 +410,7 @@ class Run:
     def _evaluate(self, step: int) -> dict[str, float] | None:
         """Evaluates and logs; None when asked to stop, and the continued run evaluates."""
         began, variables = time.perf_counter(), eval_variables(self._whole())
-        with counting_images(self.setup.validation) as count:
+        with self.account.during("evaluation"), counting_images(self.setup.validation) as count:
             result = self.evaluate(variables, should_stop=lambda: bool(self.stop), on_image=count)
         if result is None:
             self.agreed = max(hosts.all_gather(self.stop[0] if self.stop else 0))
@@ -323,14 +434,17 @@ class Run:
         """Writes `progress.png`; an error of the disk must not end the run here."""
         path = self.setup.workdir / "progress.png"
         try:
+            self.log.sync()
             log = read_log(self.setup.workdir / "log.jsonl")
             picture.write(path, f"{self.config.name}, step {step} of {self.plan.total}", log)
         except OSError as error:
             self.display.say(f"warning: {path} was not written: {error.strerror or error}")
+        except ResourceError as error:
+            self.display.say(f"warning: {path} was not written: {error.what}")
 
     def _compare_devices(self, step: int) -> None:
         """Raises if devices no longer hold the same state."""
-        self.replicas.check(self._whole(), step, self._kept())
+        self.replicas.check(self._whole(), step, self._kept)
 
     def _kept(self) -> str:
         last = checkpoint.latest_step(self.setup.workdir)
@@ -339,26 +453,29 @@ class Run:
     def _save(self, step: int, metrics: dict[str, float] | None = None) -> None:
         if self.config.mesh.check_every_steps:
             self._compare_devices(step)
+        with hosts.sync_errors():
+            if hosts.is_primary():
+                self.setup.check_lock()
+                self.log.sync()
         items = {name: item for name, item in self._whole().items() if name != "step"}
-        self.saver.save(step, items, self.info, metrics)
+        left_out, losses = self.left_out.steps, tuple(self.left_out.losses)
+        info = dataclasses.replace(self.info, left_out=left_out, losses=losses)
+        self.signals.saving(step, checkpoint.step_path(self.setup.workdir, step))
+        with self.account.during("saving"):
+            is_new = self.saver.save(step, items, info, metrics)
+        if is_new:
+            self.account.saved()
+        self._keep(step)
 
     def _save_last(self, reason: Exception | None) -> None:
         """Saves the state of a run that ends for `reason`, if it can, and waits for the disk."""
         if self.state is not None and _can_save(reason):
             self._read_metrics()
             step = int(self.state["step"])
-            if step > self.setup.start:
+            if step > self.start:
                 self._save(step)
-        self.saver.wait()
-
-
-def _peak_memory() -> int | None:
-    """Returns the most bytes that one of this host's devices has held; None if none tells."""
-    try:
-        told = [device.memory_stats() or {} for device in jax.local_devices()]
-    except Exception:  # would end the thread that draws the screen, not the run
-        return None
-    return max(statistics.get("peak_bytes_in_use", 0) for statistics in told) or None
+        with self.account.during("saving"):
+            self.saver.wait()
 
 
 def _can_save(reason: Exception | None) -> bool:

@@ -5,9 +5,11 @@
 """
 
 import dataclasses
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -18,17 +20,18 @@ from deeplab_jax.config import Config, flatten, freeze, is_local, warnings
 from deeplab_jax.data import Dataset, open_dataset
 from deeplab_jax.distributed import hosts
 from deeplab_jax.distributed import mesh as mesh_lib
-from deeplab_jax.distributed.shared_dir import as_path, check_shared
+from deeplab_jax.distributed.shared_dir import check_shared
 from deeplab_jax.errors import ConfigError, DamagedError
 from deeplab_jax.evaluation import label_counts
 from deeplab_jax.models import DeepLabV3Plus, build_model
 from deeplab_jax.training import workdir as workdir_lib
 from deeplab_jax.training.bad_samples import leave_out
-from deeplab_jax.training.init_weights import check_init, load_init
+from deeplab_jax.training.init_weights import check_init, init_fingerprint, load_init
 from deeplab_jax.training.optimizer import build_optimizer
 from deeplab_jax.training.plan import Plan, make_plan
 from deeplab_jax.training.state import State, init_state, restore_state
-from deeplab_jax.utils import compile_cache
+from deeplab_jax.utils import compile_cache, environment
+from deeplab_jax.utils.places import as_place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +50,7 @@ class RunSetup:
       is_asked: whether the user named that step, so that no other is taken.
       is_restart: whether the user lets a run begin anew where no step is good.
       notes: a line for each setting that is legal but probably a mistake.
+      check_lock: raises ResourceError if the work directory's lock was lost; set by `claim`.
     """
 
     config: Config
@@ -60,6 +64,7 @@ class RunSetup:
     is_asked: bool = False
     is_restart: bool = False
     notes: tuple[str, ...] = ()
+    check_lock: Callable[[], None] = lambda: None
 
     @property
     def step(self) -> int | None:
@@ -97,7 +102,20 @@ class RunSetup:
             palette=self.dataset.palette,
             counters=self.saved.counters if self.saved else {},
             data=self.dataset.fingerprint(),
+            left_out=self.saved.left_out if self.saved else (),
+            losses=self.saved.losses if self.saved else (),
         )
+
+
+def describe(setup: RunSetup) -> str:
+    """Returns a run in one line: data, length, devices, work directory."""
+    config, plan = setup.config, setup.plan
+    return (
+        f"{config.name}: {len(setup.dataset)} training and {len(setup.validation)} validation"
+        f" images, {config.model.num_classes} classes, {plan.total} steps of"
+        f" {config.train.batch_size}, {setup.mesh.size} x {jax.default_backend()}, work directory"
+        f" {setup.workdir}"
+    )
 
 
 def gather(
@@ -118,7 +136,7 @@ def gather(
       ResourceError: a host cannot write to `workdir`.
     """
     with hosts.sync_errors():
-        path = as_path(workdir)
+        path = as_place(workdir)
         checkpoint.check_link(path)
     check_shared(path, [checkpoint.folder_of(path)])
     with hosts.agreement() as facts:
@@ -157,8 +175,11 @@ def _look(config: Config, workdir: Path, step: int | str | None, restart: bool) 
 
 
 @contextmanager
-def claim(setup: RunSetup) -> Iterator[RunSetup]:
+def claim(setup: RunSetup, began: float | None = None) -> Iterator[RunSetup]:
     """Holds the work directory while the block runs; yields the setup without bad samples.
+
+    A run that is not done notes in `env.json` what it is made with, and that it `began`, in Unix
+    seconds.
 
     Bad samples are searched for and labels are counted here, which takes a while the first time;
     the directory then holds what was found.
@@ -171,7 +192,8 @@ def claim(setup: RunSetup) -> Iterator[RunSetup]:
     limit = setup.config.data.max_bad_samples
     with ExitStack() as stack:
         with hosts.sync_errors():
-            stack.enter_context(workdir_lib.lock(setup.workdir))
+            check_lock = stack.enter_context(workdir_lib.lock(setup.workdir))
+            setup = dataclasses.replace(setup, check_lock=check_lock)
             _check_unchanged(setup)
         if limit:
             dataset = leave_out(setup.dataset, limit, setup.workdir, setup.step is not None)
@@ -181,6 +203,8 @@ def claim(setup: RunSetup) -> Iterator[RunSetup]:
             setup = dataclasses.replace(setup, dataset=dataset, plan=plan)
         with hosts.sync_errors():
             workdir_lib.write_config(setup.workdir, setup.config)
+            if hosts.is_primary() and not setup.is_done:
+                workdir_lib.add_start(setup.workdir, start_entry(setup, began))
         if not setup.is_done:
             setup = dataclasses.replace(setup, notes=(*setup.notes, *_label_notes(setup)))
         yield setup
@@ -194,6 +218,20 @@ def _check_unchanged(setup: RunSetup) -> None:
     if checkpoint.latest_step(setup.workdir) != latest:
         what = "another process has trained here in the meantime"
         raise ConfigError(str(setup.workdir), what, "repeat the command to go on from there")
+
+
+def start_entry(setup: RunSetup, began: float | None) -> dict[str, Any]:
+    """Returns what `env.json` says of a start; `began`, Unix seconds, is now by default."""
+    data = {"training": setup.dataset, "validation": setup.validation}
+    return {
+        "began": round(time.time() if began is None else began, 3),
+        "step": setup.start,
+        "code": hosts.code_version(),
+        **environment.describe(),
+        "devices": hosts.devices(),
+        "data": {name: dataset.fingerprint() for name, dataset in data.items()},
+        "init": init_fingerprint(setup.config) if setup.step is None else None,
+    }
 
 
 def _label_notes(setup: RunSetup) -> list[str]:
@@ -235,8 +273,6 @@ def restore_or_init(setup: RunSetup) -> tuple[RunSetup, State]:
     with hosts.sync_errors():
         if hosts.is_primary():
             _set_aside(setup)
-    if setup.step is not None and setup.step < setup.plan.total:
-        print(f"continuing at step {setup.step} of {setup.plan.total}", flush=True)
     return setup, state
 
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
+from jax.tree_util import keystr, tree_leaves_with_path
 
 from deeplab_jax import checkpoint
 from deeplab_jax.config import Config
@@ -57,9 +58,43 @@ def restore_state(workdir: Path, step: int, config: Config, mesh: Mesh) -> State
     abstract = placed(abstract_state(config), whole)
     del abstract["step"]
     state = checkpoint.restore(workdir, step, abstract)
+    return {"step": _number(step, whole), **state}
+
+
+def _number(step: int, whole: jax.sharding.Sharding) -> jax.Array:
     # Not `device_put`, which compares the value between hosts, of which one may have failed.
-    first = jax.make_array_from_callback((), whole, lambda _: np.int32(step))
-    return {"step": first, **state}
+    return jax.make_array_from_callback((), whole, lambda _: np.int32(step))
+
+
+def without_step(state: State) -> State:
+    """Returns the state after a step whose batch is left out.
+
+    Only the counters go on: the number of steps, and the schedule's, which is equal to it.
+    """
+    step = int(state["step"]) + 1
+
+    def count() -> jax.Array:
+        return _number(step, state["step"].sharding)
+
+    # Two arrays: a donated state must not hold one twice.
+    opt_state = optax.tree_utils.tree_set(state["opt_state"], count=count())
+    return state | {"step": count(), "opt_state": opt_state}
+
+
+def not_finite(state: State) -> list[str]:
+    """Returns the paths of the arrays whose sum of squares is not finite, as `is_finite` has it.
+
+    Parameters come first, then statistics, then the optimiser's momentum, which has the gradients.
+    Arrays are copied from the device one by one: nothing compiles.
+    """
+    items = [(name, state[name]) for name in ("params", "batch_stats", "opt_state")]
+    with np.errstate(all="ignore"):
+        return [
+            f"{name}/{keystr(path, simple=True, separator='/')}"
+            for name, item in items
+            for path, leaf in tree_leaves_with_path(item)
+            if not np.isfinite(np.square(jax.device_get(leaf)).sum())
+        ]
 
 
 def abstract_state(config: Config) -> dict[str, PyTree]:
@@ -72,7 +107,7 @@ def abstract_state(config: Config) -> dict[str, PyTree]:
 def tree_hash(tree: PyTree) -> str:
     """Returns the SHA-256 of all leaves' names and bytes."""
     digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        digest.update(jax.tree_util.keystr(path).encode())
+    for path, leaf in tree_leaves_with_path(tree):
+        digest.update(keystr(path).encode())
         digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
     return digest.hexdigest()

@@ -132,6 +132,21 @@ def make_update(
 
 
 _SUM_BYTES = "xla_gpu_all_reduce_combine_threshold_bytes"  # gradients in few large sums
+# libtpu's checker for silent data corruption: a program runs again, and results that differ end it.
+# Not among them is `xla_tpu_sdc_replicate_llo`, other instructions for the repetition on chips of
+# one core: with it libtpu 0.0.42 aborts while it compiles the network.
+_CHECK_HARDWARE: dict[str, bool | int] = {
+    "xla_tpu_enable_sdc_checker": True,
+    "xla_tpu_sdc_check_halt_on_detection": True,
+}
+
+
+def compiler_options(config: Config, mesh: Mesh) -> dict[str, bool | int] | None:
+    """Returns XLA's options for the training step; None where they are XLA's own."""
+    kind = mesh_lib.platform(mesh)
+    if kind == "gpu" and mesh.size > 1:
+        return {_SUM_BYTES: 2**28}
+    return _CHECK_HARDWARE if kind == "tpu" and config.mesh.check_hardware else None
 
 
 def make_train_step(
@@ -152,11 +167,10 @@ def make_train_step(
     ) -> tuple[State, Metrics]:
         return update(state, *preprocess(image, label, box))
 
-    is_on_gpus = mesh_lib.platform(mesh) == "gpu" and mesh.size > 1
     return jax.jit(
         train_step,
         in_shardings=(whole, pictures, pictures, rows),
         out_shardings=(whole, whole),
         donate_argnums=0,
-        compiler_options={_SUM_BYTES: 2**28} if is_on_gpus else None,
+        compiler_options=compiler_options(config, mesh),
     )

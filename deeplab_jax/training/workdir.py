@@ -1,42 +1,49 @@
 """A run's work directory: its lock, its configuration, and checks before it is continued.
 
 <workdir>/config.json    the resolved configuration, for people
+<workdir>/env.json       what each start of the run was made with, see `setup.start_entry`
 <workdir>/log.jsonl      see `log.JsonLog`
 <workdir>/progress.png   see `picture`; after each evaluation
 <workdir>/checkpoints/   the latest steps and the best; those set aside as N.damaged or N.replaced
 """
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from deeplab_jax import checkpoint
 from deeplab_jax.config import Config, difference, flatten, to_json
 from deeplab_jax.config.checks import as_text
 from deeplab_jax.data import Dataset
 from deeplab_jax.distributed import hosts
-from deeplab_jax.errors import CheckpointError, ConfigError, DamagedError, clip
-from deeplab_jax.utils.atomic import atomic_write
+from deeplab_jax.errors import CheckpointError, ConfigError, DamagedError, clip, describe_cause
+from deeplab_jax.utils.atomic import atomic_write, remove_stale
 from deeplab_jax.utils.locks import hold
+from deeplab_jax.utils.places import is_address
+
+ENV = "env.json"
 
 
 @contextmanager
-def lock(workdir: Path) -> Iterator[None]:
+def lock(workdir: Path) -> Iterator[Callable[[], None]]:
     """Locks `workdir`, created if missing, against other processes while the block runs.
 
     The system releases the lock when the process ends in any way. The first of several hosts holds
-    it for all; see `locks.hold`.
+    it for all. What is yielded raises ResourceError where the lock was lost; see `locks.hold`.
 
     Raises:
       ConfigError: another process trains there, or `.lock` is a link or no regular file.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     if not hosts.is_primary():
-        yield
+        yield lambda: None
         return
-    with hold(workdir):
-        yield
+    with hold(workdir) as check:
+        if not is_address(workdir):
+            remove_stale(workdir)
+        yield check
 
 
 def write_config(workdir: Path, config: Config) -> None:
@@ -44,6 +51,39 @@ def write_config(workdir: Path, config: Config) -> None:
     if hosts.is_primary():
         with atomic_write(workdir / "config.json") as file:
             file.write(f"{to_json(config)}\n".encode())
+
+
+def add_start(workdir: Path, entry: dict[str, Any]) -> None:
+    """Adds an entry, of `setup.start_entry`, to the list "starts" of `env.json`.
+
+    A file that cannot be read is replaced, with a warning.
+    """
+    path, starts = workdir / ENV, []
+    if path.exists():
+        try:
+            starts = read_starts(path)
+        except ConfigError as error:
+            print(f"warning: {error.where}: {error.what}; earlier starts are lost", flush=True)
+    with atomic_write(path) as file:
+        file.write(f"{json.dumps({'starts': [*starts, entry]}, indent=1)}\n".encode())
+
+
+def read_starts(path: Path) -> list[dict[str, Any]]:
+    """Returns the entries of an `env.json`, the first start first.
+
+    Raises:
+      ConfigError: it is not there, or not what a run writes.
+    """
+    try:
+        starts = json.loads(path.read_text("utf-8"))["starts"]
+        if starts and all(isinstance(entry["began"], int | float) for entry in starts):
+            return list(starts)
+        what = "is not what a run writes"
+    except FileNotFoundError:
+        what = "is not there: the run is of an older version, or has not started"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        what = f"cannot be read ({describe_cause(error)})"
+    raise ConfigError(str(path), what, "use a run that this version of deeplab_jax began")
 
 
 def read_run(workdir: Path, step: int, config: Config) -> checkpoint.Info:

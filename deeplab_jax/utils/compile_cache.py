@@ -8,6 +8,7 @@ import os
 import platform
 import stat
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,12 +54,27 @@ def is_on() -> bool:
     return bool(values["jax_enable_compilation_cache"] and values["jax_compilation_cache_dir"])
 
 
+_compiled: tuple[float, float | None] = 0.0, None  # seconds of past blocks; start of one running
+
+
 @contextmanager
 def compiling(what: str, is_told: bool = False) -> Iterator[None]:
     """Shows a clock while the block compiles `what`; for `is_told` see `progress.clock`."""
+    global _compiled
     note = "cached afterwards" if is_on() else "not cached"
-    with without_alarms(), clock(f"compiling {what}", f"once per shape; {note}", is_told):
-        yield
+    past, began = _compiled[0], time.perf_counter()
+    _compiled = past, began
+    try:
+        with without_alarms(), clock(f"compiling {what}", f"once per shape; {note}", is_told):
+            yield
+    finally:
+        _compiled = past + time.perf_counter() - began, None
+
+
+def seconds() -> float:
+    """Returns how long this process has been in `compiling` blocks so far."""
+    past, began = _compiled
+    return past if began is None else past + time.perf_counter() - began
 
 
 @contextmanager
@@ -88,6 +104,13 @@ def _make_private(folder: Path) -> Path:
         is_own = info.st_uid == os.getuid() and stat.S_ISDIR(info.st_mode)
         if not is_own or info.st_mode & 0o022:
             raise PermissionError(f"{path} is a link, or others own it or can write there")
+    # Who can write to a folder above could put another one in its place; both before and after
+    # links are followed.
+    for path in dict.fromkeys([*folder.parents, *folder.resolve().parents]):
+        info = path.stat()
+        is_open = info.st_mode & 0o022 and not info.st_mode & stat.S_ISVTX  # /tmp is sticky
+        if is_open or info.st_uid not in (0, os.getuid()):
+            raise PermissionError(f"others own {path}, above it, or can write there")
     return folder
 
 

@@ -5,22 +5,31 @@ import fcntl
 import os
 import platform
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from deeplab_jax.errors import ConfigError
+from deeplab_jax.utils.places import is_address
 
 
 @contextmanager
-def hold(directory: Path) -> Iterator[None]:
+def hold(directory: Path) -> Iterator[Callable[[], None]]:
     """Locks a work directory against other processes while the block runs, by its file `.lock`.
 
-    Without locks in the file system there is no protection.
+    Without locks in the file system there is no protection. In a bucket the lock is a
+    `lease.Lease`, which can be lost: what is yielded raises ResourceError then.
 
     Raises:
       ConfigError: another process has it, or `.lock` is a link or no regular file.
     """
+    if is_address(directory):
+        from deeplab_jax.utils.buckets import Address
+        from deeplab_jax.utils.buckets.lease import Lease
+
+        with Lease(Address(directory)) as lease:
+            yield lease.check
+        return
     with os.fdopen(_open(directory / ".lock"), "r+") as file:
         if not try_lock(file.fileno()):
             file.seek(0)
@@ -30,7 +39,7 @@ def hold(directory: Path) -> Iterator[None]:
         file.truncate()
         file.write(f"pid {os.getpid()} on {platform.node()}")
         file.flush()
-        yield
+        yield lambda: None  # it cannot be lost
 
 
 def try_lock(descriptor: int) -> bool:

@@ -12,7 +12,7 @@ import shlex
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from deeplab_jax.errors import (
     CheckpointError,
@@ -21,6 +21,7 @@ from deeplab_jax.errors import (
     describe_cause,
     shorten,
 )
+from deeplab_jax.utils.places import as_place, is_address
 
 # Orbax's file about a step, written before the step appears; its `custom_metadata` is ours.
 DESCRIPTION = "_CHECKPOINT_METADATA"
@@ -30,6 +31,7 @@ ACCEPTED = (
     "give a work directory of `deeplab train`, or make one of PyTorch's weights: deeplab convert"
     " from-pytorch --checkpoint FILE --output DIR"
 )
+COMPLETE = "commit_success.txt"  # Orbax's last file of a step in a bucket
 _STEPS = "checkpoints"  # the folder that holds one folder per step
 _WEIGHTS = (".pth", ".pt", ".safetensors", ".bin", ".ckpt")
 _MAX_ENTRIES = 1000  # of a folder that is searched for checkpoints
@@ -42,7 +44,7 @@ _OLD_FIELDS = frozenset(
 
 def folder_of(path: str | os.PathLike) -> Path:
     """Returns the folder of a directory's steps."""
-    return Path(path) / _STEPS
+    return as_place(path) / _STEPS
 
 
 def step_path(path: str | os.PathLike, step: int) -> Path:
@@ -57,13 +59,15 @@ def finished(path: str | os.PathLike) -> list[int]:
     """
     root = folder_of(path)
     try:
-        names = [entry.name for entry in root.iterdir()]
+        entries = [entry for entry in root.iterdir() if _NUMBER.fullmatch(entry.name)]
+        if is_address(root):  # where nothing can be renamed, a file says that a step is complete
+            entries = [entry for entry in entries if (entry / COMPLETE).exists()]
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
         what = f"cannot be listed: {describe_cause(error)}"
         raise ResourceError(str(root), what, "make it readable") from error
-    return sorted(int(name) for name in names if _NUMBER.fullmatch(name))
+    return sorted(int(entry.name) for entry in entries)
 
 
 def latest_step(path: str | os.PathLike) -> int | None:
@@ -83,7 +87,7 @@ def check(path: str | os.PathLike, step: int | str = "latest") -> list[int]:
     """
     steps = finished(path)
     if not steps:
-        raise _no_checkpoint(Path(path))
+        raise _no_checkpoint(as_place(path))
     if step not in ("latest", "best") and str(step) not in map(str, steps):
         present = f"use one of: {', '.join(map(str, steps))}, latest, best"
         raise CheckpointError(str(path), f"there is no step {step}", present)
@@ -127,10 +131,11 @@ def is_good(path: str | os.PathLike, step: int) -> bool:
 
 def signed(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a description with the SHA-256 of its canonical text."""
-    return {**fields, "sha256": _digest(fields)}
+    return {**fields, "sha256": digest(fields)}
 
 
-def _digest(fields: Mapping[str, Any]) -> str:
+def digest(fields: Mapping[str, Any]) -> str:
+    """Returns the SHA-256 of a description's canonical text, in hex."""
     text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -148,7 +153,7 @@ def _read(where: Path, step: int) -> dict[str, Any]:
         raise ValueError("its description is not of this program")
     if "sha256" in fields:
         own = {key: value for key, value in fields.items() if key != "sha256"}
-        if fields["sha256"] != _digest(own):
+        if fields["sha256"] != digest(own):
             raise ValueError("its description does not have the checksum that was saved with it")
         fields = own
     elif fields.get("format") != UNVERIFIED or not fields.keys() <= _OLD_FIELDS:
@@ -160,6 +165,9 @@ def _read(where: Path, step: int) -> dict[str, Any]:
 
 def _check_kinds(where: Path) -> None:
     """Refuses what would not be read, or without end: links, pipes, endless files."""
+    if is_address(where):
+        _check_files(where)
+        return
     folder = os.lstat(where)
     if not stat.S_ISDIR(folder.st_mode):
         is_link = stat.S_ISLNK(folder.st_mode)
@@ -172,6 +180,18 @@ def _check_kinds(where: Path) -> None:
         raise ValueError("its description is not a regular file")
     if file.st_size > _MAX_BYTES:
         raise ValueError(f"its description has {file.st_size} bytes")
+
+
+def _check_files(where: Path) -> None:
+    """Refuses a step in a bucket that lacks a file, or whose description is no text of ours."""
+    if not (where / COMPLETE).exists():
+        raise ValueError(f"its last file, {COMPLETE}, is missing")
+    try:
+        size = cast(Any, (where / DESCRIPTION).stat()).length
+    except FileNotFoundError:
+        raise ValueError("it has no description") from None
+    if size > _MAX_BYTES:
+        raise ValueError(f"its description has {size} bytes")
 
 
 def convert_command(file: Path) -> str:

@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,6 +69,7 @@ def _damage(box: Box, damage: Callable[[Path], object], what: str, is_mask: bool
     damage(path)
     box.refuses(box.train(), 3, f"{path}: {what}")
     budget = ["--config.data.max_bad_samples=1", "--config.train.steps=2"]
+    shutil.rmtree(box.workdir, ignore_errors=True)  # the first may have begun
     box.succeeds(box.train(*budget))
     listed = (box.workdir / "bad_samples.txt").read_text()
     check(path.stem in listed, f"bad_samples.txt says {listed}")

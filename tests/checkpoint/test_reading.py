@@ -90,6 +90,8 @@ def test_info_comes_back(tmp_path):
         class_names=("background", "chaise à bascule"),
         palette=palette,
         counters={"backbone.bn1": 1234},
+        left_out=(7, 5),
+        losses=(0.1 + 0.2, 1.0),
         metrics={"mean_iou": np.float32(0.5), "iou_per_class": np.array([0.25, 0.75])},
     )
     checkpoint.save_once(tmp_path, {"params": {"w": np.ones(2)}}, info)
@@ -99,6 +101,7 @@ def test_info_comes_back(tmp_path):
     assert got.palette.dtype == np.uint8
     np.testing.assert_array_equal(got.palette, palette)
     assert got.counters == info.counters
+    assert (got.left_out, got.losses) == (info.left_out, info.losses)
     assert got.metrics == {"mean_iou": 0.5, "iou_per_class": [0.25, 0.75]}
 
 

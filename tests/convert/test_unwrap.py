@@ -1,5 +1,6 @@
 """Networks within wrappers: prefixes, levels, averages, names of profilers, counters, no head."""
 
+import itertools
 import shlex
 import time
 import types
@@ -148,6 +149,7 @@ def test_optimiser_under_another_name_is_read(make_run, tmp_path):
     source = read_source(str(path), with_optimizer=True)
     assert source.iteration == 7
     assert source.ignored == ()
+    assert "optimiser's state taken from 'optimizer_state_dict', the only one there" in source.notes
     assert source.optimizer.keys() == {"state", "param_groups"}
 
 
@@ -252,6 +254,16 @@ def test_command_rounds_counters(convert, tensors):
     assert checkpoint.read_info(out).counters == keymap.to_variables(tensors, 18)[1]
 
 
+@pytest.mark.parametrize("kinds", [("i8", "u1", "i2"), ("f4", "f2")])
+def test_counters_of_several_types_are_read(convert, tensors, kinds):
+    types = itertools.cycle(kinds)
+    mixed = {k: v.astype(next(types)) if k.endswith(keymap.COUNTER) else v
+             for k, v in tensors.items()}  # fmt: skip
+    code, text, _, out = convert(mixed, "--output-stride=16")
+    assert (code, "counters of type float16, float32 rounded\n" in text) == (0, "f4" in kinds)
+    assert checkpoint.read_info(out).counters == keymap.to_variables(tensors, 18)[1]
+
+
 @pytest.mark.parametrize("value", [np.float16(np.inf), np.float32(np.nan), np.int32(-1)])
 def test_impossible_counters_are_left_out_on_request(convert, tensors, value):
     bad = {k: value if k.endswith(keymap.COUNTER) else v for k, v in tensors.items()}
@@ -271,6 +283,7 @@ def test_missing_auxiliary_head_is_drawn_on_request(convert, export, tensors):
     code, text, err, out = convert(bare, "--output-stride=16", *flags)
     assert (code, err) == (0, "")
     assert "auxiliary head drawn from seed 3: for training only\n" in text
+    assert checkpoint.read_info(out).drawn == "auxiliary head, from seed 3"
     back = read_pth(export(out)[3])["model"]
     assert list(back) == list(tensors)
     assert {key: value.shape for key, value in back.items()} == {

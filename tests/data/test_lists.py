@@ -185,3 +185,80 @@ def test_lists_of_cityscapes_with_masks(make_tree, data_config, open_error):
     text = (root / "CityScapes/val.txt").read_text()
     (root / "CityScapes/val.txt").write_text(text.replace("labelIds", "labelTrainIds"))
     assert "set --config.data.mask_suffix=_gtFine_labelTrainIds" in open_error(data, 19, "val")
+
+
+FOREIGN = {
+    "/home/me/ds/images/a.jpg": ("a", "labels/a.png"),
+    "C:\\data\\images\\sub\\c.jpg": ("sub/c", "labels/sub/c.png"),
+    "~/ds/imgs/a.jpg": ("a", "labels/a.png"),
+    "/home/me/ds/labels/a.png": ("a", "labels/a.png"),
+    "/Seg/CamVid/images/a.jpg /Seg/CamVid/other/b_2.png": ("a", None),  # a mask that is not known
+    "/Seg/CamVid/images/a.jpg /Seg/CamVid/labels/b.png": ("a", "labels/b.png"),
+    "D:/x/img/weed (0).jpg\tE:/y/gt/weed (0).png": ("weed (0)", "labels/weed (0).png"),
+    "/home/me/ds/images/e.jpg": ("", None),  # of two folders
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("line", FOREIGN)
+def test_paths_of_another_machine_are_read_by_their_ends_and_said(listed, data_config, tree, line):
+    stem, mask = FOREIGN[line]
+    if stem and mask is None:
+        mask = "other/b_2.png"
+    if not stem:
+        (tree / "train.txt").write_text(line)
+        with pytest.raises(DataError):
+            open_dataset(data_config("folder", tree, **LIST), 4, "train")
+        return
+    assert listed(f"{line}\n") == [(stem, mask)]
+    data = open_dataset(data_config("folder", tree, **LIST), 4, "train")
+    assert "names files of another machine: " in data.notes[0]
+
+
+def test_one_line_of_another_place_is_not_guessed(listed, tree):
+    lines = "/x/images/a.jpg\n/x/images/b.jpg\n/y/c.jpg\n"
+    with pytest.raises(KeyError, match=r"/y/c"):
+        listed(lines)
+
+
+def test_masks_and_folders_name_images(listed, tree):
+    assert listed("labels/a.png\n") == [("a", "labels/a.png")]
+    for line in ("sub", "images/sub/", "{root}/images/sub", "images\\sub"):
+        found = listed(line.replace("{root}", str(tree)))
+        assert [stem for stem, _ in found] == ["sub/c", "sub/dé"]
+
+
+@pytest.mark.parametrize("text", [
+    "ID,filename,score\n1,a.jpg,0.5\n2,b.jpg,1\n", "n;Image;Mask\n1;a.jpg;a.png\n2;b.jpg;b.png\n",
+    'ImageId,is_valid\n"a",0\n"b",0\n', "score\tfname\tsplit\n1\ta\ttrain\n2\tb\ttrain\n",
+])  # fmt: skip
+def test_tables_with_titles_name_images(listed, text):
+    assert listed(text) == [("a", "labels/a.png"), ("b", "labels/b.png")]
+
+
+def test_table_of_several_splits_is_refused_as_a_list(listed):
+    with pytest.raises(DataError, match=r"told by its column is_valid \(0, 1\) - write one list"):
+        listed("ImageId,is_valid\na,0\nb,1\n")
+
+
+def test_lists_of_scenes_mean_their_own_images(data_config, tmp_path):
+    for name in ("A/images/0", "A/masks/0", "A/images/1", "A/masks/1", "B/images/0", "B/masks/0"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"{name}.png").touch()
+    fields = {"images": "*/images", "masks": "*/masks"}
+    for place in ("{}", "lists/{}"):
+        for scene, text in (("A", "1\n0.png"), ("B", "images/0.png\n")):
+            (tmp_path / place.format(scene)).mkdir(parents=True, exist_ok=True)
+            (tmp_path / place.format(scene) / "train.txt").write_text(text)
+        for scenes in ("*", "{A,B}"):
+            split_file = f"{place.format(scenes)}/{{split}}.txt"
+            data = data_config("folder", tmp_path, split_file=split_file, **fields)
+            assert find_files(data, "train").stems == ["A/images/1", "A/images/0", "B/images/0"]
+    (tmp_path / "0.png").touch()  # of no scene, with the name of one
+    (tmp_path / "A/masks/0.txt").write_text("0\n")
+    data = data_config("folder", tmp_path, images=".", masks="no", split_file="A/masks/0.txt")
+    (tmp_path / "no").mkdir()
+    with pytest.raises(DataError, match=r"the name of 2 images: 0, A/masks/0 .* - write their"):
+        find_files(data, "train")
+    data = data_config("folder", tmp_path, split_file="*/{split}.txt", **fields)
+    with pytest.raises(DataError, match="matches no list - correct --config"):
+        find_files(data, "val")

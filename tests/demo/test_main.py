@@ -18,6 +18,7 @@ WRITTEN = (  # by earlier demos, and by verbs that were given their folders
     "data/images/train/0159.jpg",
     "data/labels/val/0031.png",
     "run/log.jsonl",
+    "run/env.json",
     "run/.lock",
     "run/.config.json.123.tmp",
     "run/bad_samples.txt",

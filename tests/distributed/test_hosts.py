@@ -62,6 +62,17 @@ def after_step(step, change):
         return train_step
     loop.make_train_step = make_spied
 
+def spike_at(step):
+    make = loop.make_train_step
+    def make_spied(*args):
+        inner = make(*args)
+        def train_step(state, *batch):
+            factor = 100 if int(state["step"]) + 1 == step else 1
+            state, metrics = inner(state, *batch)
+            return state, metrics | {"loss": factor * metrics["loss"]}
+        return train_step
+    loop.make_train_step = make_spied
+
 def corrupt_a_copy(state):
     name, leaf = next(iter(state["params"]["classifier"].items()))
     parts = [np.array(s.data) for s in leaf.addressable_shards]
@@ -173,7 +184,9 @@ def stopped_at(step):
 
 
 def lines_of(workdir):
-    return [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
+    """Returns the lines of the log but those of the account, which each process adds to."""
+    lines = [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["event"] != "time"]
 
 
 def damage(step, copy):
@@ -200,19 +213,19 @@ def test_run_goes_on_with_other_hosts_and_devices_and_ends_as_on_one(root, envir
     assert codes == [0], errors
 
     command = train(root, moved, *options)
-    codes, _, errors = pair(train(root, moved, *options, start=stopped_at(1)), wide).end()
+    codes, _, errors = pair(train(root, moved, *options, start=stopped_at(2)), wide).end()
     assert codes == [143, 143], errors
     assert error_lines(errors)[0] == error_lines(errors)[1]
     saved = checkpoint.latest_step(moved)
-    assert 1 < saved <= 4
+    assert 2 < saved <= 5
     assert f"stopped by SIGTERM and saved at step {saved} of {TOTAL}" in errors[0]
 
     for devices in (1, 4):
-        stopped = train(root, moved, *options, start=stopped_at(saved + 1))
+        stopped = train(root, moved, *options, start=stopped_at(saved + 2))
         codes, _, errors = Run([stopped], wide, devices).end()
         assert codes == [143], errors
-        assert checkpoint.latest_step(moved) == saved + 1
-        saved += 1
+        assert checkpoint.latest_step(moved) == saved + 2
+        saved += 2
     # Each host holds bands of two images' rows then.
     codes, outputs, errors = pair([*command, "--config.mesh.spatial=2"], wide).end()
     assert codes == [0, 0], errors
@@ -279,6 +292,25 @@ def test_host_that_cannot_write_ends_all_and_the_run_goes_on(root, environment, 
 
 
 # What one host has, all are told of
+
+
+@_PAIR
+def test_hosts_leave_out_the_same_batch_also_when_stopped_between(root, environment, tmp_path):
+    options = ["--config.train.on_nonfinite=rollback", "--config.train.spike_factor=9"]
+    options += ["--config.checkpoint.every_steps=3", "--config.train.steps=10"]
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    for workdir, change, code in (
+        (whole, "spike_at(7)", 0), (parted, "spike_at(7); after_step(7, stop)", 143),
+        (parted, "spike_at(7)", 0),
+    ):  # fmt: skip
+        command = train(root, workdir, *options, start=drive(change))
+        codes, _, errors = pair(command, environment).end()
+        assert codes == [code, code], errors
+        assert checkpoint.read_info(workdir).left_out == (7,)
+    assert lines_of(parted)[-1] == lines_of(whole)[-1]
+    for workdir in (whole, parted):
+        left_out = [line for line in lines_of(workdir) if line["event"] == "rollback"]
+        assert [(line["step"], line["to"]) for line in left_out] == [(7, 6)]
 
 
 @_PAIR

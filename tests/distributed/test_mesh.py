@@ -112,6 +112,13 @@ def test_advised_batch_also_divides_into_the_losses_groups():
         mesh_lib.mesh_of(c, jax.devices()[:3])
 
 
+def test_checker_of_tpus_is_refused_elsewhere():
+    c = config.get_config("voc", 50, 16)
+    c.mesh.check_hardware = True
+    with pytest.raises(ConfigError, match="these devices are cpu - leave it out: --config"):
+        mesh_lib.mesh_of(c, jax.devices()[:1])
+
+
 @pytest.mark.parametrize(("height", "advice"), [(360, ""), (384, "config.mesh.spatial=2 .*, ")])
 def test_advised_split_of_rows_is_one_that_the_height_allows(height, advice):
     c = config.get_config("voc", 50, 16)

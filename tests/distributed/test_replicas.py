@@ -30,7 +30,7 @@ def test_copies_without_a_majority_are_all_named():
     parts = [jax.device_put(np.float32([k // 2]), d) for k, d in enumerate(jax.devices())]
     bad = jax.make_array_from_single_device_arrays((1,), mesh_lib.replicated(mesh), parts)
     with pytest.raises(NumericError, match=r"device 0 .* device 3 .*none is in the majority"):
-        Replicas(mesh).check({"a": bad}, 3, "kept")
+        Replicas(mesh).check({"a": bad}, 3, lambda: "kept")
 
 
 def test_copy_that_differs_is_found_on_one_host():
@@ -38,8 +38,8 @@ def test_copy_that_differs_is_found_on_one_host():
     whole = mesh_lib.replicated(mesh)
     values = np.arange(6, dtype=np.float32)
     replicas = Replicas(mesh)
-    replicas.check({"a": jax.device_put(values, whole)}, 3, "kept")
+    replicas.check({"a": jax.device_put(values, whole)}, 3, lambda: "kept")
     parts = [jax.device_put(values + (k == 2) * 1e-6, d) for k, d in enumerate(jax.devices())]
     bad = jax.make_array_from_single_device_arrays((6,), whole, parts)
     with pytest.raises(NumericError, match=r"device 2 of .* has .*; 3 of 4 have .* kept"):
-        replicas.check({"a": bad}, 3, "kept")
+        replicas.check({"a": bad}, 3, lambda: "kept")

@@ -42,7 +42,7 @@ ELSEWHERE = {
     r"deeplab train .* --hardware ": "tests/dry_run/test_gather.py, where the data are missing too",
     r"scripts/launch_tpu_pod\.sh |JAX_PLATFORMS=cpu scripts/launch_tpu_pod\.sh ": "tests/launch/"
     "test_launch_tpu_pod.py, with stand-ins for gcloud and ssh",
-    r"deeplab evaluate --checkpoint ade20k ": "tests/evaluation/test_run.py, on drawn images",
+    r"deeplab evaluate --checkpoint gs://": "tests/buckets/test_runs.py, in a server's bucket",
     r"sbatch ": "tests/launch/test_train_slurm.py, with a stand-in for srun",
     r"gcloud |sudo |git archive ": "not run: a cloud account or an administrator is needed",
     r"python3 -m venv |pip install |scripts/(quickstart|test)\.sh": "not run by a test: they make"

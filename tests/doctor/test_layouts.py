@@ -252,4 +252,4 @@ def test_validation_images_without_masks_are_named_and_not_validated_on(tmp_path
     assert (layout.is_split, layout.data.images) == (False, "images/train")
     (finding,) = layout.findings
     assert finding.severity == "warning"
-    assert finding.title == "split val has images without masks, and is not used"
+    assert finding.title == "split val has 3 images without masks, and is not used"

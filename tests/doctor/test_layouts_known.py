@@ -61,7 +61,7 @@ KNOWN = [  # files, fields (images, masks, mask_suffix), splits as planted, numb
      NUMBERS, 0),
     ("photo training/image_2/{i}_10.png", "mask training/semantic/{i}_10.png",
      "colors training/semantic_rgb/{i}_10.png", "deep training/instance/{i}_10.png",
-     "photo testing/image_2/{i}_10.png", "training/image_2 training/semantic", TRAIN, 0),
+     "photo testing/image_2/{i}_10.png", "training/image_2 training/semantic", TRAIN, 1),
     ("photo training/image_2/{u}_{i}.png", "colors training/gt_image_2/{u}_road_{i}.png",
      "training/image_2/{{um_,uu_}}*.* training/gt_image_2/{{um_,uu_}}road_*.*", TRAIN, 0),
     ("photo images/{split}2017/{i}.jpg", "mask stuffthingmaps/{split}2017/{i}.png",
@@ -140,7 +140,7 @@ def test_layouts_as_they_are_published(tmp_path, case):
 @pytest.mark.parametrize(
     ("places", "masks", "severity", "told"),
     [
-        (["mask masks/{i}.png", "mask masks_old/{i}.png"], "masks", "note", "masks_old"),
+        (["mask masks/{i}.png", "mask masks_old/{i}.png"], "masks", "warning", "masks_old"),
         (["mask labels/{i}.png", "mask labels_v2/{i}.png"], "labels", "warning", "labels_v2"),
         (["shades masks/{i}.png", "mask targets/{i}.png"], "targets", "warning", "shades of grey"),
         (["colors gt_a/{i}.png", "mask gt_b/{i}.png"], "gt_b", "warning", "masks in colours"),

@@ -1,8 +1,9 @@
-"""Draws folder trees; every image with a mask is used or named, and nothing else is used."""
+"""Draws folder trees; every image is used or named, and nothing without a mask is used."""
 
 import io
 import re
 import tempfile
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,11 @@ SITES = [("",), ("", "b"), ("a", "b"), ("a", "b/c"), ("a", "b", "c"), ("d/a", "d
 
 @st.composite
 def trees(draw):
-    """Draws ({file: bytes or text}, {image: masks that may be meant}, whether there is a split)."""
+    """Draws a tree.
+
+    Returns ({file: bytes or text}, {image: masks that may be meant}, whether there is a split,
+    {text that a finding must hold: its severity}).
+    """
     sites = draw(st.sampled_from(SITES))
     images, masks = draw(st.sampled_from(ROLES))
     naming = draw(st.sampled_from(sorted(NAMES)))
@@ -51,11 +56,14 @@ def trees(draw):
     names = NAMES[naming]
     place = draw(st.sampled_from(["none", "above", "below", "lists", "inner"]))
     splits = draw(st.sampled_from(SPLITS)) if place != "none" else ("",)
-    rival = draw(st.sampled_from(["", "", "masks_old", "predictions", "labels_2"]))
+    rival = draw(st.sampled_from(["", "", "masks_old", "predictions", "labels_2", "masks_coarse"]))
     beside = draw(st.sampled_from(["", *BESIDE]))
-    unlabelled = draw(st.booleans())
+    alone = draw(st.sampled_from(["", "z", "unlabelled"]))  # a site without masks
+    letter = draw(st.sampled_from(["", "\u00e9"]))  # whose form differs in images and masks
+    forms = draw(st.permutations(["NFC", "NFD"]))
     numbers = iter(range(1000)) if draw(st.booleans()) else None  # else each folder begins anew
     files, truth, lists = {}, {}, {split: [] for split in splits}
+    told = {}
     for site in sites:
         for k, split in enumerate(splits):
 
@@ -65,10 +73,10 @@ def trees(draw):
                 return "/".join(part for part in parts if part)
 
             for n in range(draw(st.integers(2, 3))):
-                stem = f"{next(numbers):03d}" if numbers else f"{n + 10 * k:03d}"
+                stem = f"{letter}{next(numbers) if numbers else n + 10 * k:03d}"
                 image, mask = (
-                    f"{path(role)}/{name.format(stem)}".lstrip("/")
-                    for role, name in zip((images, masks), names, strict=True)
+                    f"{path(role)}/{unicodedata.normalize(form, name.format(stem))}".lstrip("/")
+                    for role, name, form in zip((images, masks), names, forms, strict=True)
                 )
                 files |= {image: "photo", mask: "mask"}
                 truth[image] = {mask}
@@ -79,16 +87,18 @@ def trees(draw):
                     other = f"{path(rival)}/{names[1].format(stem)}"
                     files[other] = "mask"
                     truth[image] |= {other} if rival == "labels_2" else set()  # old ones come last
-    if unlabelled and images and sites[0]:
-        # A site that is not labelled yet.
+                    told[rival] = "warning"
+    if alone and images and sites[0]:
         parts = [
             splits[0] * (place == "above"),
-            "z",
+            alone,
             splits[0] * (place == "inner"),
             images,
             splits[0] * (place == "below"),
         ]
-        files["/".join(filter(None, parts)) + "/" + names[0].format("900")] = "photo"
+        folder = "/".join(filter(None, parts))
+        files[f"{folder}/{names[0].format('900')}"] = "photo"
+        told[f"{folder}: 1 image"] = "note" if alone == "unlabelled" else "warning"
     if images and draw(st.booleans()):  # another data set
         for n in range(2):
             files |= {f"more/pics/{n}.png": "photo", f"more/annotations/{n}.png": "mask"}
@@ -97,9 +107,9 @@ def trees(draw):
         encoding = draw(st.sampled_from(ENCODINGS))
         slash = draw(st.sampled_from("/\\"))
         for split, lines in lists.items():
-            text = "\r\n".join(lines).replace("/", slash)
+            text = unicodedata.normalize("NFC", "\r\n".join(lines)).replace("/", slash)
             files[f"{split}.txt"] = text.encode(encoding)
-    return files, truth, place != "none"
+    return files, truth, place != "none", told
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -115,7 +125,7 @@ def test_every_pair_of_many_trees_is_used_or_named(tree):
     check(*tree)
 
 
-def check(files, truth, is_split):
+def check(files, truth, is_split, told):
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder).resolve()
         for name, content in files.items():
@@ -142,5 +152,8 @@ def check(files, truth, is_split):
     ]
     assert len(truth) - len(used) <= sum(named), layout
     assert layout.is_split == is_split, layout
+    for text, severity in told.items():
+        texts = (f.title + " ".join(f.items) for f in layout.findings if f.severity == severity)
+        assert any(text in told for told in texts), (text, layout)
     num_others = sum(image.startswith("more/") for image in truth)
     assert len(used) == len(truth) - num_others or (len(used), num_others) == (2, 2), layout

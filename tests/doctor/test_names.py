@@ -76,8 +76,12 @@ def test_names_of_colours(tmp_path, name):
         ("a\nb\nc", (0, 60, 120), {0: "a", 60: "b", 120: "c"}),
         ("a\nb", (0, 255), {0: "a", 255: "b"}),
         ("1 a\n4 b\n255 void", (1, 4), {1: "a", 4: "b"}),
-        ("a\nb\nc", (0, 1, 2, 3), "has 3 names, and the masks hold the values 0..3"),
-        ("0 a\n1 b\n3 c", (0, 1, 2), "has 3 names, and the masks hold the values 0..2"),
+        ("a\nb\nc", (0, 1, 2, 3), {0: "background", 1: "a", 2: "b", 3: "c"}),
+        ("1 a\n2 b", (0, 1, 2), {0: "background", 1: "a", 2: "b"}),
+        ("a\nbackground", (0, 1, 2), "has 2 names, and the masks hold 3 values (0..2)"),
+        ("a\nb\nc", (0, 1, 2, 3, 4), "has 3 names, and the masks hold 5 values (0..4)"),
+        ("a\nb\nc", (1, 2, 3, 4), "has 3 names, and the masks hold 4 values (1..4)"),
+        ("0 a\n1 b\n3 c", (0, 1, 2), "has 3 names, and the masks hold 3 values (0..2)"),
         ("a\nb\na", (0, 1, 2), "leaves a class without a name, or names two alike"),
     ],
 )
@@ -143,8 +147,8 @@ def test_names_are_in_the_report_and_the_recipe(make_tree, recipe_of, doctor):
     (root / "labels" / "classes.txt").write_text("a")
     *_, report = doctor("--data", root)
     assert [f["items"] for f in report["findings"] if f["kind"] == "class-names"] == [[
-        "labels/classes.txt: has 1 names, and the masks hold the values 0..3",
-        "labels.txt: has 2 names, and the masks hold the values 0..3",
+        "labels/classes.txt: has 1 names, and the masks hold 4 values (0..3)",
+        "labels.txt: has 2 names, and the masks hold 4 values (0..3)",
     ]]  # fmt: skip
 
 
@@ -181,3 +185,25 @@ def test_the_background_of_machine_masks_needs_no_entry(tmp_path):
     path.write_text(json.dumps({"car": [1, 1, 1], "tree": [2, 2, 2]}))
     named, _ = find_names([tmp_path], Masks((0, 1, 2), (), (), {}))
     assert named.names == ("background", "car", "tree")
+
+
+def test_names_without_background_come_after_those_that_fit_and_are_said(make_tree, doctor):
+    root = make_tree("folder", num_train=6, num_val=2)  # values 0..3
+    entries = [{"title": t, "color": f"#{k}000ff", "id": 77 + k} for k, t in enumerate("abc")]
+    (root / "meta.json").write_text(json.dumps({"classes": entries}))
+    _, out, *_ = doctor("--data", root)
+    assert "(names of meta.json, with background in front for 0, which it does not name)" in out
+    (root / "classes.txt").write_text("w\nx\ny\nz\n")
+    assert "(names of classes.txt)" in doctor("--data", root)[1]
+    (root / "classes.json").write_text('["a", "b", "c"]')
+    *_, report = doctor("--data", root)
+    (fix,) = (f["fix"] for f in report["findings"] if f["kind"] == "unknown-value")
+    assert fix.endswith("or name all classes in classes.json, which names 3")
+
+
+def test_black_is_the_background_that_a_table_of_colours_lacks(tmp_path):
+    (tmp_path / "labelmap.txt").write_text("a:1,2,3::\nb:4,5,6::\n")
+    black, own = (0, 0, 0), ((1, 2, 3), (4, 5, 6))
+    named, _ = find_names([tmp_path], masks_of(colors=[*own, black]))
+    assert (named.names, named.palette) == (("background", "a", "b"), (black, *own))
+    assert "background in front for black" in named.more

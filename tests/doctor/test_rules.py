@@ -1,5 +1,6 @@
 """What is found in data sets with faults, by the whole command."""
 
+import itertools
 import os
 import shutil
 
@@ -198,3 +199,18 @@ def test_planted_faults_in_camvid_are_found_and_the_clean_copy_has_none(shared, 
     code, _, _, report = doctor("--data", root)
     assert code == 3
     assert [fault for fault, name in used.items() if not is_found(report, fault, name)] == []
+
+
+def test_a_fourth_band_without_a_mark_is_named_once(make_tree, doctor):
+    root = make_tree("folder", num_train=6, num_val=2)
+    modes = itertools.cycle(("RGB", "RGBA", "RGBX"))
+    names = []
+    for path in sorted((root / "images").rglob("*.jpg")):
+        mode = next(modes)
+        names += [str(path.with_suffix(".tif").relative_to(root))] * (mode == "RGBX")
+        Image.open(path).convert(mode).save(path.with_suffix(".tif"))
+        path.unlink()
+    code, *_, report = doctor("--data", root)
+    (found,) = (f for f in report["findings"] if f["kind"] == "extra-band")
+    assert (code, found["severity"], found["items"]) == (0, "warning", names)
+    assert "gdal_translate -b 1 -b 2 -b 3" in found["fix"]

@@ -1,11 +1,15 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from deeplab_jax.config import freeze, get_config
+from deeplab_jax.distributed import mesh as mesh_lib
 from deeplab_jax.dry_run import compiled
 from deeplab_jax.models import ops
+from deeplab_jax.training.step import compiler_options
 
 _COMPILER = pytest.mark.slow("needs a hardware compiler, and minutes of it")
 
@@ -201,3 +205,19 @@ def test_what_a_tpu_slice_communicates(name, dataset, spatial, kinds, compile_ru
         assert got.collectives["collective-permute"][0] <= 133
         assert got.temporaries <= 638 * 2**20
         assert got.cycles <= 26e6
+
+
+def test_tpus_compiler_knows_the_checker_of_the_hardware(small, absent_devices):
+    devices, _ = absent_devices("v5e:2x2")
+    sizes = []
+    for is_checked in (False, True):
+        mesh = dataclasses.replace(small.mesh, check_hardware=is_checked)
+        run = dataclasses.replace(small, mesh=mesh)
+        options = compiler_options(run, mesh_lib.mesh_of(run, devices))
+        assert bool(options) == is_checked
+        layout = jax.sharding.SingleDeviceSharding(devices[0])
+        x = jax.ShapeDtypeStruct((256, 256), jnp.float32)
+        step = jax.jit(lambda x: x @ x, in_shardings=layout, compiler_options=options)
+        figures = step.lower(x).compile().memory_analysis()
+        sizes.append(figures.generated_code_size_in_bytes)
+    assert sizes[1] > sizes[0]

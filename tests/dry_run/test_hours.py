@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from deeplab_jax.dry_run import hours
-from deeplab_jax.dry_run.hardware import parse_hardware, peak_speed
+from deeplab_jax.dry_run.hardware import parse_hardware, peak_of_device, peak_speed
 
 
 def test_a_guess_on_known_hardware_says_its_basis(narrow_config):
@@ -20,6 +20,19 @@ def test_full_products_on_a_tpu_take_six_passes():
     hardware = parse_hardware("v5e:2x4")
     assert peak_speed(hardware, "bfloat16") == 6 * peak_speed(hardware, "float32")
     assert peak_speed(hardware, "float64") is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("NVIDIA H200", "h200"), ("NVIDIA H100 80GB HBM3", "h100"), ("TPU v4", "v4:2x2x1"),
+     ("TPU v5 lite", "v5e:1x1"), ("TPU v5p", "v5p:2x2x1"), ("TPU v6 lite", "v6e:1x1")],
+)  # fmt: skip
+def test_peak_is_known_by_the_name_that_jax_gives_a_device(kind, name):
+    peak = peak_of_device(kind, "bfloat16")
+    assert peak
+    assert peak == peak_speed(parse_hardware(name), "bfloat16")
+    assert peak_of_device("NVIDIA H100 PCIe", "bfloat16") is None
+    assert peak_of_device("cpu", "float32") is None
 
 
 def test_a_guess_on_a_processor_comes_from_its_own_speed(narrow_config):

@@ -44,6 +44,23 @@ def test_changed_files_are_counted_again(opened, tmp_path):
     assert after.sum() == before.sum()
 
 
+def test_one_split_with_and_without_samples_is_counted_once_each(opened, tmp_path, monkeypatch):
+    whole = opened()[0]
+    part = whole.select(range(len(whole) - 1))
+    counts = [label_counts.count_labels(one, tmp_path).tolist() for one in (part, whole)]
+    monkeypatch.setattr(label_counts, "_count", None)
+    for _ in range(2):
+        for one, count in zip((part, whole), counts, strict=True):
+            assert label_counts.count_labels(one, tmp_path).tolist() == count
+
+
+def test_split_without_a_pixel_to_score_is_refused(opened):
+    dataset, data_config = opened()
+    label_counts.refuse_none(np.array([0, 1, 0, 0, 9]), dataset, data_config)
+    with pytest.raises(DataError, match=r"'train' has no pixel to be scored: all 9 are ignored - "):
+        label_counts.refuse_none(np.array([0, 0, 0, 0, 9]), dataset, data_config)
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"train": 3}', '{"train": {"stamp": 1}}'])
 def test_what_is_kept_may_be_damaged(opened, tmp_path, text):
     (tmp_path / label_counts.FILE).write_text(text)

@@ -188,5 +188,6 @@ def test_iou_equals_the_official_evaluation_of_cityscapes():
 
 def test_mean_in_words_names_the_classes_only_where_some_are_left_out():
     assert metrics.mean_in_words([0.25, 0.75]) == "50.00 %"
+    assert metrics.mean_in_words([None, np.nan]) == "undefined (no pixel of any class)"
     assert metrics.mean_in_words([1.0, None]) == "100.00 % over 1 of 2 classes"
     assert metrics.mean_in_words(np.array([0.5, np.nan, 0.0])) == "25.00 % over 2 of 3 classes"

@@ -3,6 +3,7 @@
 import fcntl
 import json
 
+import cv2
 import numpy as np
 import pytest
 
@@ -124,3 +125,15 @@ def test_nothing_is_read_unless_asked(damaged, train, tmp_path):
     dataset = open_dataset(load_recipe(argv[2], [argv[3]]).data, 4, "train")
     assert leave_out(dataset, 0, tmp_path / "run", False) is dataset
     assert not (tmp_path / "run").exists()
+
+
+def test_16_bits_without_a_range_are_no_bad_samples(damaged, train, tmp_path):
+    root, _ = damaged(0)
+    for path in (root / "images" / "train").iterdir():
+        path.unlink()
+        cv2.imwrite(str(path.with_suffix(".png")), np.full((65, 97, 3), 999, np.uint16))
+    argv = [str(argument) for argument in train(root)]
+    dataset = open_dataset(load_recipe(argv[2], [argv[3]]).data, 4, "train")
+    with pytest.raises(DataError, match=r"16 bits .* - set --config.data.value_range=0,999"):
+        leave_out(dataset, 8, tmp_path / "run", False)
+    assert not (tmp_path / "run" / "bad_samples.txt").exists()

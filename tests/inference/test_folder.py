@@ -264,6 +264,42 @@ def test_interrupted_writing_leaves_whole_files(saved_run, predict_into, tmp_pat
         assert Image.open(numbers.with_suffix(".png")).load()
 
 
+def test_predict_goes_on_after_an_end_midway(saved_run, predict_into, tmp_path):
+    first, second, third = saved_run.images
+    out = tmp_path / "out"
+    assert predict_into(*saved_run.images)[0] == 0
+    whole = {path.name: path.read_bytes() for path in out.iterdir()}
+    kept = out / f"{first.stem}.png"
+    kept.write_bytes(b"kept")
+    # The second was cut off before its JSON, the third before its overlay.
+    (out / f"{second.stem}.json").unlink()
+    (out / f"{second.stem}.png").write_bytes(b"old")
+    (out / f"{third.stem}_overlay.jpg").unlink()
+    (out / f".{second.stem}.png.{2**22 + 1}.tmp").write_bytes(b"half")  # no such process can be
+    code, told, err = predict_into(*saved_run.images, "--skip-existing")
+    assert (code, err) == (0, "")
+    assert told.startswith(f"1 images had their results: --skip-existing\n2 of 2 images -> {out} ")
+    assert kept.read_bytes() == b"kept"
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == whole | {kept.name: b"kept"}
+    code, told, err = predict_into(*saved_run.images, "--skip-existing")
+    assert (code, told.splitlines()[0]) == (0, "3 images had their results: --skip-existing")
+
+    code, _, err = predict_into(*saved_run.images, "--skip-existing", "--step", "best")
+    json_file = out / f"{first.stem}.json"
+    assert code == 2
+    assert f"error: {json_file}: is of step 7, not 3 - go on with --step 7, or replace all" in err
+    assert predict_into(first, "--skip-existing", "--force")[0] == 2
+
+    json_file.write_text('{"shapes": []}')  # of another program
+    code, _, err = predict_into(first, "--skip-existing")
+    assert (code, err.startswith(f"error: {json_file}: exists already - ")) == (2, True)
+    for path in out.glob("*.json"):
+        path.unlink()
+    code, _, err = predict_into(*saved_run.images, "--skip-existing")
+    assert code == 2  # more than an end midway leaves
+    assert f"{kept}, {out / second.stem}.png, " in err
+
+
 def test_folders_in_folders_keep_their_names(saved_run, model, predict_into, tmp_path):
     for place, image in zip(
         ("", "a", "a/b", ".cache"), (*saved_run.images, saved_run.images[0]), strict=True

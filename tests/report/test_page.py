@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deeplab_jax.account import goodput
 from deeplab_jax.config import freeze, get_config
 from deeplab_jax.data.classes import colormap
 from deeplab_jax.evaluation import metrics
@@ -37,6 +38,18 @@ def test_page_needs_nothing_but_itself(html, parse):
     assert not re.search(r"url\(|@import|https?://(?!www\.w3\.org)|fetch\(|XMLHttp", html)
     (policy,) = got.of("meta", **{"http-equiv": "Content-Security-Policy"})
     assert "default-src 'none'" in policy["content"]
+
+
+def test_page_tells_where_the_hours_went(content, parse):
+    seconds = dict.fromkeys(goodput.NAMES, 0.0) | {"steps": 90.0, "lost work": 10.0}
+    lines = [goodput.Line("stop", 200.0, 40, {"steps": 100.0})]
+    process = goodput.Process(100.0, 4, {"kind": "cpu", "count": 1}, lines)
+    account = goodput.Account(seconds, [process], [90.0], 0, 30, 10, 0.0)
+    got = parse(page.build(content._replace(hours=page.Hours(account, 0.5, 1e12))))
+    assert "lost work10.0 s10.0 %10 steps computed again after a kill" in got.text
+    assert "model FLOP utilisation 50.00 % of 1 TFLOP/s a device" in got.text
+    assert "tells the times" not in got.text
+    assert "No log beside this evaluation tells the times" in parse(page.build(content)).text
 
 
 def test_page_is_described_for_screen_readers(html, content, parse):

@@ -52,14 +52,14 @@ def draw_variables(c, seed=0):
 def write(make_config, tmp_path):
     """Returns write(kind, names, metrics, **model) -> (path, config, items): random, saved."""
 
-    def write(kind="weights", names=NAMES, metrics=None, **model):
+    def write(kind="weights", names=NAMES, metrics=None, drawn="", **model):
         c = make_config(**model)
         items, info_config = draw_variables(c), freeze(c)
         if kind == "backbone":
             items = {name: tree["backbone"] for name, tree in items.items()}
             info_config, names = None, ()
         names = names[: c.model.num_classes]
-        info = checkpoint.Info(kind=kind, config=info_config, class_names=names)
+        info = checkpoint.Info(kind=kind, config=info_config, class_names=names, drawn=drawn)
         path = tmp_path / f"{kind}{c.model.depth}"
         with checkpoint.Saver(path) as saver:
             saver.save(0 if kind == "weights" else 1200, items, info, metrics)
@@ -109,6 +109,14 @@ def test_whole_network_is_loaded_and_nothing_else_changes(write, capsys):
     count = len(jax.tree.leaves(items))
     text = f"init: {count} of {count} tensors from {path} (step 1200, mean IoU 41.00 %)\n"
     assert capsys.readouterr().out == text
+
+
+def test_what_was_drawn_when_weights_were_converted_is_told(write, capsys):
+    path, c, _ = write(drawn="auxiliary head, from seed 0")
+    c.init.checkpoint = str(path)
+    init_weights.load_init(new_state(c), c)
+    out = capsys.readouterr().out
+    assert "(weights; drawn when it was converted: auxiliary head, from seed 0)" in out
 
 
 @pytest.mark.parametrize("classes", [3, 4])
@@ -272,7 +280,8 @@ def test_fine_tuning_to_other_classes_and_going_on_once_the_source_is_gone(
     assert code == 0
     assert "continuing at step 1 of 3" in out
     assert "init:" not in out
-    steps = [json.loads(line)["step"] for line in (workdir / "log.jsonl").open()]
+    log = [json.loads(line) for line in (workdir / "log.jsonl").open()]
+    steps = [line["step"] for line in log if line["event"] != "time"]
     assert steps == [1, 2, 3, 3, 3]  # the last is evaluated, and the end
 
 
@@ -315,3 +324,15 @@ def test_backbone_of_another_depth_does_not_fit(write, make_config):
     c.init.backbone = str(path)
     with pytest.raises(CheckpointError, match=r"does not fit: \d+ parameters missing.*unexpected"):
         init_weights.load_init(new_state(c), c)
+
+
+def test_fingerprint_changes_with_any_bit_of_the_newest_step(narrow_config, tmp_path):
+    def saved(folder, value):
+        items = {"params": {"a": np.float32([value])}, "batch_stats": {"b": np.float32([0])}}
+        checkpoint.save_once(folder, items, checkpoint.Info(kind="backbone", step=12))
+        return init_weights.init_fingerprint(narrow_config(f"init.backbone={folder}"))
+
+    one, same = (saved(tmp_path / name, 1) for name in "ab")
+    assert one == same != saved(tmp_path / "c", np.nextafter(np.float32(1), np.float32(2)))
+    assert one.startswith("step 12 (")
+    assert init_weights.init_fingerprint(narrow_config("init.backbone=none")) is None

@@ -1,10 +1,20 @@
 import json
+import os
 import re
+import time
 
 import pytest
 
 from deeplab_jax.training import log
-from deeplab_jax.training.log import Display, JsonLog, Log, Speed, read_log
+from deeplab_jax.training.log import (
+    Account,
+    Display,
+    JsonLog,
+    Log,
+    Speed,
+    display,
+    read_log,
+)
 
 
 def write_lines(path, *lines):
@@ -25,6 +35,15 @@ def test_each_line_has_event_step_and_values_and_is_written_at_once(tmp_path):
         {"event": "eval", "step": 1, "mean_iou": None},
     ]
     log.close()
+
+
+def test_full_disk_is_that_of_the_log(tmp_path):
+    log = JsonLog(tmp_path / "log.jsonl", 0)
+    os.dup2(os.open("/dev/full", os.O_WRONLY), log._file.fileno())
+    for write in (lambda: log.write("train", 1, {}), log.close):  # closing tries once more
+        with pytest.raises(OSError, match="No space left") as caught:
+            write()
+        assert caught.value.filename == str(tmp_path / "log.jsonl")
 
 
 def test_floats_come_back_bit_for_bit(tmp_path):
@@ -51,6 +70,18 @@ def test_continued_log_drops_the_end(tmp_path):
     assert path.read_text() == train_line(2) + "\n"
 
 
+def test_log_that_goes_back_keeps_the_rollbacks_that_are_not_repeated(tmp_path):
+    path = tmp_path / "log.jsonl"
+    rollbacks = [json.dumps({"event": "rollback", "step": step}) for step in (5, 6)]
+    write_lines(path, *(train_line(step) for step in (1, 2)), *rollbacks, train_line(3))
+    log = JsonLog(path, 9)
+    log.go_back(2, [6])
+    log.write("train", 3, {})
+    steps = [json.loads(line)["step"] for line in path.read_text().splitlines()]
+    assert steps == [1, 2, 6, 3]
+    log.close()
+
+
 @pytest.mark.parametrize("rest", [train_line(3)[:-9], '{"event": "train"}', "[]", "\0\0\0"])
 def test_line_that_a_kill_cut_short_is_dropped(tmp_path, rest):
     path = tmp_path / "log.jsonl"
@@ -59,6 +90,44 @@ def test_line_that_a_kill_cut_short_is_dropped(tmp_path, rest):
     log.write("train", 6, {})
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 6]
     assert [file.name for file in tmp_path.iterdir()] == ["log.jsonl"]
+
+
+def test_lines_of_the_account_outlive_the_steps_that_are_done_again(tmp_path):
+    path = tmp_path / "log.jsonl"
+    first = JsonLog(path, 0)
+    account = Account(first, time.time() - 5, 0, {"batch_size": 4})
+    account.trains()
+    with account.during("saving"):
+        account.step = 3
+    account.saved()
+    first.write("loss", 3, {"loss": 2.0})
+    account.close()
+    account.close()
+    first.write("end", 3, {})
+    JsonLog(path, 2).close()
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(x["event"], x["at"], x["step"]) for x in lines] == [
+        ("time", "start", 0), ("time", "saved", 3), ("time", "stop", 3)
+    ]  # fmt: skip
+    assert lines[0]["batch_size"] == 4
+    assert lines[0]["began"] == pytest.approx(lines[0]["time"] - lines[0]["starting"], abs=0.1)
+    for line in lines:
+        seconds = sum(line[part] for part in log.PARTS)
+        assert seconds == pytest.approx(line["time"] - lines[0]["began"], abs=0.1)
+    assert read_log(path) == ({}, {})
+
+
+def test_a_killed_process_is_unknown_for_a_hundredth_of_its_life():
+    assert [log.beat({"a": x, "b": x}) for x in (0, 49, 150, 1e6)] == [1, 1, 3, 60]
+
+
+def test_living_process_writes_lines_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr("deeplab_jax.training.log.account.beat", lambda seconds: 0.001)
+    file = JsonLog(tmp_path / "log.jsonl", 0)
+    account = Account(file, time.time(), 0, {})
+    while '"run"' not in (tmp_path / "log.jsonl").read_text():
+        time.sleep(0.001)
+    account.close()
 
 
 class Clock:
@@ -73,7 +142,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(log, "time", clock)
+    monkeypatch.setattr(display, "time", clock)
     return clock
 
 

@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from deeplab_jax.training import picture
-from deeplab_jax.training.log import Log
+from deeplab_jax.training.log import Log, picture
 
 
 def curve(*values):

@@ -76,6 +76,20 @@ def test_what_others_could_put_there_is_not_run(monkeypatch, tmp_path):
         assert (tmp_path / name).stat().st_mode == before
 
 
+@pytest.mark.parametrize(("mode", "is_used"), [(0o777, False), (0o775, False), (0o1777, True)])
+def test_folder_that_others_could_replace_is_not_used(monkeypatch, tmp_path, capsys, mode, is_used):
+    inner = tmp_path / "open" / "between" / "mine"
+    inner.mkdir(parents=True)
+    (tmp_path / "open").chmod(mode)
+    (tmp_path / "link").symlink_to(inner.parent)  # is no way around
+    for place in (inner, tmp_path / "link" / "mine"):
+        jax.config.update("jax_compilation_cache_dir", None)
+        monkeypatch.setenv(compile_cache.VARIABLE, str(place))
+        assert (compile_cache.enable() is not None) == is_used
+        told = f"compile cache {place} is not used: others own {tmp_path / 'open'}, above it, or "
+        assert capsys.readouterr().err.startswith("" if is_used else told)
+
+
 def test_programs_outlive_the_process(tmp_path):
     code = (
         "import jax; from deeplab_jax.utils import compile_cache; compile_cache.enable();"

@@ -8,6 +8,10 @@ import numpy as np
 from deeplab_jax.errors import DataError
 
 
+class NoRangeError(DataError):
+    """A picture of 16 bits where `config.data.value_range` is missing: no fault of the picture."""
+
+
 def to_8_bits(name: str, pixels: np.ndarray, value_range: Sequence[int]) -> np.ndarray:
     """Returns a photograph as uint8 (H, W, 3) RGB.
 
@@ -20,7 +24,7 @@ def to_8_bits(name: str, pixels: np.ndarray, value_range: Sequence[int]) -> np.n
       value_range: (low, high) of `config.data.value_range`, or empty.
 
     Raises:
-      DataError: 16 bits, and no range is given; names the one of this picture.
+      NoRangeError: 16 bits, and no range is given; names the one of this picture.
     """
     if pixels.dtype == np.uint8:
         return pixels
@@ -28,7 +32,7 @@ def to_8_bits(name: str, pixels: np.ndarray, value_range: Sequence[int]) -> np.n
         high = int(pixels.max())
         fix = f"set --config.data.value_range=0,{usable_high(high)} (deeplab doctor finds that of "
         fix += "all pictures), or 0,65535 for the upper 8 bits"
-        raise DataError(name, f"has 16 bits a channel, values up to {high}", fix)
+        raise NoRangeError(name, f"has 16 bits a channel, values up to {high}", fix)
     scaled = table(*value_range)[pixels]
     return np.stack([scaled] * 3, -1) if scaled.ndim == 2 else scaled
 

@@ -154,6 +154,12 @@ def fault(directory: Directory) -> tuple[str, str] | None:
     return None
 
 
+def has_unmarked_band(directory: Directory) -> bool:
+    """Tells whether a picture in red, green and blue has a fourth band that is no transparency."""
+    is_rgb = directory.number(PHOTOMETRIC) == 2 and directory.number(SAMPLES, 1) == 4
+    return is_rgb and directory.number(EXTRA) not in (1, 2)
+
+
 def hidden_fault(directory: Directory, image: Image.Image) -> tuple[str, str] | None:
     """Returns the fault of an opened picture of which Pillow would pass over channels, or print."""
     is_whole = len(image.getbands()) == directory.number(SAMPLES, 1)
@@ -196,6 +202,11 @@ def is_cuttable(directory: Directory, max_pixels: int) -> bool:
         and bool(tiles or directory.numbers(OFFSETS))
         and 0 < _places(directory)[1] * directory.size[1] <= max_pixels
     )
+
+
+def part_rows(directory: Directory) -> int:
+    """Returns the rows of a strip or tile, which is decoded as a whole."""
+    return _places(directory)[1]
 
 
 def cut(file: BinaryIO, directory: Directory, top: int, bottom: int) -> tuple[bytes, int]:

@@ -16,6 +16,8 @@ from deeplab_jax.errors import DataError
 MAX_PIXELS = 1_000_000_000  # of a picture that is read by windows
 _BYTES = 15  # a pixel, of labels, confidence, the overlay, and the labels of the picture before
 _BYTES_WHOLE = 9  # a pixel, of a picture that is decoded at once: 16 bits, then 8 of them
+_BYTES_ROWS = _BYTES_WHOLE + 3  # a pixel, of rows that are decoded while those before are kept
+_ROWS = 256  # of a window, at least: an overlay is blended by so many
 
 
 class WindowedImage:
@@ -34,8 +36,16 @@ class WindowedImage:
     dtype = np.dtype(np.uint8)
     ndim = 3
 
-    def __init__(self, name: str, source: str | Path | bytes, value_range: Sequence[int] = ()):
+    def __init__(
+        self,
+        name: str,
+        source: str | Path | bytes,
+        value_range: Sequence[int] = (),
+        rows: int = _ROWS,
+    ):
         """Reads the header alone; `source` is a path or the bytes of a file.
+
+        `rows` is the height of the windows that will be asked for, for `memory`.
 
         Raises:
           DataError: as `images.read_size`, with MAX_PIXELS of this module.
@@ -48,8 +58,11 @@ class WindowedImage:
             found = images.directory_of(header)
             is_cut = bool(found.tags) and tiff.is_cuttable(found, images.MAX_PIXELS)
             self._directory = found if is_cut else None
-        pixels = self.shape[0] * self.shape[1]
-        self.memory = pixels * (_BYTES + (0 if self._directory else _BYTES_WHOLE))
+        height, width, _ = self.shape
+        self.memory = height * width * (_BYTES + (0 if self._directory else _BYTES_WHOLE))
+        if self._directory:  # whole strips or tiles, at both ends of a window
+            decoded = max(rows, _ROWS) + 2 * tiff.part_rows(self._directory)
+            self.memory += min(decoded, height) * width * _BYTES_ROWS
         self._lock = threading.Lock()
         self._first, self._rows = 0, np.empty((0, *self.shape[1:]), np.uint8)
 
@@ -86,7 +99,7 @@ class WindowedImage:
             # The largest value of these rows would say little of the others'.
             fix = "set --config.data.value_range=LOW,HIGH to the range of your pictures, or"
             fix += " 0,65535 for the upper 8 bits"
-            raise DataError(self.name, "has 16 bits a channel", fix)
+            raise depth.NoRangeError(self.name, "has 16 bits a channel", fix)
         return first, depth.to_8_bits(self.name, pixels, self._value_range)
 
     @contextmanager
@@ -99,14 +112,17 @@ class WindowedImage:
 
 
 def read_by_windows(
-    name: str, source: str | Path | bytes, value_range: Sequence[int], free: int | None
-) -> WindowedImage:
+    name: str, source: str | Path | bytes, value_range: Sequence[int], free: int | None,
+    rows: int = _ROWS,
+) -> WindowedImage:  # fmt: skip
     """Returns a picture to be read by windows, if `free` bytes of memory hold it and its results.
+
+    `rows` is the height of the windows.
 
     Raises:
       DataError: as `WindowedImage`, or there is too little memory; None, where unknown, is enough.
     """
-    picture = WindowedImage(name, source, value_range)
+    picture = WindowedImage(name, source, value_range, rows)
     if free is not None and picture.memory > free:
         height, width, _ = picture.shape
         what = (

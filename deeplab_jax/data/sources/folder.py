@@ -62,7 +62,7 @@ def open_folder(data_config: DataConfig, num_classes: int, split: str) -> Datase
     values = label_map(data_config, num_classes)
     source = FolderSource(images, masks, table, data_config.value_range)
     names, palette = classes.names, classes.palette
-    return Dataset(data_config.dataset, split, ids, names, palette, values, source)
+    return Dataset(data_config.dataset, split, ids, names, palette, values, source, files.notes)
 
 
 def _check_complete(data_config: DataConfig, split: str, files: Files) -> None:

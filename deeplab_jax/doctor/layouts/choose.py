@@ -1,5 +1,6 @@
 """Chooses among matches: one data set, its rivals, and what else holds pairs."""
 
+import itertools
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from deeplab_jax.doctor.findings import Finding
-from deeplab_jax.doctor.layouts import contents, words
+from deeplab_jax.doctor.layouts import contents, unused, words
 from deeplab_jax.doctor.layouts.matches import BESIDE, LIKELY, UNLIKELY, Match, num_shared, parts_of
 from deeplab_jax.doctor.layouts.shapes import Place, Shape, places, shapes, shown
 from deeplab_jax.doctor.layouts.tree import Tree
@@ -46,6 +47,7 @@ class Choice(NamedTuple):
 
     place: Place
     findings: list[Finding]
+    own_splits: tuple[str, ...]  # that lie elsewhere, and are told
 
 
 def choose(tree: Tree, matches: Sequence[Match]) -> Choice | None:
@@ -58,17 +60,22 @@ def choose(tree: Tree, matches: Sequence[Match]) -> Choice | None:
     if not found:
         return None
     found.sort(key=lambda pair: (pair[0].is_last, pair[0].tiers[0], -pair[1].num_pairs,
+                                 words.grade(parts_of(pair[1].masks)),
                                  pair[1].images.count("/"), pair[1]))  # fmt: skip
     (group, place), others = found[0], found[1:]
-    texts = [(one.is_last, _told(other, one)) for one, other in others]
+    findings, told = unused.of_others(tree, place, [(other, one.is_last) for one, other in others])
+    texts = [(one.is_last, _told(other, one)) for one, other in others if other not in told]
     rivals: list[tuple[Group, Group, Place]] = [
         (one, rival, other)
         for one in winners for rival in one.rivals
         for other in places(tree, {m: shape_of[m] for m in rival.matches})
     ]  # fmt: skip
     used = {path for match in place.matches for pair in match.pairs for path in pair}
-    findings = [*_last_resort(group, place), *_rival_findings(place, used, rivals)]
-    return Choice(place, [*findings, *_left_out(texts), *_told_unlikely(unlikely)])
+    findings += [*_last_resort(group, place), *_rival_findings(place, used, rivals)]
+    folders = {match.masks for _, _, other in rivals for match in other.matches}
+    other_pictures = _told_unlikely([m for m in unlikely if m.images not in folders])
+    own = tuple(split for other in told for split in other.splits)
+    return Choice(place, [*findings, *_left_out(texts), *other_pictures], own)
 
 
 def _best_images(tree: Tree, matches: Sequence[Match]) -> tuple[list[Match], list[Match]]:
@@ -136,6 +143,7 @@ def _order(tree: Tree, group: Group, is_contested: bool, is_small: bool) -> tupl
     return (
         group.is_last, is_bad, max(mask_tier, image_tier) >= BESIDE, is_small, mask_tier,
         image_tier, mask_rank, image_rank, -group.num_pairs,
+        words.grade((*parts_of(first.masks), first.naming.mask)),
         *_oddness(first.masks, first.naming.mask), *_oddness(first.images, first.naming.image),
         first.masks, first.images, first.naming,
     )  # fmt: skip
@@ -189,12 +197,21 @@ def _rival_findings(
     place: Place, used: set[str], rivals: Sequence[tuple[Group, Group, Place]]
 ) -> list[Finding]:
     """Returns what is told of folders that could take the place of others."""
-    alike, unlike = [], []
+    alike, late, unlike = [], [], []
+    named: set[str] = set()  # folders of masks that are told
     for winner, rival, other in rivals:
         pairs = [pair for match in other.matches for pair in match.pairs]
         is_new = not any(image in used for image, _ in pairs)
+        if used.issuperset(itertools.chain(*pairs)):
+            continue  # the same files, paired otherwise or in part
+        folders = {match.masks for match in other.matches}
+        if rival.is_last and folders <= named:
+            continue  # more kinds of results in one folder
+        named |= folders
         if not rival.is_last and max(rival.tiers) <= max(LIKELY, *winner.tiers):
             alike.append(_told(other, rival))
+        elif rival.is_last and not is_new:
+            late.append(_told(other, rival))
         elif rival.is_last or is_new or rival.tiers[0] > winner.tiers[0]:
             unlike.append(_told(other, rival))
     found = []
@@ -203,9 +220,10 @@ def _rival_findings(
         names = f"{shown(place.images)} with {shown(place.masks)}"
         title = f"{names} is chosen among {len(alike) + 1} of like names"
         found.append(Finding("warning", "layout", title, _FIX, tuple(alike)))
-    if unlike:
-        title = f"{len(unlike)} place{'s' if len(unlike) > 1 else ''} of the same names not used"
-        found.append(Finding("note", "layout", title, _FIX, tuple(unlike)))
+    for severity, texts in (("warning", late), ("note", unlike)):
+        if texts:
+            title = f"{len(texts)} place{'s' if len(texts) > 1 else ''} of the same names not used"
+            found.append(Finding(severity, "layout", title, _FIX, tuple(texts)))
     return found
 
 

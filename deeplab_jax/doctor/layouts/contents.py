@@ -58,5 +58,26 @@ def _look(path: Path) -> str:
     return COLORS if len(np.unique(codes | pixels[..., 2])) <= _MAX_COLORS else PHOTO
 
 
+def foreground(path: Path) -> np.ndarray | None:
+    """Returns where a mask is not 0, bool (h, w), on a grid; None if it has more than two values.
+
+    Lossy pictures and what cannot be opened are None, too.
+    """
+    if path.name.lower().endswith(LOSSY_SUFFIXES):
+        return None
+    try:
+        read_size(path)
+        with Image.open(path) as picture:
+            pixels = np.asarray(picture)
+    except (DataError, OSError, ValueError):
+        return None
+    rows, columns = (max(1, side // _SIDE) for side in pixels.shape[:2])
+    pixels = pixels[::rows, ::columns].reshape(*pixels[::rows, ::columns].shape[:2], -1)
+    if pixels.shape[2] in (2, 4):  # alpha
+        pixels = pixels[..., :-1]
+    drawn = np.asarray((pixels != 0).any(axis=-1))
+    return drawn if not drawn.any() or (pixels[drawn] == pixels[drawn][0]).all() else None
+
+
 def _is_grey(pixels: np.ndarray) -> bool:
     return bool((pixels[..., :1] == pixels[..., 1:3]).all())

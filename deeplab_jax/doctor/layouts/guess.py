@@ -1,16 +1,25 @@
 """Guesses where the images and masks of a folder lie."""
 
 import itertools
+import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from deeplab_jax.config import DataConfig, freeze, get_config
 from deeplab_jax.data.patterns import IMAGE_SUFFIXES, Pattern
 from deeplab_jax.doctor.findings import Finding
-from deeplab_jax.doctor.layouts import matches, official, splits, words
+from deeplab_jax.doctor.layouts import (
+    matches,
+    official,
+    per_class,
+    splits,
+    tables,
+    unused,
+    words,
+)
 from deeplab_jax.doctor.layouts.choose import choose
 from deeplab_jax.doctor.layouts.official import Official
 from deeplab_jax.doctor.layouts.shapes import Place, shown
@@ -36,7 +45,8 @@ def guess(root: str | Path) -> GuessedLayout:
     """Returns the layout of the data set in a folder.
 
     Raises:
-      DataError: `root` is no folder, or nothing in it looks like images with masks.
+      DataError: `root` is no folder, nothing in it looks like images with masks, or its masks are
+        of one class each.
     """
     root = Path(root).resolve()
     if not root.is_dir():
@@ -46,14 +56,22 @@ def guess(root: str | Path) -> GuessedLayout:
     inner = {folder for found in sets for top in found.folders for folder in tree.pictures
              if folder == top or folder.startswith(f"{top}/")}  # fmt: skip
     rest = replace(tree, pictures={f: n for f, n in tree.pictures.items() if f not in inner})
-    choice = choose(rest, matches.find(rest))
-    passed_over = [*_linked(tree), *_predicted(tree)]
+    found = matches.find(rest)
+    sets_of_classes = per_class.find(rest, found)
+    taken = {match for one in sets_of_classes for match in one.matches}
+    choice = choose(rest, [match for match in found if match not in taken])
+    passed_over = [*_linked(tree), *_predicted(tree), *per_class.told(sets_of_classes)]
     if sets:
         return _official(tree, sets, choice.place if choice else None, passed_over)
+    is_last = choice is None or all(m.mask_tier == matches.UNLIKELY for m in choice.place.matches)
+    if sets_of_classes and is_last:
+        raise per_class.refusal(tree, sets_of_classes)
     if choice is None:
         return _by_lists(tree)
-    layout = _layout(tree, choice.place)
-    passed_over = [*_unlabelled(rest, choice.place), *passed_over]
+    alone = _unlabelled(tree, choice.place)
+    layout = _layout(tree, choice.place, alone, {*alone} - {*choice.own_splits})
+    known = {folder for match in found for folder in (match.images, match.masks)}
+    passed_over = [*unused.unlabelled(rest, choice.place, known, alone), *passed_over]
     why = "; ".join([layout.why, *reasons])
     return replace(layout, why=why, findings=(*choice.findings, *layout.findings, *passed_over))
 
@@ -97,15 +115,19 @@ def _official(
     return GuessedLayout(data, (best.train_split, "val"), True, why, tuple(findings))
 
 
-def _layout(tree: Tree, place: Place) -> GuessedLayout:
+def _layout(
+    tree: Tree, place: Place, alone: Mapping[str, int], to_tell: Collection[str]
+) -> GuessedLayout:
+    """Returns the layout of a place; `alone` are its splits without masks."""
     data = freeze(get_config("folder")).data
     counts = splits.with_missing(tree, place)
-    findings, unlabelled = [], [s for s, n in counts.items() if not n and not words.is_train(s)]
-    if unlabelled and len(counts) > len(unlabelled):  # such as of a challenge
-        title = f"split {', '.join(unlabelled)} has images without masks, and is not used"
-        fix = "add its masks; else the split that --write-config proposes is random"
-        findings.append(Finding("warning", "split", title, fix))
-        counts = {split: n for split, n in counts.items() if split not in unlabelled}
+    findings = []
+    if alone and len(counts) > len(alone):  # such as of a challenge
+        counts = {split: n for split, n in counts.items() if split not in alone}
+        for split in sorted(to_tell):
+            title = f"split {split} has {alone[split]} images without masks, and is not used"
+            fix = "add its masks; else the split that --write-config proposes is random"
+            findings.append(Finding("warning", "split", title, fix))
     names, lists = splits.ordered(counts), ""
     place = place if len(names) > 1 else place.settled()
     images, masks, suffix = place[:3]
@@ -115,12 +137,14 @@ def _layout(tree: Tree, place: Place) -> GuessedLayout:
     if images.split("/")[-1] == "{split}" and masks.split("/")[-1] == "{split}annot":
         data = replace(data, ignore_values=(11,))
         why += " (CamVid's public layout, where 11 is void)"
+    in_tables = tables.find(tree, place)
     if len(names) > 1:
         findings += splits.left_out(place, names)
     else:
         data = replace(data, root=str(tree.root), images=images, masks=masks, mask_suffix=suffix)
         found = splits.find_lists(tree, place, data)
         lists = found.pattern
+        reasons = [r for r in found.reasons if r.partition(": ")[0] not in in_tables]
         told = None if lists or names else splits.by_names(place)
         if lists:
             names, why = found.splits, f"{why}, lists {lists}"
@@ -129,10 +153,11 @@ def _layout(tree: Tree, place: Place) -> GuessedLayout:
             images, masks, suffix = told[:3]
             names = splits.ordered(told.splits)
             why = f"{images} with {masks}, split by the images' names"
-            findings += _unused_lists(found.reasons)
+            findings += _unused_lists(reasons)
         else:
-            findings += _unsplit(place, found.reasons)
+            findings += _unsplit(place, reasons)
     is_split = len(names) > 1
+    findings += tables.told_of(in_tables, is_split)
     if not is_split:
         names, why = names[:1] or ("all",), f"{why}, without a split"
     elif words.rank(names[1], words.TEST)[0] < len(words.TEST):
@@ -165,21 +190,17 @@ def _unsplit(place: Place, reasons: Sequence[str]) -> list[Finding]:
     return findings
 
 
-def _unlabelled(tree: Tree, place: Place) -> list[Finding]:
-    """Returns what is told of folders that a pattern leaves out because they have no masks."""
-    broad = re.sub(r"\{[^{}]*,[^{}]*\}", "*", place.images)
-    broad = broad.removesuffix("/*.*")
-    if broad == place.images or broad.endswith(".*"):
-        return []
-    pattern = Pattern(broad, None, IMAGE_SUFFIXES)
-    known = {folder for match in place.matches for folder in (match.images, match.masks)}
-    items = [f"{folder}: {len(names)} pictures" for folder, names in tree.pictures.items()
-             if folder not in known and pattern.match(f"{folder}/{names[0]}")]  # fmt: skip
-    if not items:
-        return []
-    title = f"{len(items)} folder{'s' if len(items) > 1 else ''} beside the images not used"
-    fix = "nothing to do, if they are not to be learnt from; else add their masks"
-    return [Finding("note", "layout", title, fix, tuple(items))]
+def _unlabelled(tree: Tree, place: Place) -> dict[str, int]:
+    """Returns {split: images} of the splits to validate on whose images have no masks."""
+    found = splits.with_missing(tree, place).items()
+    counts = {split: 0 for split, number in found if not number and not words.is_train(split)}
+    pattern = Pattern(place.images, None, IMAGE_SUFFIXES)
+    for folder, names in tree.pictures.items() if counts else ():
+        for name in names:
+            match = pattern.match(os.path.join(folder, name))
+            if match and match.split in counts:
+                counts[match.split] += 1
+    return counts
 
 
 def _linked(tree: Tree) -> list[Finding]:

@@ -1,10 +1,12 @@
 """The splits of a place: names in its folders, or lists of its samples."""
 
+import fnmatch
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from deeplab_jax.config import DataConfig
@@ -30,6 +32,7 @@ class Lists(NamedTuple):
     rivals: tuple[str, ...] = ()  # patterns of other lists beside them
     others: tuple[str, ...] = ()  # patterns of lists of the same names in other folders
     num_pairs: int = 0  # that the lists name
+    notes: tuple[str, ...] = ()  # what was guessed of their lines
 
 
 def ordered(splits: Mapping[str, int]) -> tuple[str, ...]:
@@ -83,7 +86,8 @@ def find_lists(tree: Tree, place: Place, data: DataConfig) -> Lists:
     names = {PurePosixPath(name).stem for folder in tree.pictures
              for name in tree.pictures[folder]}  # fmt: skip
     reasons: dict[str, str] = {}
-    families: dict[str, dict[str, str]] = defaultdict(dict)  # {pattern: {split: path}}
+    # {pattern: {split: paths}}
+    families: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for path in tree.lists:
         stem, suffix = os.path.splitext(os.path.basename(path))
         found = words.split_text(stem)
@@ -95,14 +99,19 @@ def find_lists(tree: Tree, place: Place, data: DataConfig) -> Lists:
             reasons[path] = "names no split: write one list for training and one for validation"
         else:
             file = f"{stem[: found.start]}{SPLIT}{stem[found.stop :]}{suffix}"
-            families[os.path.join(os.path.dirname(path), file)][found.core] = path
+            families[os.path.join(os.path.dirname(path), file)][found.core].append(path)
+    _join_scenes(families, place)
     best: tuple[float, str, dict[str, set[str]]] = (0, "", {})
+    notes: dict[str, list[str]] = defaultdict(list)
     for pattern in sorted(families, key=lambda p: _order(p, place))[:_MAX_LISTS]:
-        counts, share = _try(tree, data, pattern, families[pattern], reasons)
+        told_lines = notes[pattern]
+        counts, share = _try(tree, data, pattern, families[pattern], reasons, told_lines)
         if len({words.is_train(split) for split in counts}) < 2:
             for split in counts:
                 kind = "to validate on" if words.is_train(split) else "to train on"
-                reasons[families[pattern][split]] = f"is usable, but there is no list {kind}"
+                reasons |= dict.fromkeys(
+                    families[pattern][split], f"is usable, but there is no list {kind}"
+                )
         elif share > best[0]:
             best = share, pattern, counts
             if share == 1:
@@ -119,7 +128,58 @@ def find_lists(tree: Tree, place: Place, data: DataConfig) -> Lists:
               and os.path.basename(p) == os.path.basename(pattern))  # fmt: skip
     splits = ordered({split: len(pairs) for split, pairs in counts.items()})
     number = len(set().union(*counts.values()))
-    return Lists(pattern, splits, told, tuple(sorted(rivals)), tuple(sorted(others)), number)
+    return Lists(pattern, splits, told, tuple(sorted(rivals)), tuple(sorted(others)), number,
+                 tuple(notes[pattern]))  # fmt: skip
+
+
+def _join_scenes(families: dict[str, dict[str, list[str]]], place: Place) -> None:
+    """Makes one family of those that lie in, or are called like, different scenes of a place.
+
+    A scene is a folder that holds some of the images, not all.
+    """
+    folders = [match.images for match in place.matches]
+    groups: dict[tuple[str, bool], dict[str, str]] = defaultdict(dict)  # {..: {pattern: scene}}
+    for pattern in families:
+        folder, file = os.path.split(pattern)
+        stem = os.path.splitext(file)[0].replace(SPLIT, "").strip("_-. ")
+        if scene := _scene_of(folder, folders):
+            groups[file, True][pattern] = scene
+        elif stem and any(stem in path.split("/") for path in folders):
+            groups[os.path.join(folder, file.replace(stem, "*", 1)), False][pattern] = stem
+    for (name, is_folder), members in groups.items():
+        texts = [os.path.dirname(p) if is_folder else members[p] for p in members]
+        if len({*members.values()}) < 2 or any(set(text) & set("{},*?[") for text in texts):
+            continue
+        braces = f"{{{','.join(sorted(texts))}}}"
+        pattern = os.path.join(braces, name) if is_folder else name.replace("*", braces, 1)
+        if is_folder and len({text.count("/") for text in texts}) == 1:
+            columns = [{*column} for column in zip(*(t.split("/") for t in texts), strict=True)]
+            wide = "/".join("*" if len(c) > 1 else c.pop() for c in columns) + f"/{name}"
+            others = [p for p in families if p not in members and p.count("/") == wide.count("/")]
+            is_exact = not any(fnmatch.fnmatchcase(other, _escaped(wide)) for other in others)
+            pattern = wide if is_exact else pattern
+        joined: dict[str, list[str]] = defaultdict(list)
+        for member in members:
+            for split, paths in families.pop(member).items():
+                joined[split] += paths
+        families[pattern] = joined
+
+
+def _escaped(pattern: str) -> str:
+    return re.sub(r"[\[?]", r"[\g<0>]", pattern)
+
+
+def _scene_of(folder: str, images: Sequence[str]) -> str:
+    """Returns the folder around lists that holds some of the images, or is called like it."""
+    above = folder
+    while above:
+        below = [path for path in images if path == above or path.startswith(f"{above}/")]
+        if below:
+            return above if len(below) < len(images) else ""
+        above = os.path.dirname(above)
+    name = os.path.basename(folder)
+    named = [path for path in images if name and name in path.split("/")]
+    return name if named and len(named) < len(images) else ""
 
 
 def _is_split(names: Iterable[str]) -> bool:
@@ -137,6 +197,10 @@ def told_of(found: Lists, num_pairs: int) -> list[Finding]:
             title = f"lists {found.pattern} are chosen among {len(patterns) + 1} {where}"
             items = tuple(f'data.split_file="{pattern}"' for pattern in patterns)
             findings.append(Finding(severity, "split", title, fix, items))
+    if found.notes:
+        title = "files of the lists are named by paths of another machine"
+        fix = "nothing to do, if these folders are meant; else correct the lists"
+        findings.append(Finding("note", "split", title, fix, found.notes))
     if (number := num_pairs - found.num_pairs) > 0:
         title = f"{number} of {num_pairs} pairs are in no list of {found.pattern}"
         fix = "they are not used: add them to a list, if they are to be"
@@ -153,32 +217,39 @@ def _order(pattern: str, place: Place) -> tuple[object, ...]:
 
 
 def _try(
-    tree: Tree, data: DataConfig, pattern: str, paths: Mapping[str, str], reasons: dict[str, str]
-) -> tuple[dict[str, set[str]], float]:
+    tree: Tree, data: DataConfig, pattern: str, family: Mapping[str, Sequence[str]],
+    reasons: dict[str, str], notes: list[str],
+) -> tuple[dict[str, set[str]], float]:  # fmt: skip
     """Returns ({split: pairs} of the usable lists, the share of their lines that name pairs)."""
     counts: dict[str, set[str]] = {}
     lines = 0
-    for split, path in paths.items():
-        full = tree.root / path
-        if not full.is_file() or full.stat().st_size > _MAX_LIST_BYTES:  # a pipe would wait
-            reasons[path] = "is no file, or too large for a list"
+    for split, paths in family.items():
+        odd = [path for path in paths if not _is_small(tree.root / path)]
+        reasons |= dict.fromkeys(odd, "is no file, or too large for a list")
+        if odd:
             continue
         try:
             files = find_files(replace(data, split_file=pattern), split, lambda fault: None)
         except DataError as error:
-            reasons[path] = f"{error.what}: {error.fix}"
+            reasons |= dict.fromkeys(paths, f"{error.what}: {error.fix}")
             continue
         pairs = [stem for stem in files.stems if stem in files.images and stem in files.masks]
         if len(pairs) > _ENOUGH * len(files.stems):
             counts[split] = set(pairs)
             lines += len(files.stems)
+            notes += files.notes
         elif files.stems:
             wrong = next(stem for stem in files.stems if stem not in pairs)
             number = len(files.stems) - len(pairs)
-            reasons[path] = f"{number} of {len(files.stems)} lines name no pair ({clip(wrong)})"
+            why = f"{number} of {len(files.stems)} lines name no pair ({clip(wrong)})"
+            reasons |= dict.fromkeys(paths, why)
         else:
-            reasons[path] = "is empty"
+            reasons |= dict.fromkeys(paths, "is empty")
     return counts, sum(map(len, counts.values())) / lines if lines else 0.0
+
+
+def _is_small(path: Path) -> bool:  # a pipe would wait
+    return path.is_file() and path.stat().st_size <= _MAX_LIST_BYTES
 
 
 def by_names(place: Place) -> Place | None:

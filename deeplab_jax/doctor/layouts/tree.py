@@ -24,6 +24,7 @@ class Tree:
     root: Path
     pictures: dict[str, list[str]] = field(default_factory=dict)  # {folder: names}, sorted
     lists: list[str] = field(default_factory=list)  # files with a split's name, no pictures
+    tables: list[str] = field(default_factory=list)  # files of comma- or tab-separated values
     others: dict[str, Counter[str]] = field(default_factory=dict)  # {folder: {suffix: number}}
     predicted: dict[str, int] = field(default_factory=dict)  # {folder: results of predict in it}
     folders: set[str] = field(default_factory=set)  # all
@@ -59,6 +60,8 @@ def read_tree(root: Path) -> Tree:
         if rest:
             suffixes = Counter(PurePosixPath(name).suffix.lower() for name in rest)
             tree.others[folder] = suffixes
+            tree.tables += [os.path.join(folder, name) for name in rest
+                            if name.lower().endswith((".csv", ".tsv"))]  # fmt: skip
             tree.lists += [os.path.join(folder, name) for name in rest if _is_split_file(name)]
     return tree
 

@@ -32,6 +32,15 @@ _KINDS = {
 }
 _KIND = {word: kind for kind, words in _KINDS.items() for word in words.split()}
 _WHOLE = {"x": IMAGE, "y": MASK, "l": MASK}  # words where nothing else stands
+_FINE = {"fine", "gtfine", "hq", "refined", "accurate", "precise", "corrected", "cleaned"}
+_COARSE = {"coarse", "gtcoarse", "lq", "rough", "weak", "noisy", "pseudo", "auto", "automatic"}
+# of people that draw the same masks, who are no classes
+_PEOPLE = {"annotator", "expert", "rater", "observer", "reader", "labeler", "labeller", "grader",
+           "reviewer", "user"}  # fmt: skip
+_ALSO_CLASSES = ("human", "normal")
+_NO_CLASS = re.compile(r"\d(st|nd|rd|th)|(?<![a-z])v\d", re.IGNORECASE)
+_NO_MASKS = re.compile(r"un(label|annotat|supervised)|no[tn]?[-_ ]?(label|annot|mask)|without|demo|"
+                       r"challenge|pending|todo", re.IGNORECASE)  # fmt: skip
 
 # Names of splits; "train", and the ones that are taken if that is not there.
 TRAIN = ("trainaug", "train", "training", "trn", "trainval", "train_val", "train-val")
@@ -89,6 +98,37 @@ def kinds(one: Sequence[str], other: Sequence[str]) -> frozenset[str]:
 def kinds_of(texts: Iterable[str]) -> frozenset[str]:
     """Returns the kinds of words in names."""
     return kinds(tuple(texts), ())
+
+
+def grade(texts: Iterable[str]) -> int:
+    """Returns -1 for names of masks drawn finely, 1 for coarse ones, 0 where nothing tells."""
+    found = {word for text in texts for word in words(text)}
+    return bool(found & _COARSE) - bool(found & _FINE)
+
+
+def class_name(text: str) -> str:
+    """Returns the class that a name tells beside words for masks: "car" of "mask_car"; "" without.
+
+    Versions, people, numbers and words of any other meaning are no classes.
+    """
+    if _NO_CLASS.search(text) or grade([text]):
+        return ""
+    pieces = re.findall(r"[^\W\d_]+|\d+", text)
+    named = [p for p in pieces if not all(_KIND.get(w) in (MASK, "") for w in words(p))]
+    has_class = "class" in words(text)
+    if not named and has_class:
+        named = [p for p in pieces if p.isdigit()]
+        return f"class{named[0]}" if len(named) == 1 else ""
+    known = {w for piece in named for w in words(piece)}
+    is_plain = all(not w.isdigit() and (w not in _KIND or w in _ALSO_CLASSES) for w in known)
+    is_plain &= any(len(word) > 1 for word in known)
+    return "_".join(named) if named and is_plain and not known & _PEOPLE else ""
+
+
+def is_unlabelled(path: str) -> bool:
+    """Tells whether a path is of images that are to have no masks: to test on, not yet labelled."""
+    splits = (split_text(part) for part in path.split("/"))
+    return bool(_NO_MASKS.search(path)) or any(s and s.core.lower() in TEST for s in splits)
 
 
 class SplitText(NamedTuple):

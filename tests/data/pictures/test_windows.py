@@ -72,3 +72,10 @@ def test_too_little_memory_and_damage_are_errors_with_the_name(write_tiff):
         picture[60:80]
     with pytest.raises(DataError, match="has 16 bits a channel"):
         WindowedImage("a", write_tiff(WIDE))[:9]
+
+
+@pytest.mark.parametrize(("size", "rows", "decoded"), [(8, 9, 272), (8, 300, 316), (100, 9, 400)])
+def test_memory_counts_the_rows_that_are_decoded(write_tiff, size, rows, decoded):
+    tall = RNG.integers(0, 256, (400, 5, 3), np.uint8)
+    picture = WindowedImage("a", write_tiff(tall, rows=size, deflate=True), (), rows)
+    assert picture.memory == 400 * 5 * 15 + decoded * 5 * 12

@@ -1,17 +1,12 @@
-"""Output of a run under way: a JSON line per logged step, and a line on the screen."""
+"""Where a run is, in one line on the screen."""
 
-import json
-import math
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, NamedTuple
 
-from deeplab_jax.evaluation.metrics import over_classes
-from deeplab_jax.utils.atomic import atomic_write
+import jax
+
 from deeplab_jax.utils.progress import PLAIN_SECONDS, Screen, View, duration
 
 SMOOTHING = 0.9  # weight of the past, per step, in the smoothed loss and time of a step
@@ -23,86 +18,19 @@ def smooth(past: float | None, value: float) -> float:
     return value if past is None else SMOOTHING * past + (1 - SMOOTHING) * value
 
 
-class Log(NamedTuple):
-    """Curves of a run: (step, value) by quantity, from training steps and from evaluations."""
-
-    train: dict[str, list[tuple[float, float]]]
-    eval: dict[str, list[tuple[float, float]]]
-
-    def over_classes(self) -> str:
-        """Returns "" where the last evaluation's mean is over all classes, else how many it is."""
-        counts = (self.eval.get(key) for key in ("num_classes_in_mean", "num_classes"))
-        count, total = (values[-1][1] if values else 0.0 for values in counts)
-        return over_classes(count, total)
-
-
-def read_log(path: Path) -> Log:
-    """Returns the finite numbers of a run's `log.jsonl`.
-
-    Lines that cannot be read are left out; a missing file is an empty log.
-    """
-    log = Log({}, {})
-    events = log._asdict()
-    for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
-        try:
-            entry = json.loads(line)
-            event, step = events[entry["event"]], float(entry["step"])
-        except (ValueError, KeyError, TypeError):
-            continue  # such as a line that a kill cut short
-        for key, value in entry.items():
-            if isinstance(value, int | float) and key != "step" and math.isfinite(value):
-                event.setdefault(key, []).append((step, float(value)))
-    return log
-
-
-class JsonLog:
-    """A file of JSON lines to which a continued run appends.
-
-    Each line has "event": "train" (a step), "eval" or "end", and "step": optimiser steps done.
-    """
-
-    def __init__(self, path: Path | None, step: int):
-        """Opens `path` and drops the end and lines after `step`, which will be written again.
-
-        Without a path, for hosts other than the first, lines go nowhere.
-        """
-        if path is None:
-            path = Path(os.devnull)
-            self._file = path.open("a")
-            return
-        kept = []
-        if path.exists():
-            for line in path.read_text(errors="replace").splitlines():
-                try:
-                    entry = json.loads(line)
-                    if entry["step"] <= step and entry["event"] != "end":
-                        kept.append(line + "\n")
-                except (ValueError, KeyError, TypeError):
-                    continue  # such as a line that a kill cut short
-        with atomic_write(path) as file:
-            file.writelines(line.encode() for line in kept)
-        self._file = path.open("a")
-
-    def write(self, event: str, step: int, values: dict[str, Any]) -> None:
-        """Appends one line and hands it to the operating system."""
-        self._file.write(json.dumps({"event": event, "step": step, **values}) + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
-
-
 class Speed:
     """Rate of training, share of time spent waiting for data, and time left.
 
     Rate and share are means since the last `pause`, or since the start. The first step of a
     process, which compiles, is not counted.
+
+    Attributes:
+      step_seconds: smoothed time of a step; None before the second.
     """
 
     def __init__(self, batch_size: int):
         self._batch_size = batch_size
-        self._step_seconds: float | None = None  # smoothed
+        self.step_seconds: float | None = None  # smoothed
         self._evaluations: list[float] = []  # seconds of each
         self.pause()
 
@@ -118,7 +46,7 @@ class Speed:
     def finished_step(self) -> None:
         """Counts a finished step."""
         now = time.perf_counter()
-        self._step_seconds = smooth(self._step_seconds, now - self._last)
+        self.step_seconds = smooth(self.step_seconds, now - self._last)
         self._last, self._steps = now, self._steps + 1
 
     def read(self) -> dict[str, float]:
@@ -141,9 +69,9 @@ class Speed:
         Steps are taken at their recent rate, evaluations at their mean. Before the first evaluation
         of the process the text is such as "1:02:03 + evaluations".
         """
-        if self._step_seconds is None:
+        if self.step_seconds is None:
             return None
-        seconds = steps * self._step_seconds
+        seconds = steps * self.step_seconds
         if not evaluations:
             return duration(seconds)
         if not self._evaluations:
@@ -230,3 +158,12 @@ class Display:
         memory = self._memory()
         if memory is not None:
             yield f"memory {memory / _GIB:.1f} GiB"
+
+
+def peak_memory() -> int | None:
+    """Returns the most bytes that one of this host's devices has held; None if none tells."""
+    try:
+        told = [device.memory_stats() or {} for device in jax.local_devices()]
+    except Exception:  # would end the thread that draws the screen, not the run
+        return None
+    return max(statistics.get("peak_bytes_in_use", 0) for statistics in told) or None

@@ -1,0 +1,63 @@
+"""Steps that are not finite or whose loss is a spike, and the batches that are left out for it."""
+
+import statistics
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from deeplab_jax.config import TrainConfig
+from deeplab_jax.training.state import State, not_finite
+
+
+class Saved(NamedTuple):
+    """What a run goes back to: a saved step (None: its start) and what the loop knew then."""
+
+    step: int | None
+    loss: float | None  # smoothed
+    losses: tuple[float, ...]
+
+
+class LeftOut:
+    """The steps whose batch is left out, and the losses by which a spike is told.
+
+    Both are saved with every step, so that a continued run decides the same.
+
+    Attributes:
+      steps: numbers of those steps, in the order they were found.
+      losses: the last `SPAN` losses, oldest first; none where spikes are not looked for.
+    """
+
+    SPAN, FEWEST = 100, 5  # losses that a median is of
+
+    def __init__(self, train: TrainConfig, steps: Sequence[int], losses: Sequence[float]):
+        self._train = train
+        self.steps = tuple(steps)
+        self.losses = deque(losses if train.spike_factor else (), self.SPAN)
+
+    @property
+    def may_grow(self) -> bool:
+        """Whether another batch may be left out."""
+        is_allowed = self._train.on_nonfinite == "rollback"
+        return is_allowed and len(self.steps) < self._train.max_rollbacks
+
+    def usual_loss(self, loss: float) -> float | None:
+        """Returns the median of the losses before where `loss` is a spike, else None.
+
+        With fewer than `FEWEST` losses nothing is a spike.
+        """
+        if not self._train.spike_factor or len(self.losses) < self.FEWEST:
+            return None
+        median = statistics.median(self.losses)
+        return median if loss > self._train.spike_factor * median else None
+
+    def finished_step(self, loss: float) -> None:
+        """Takes the loss of a step, if spikes are looked for."""
+        if self._train.spike_factor:
+            self.losses.append(loss)
+
+
+def first_not_finite(state: State, step: int) -> str:
+    """Returns the first array that is not finite, in words; `step` is the one at fault."""
+    paths = not_finite(state)
+    later = ", a step later" if int(state["step"]) > step else ""
+    return f"first array {paths[0]} (of {len(paths)}{later})" if paths else "no array by itself"
