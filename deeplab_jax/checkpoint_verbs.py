@@ -177,7 +177,9 @@ def _row(entry: "Entry") -> tuple[str, ...]:
     assert entry.described is not None
     info, arrays = entry.described
     score = (info.metrics or {}).get("mean_iou")
-    saved = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry.saved))
+    saved = ""
+    if entry.saved is not None:
+        saved = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry.saved))
     return (
         entry.name, info.kind, _megabytes(entry), "" if score is None else f"{100 * score:.2f} %",
         "no" if arrays is None else "yes", saved,

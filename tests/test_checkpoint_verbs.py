@@ -67,7 +67,7 @@ def as_old(run, step):
     """Makes a step one of a version without checksums."""
     file = run / "checkpoints" / str(step) / "_CHECKPOINT_METADATA"
     tree = json.loads(file.read_text())
-    for name in ("arrays", "sha256"):
+    for name in ("arrays", "drawn", "left_out", "losses", "sha256"):
         del tree["custom_metadata"][name]
     tree["custom_metadata"]["format"] = 1
     file.write_text(json.dumps(tree))

@@ -1,5 +1,6 @@
 """What lies in a folder of steps, by descriptions alone; and what every array of it says."""
 
+import json
 import os
 import stat
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from deeplab_jax.utils import progress, steps
 from deeplab_jax.utils.places import is_address, is_taken
 from deeplab_jax.utils.trees import by_path
 
+_END_OF_TIME = 1e11  # seconds since 1970: what lies beyond is no date of a step
 ITEMS = ("params", "batch_stats", "opt_state")  # of steps of a version that does not list arrays
 
 
@@ -24,7 +26,7 @@ class Entry(NamedTuple):
       name: its name there.
       role: "step", "set aside", "unfinished" or "foreign".
       bytes: of its regular files.
-      saved: when it was saved, in seconds since 1970; None where its description is not good.
+      saved: when it was saved, in seconds since 1970; None where that is not known.
       described: its description; None where that is not good, and of what is no step.
       reason: what is wrong with a step; "" where its description is good.
     """
@@ -118,16 +120,15 @@ def _step(path: str | os.PathLike, step: int) -> Entry:
         if isinstance(error, DamagedError):
             what = what.removeprefix("is damaged: ")
         return Entry(str(step), "step", _size(where), reason=what)
-    try:
-        saved = _saved(where / steps.DESCRIPTION)
-    except FileNotFoundError:  # a run removes it just now, so that it is not shown
-        saved = None
-    return Entry(str(step), "step", _size(where), saved, described)
+    return Entry(str(step), "step", _size(where), _saved(where / steps.DESCRIPTION), described)
 
 
-def _saved(file: Path) -> float:
-    status: Any = file.stat()
-    return float(status.mtime if is_address(file) else status.st_mtime)
+def _saved(file: Path) -> float | None:
+    """Returns the time that Orbax notes beside a description; copying a step does not change it."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        seconds = json.loads(file.read_bytes())["commit_timestamp_nsecs"] / 1e9
+        return seconds if 0 <= seconds < _END_OF_TIME else None
+    return None
 
 
 def _size(where: Path) -> int:
