@@ -37,7 +37,7 @@ def remove(path: str | os.PathLike, names: Sequence[str], force: bool = False) -
         for name in names:
             where = steps.folder_of(path) / name
             if name not in present:
-                fix = f"use one of: {shorten(present)}" if present else "there is nothing"
+                fix = f"use one of: {shorten(present)}" if present else "give another directory"
                 raise CheckpointError(str(where), "is not there", fix)
             if present[name].role == "foreign" or not folder.is_ours(where):
                 what = "is not what this program saves, so it is not removed"
