@@ -22,7 +22,7 @@ WRITE_SECONDS = 300  # that hosts wait for each other's writes
 
 
 class Saver:
-    """Saves the steps of one run; keeps the latest and the best.
+    """Saves the steps of one run; keeps the latest ones and the best.
 
     The best step has the highest finite `metrics["mean_iou"]`, the later of equals; a step saved
     without metrics is never the best. Older ones are removed when a newer one is on the disk with

@@ -17,7 +17,7 @@ from deeplab_jax import cli
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-RUN_HERE = ("README.md", "your-data.md", "training.md", "evaluation.md")
+RUN_HERE = ("README.md", "your-data.md", "training.md", "evaluation.md", "checkpoints.md")
 SMALL = (
     "model.width=8",
     "model.head_channels=16",
@@ -52,6 +52,7 @@ ELSEWHERE = {
     r"python scripts/bench_input\.py |scripts/bench_input\.py ": "tests/scripts/"
     "test_bench_input.py, on few images",
     r"python scripts/bench_inference\.py ": "not run by a test: it times, and needs PyTorch",
+    r"python scripts/bench_checkpoint\.py": "not run by a test: it times",
 }
 
 
@@ -176,6 +177,7 @@ def place(make_tree, saved_run, tiny_recipe, tmp_path, monkeypatch):
             shutil.copytree(saved_run.path, "runs/mine")
         if page == "training.md":
             shutil.copytree(saved_run.path, "weights/voc_r50_os16")
+        if page in ("training.md", "checkpoints.md"):
             tree = make_tree("folder", num_train=8, num_val=2, num_classes=4)
             root = f'data.root = "{tree}"\n'
             Path("mine.py").write_text(tiny_recipe(f"{root}train.steps = 2\ntrain.batch_size = 4"))
@@ -202,7 +204,7 @@ def test_commands_run_in_their_order(page, place, call, compile_quickly):
         if words[0] == "train" or words[:2] == ["prepare", "cache"]:
             words += [f"--config.{change}" for change in SMALL]
             words += [more for text, flags in MORE.items() if text in command for more in flags]
-        if words[0] == "train" and page != "README.md":  # of one recipe, but not one run
+        if words[0] == "train" and page != "README.md" and "--workdir" not in words:
             words += ["--workdir", f"runs/{number}"]
         code, _, err = call(*words)
         assert code == 0, (words, err)
