@@ -38,6 +38,11 @@ VERBS = {
     "config fields": "every field of a recipe: default, unit, accepted values, meaning",
     "config show": "a recipe's values, and where each comes from",
     "config diff": "the fields in which two recipes or runs differ",
+    "checkpoint ls": "the steps of a directory: kind, size, score, date, and what is damaged",
+    "checkpoint verify": "read every array of saved steps and compare its checksum",
+    "checkpoint rm": "remove steps, ones set aside, or unfinished saves",
+    "checkpoint export": "write a step without the optimiser's state as a checkpoint of its own",
+    "checkpoint diff": "compare two steps: configuration, and the largest difference by array",
     "convert from-pytorch": "turn a file of PyTorch weights into a checkpoint",
     "convert to-pytorch": "write a checkpoint's weights as a file for PyTorch",
     "convert replay": "train on given batches, step by step as PyTorch would, to compare",
@@ -49,6 +54,11 @@ _OTHERS = {"infer": "predict", "inference": "predict", "segment": "predict", "te
            "-V": "--version", "-v": "--version"}  # fmt: skip
 _OF_DATA = ("--config.data.", "--config.model.num_classes=")  # what the doctor looks at
 _ROOMS = ("demo", "doctor", "report")  # verbs that are folders; their `main` is in `__main__`
+# Groups whose verbs are one module; its `main` takes the verb as the first argument.
+_GROUPS = {
+    "config": "deeplab_jax.config.__main__",
+    "checkpoint": "deeplab_jax.checkpoint_verbs",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -75,7 +85,7 @@ def dispatch(argv: list[str]) -> None:
             close = [" ".join([*rest, "--help"])]
         fix = f"did you mean {close[0]}?" if close else f"use one of {', '.join(VERBS)}"
         raise ConfigError(f"deeplab {verb}", "there is no such verb", fix)
-    import_module(module_of(verb)).main(argv[1:] if verb.startswith("config ") else rest)
+    import_module(module_of(verb)).main(argv[1:] if verb.partition(" ")[0] in _GROUPS else rest)
 
 
 def describe_version() -> str:
@@ -95,8 +105,8 @@ def describe_version() -> str:
 def module_of(verb: str) -> str:
     """Returns the name of the module whose `main` runs a verb."""
     package, _, name = verb.rpartition(" ")
-    if package == "config":  # one module for all of its verbs
-        return "deeplab_jax.config.__main__"
+    if package in _GROUPS:
+        return _GROUPS[package]
     module = f"{package or 'deeplab_jax'}.{name.replace('-', '_')}"
     return f"{module}.__main__" if name in _ROOMS else module
 

@@ -116,7 +116,11 @@ def as_resource_error(error: Exception) -> ResourceError | None:
         return missing
     if "RESOURCE_EXHAUSTED" in str(error):
         cause = str(error).split("RESOURCE_EXHAUSTED:")[-1].split("\n")[0].strip()
-        fix = "use fewer pixels at once; `deeplab train --dry-run` says what lowers the need"
+        fix = (
+            "use fewer pixels at once, in training by config.train.gradient_accumulation,"
+            " config.data.crop_size or config.model.remat; `deeplab train --dry-run` says what"
+            " lowers the need"
+        )
         return ResourceError("device", f"out of memory ({cause})", fix)
     return None
 

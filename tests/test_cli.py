@@ -347,7 +347,9 @@ def test_version_tells_a_missing_backend_in_words(call, monkeypatch, error, text
             RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 5 bytes.\n[tf32[9]]"),
             5,
             "error: device: out of memory (Out of memory allocating 5 bytes.) - "
-            "use fewer pixels at once; `deeplab train --dry-run` says what lowers the need\n",
+            "use fewer pixels at once, in training by config.train.gradient_accumulation,"
+            " config.data.crop_size or config.model.remat; `deeplab train --dry-run` says what"
+            " lowers the need\n",
         ),
     ],
 )

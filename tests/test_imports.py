@@ -26,7 +26,17 @@ ORDER = (
     {"report"},
     {"cli"},
     {"convert"},
-    {"train", "evaluate", "predict", "goodput", "reproduce", "prepare", "recipes", "__main__"},
+    {
+        "train",
+        "evaluate",
+        "predict",
+        "goodput",
+        "reproduce",
+        "prepare",
+        "recipes",
+        "checkpoint_verbs",
+        "__main__",
+    },
 )
 FLOOR = {room: number for number, rooms in enumerate(ORDER) for room in rooms}
 # Rooms that take less than the order would let them.

@@ -18,11 +18,12 @@ from deeplab_jax.utils.places import is_address, is_taken
 
 # Names that are no steps: saves and removals that a kill cut off.
 _UNFINISHED = re.compile(r"[0-9]+\.orbax-checkpoint-tmp(-[0-9]+)?")
-_REMOVED = re.compile(r"[0-9]+\.removed")
-# What a step in a bucket may hold.
+_REMOVED = re.compile(r"[0-9]+\.removed(\.[0-9]+)?")
+_DAMAGED = re.compile(r"[0-9]+\.damaged(\.[0-9]+)?")
+_SET_ASIDE = re.compile(r"[0-9]+\.(damaged|replaced)(\.[0-9]+)?")
+# What a step may hold.
 _NAMES = {"params", "batch_stats", "opt_state", "orbax.checkpoint"}
 _NAMES |= {steps.DESCRIPTION, steps.COMPLETE}
-_SET_ASIDE = re.compile(r"[0-9]+\.damaged(\.[0-9]+)?")
 
 
 def check_link(path: str | os.PathLike) -> None:
@@ -56,7 +57,7 @@ def set_aside_before(path: str | os.PathLike) -> list[str]:
     """Returns the names of damaged steps that were set aside."""
     root = steps.folder_of(path)
     names = [entry.name for entry in root.iterdir()] if root.is_dir() else []
-    return sorted(name for name in names if _SET_ASIDE.fullmatch(name))
+    return sorted(name for name in names if _DAMAGED.fullmatch(name))
 
 
 def clean(path: str | os.PathLike) -> None:
@@ -69,7 +70,7 @@ def clean(path: str | os.PathLike) -> None:
             continue
         if _UNFINISHED.fullmatch(entry.name):
             shutil.rmtree(entry)
-        elif _REMOVED.fullmatch(entry.name) and _is_ours(entry):
+        elif _REMOVED.fullmatch(entry.name) and _is_rest(entry):
             _remove(entry)
 
 
@@ -85,6 +86,37 @@ def remove(path: str | os.PathLike, step: int) -> None:
     if not os.path.lexists(gone):  # otherwise not ours, see `clean`
         where.rename(gone)
         _remove(gone)
+
+
+def role_of(entry: Path) -> str:
+    """Returns what an entry is that is no finished step, by its name: see `listing.Entry`."""
+    if entry.is_symlink() or not entry.is_dir():
+        return "foreign"
+    if _SET_ASIDE.fullmatch(entry.name):
+        return "set aside"
+    is_left = any(names.fullmatch(entry.name) for names in (_UNFINISHED, _REMOVED))
+    if is_address(entry):
+        is_left = entry.name.isdecimal() and is_ours(entry)
+    return "unfinished" if is_left else "foreign"
+
+
+def is_ours(entry: Path) -> bool:
+    """Tells whether an entry is a folder that holds nothing but what a step holds."""
+    if entry.is_symlink() or not entry.is_dir():
+        return False
+    names = {inner.name.partition(".orbax-checkpoint-tmp")[0] for inner in entry.iterdir()}
+    return names <= _NAMES and (bool(names) or not entry.name.isdecimal())
+
+
+def discard(path: str | os.PathLike, name: str) -> None:
+    """Removes an entry for which `is_ours` holds; a step that is cut off here is no step."""
+    where = steps.folder_of(path).absolute() / name
+    if is_address(where):
+        _remove_from_bucket(where)
+        return
+    if name.isdecimal():
+        where = set_aside(path, int(name), "removed")
+    _remove(where)
 
 
 def check_writable(folder: Path) -> None:
@@ -143,7 +175,7 @@ def _remove_from_bucket(where: Path) -> None:
     cast(Any, where).rmtree()
 
 
-def _is_ours(folder: Path) -> bool:
+def _is_rest(folder: Path) -> bool:
     """Tells whether a folder is what a removal has left: nothing, or at least the description."""
     names = os.listdir(folder)
     return not names or steps.DESCRIPTION in names

@@ -7,11 +7,7 @@
 <workdir>/checkpoints/   the latest steps and the best; those set aside as N.damaged or N.replaced
 """
 
-import errno
 import json
-import os
-import platform
-import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +20,7 @@ from deeplab_jax.data import Dataset
 from deeplab_jax.distributed import hosts
 from deeplab_jax.errors import CheckpointError, ConfigError, DamagedError, clip, describe_cause
 from deeplab_jax.utils.atomic import atomic_write, remove_stale
-from deeplab_jax.utils.locks import try_lock
+from deeplab_jax.utils.locks import hold
 from deeplab_jax.utils.places import is_address
 
 ENV = "env.json"
@@ -34,54 +30,20 @@ ENV = "env.json"
 def lock(workdir: Path) -> Iterator[Callable[[], None]]:
     """Locks `workdir`, created if missing, against other processes while the block runs.
 
-    The system releases the lock when the process ends in any way. Without locks in the file system
-    there is no protection. The first of several hosts holds the lock for all. In a bucket the lock
-    is a `lease.Lease`, which can be lost: what is yielded raises ResourceError then.
+    The system releases the lock when the process ends in any way. The first of several hosts holds
+    it for all. What is yielded raises ResourceError where the lock was lost; see `locks.hold`.
 
     Raises:
       ConfigError: another process trains there, or `.lock` is a link or no regular file.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     if not hosts.is_primary():
-        yield _keep
+        yield lambda: None
         return
-    if is_address(workdir):
-        from deeplab_jax.utils.buckets import Address
-        from deeplab_jax.utils.buckets.lease import Lease
-
-        with Lease(Address(workdir)) as lease:
-            yield lease.check
-        return
-    with os.fdopen(_open_lock(workdir / ".lock"), "r+") as file:
-        if not try_lock(file.fileno()):
-            file.seek(0)
-            what = f"another process trains here ({file.read()})"
-            raise ConfigError(str(workdir), what, "wait for it, or choose another --workdir")
-        file.seek(0)
-        file.truncate()
-        file.write(f"pid {os.getpid()} on {platform.node()}")
-        file.flush()
-        remove_stale(workdir)
-        yield _keep
-
-
-def _keep() -> None:
-    """Does nothing: a file's lock cannot be lost."""
-
-
-def _open_lock(path: Path) -> int:
-    """Opens the file of the lock, made if missing; never what a link points to."""
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
-    except OSError as error:
-        if error.errno != errno.ELOOP:
-            raise
-        what = f"is a symbolic link to {os.readlink(path)}"
-        raise ConfigError(str(path), what, f"remove it: rm {path}") from None
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise ConfigError(str(path), "is not a regular file", f"remove it: rm {path}")
-    return descriptor
+    with hold(workdir) as check:
+        if not is_address(workdir):
+            remove_stale(workdir)
+        yield check
 
 
 def write_config(workdir: Path, config: Config) -> None:

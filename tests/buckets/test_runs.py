@@ -156,6 +156,25 @@ def test_damaged_step_is_set_aside_and_its_number_is_free(top):
     assert checkpoint.finished(top) == [1, 2]
 
 
+def test_checkpoint_verbs_take_addresses(call, top, tmp_path):
+    save(top, 1, 2)
+    steps = as_place(top) / "checkpoints"
+    (steps / "2" / "commit_success.txt").unlink()
+    (steps / "7" / "of somebody").write_bytes(b"else")
+    code, out, err = call("checkpoint", "ls", top)
+    assert (code, err) == (0, "")
+    assert out.splitlines()[1].startswith("1     weights  0.0 MB  100.00 %  yes        20")
+    assert out.splitlines()[2].startswith("2: an unfinished save or removal, 0.0 MB")
+    assert out.splitlines()[3] == "7: not of this program"
+    assert call("checkpoint", "verify", top).out == "step 1: 2 arrays are as saved\n"
+    assert call("checkpoint", "rm", top, "1").code == 4
+    assert call("checkpoint", "rm", top, "7").code == 4
+    assert call("checkpoint", "rm", top, "2").code == 0
+    assert sorted(place.name for place in steps.iterdir()) == ["1", "7"]
+    assert call("checkpoint", "export", top, "--output", tmp_path / "here").code == 0
+    assert call("checkpoint", "diff", top, tmp_path / "here").out == "nothing differs\n"
+
+
 @pytest.mark.parametrize(
     ("verb", "what"),
     [("save", "cannot save a checkpoint"), ("read", "the bucket cannot be read")],

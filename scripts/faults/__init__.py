@@ -1,0 +1,1 @@
+"""Rows of `scripts/fault_matrix.py`."""
