@@ -402,8 +402,9 @@ RULES = (
                       f"that of all images is {depth.as_flag(depth.proposed_range(s))}"),
          depth.with_few_levels),
     Rule("warning", "depth", "{n} image{s} with values outside config.data.value_range",
-         lambda s: "they are clipped; that of all images is "
-                   f"{depth.as_flag(depth.proposed_range(s))}",
+         lambda s: f"they are clipped by {depth.as_flag(depth.used_range(s))}; that of all images "
+                   + (f"is {depth.as_flag(depth.proposed_range(s))}" if s.data.value_range else
+                      f"is {depth.in_words(s)}, and most would keep fewer than 64 levels"),
          depth.clipped),
     Rule("warning", "depth", "{number} image(s) of 16 bits a channel among {others} of 8",
          "config.data.value_range scales those of 16 alone: look whether both then look alike, or "
