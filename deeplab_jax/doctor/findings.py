@@ -1,6 +1,8 @@
 """Findings: kinds of fault of a data set, each with its places and its cure."""
 
+import shlex
 from collections.abc import Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 SEVERITIES = ("error", "warning", "note")
@@ -22,3 +24,18 @@ class Finding(NamedTuple):
 def worst_first(findings: Iterable[Finding]) -> list[Finding]:
     """Returns the findings by severity, then by number of places."""
     return sorted(findings, key=lambda f: (SEVERITIES.index(f.severity), -len(f.items)))
+
+
+def to_png(folder: Path, pattern: str, change: str = "") -> str:
+    """Returns a command that stores pictures below a folder as PNG, each in place of its file.
+
+    The old files get the further suffix .old. `change` is what becomes of a Pillow image, such as
+    ".convert('L')".
+    """
+    code = (
+        "from pathlib import Path; from PIL import Image; [(picture := Image.open(path)"
+        f"{change}, picture.load(), path.rename(f'{{path}}.old'), "
+        f"picture.save(path.with_suffix('.png'))) for path in "
+        f"sorted(Path({str(folder)!r}).glob({pattern!r}))]"
+    )
+    return f"python3 -c {shlex.quote(code)}"

@@ -117,7 +117,10 @@ def _finding(finding: Finding) -> list[str]:
         lines += _wrap(" " * 11, item)
     if len(finding.items) > _MAX_ITEMS:
         lines.append(f"{'':11}... and {len(finding.items) - _MAX_ITEMS} more, see --json")
-    return lines + _wrap(f"{'':9}fix: ", finding.fix)
+    # A command stands on a line of its own, to be copied whole.
+    fix, found, command = finding.fix.partition(": python3 -c ")
+    fix = _wrap(f"{'':9}fix: ", fix + found[:1])
+    return lines + fix + ([f"{'':9}{found[2:]}{command}"] if found else [])
 
 
 def _wrap(start: str, text: str) -> list[str]:
