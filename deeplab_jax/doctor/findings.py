@@ -26,6 +26,15 @@ def worst_first(findings: Iterable[Finding]) -> list[Finding]:
     return sorted(findings, key=lambda f: (SEVERITIES.index(f.severity), -len(f.items)))
 
 
+def set_aside(folder: Path, names: Iterable[str]) -> str:
+    """Returns a command that adds .old to the names of files below a folder; `names` may have *."""
+    code = (
+        f"from pathlib import Path; [path.rename(f'{{path}}.old') for name in {[*names]!r} "
+        f"for path in sorted(Path({str(folder)!r}).rglob(name))]"
+    )
+    return f"python3 -c {shlex.quote(code)}"
+
+
 def to_png(folder: Path, pattern: str, change: str = "") -> str:
     """Returns a command that stores pictures below a folder as PNG, each in place of its file.
 

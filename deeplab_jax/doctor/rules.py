@@ -1,6 +1,6 @@
 """The rules that a data set is checked by, as a table over its survey."""
 
-import re
+import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
@@ -11,7 +11,7 @@ from deeplab_jax.config import IGNORE_INDEX
 from deeplab_jax.data.labels import value_ranges
 from deeplab_jax.data.pictures.masks import CHANNELS
 from deeplab_jax.doctor import depth
-from deeplab_jax.doctor.findings import NAMED_OTHERWISE, Finding, to_png, worst_first
+from deeplab_jax.doctor.findings import NAMED_OTHERWISE, Finding, set_aside, worst_first
 from deeplab_jax.doctor.scan import Color, Pair, SampleFacts
 from deeplab_jax.doctor.survey import Survey
 from deeplab_jax.doctor.values import is_scale, objects_of, of_other_scale
@@ -100,8 +100,19 @@ def _pairs(survey: Survey) -> list[Pair]:
     twins = _case_twins(survey)
     told = {text for fault in survey.faults if fault.kind == NAMED_OTHERWISE
             for item in fault.items for text in item.split(" with ")}  # fmt: skip
-    return [f.pair for f in survey.facts if _key(f.pair) not in twins
-            and survey.name(f.pair.image or f.pair.mask) not in told]  # fmt: skip
+    told |= {survey.name(path) for path in survey.further()}
+    return [pair for pair in survey.pairs if _key(pair) not in twins
+            and survey.name(pair.image or pair.mask) not in told]  # fmt: skip
+
+
+def _further_fix(survey: Survey) -> str:
+    names = set()
+    for path, image in survey.further().items():
+        name, stem = PurePosixPath(path).name, PurePosixPath(image).stem
+        own = len(os.path.commonprefix([name, stem]))
+        names.add(f"*{name[max(name.rfind(mark, 0, own + 1) for mark in '-_. (') :]}")
+    fix = "merge them into those masks, or set them aside, and run the doctor again: "
+    return fix + set_aside(survey.root, sorted(names))
 
 
 def _names_in_two_cases(survey: Survey) -> Iterator[str]:
@@ -237,26 +248,17 @@ def _no_zero(survey: Survey) -> Iterator[Case]:
         yield Case(words=ends | {"more": more, "field": field})
 
 
-def _black_and_white(survey: Survey, suffix: str) -> str:
-    """Returns a command that makes the masks' greys black or white, PNG of 0 and 255."""
-    place = re.sub(r"\{[^{}]*\}", "*", survey.data.masks)
-    if not PurePosixPath(place).suffix:
-        place += f"/**/*{survey.data.mask_suffix}.*"
-    place = str(PurePosixPath(place).with_suffix(suffix))
-    return to_png(survey.root, place, ".convert('L').point(lambda v: 255 * (v > 127))")
-
-
 def _blended_fix(survey: Survey) -> str:
     fix = "JPEG or smooth resizing leaves these: export again as PNG, resize with 'nearest'"
     if survey.values.is_binary and not survey.is_described:
         paths = [PurePosixPath(mask) for mask in survey.values.blended]
-        fix += f"; or make them black and white: {_black_and_white(survey, paths[0].suffix)}"
+        fix += f"; or make them black and white: {survey.in_black_and_white(paths[0].suffix)}"
     return fix
 
 
 def _lossy_fix(survey: Survey) -> str:
     path = next(f.pair.mask for f in survey.facts if f.mask_kind == "lossy")
-    command = _black_and_white(survey, PurePosixPath(path).suffix)
+    command = survey.in_black_and_white(PurePosixPath(path).suffix)
     return ("export the masks again as PNG; converting them keeps the damage, unless they are "
             f"meant to be black and white: {command}")  # fmt: skip
 
@@ -344,6 +346,10 @@ RULES = (
     Rule("error", "case", "{n} pair{s} of image and mask differ{v} in upper and lower case",
          "rename one of each pair: some systems tell them apart, others do not",
          lambda s: _case_twins(s).values()),
+    Rule("error", "further", "{n} more picture{s} belong{v} to images that have masks",
+         _further_fix,
+         lambda s: (f"{s.name(path)} beside {s.name(image)}"
+                    for path, image in s.further().items())),
     Rule("error", "no-image", "{n} image{s} {be} missing",
          "add the images, or remove these masks or lines of the list",
          lambda s: (f"{s.name(p.mask)} has no image" if p.mask else f"{p.stem} of split {p.split}"

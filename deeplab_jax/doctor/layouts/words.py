@@ -10,10 +10,10 @@ IMAGE, MASK, SEMANTIC, COLOR, OTHER, SENSOR, RESULT, OLD = (
 )  # fmt: skip
 _KINDS = {
     IMAGE: "image img photo photograph picture pic rgb satellite sat input raw frame still ortho "
-    "orthophoto original orig source src scan slide jpeg jpegimages",
+    "orthophoto pansharpen pansharpened original orig source src scan slide jpeg jpegimages",
     MASK: "mask msk label lbl ann anno annot annotation gt gth gtfine gtcoarse groundtruth truth "
     "seg segm segmentation target tgt manual pixelmap stuffthingmap stuff "
-    "labelmap classmap trimap bitmask",
+    "labelmap classmap trimap bitmask matte matting",
     SEMANTIC: "semantic sem semseg",  # masks for certain, whatever else stands there
     # pictures of masks in colours
     COLOR: "color colour colored coloured colormap human palette",
@@ -25,7 +25,8 @@ _KINDS = {
     "lidar flow",
     RESULT: "pred prediction predicted result output inference infer submission prob probability "
     "probabilities heatmap confidence score logit softmax preview thumb thumbnail debug",
-    OLD: "old older backup bak copy tmp temp archive archived trash deprecated obsolete draft",
+    OLD: "old older backup bak copy tmp temp archive archived trash deprecated obsolete draft "
+    "augmented augmentation",
     # words without a meaning here, which other words may be glued to
     "": "set data dataset png jpg tif tiff class full machine train training val valid validation "
     "test testing id trainid labelid fine coarse new aug context fold split part list official",
