@@ -337,7 +337,9 @@ class _Names:
         masks = [n for n, title in enumerate(titles) if n != image and _TITLE_OF_MASK.search(title)
                  and all(cell.lower().endswith(IMAGE_SUFFIXES) for cell in looks[n])]  # fmt: skip
         if len(titles) == 1 + len(masks[:1]):  # columns as they are without titles
-            has_files = any(title.strip(" \"'").lower().endswith(IMAGE_SUFFIXES) for title in titles)
+            has_files = any(
+                title.strip(" \"'").lower().endswith(IMAGE_SUFFIXES) for title in titles
+            )
             return lines if has_files else lines[1:]
         for number, title in enumerate(titles):
             values = sorted({row[number].strip() for row in rows})

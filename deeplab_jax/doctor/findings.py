@@ -35,15 +35,17 @@ def set_aside(folder: Path, names: Iterable[str]) -> str:
     return f"python3 -c {shlex.quote(code)}"
 
 
-def to_png(folder: Path, pattern: str, change: str = "") -> str:
+def to_png(
+    folder: Path, pattern: str, change: str = "", opened: str = "Image.open(path)"
+) -> str:  # fmt: skip
     """Returns a command that stores pictures below a folder as PNG, each in place of its file.
 
     The old files get the further suffix .old. `change` is what becomes of a Pillow image, such as
-    ".convert('L')".
+    ".convert('L')", and `opened` how `path` becomes one.
     """
     code = (
-        "from pathlib import Path; from PIL import Image; [(picture := Image.open(path)"
-        f"{change}, picture.load(), path.rename(f'{{path}}.old'), "
+        "import numpy; " * ("numpy" in opened) + "from pathlib import Path; from PIL import Image; "
+        f"[(picture := {opened}{change}, picture.load(), path.rename(f'{{path}}.old'), "
         f"picture.save(path.with_suffix('.png'))) for path in "
         f"sorted(Path({str(folder)!r}).glob({pattern!r}))]"
     )

@@ -1,6 +1,5 @@
 """The rules that a data set is checked by, as a table over its survey."""
 
-import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
@@ -12,6 +11,7 @@ from deeplab_jax.data.labels import value_ranges
 from deeplab_jax.data.pictures.masks import CHANNELS
 from deeplab_jax.doctor import depth
 from deeplab_jax.doctor.findings import NAMED_OTHERWISE, Finding, set_aside, worst_first
+from deeplab_jax.doctor.layouts.matches import num_shared
 from deeplab_jax.doctor.scan import Color, Pair, SampleFacts
 from deeplab_jax.doctor.survey import Survey
 from deeplab_jax.doctor.values import is_scale, objects_of, of_other_scale
@@ -109,7 +109,7 @@ def _further_fix(survey: Survey) -> str:
     names = set()
     for path, image in survey.further().items():
         name, stem = PurePosixPath(path).name, PurePosixPath(image).stem
-        own = len(os.path.commonprefix([name, stem]))
+        own = num_shared([name, stem])
         names.add(f"*{name[max(name.rfind(mark, 0, own + 1) for mark in '-_. (') :]}")
     fix = "merge them into those masks, or set them aside, and run the doctor again: "
     return fix + set_aside(survey.root, sorted(names))

@@ -1,6 +1,7 @@
 """A survey and its findings in words, 80 columns wide, and as JSON."""
 
 import json
+import re
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
@@ -118,9 +119,8 @@ def _finding(finding: Finding) -> list[str]:
     if len(finding.items) > _MAX_ITEMS:
         lines.append(f"{'':11}... and {len(finding.items) - _MAX_ITEMS} more, see --json")
     # A command stands on a line of its own, to be copied whole.
-    fix, found, command = finding.fix.partition(": python3 -c ")
-    fix = _wrap(f"{'':9}fix: ", fix + found[:1])
-    return lines + fix + ([f"{'':9}{found[2:]}{command}"] if found else [])
+    fix, *command = re.split(r"(?<=:) (?=python3 -c |printf )", finding.fix, maxsplit=1)
+    return lines + _wrap(f"{'':9}fix: ", fix) + [f"{'':9}{text}" for text in command]
 
 
 def _wrap(start: str, text: str) -> list[str]:

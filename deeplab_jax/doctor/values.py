@@ -63,7 +63,7 @@ def infer_values(facts: Sequence[SampleFacts], ignored: Sequence[int] = (255,)) 
 
 
 def is_scale(values: Sequence[int]) -> bool:
-    """Tells whether values are evenly spaced shades of grey from black to white: 0, 85, 170, 255."""
+    """Tells whether values are even steps of grey from black to white: 0, 85, 170, 255."""
     ideal = np.linspace(0, 255, len(values))
     is_wide = 2 < len(values) <= 255 // _MIN_STEP
     return is_wide and bool((abs(ideal - values) <= 1).all())

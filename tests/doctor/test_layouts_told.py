@@ -1,6 +1,7 @@
 """What is told of places, names and splits that are not used, or not as they lie."""
 
 import io
+import shlex
 import unicodedata
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 
 from deeplab_jax.data.files import find_files
+from deeplab_jax.data.images import read_label
 from deeplab_jax.doctor import rules, survey
 from deeplab_jax.doctor.layouts import guess
 from deeplab_jax.errors import DataError
@@ -279,3 +281,31 @@ def test_few_images_are_told_without_a_batch_that_is_not_proposed(tmp_path):
     (few,) = (f for f in findings if f.kind == "few-images")
     assert "do not fill" not in few.title
     assert "--write-config has a batch that they fill" in few.fix
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".pgm", ".npy"])
+def test_pictures_of_other_formats_are_stored_anew_by_the_command(tmp_path, suffix):
+    plant(tmp_path, (FOUR, "photo training/images/{i}_training.jpg"))
+    mask = np.arange(32 * 32).reshape(32, 32) // 256
+    for i in FOUR:
+        path = tmp_path / f"training/1st_manual/{i:03d}_manual1{suffix}"
+        path.parent.mkdir(exist_ok=True)
+        if suffix == ".npy":
+            np.save(path, mask)
+        else:
+            Image.fromarray(mask.astype(np.uint8)).save(path)
+    with pytest.raises(DataError) as caught:
+        guess(tmp_path)
+    assert f"not read: 4 {suffix}" in caught.value.what
+    exec(shlex.split(caught.value.fix.partition(": ")[2])[2], {})
+    files = find_files(guess(tmp_path).data, "training")
+    assert len(files.stems) == 4
+    assert all((read_label(path) == mask).all() for path in files.masks.values())
+
+
+def test_annotations_without_masks_are_told(tmp_path):
+    for split in ("train", "valid"):
+        plant(tmp_path, (FOUR, f"photo {split}/{{i}}.jpg"))
+        (tmp_path / split / "_annotations.coco.json").write_text("{}")
+    with pytest.raises(DataError, match=r"2 \.json, which may be annotations, are no masks"):
+        guess(tmp_path)

@@ -259,3 +259,17 @@ def test_black_and_white_masks_are_mended_by_the_command(make_tree, doctor, kind
     code, _, _, report = doctor("--data", root)
     assert (code, kinds(report, "warning")) == (0, {"few-images"})
     assert all((np.array(Image.open(p)) == label).mean() > 0.99 for p, label in drawn.items())
+
+
+def test_more_pictures_of_an_image_are_told_and_set_aside_by_the_command(make_tree, doctor):
+    root = make_tree("folder", num_train=8, num_val=2)
+    for path in root.rglob("*.png"):
+        shutil.copy(path, path.with_stem(f"{path.stem}_inst"))
+    (root / "images/train/007.jpg").rename(root / "images/train/007_b.jpg")  # no more of another
+    code, _, _, report = doctor("--data", root)
+    assert (code, len(items(report, "further"))) == (3, 9)
+    (finding,) = (f for f in report["findings"] if f["kind"] == "further")
+    assert "labels/train/000_inst.png beside images/train/000.jpg" in finding["items"]
+    exec(shlex.split(finding["fix"].partition(": ")[2])[2], {})
+    assert not items(doctor("--data", root)[3], "further")
+    assert len([*root.rglob("*_inst.png.old")]) == 10

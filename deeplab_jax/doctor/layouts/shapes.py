@@ -96,8 +96,9 @@ def shapes(matches: Sequence[Match]) -> dict[Match, Shape]:
 
 def _text(shape: Shape) -> str:
     """Returns what the places of one data set's splits have in common; * is a scene."""
-    head = (part if SPLIT in part else "*" for part in shape.head)
-    head = shape.head if SPLIT not in "/".join(shape.head) else tuple(head)
+    head = shape.head
+    if SPLIT in "/".join(head):
+        head = tuple(part if SPLIT in part else "*" for part in head)
     return "/".join((*head, ">", *shape.own, ">", *shape.theirs, ">", *shape.tail))
 
 
