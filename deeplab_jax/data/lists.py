@@ -119,13 +119,13 @@ def resolve(lines: Sequence[str], list_file: Path, known: Known) -> Resolved:
     samples, faults = [], []
     masks: dict[str, str] = {}
     num_moved = 0
-    for number, line in enumerate(lines):
+    for line in lines:
         try:
             if moved := names.moved(line, moves):
                 line, num_moved = moved, num_moved + 1
             found = names.samples(line)
             is_known = found[0].stem in known.images or found[0].stem in known.masks
-            is_title = number == 0 and all(map(_TITLE.fullmatch, re.split("[\t,;]", line)))
+            is_title = not samples and all(map(_TITLE.fullmatch, re.split("[\t,;]", line)))
             if not is_known and (is_title or line.lstrip().startswith("#")):
                 continue
             for sample in found:

@@ -260,6 +260,9 @@ def _nothing(tree: Tree) -> DataError:
         what += f"; not read: {', '.join(f'{found[suffix]} {suffix}' for suffix in others)}"
         commands = (to_png(tree.root, f"**/*{suffix}", *_CONVERTIBLE[suffix]) for suffix in others)
         fix = f"store them as PNG, and run the doctor again: {' && '.join(commands)}"
+    elif archives := [s for s in (".zip", ".tar", ".gz", ".tgz", ".rar", ".7z") if found[s]]:
+        what += f"; archives: {', '.join(f'{found[s]} {s}' for s in archives)}"
+        fix = f"unpack the archives, and run the doctor again; or {fix}"
     elif texts := [s for s in (".json", ".xml", ".txt") if found[s] and images]:
         what += f"; {found[texts[0]]} {texts[0]}, which may be annotations, are no masks"
         fix = f"export masks, one PNG an image, from the tool that draws them; or {fix}"

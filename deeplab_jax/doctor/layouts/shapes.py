@@ -98,7 +98,9 @@ def _text(shape: Shape) -> str:
     """Returns what the places of one data set's splits have in common; * is a scene."""
     head = shape.head
     if SPLIT in "/".join(head):
-        head = tuple(part if SPLIT in part else "*" for part in head)
+        ends = (part.partition(SPLIT) for part in head)
+        head = tuple("*" * (start[-1:] in "-_ ") + split + end if split else "*"
+                     for start, split, end in ends)  # fmt: skip
     return "/".join((*head, ">", *shape.own, ">", *shape.theirs, ">", *shape.tail))
 
 

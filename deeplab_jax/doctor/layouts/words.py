@@ -22,7 +22,7 @@ _KINDS = {
     "noboundary outline contour polygon skeleton overlay blend blended vis viz visual "
     "visualization visualisation",
     SENSOR: "depth disparity disp normal ir nir irrg infrared thermal dsm ndsm dem elevation "
-    "lidar flow",
+    "lidar flow hha",
     RESULT: "pred prediction predicted result output inference infer submission prob probability "
     "probabilities heatmap confidence score logit softmax preview thumb thumbnail debug",
     OLD: "old older backup bak copy tmp temp archive archived trash deprecated obsolete draft "
@@ -45,7 +45,7 @@ _NO_MASKS = re.compile(r"un(label|annotat|supervised)|no[tn]?[-_ ]?(label|annot|
 
 # Names of splits; "train", and the ones that are taken if that is not there.
 TRAIN = ("trainaug", "train", "training", "trn", "trainval", "train_val", "train-val")
-VAL = ("val", "valid", "validation", "dev", "eval", "test", "testing", "tst")
+VAL = ("val", "valid", "validation", "validate", "holdout", "dev", "eval", "test", "testing", "tst")
 TEST = ("test", "testing", "tst")
 _CORES = sorted((*TRAIN, *VAL), key=len, reverse=True)
 _CORE = re.compile("|".join(_CORES), re.IGNORECASE)
