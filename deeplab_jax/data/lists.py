@@ -116,7 +116,8 @@ def resolve(lines: Sequence[str], list_file: Path, known: Known) -> Resolved:
     names = _Names(known, list_file)
     lines = names.of_table(lines, list_file)
     moves = names.moves(lines)
-    samples, faults = [], []
+    samples: list[Sample] = []
+    faults: list[DataError] = []
     masks: dict[str, str] = {}
     num_moved = 0
     for line in lines:

@@ -231,7 +231,8 @@ def test_masks_and_folders_name_images(listed, tree):
 
 @pytest.mark.parametrize("text", [
     "ID,filename,score\n1,a.jpg,0.5\n2,b.jpg,1\n", "n;Image;Mask\n1;a.jpg;a.png\n2;b.jpg;b.png\n",
-    "Bild;Maske\na.jpg;a.png\nb.jpg;b.png\n", 'ImageId,is_valid\n"a",0\n"b",0\n', "score\tfname\tsplit\n1\ta\ttrain\n2\tb\ttrain\n",
+    "Bild;Maske\na.jpg;a.png\nb.jpg;b.png\n", 'ImageId,is_valid\n"a",0\n"b",0\n',
+    "score\tfname\tsplit\n1\ta\ttrain\n2\tb\ttrain\n",
 ])  # fmt: skip
 def test_tables_with_titles_name_images(listed, text):
     assert listed(text) == [("a", "labels/a.png"), ("b", "labels/b.png")]
