@@ -309,3 +309,30 @@ def test_annotations_without_masks_are_told(tmp_path):
         (tmp_path / split / "_annotations.coco.json").write_text("{}")
     with pytest.raises(DataError, match=r"2 \.json, which may be annotations, are no masks"):
         guess(tmp_path)
+
+
+def test_training_images_without_a_folder_of_masks_are_told_and_no_split(tmp_path):
+    plant(tmp_path, (FOUR, "photo images/train/{i}.jpg"), (FOUR, "photo images/val/1{i}.jpg"),
+          (FOUR, "mask labels/val/1{i}.png"))  # fmt: skip
+    layout = guess(tmp_path)
+    ((severity, text),) = told(layout)
+    assert (severity, layout.is_split, layout.splits) == ("warning", False, ("val",))
+    assert "split train has 4 images without masks, and is not used" in text
+
+
+def test_several_masks_of_each_image_and_archives_are_told(tmp_path):
+    plant(tmp_path, (FOUR, "photo train/x{i}/images/x{i}.png", "mask train/x{i}/masks/left.png",
+                     "mask train/x{i}/masks/other.png"))  # fmt: skip
+    with pytest.raises(DataError, match=r"several masks for each image, in .* train/x000/masks"):
+        guess(tmp_path)
+    plant(tmp_path / "other", (FOUR, "photo images/{i}.png"))
+    (tmp_path / "other/masks.zip").touch()
+    with pytest.raises(DataError, match=r"archives: 1 \.zip - unpack the archives"):
+        guess(tmp_path / "other")
+
+
+def test_left_and_right_masks_in_camel_case_are_of_one_class_each(tmp_path):
+    plant(tmp_path, (FOUR, "photo CXR_png/{i}.png", "left Manual/leftMask/{i}.png",
+                     "right Manual/rightMask/{i}.png"))  # fmt: skip
+    with pytest.raises(DataError, match=r"Manual/CLASSMask/NAME.png, .* left 4, right 4"):
+        guess(tmp_path)

@@ -1,5 +1,6 @@
 """Guesses where the images and masks of a folder lie."""
 
+import fnmatch
 import itertools
 import os
 import re
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from deeplab_jax.config import DataConfig, freeze, get_config
+from deeplab_jax.config.patterns import names_files
 from deeplab_jax.data.patterns import IMAGE_SUFFIXES, Pattern
 from deeplab_jax.doctor.findings import Finding, to_png
 from deeplab_jax.doctor.layouts import (
@@ -23,7 +25,7 @@ from deeplab_jax.doctor.layouts import (
 )
 from deeplab_jax.doctor.layouts.choose import choose
 from deeplab_jax.doctor.layouts.official import Official
-from deeplab_jax.doctor.layouts.shapes import Place, shown
+from deeplab_jax.doctor.layouts.shapes import SPLIT, Place, shown
 from deeplab_jax.doctor.layouts.tree import Tree, read_tree
 from deeplab_jax.errors import DataError
 
@@ -201,9 +203,18 @@ def _unsplit(tree: Tree, place: Place, reasons: Sequence[str]) -> list[Finding]:
 
 
 def _unlabelled(tree: Tree, place: Place) -> dict[str, int]:
-    """Returns {split: images} of the splits whose images have no masks."""
+    """Returns {split: images} of the splits whose images have no masks.
+
+    A training split with a folder for masks is not among them: its masks are missing.
+    """
     found = splits.with_missing(tree, place).items()
-    counts = {split: 0 for split, number in found if not number}
+    masks = os.path.dirname(place.masks) if names_files(place.masks) else place.masks
+    masks = masks.partition("/**")[0]
+    counts = {
+        split: 0 for split, number in found
+        if not number and not (words.is_train(split) and SPLIT in masks and fnmatch.filter(
+            tree.folders, masks.replace(SPLIT, split)))
+    }  # fmt: skip
     pattern = Pattern(place.images, None, IMAGE_SUFFIXES)
     for folder, names in tree.pictures.items() if counts else ():
         for name in names:
@@ -255,8 +266,22 @@ def _nothing(tree: Tree) -> DataError:
         what += f"; {folder or '.'} holds {number} results of deeplab predict"
     fix = "lay them out as images/train/NAME.jpg and labels/train/NAME.png, or describe where "
     fix += "they are in a recipe (config.data.images, masks, mask_suffix) and use --config"
+    several = [
+        folder
+        for folder in masks
+        if counts[folder] > 1
+        and any(
+            counts[one] == 1 and os.path.dirname(one) == os.path.dirname(folder) for one in images
+        )
+    ]
+    if several and 2 * len(several) >= len(masks):
+        what = f"holds several masks for each image, in folders such as {several[0]}"
+        fix = "merge them, mask[object > 0] = 1 in zeros of uint8, and save as masks/NAME.png "
+        fix += "beside images/NAME.png in one folder for all"
     found: Counter[str] = sum(tree.others.values(), Counter())
-    if others := [suffix for suffix in _CONVERTIBLE if found[suffix]]:
+    if several:
+        pass
+    elif others := [suffix for suffix in _CONVERTIBLE if found[suffix]]:
         what += f"; not read: {', '.join(f'{found[suffix]} {suffix}' for suffix in others)}"
         commands = (to_png(tree.root, f"**/*{suffix}", *_CONVERTIBLE[suffix]) for suffix in others)
         fix = f"store them as PNG, and run the doctor again: {' && '.join(commands)}"

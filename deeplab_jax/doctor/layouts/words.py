@@ -114,7 +114,7 @@ def class_name(text: str) -> str:
     """
     if _NO_CLASS.search(text) or grade([text]):
         return ""
-    pieces = re.findall(r"[^\W\d_]+|\d+", text)
+    pieces = re.findall(r"[^\W\d_]+|\d+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", text))  # leftMask
     named = [p for p in pieces if not all(_KIND.get(w) in (MASK, "") for w in words(p))]
     has_class = "class" in words(text)
     if not named and has_class:
