@@ -283,7 +283,7 @@ def test_few_images_are_told_without_a_batch_that_is_not_proposed(tmp_path):
     assert "--write-config has a batch that they fill" in few.fix
 
 
-@pytest.mark.parametrize("suffix", [".gif", ".pgm", ".npy"])
+@pytest.mark.parametrize("suffix", [".gif", ".PGM", ".npy"])
 def test_pictures_of_other_formats_are_stored_anew_by_the_command(tmp_path, suffix):
     plant(tmp_path, (FOUR, "photo training/images/{i}_training.jpg"))
     mask = np.arange(32 * 32).reshape(32, 32) // 256
@@ -296,7 +296,7 @@ def test_pictures_of_other_formats_are_stored_anew_by_the_command(tmp_path, suff
             Image.fromarray(mask.astype(np.uint8)).save(path)
     with pytest.raises(DataError) as caught:
         guess(tmp_path)
-    assert f"not read: 4 {suffix}" in caught.value.what
+    assert f"not read: 4 {suffix.lower()}" in caught.value.what
     exec(shlex.split(caught.value.fix.partition(": ")[2])[2], {})
     files = find_files(guess(tmp_path).data, "training")
     assert len(files.stems) == 4

@@ -283,7 +283,8 @@ def _nothing(tree: Tree) -> DataError:
         pass
     elif others := [suffix for suffix in _CONVERTIBLE if found[suffix]]:
         what += f"; not read: {', '.join(f'{found[suffix]} {suffix}' for suffix in others)}"
-        commands = (to_png(tree.root, f"**/*{suffix}", *_CONVERTIBLE[suffix]) for suffix in others)
+        globs = {s: re.sub("[a-z]", lambda c: f"[{c[0]}{c[0].upper()}]", s) for s in others}
+        commands = (to_png(tree.root, f"**/*{globs[s]}", *_CONVERTIBLE[s]) for s in others)
         fix = f"store them as PNG, and run the doctor again: {' && '.join(commands)}"
     elif archives := [s for s in (".zip", ".tar", ".gz", ".tgz", ".rar", ".7z") if found[s]]:
         what += f"; archives: {', '.join(f'{found[s]} {s}' for s in archives)}"
