@@ -116,16 +116,17 @@ def resolve(lines: Sequence[str], list_file: Path, known: Known) -> Resolved:
     names = _Names(known, list_file)
     lines = names.of_table(lines, list_file)
     moves = names.moves(lines)
-    samples, faults = [], []
+    samples: list[Sample] = []
+    faults: list[DataError] = []
     masks: dict[str, str] = {}
     num_moved = 0
-    for number, line in enumerate(lines):
+    for line in lines:
         try:
             if moved := names.moved(line, moves):
                 line, num_moved = moved, num_moved + 1
             found = names.samples(line)
             is_known = found[0].stem in known.images or found[0].stem in known.masks
-            is_title = number == 0 and all(map(_TITLE.fullmatch, re.split("[\t,;]", line)))
+            is_title = not samples and all(map(_TITLE.fullmatch, re.split("[\t,;]", line)))
             if not is_known and (is_title or line.lstrip().startswith("#")):
                 continue
             for sample in found:
@@ -235,7 +236,7 @@ class _Names:
         for folder, stems in inner.items():
             for above in (Path(folder), *Path(folder).parents):
                 names = [os.path.relpath(above, p) for p in starts if p in above.parents]
-                for name in (*names, *([str(above)] if names else [])):
+                for name in {*names, *([str(above), above.name] if names else [])}:
                     found[name] |= dict.fromkeys(stems)
         return {folder: list(stems) for folder, stems in found.items()}
 
@@ -336,8 +337,11 @@ class _Names:
         image = max(images, key=lambda n: (bool(_TITLE.fullmatch(titles[n])), -n))
         masks = [n for n, title in enumerate(titles) if n != image and _TITLE_OF_MASK.search(title)
                  and all(cell.lower().endswith(IMAGE_SUFFIXES) for cell in looks[n])]  # fmt: skip
-        if len(titles) == 1 + len(masks[:1]):
-            return lines  # columns as they are without titles
+        if len(titles) == 1 + len(masks[:1]):  # columns as they are without titles
+            has_files = any(
+                title.strip(" \"'").lower().endswith(IMAGE_SUFFIXES) for title in titles
+            )
+            return lines if has_files else lines[1:]
         for number, title in enumerate(titles):
             values = sorted({row[number].strip() for row in rows})
             if _SPLIT_TITLE.fullmatch(title.strip()) and 1 < len(values) <= 20:

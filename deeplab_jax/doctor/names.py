@@ -21,7 +21,10 @@ _FILES = (
     "labelmap.txt",  # CVAT
     "label_colors.txt",  # CamVid
     "class_dict*.csv",  # CamVid's tables and their like
+    "*colormap.txt",  # RUGD
+    "class_list.json",  # A2D2
     "_classes.csv",  # Roboflow
+    "class_mapping.csv",  # V7
     "classes*.csv",
     "labels*.csv",
     "notes.json",  # Label Studio
@@ -38,6 +41,7 @@ _SUFFIXES = (".txt", ".csv", ".json", ".names")
 _MAX_BYTES = 1 << 20
 _COLOR = r"\s*(?P<r>\d{1,3})[,;\s]\s*(?P<g>\d{1,3})[,;\s]\s*(?P<b>\d{1,3})"
 _COLORED = (  # a line's name and colour
+    re.compile(rf"\d+[,;\s]+(?P<name>[^\W\d].*?)[,;\s]{_COLOR}"),
     re.compile(rf"(?P<name>[^:]+):{_COLOR}\s*(:.*)?"),
     re.compile(rf"(?P<name>.+?)[,;\s]{_COLOR}"),
     re.compile(rf"{_COLOR}[,;\s]\s*(?P<name>.+)"),
@@ -45,7 +49,7 @@ _COLORED = (  # a line's name and colour
 _NUMBERED = re.compile(r"(?P<value>\d+)[\s:,;=]+(?P<name>.+)")
 _COLUMNS = {
     "name": ("name", "class", "label", "class name", "class_name"),
-    "value": ("pixel value", "value", "id", "index"),
+    "value": ("pixel value", "value", "id", "index", "class_color"),
     "r": ("r", "red"),
     "g": ("g", "green"),
     "b": ("b", "blue"),
@@ -151,6 +155,8 @@ def _of_json(content: Any) -> Iterator[Entry]:
                 found = [{"id": 0, "name": "background"}, *found]
         if found is None and all(key.isdigit() for key in content):
             found = [{"id": int(key), "name": name} for key, name in content.items()]
+        if found is None and all(map(_color, content)):
+            found = [{"color": key, "name": name} for key, name in content.items()]
         content = found
     for item in content if isinstance(content, list) else ():
         table = item if isinstance(item, dict) else {"name": item}

@@ -168,6 +168,9 @@ def _class_fields(survey: Survey) -> Fields:
         fields["data.mask_format"] = Field("binary", "0 and 255 are all the masks hold")
     elif not survey.is_described:
         fields |= _value_fields(survey)
+    if not any(f.counts for f in survey.facts):
+        what, fix = "holds no mask that can be used", "mend the errors that are listed above"
+        raise DataError(str(survey.root), what, fix)
     if len(names) < 2:
         what = f"holds {len(names)} class(es) in its masks"
         raise DataError(str(survey.root), what, "a network needs two; count the background")

@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import PurePosixPath
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -9,9 +10,11 @@ from deeplab_jax.config import IGNORE_INDEX
 from deeplab_jax.data.labels import value_ranges
 from deeplab_jax.data.pictures.masks import CHANNELS
 from deeplab_jax.doctor import depth
-from deeplab_jax.doctor.findings import NAMED_OTHERWISE, Finding, worst_first
+from deeplab_jax.doctor.findings import NAMED_OTHERWISE, Finding, set_aside, worst_first
+from deeplab_jax.doctor.layouts.matches import num_shared
 from deeplab_jax.doctor.scan import Color, Pair, SampleFacts
 from deeplab_jax.doctor.survey import Survey
+from deeplab_jax.doctor.values import is_scale, objects_of, of_other_scale
 
 _USUAL_BATCH = 8
 _SHIFTS = {-1: "subtracted", 1: "added"}
@@ -51,8 +54,8 @@ def _apply(rule: Rule, survey: Survey) -> Iterator[Finding]:
     for items, words in [*cases, Case(places)] if places else cases:
         words = {**_count(len(items)), **words}
         title = rule.title.format(**words)
-        fix = rule.fix if isinstance(rule.fix, str) else rule.fix(survey)
-        yield Finding(rule.severity, rule.kind, title, fix.format(**words), items)
+        fix = rule.fix.format(**words) if isinstance(rule.fix, str) else rule.fix(survey)
+        yield Finding(rule.severity, rule.kind, title, fix, items)
 
 
 def _count(number: int) -> dict[str, str | int]:
@@ -97,8 +100,19 @@ def _pairs(survey: Survey) -> list[Pair]:
     twins = _case_twins(survey)
     told = {text for fault in survey.faults if fault.kind == NAMED_OTHERWISE
             for item in fault.items for text in item.split(" with ")}  # fmt: skip
-    return [f.pair for f in survey.facts if _key(f.pair) not in twins
-            and survey.name(f.pair.image or f.pair.mask) not in told]  # fmt: skip
+    told |= {survey.name(path) for path in survey.further()}
+    return [pair for pair in survey.pairs if _key(pair) not in twins
+            and survey.name(pair.image or pair.mask) not in told]  # fmt: skip
+
+
+def _further_fix(survey: Survey) -> str:
+    names = set()
+    for path, image in survey.further().items():
+        name, stem = PurePosixPath(path).name, PurePosixPath(image).stem
+        own = num_shared([name, stem])
+        names.add(f"*{name[max(name.rfind(mark, 0, own + 1) for mark in '-_. (') :]}")
+    fix = "merge them into those masks, or set them aside, and run the doctor again: "
+    return fix + set_aside(survey.root, sorted(names))
 
 
 def _names_in_two_cases(survey: Survey) -> Iterator[str]:
@@ -234,6 +248,38 @@ def _no_zero(survey: Survey) -> Iterator[Case]:
         yield Case(words=ends | {"more": more, "field": field})
 
 
+def _blended_fix(survey: Survey) -> str:
+    fix = "JPEG or smooth resizing leaves these: export again as PNG, resize with 'nearest'"
+    if survey.values.is_binary and not survey.is_described:
+        paths = [PurePosixPath(mask) for mask in survey.values.blended]
+        fix += f"; or make them black and white: {survey.in_black_and_white(paths[0].suffix)}"
+    return fix
+
+
+def _lossy_fix(survey: Survey) -> str:
+    path = next(f.pair.mask for f in survey.facts if f.mask_kind == "lossy")
+    command = survey.in_black_and_white(PurePosixPath(path).suffix)
+    return ("export the masks again as PNG; converting them keeps the damage, unless they are "
+            f"meant to be black and white: {command}")  # fmt: skip
+
+
+def _ignored_white(survey: Survey) -> Iterator[Case]:
+    """Yields a case where 255 is ignored, and the last of evenly spaced greys."""
+    values = (*survey.values.classes, 255)
+    if 255 in survey.values.ignored and not survey.is_described and is_scale(values):
+        number = sum(255 in f.counts for f in survey.facts)
+        texts = ", ".join(map(str, values))
+        yield Case(words={**_count(number), "values": texts, "number": len(values)})
+
+
+def _objects(survey: Survey) -> Iterator[Case]:
+    values = survey.values.classes
+    if not survey.is_described and (factor := objects_of(values)):
+        number = len({value // factor for value in values})
+        yield Case(words={"factor": factor, "example": values[-1], "values": len(values),
+                          "classes": number})  # fmt: skip
+
+
 def _odd_palettes(survey: Survey) -> Iterator[str]:
     colors: dict[int, Counter[Color]] = defaultdict(Counter)
     for f in survey.facts:
@@ -294,12 +340,16 @@ RULES = (
     Rule("error", "unreadable-mask", "{n} mask{s} cannot be opened",
          lambda s: _fixes(f.mask_fix for f in s.facts if not f.mask_kind),
          _each("mask", lambda f: "" if f.mask_kind else f.mask_error)),
-    Rule("error", "lossy-mask", "{n} mask{s} {be} JPEG, which changes class values",
-         "export the masks again as PNG; converting the JPEGs keeps the damage",
+    Rule("error", "lossy-mask", "{n} mask{s} {be} JPEG or WebP, which change class values",
+         _lossy_fix,
          _each("mask", lambda f: f.mask_error if f.mask_kind == "lossy" else "")),
     Rule("error", "case", "{n} pair{s} of image and mask differ{v} in upper and lower case",
          "rename one of each pair: some systems tell them apart, others do not",
          lambda s: _case_twins(s).values()),
+    Rule("error", "further", "{n} more picture{s} belong{v} to images that have masks",
+         _further_fix,
+         lambda s: (f"{s.name(path)} beside {s.name(image)}"
+                    for path, image in s.further().items())),
     Rule("error", "no-image", "{n} image{s} {be} missing",
          "add the images, or remove these masks or lines of the list",
          lambda s: (f"{s.name(p.mask)} has no image" if p.mask else f"{p.stem} of split {p.split}"
@@ -326,7 +376,7 @@ RULES = (
     Rule("error", "color-mask", "{n} mask{s} hold{v} colours, not class indices",
          _color_fix, _each("mask", _color_text)),
     Rule("error", "blended-mask", "{n} mask{s} hold{v} values mixed from others",
-         "JPEG or smooth resizing leaves these: export again as PNG, resize with 'nearest'",
+         _blended_fix,
          lambda s: (f"{s.name(mask)}: {_values(v)}" for mask, v in s.values.blended.items())),
     Rule("error", "unknown-value", "{n} mask{s} hold{v} values that are no class",
          _unknown_fix, _unknown_values),
@@ -334,6 +384,18 @@ RULES = (
          "taken as classes; if they are mistakes, mend these masks",
          lambda s: (f"value {value} in {len(masks)}: {', '.join(map(s.name, masks[:3]))}"
                     for value, masks in s.values.rare.items() if not s.is_described)),
+    Rule("warning", "white", "255 is ignored in {n} mask{s}, and may be a class: of {values}",
+         "if so, change the recipe of --write-config: c.data.ignore_values = (), "
+         "c.data.class_values = ({values}), c.model.num_classes = {number}, and a name more",
+         _ignored_white),
+    Rule("warning", "white", "{n} mask{s} hold{v} 0 and 255 alone, others have classes and no 255",
+         "255 is ignored there; if it is a class, write that class's value in its place",
+         lambda s: (s.name(f.pair.mask) for f in of_other_scale(s.facts)
+                    if s.meaning.get(255) == IGNORE_INDEX)),
+    Rule("warning", "objects",
+         "values such as {example} look like class x {factor} + number of an object: {values} "
+         "values of {classes} classes",
+         "if so, store the classes alone: mask // {factor}", _objects),
     Rule("warning", "shifted", "value 0 never occurs, classes are {first}..{last}{more}",
          "set {field}; --write-config does", _no_zero),
     Rule("warning", "shifted", "{n} mask{s} look{v} shifted by one against the others",
@@ -402,8 +464,9 @@ RULES = (
                       f"that of all images is {depth.as_flag(depth.proposed_range(s))}"),
          depth.with_few_levels),
     Rule("warning", "depth", "{n} image{s} with values outside config.data.value_range",
-         lambda s: "they are clipped; that of all images is "
-                   f"{depth.as_flag(depth.proposed_range(s))}",
+         lambda s: f"they are clipped by {depth.as_flag(depth.used_range(s))}; that of all images "
+                   + (f"is {depth.as_flag(depth.proposed_range(s))}" if s.data.value_range else
+                      f"is {depth.in_words(s)}, and most would keep fewer than 64 levels"),
          depth.clipped),
     Rule("warning", "depth", "{number} image(s) of 16 bits a channel among {others} of 8",
          "config.data.value_range scales those of 16 alone: look whether both then look alike, or "

@@ -26,6 +26,7 @@ from deeplab_jax.utils.machine import num_cores
 
 COLOR_MODES = ("RGB", "RGBA", "RGBX")
 _MAX_COLORS = 1000  # kept of one mask; a table of classes has fewer
+_OUTSIDE = 1e-3  # share of a 16-bit image's values at each end that may be dead pixels
 _KERNEL = np.ones((3, 3), np.uint8)
 
 Color = tuple[int, int, int]
@@ -51,6 +52,8 @@ class SampleFacts:
     image_hash: bytes = b""  # digest of size and pixels; equal for equal pictures alone
     image_mode: str = ""  # Pillow's mode, such as "RGB", "L" or "CMYK"
     image_values: tuple[int, ...] = ()  # smallest and largest of a 16-bit image; empty: 8 bits
+    image_bulk: tuple[int, ...] = ()  # the same without 1 of 1000 values at each end
+    image_levels: bytes = b""  # uint16: at most 256 of its different values, in even steps
     has_more_bands: bool = False  # the image is a TIFF of RGB and a band that is not read
     orientation: int = 1  # EXIF orientation of the image; 1 is upright
     is_same_file: bool = False  # image and mask are one file, or equal files
@@ -97,7 +100,7 @@ def scan_sample(pair: Pair, color_table: ColorTable | None = None) -> SampleFact
             facts.decode_seconds += time.thread_time() - began
             facts.image_size, facts.image_hash = image.shape[:2], _digest(image)
             if image.dtype == np.uint16:
-                facts.image_values = int(image.min()), int(image.max())
+                _count_depth(facts, image)
         except DataError as error:
             facts.image_error, facts.image_fix = error.what, error.fix
     if pair.mask:
@@ -110,6 +113,16 @@ def scan_sample(pair: Pair, color_table: ColorTable | None = None) -> SampleFact
             facts.is_same_file = filecmp.cmp(pair.image, pair.mask, shallow=False)
     facts.seconds = time.thread_time() - began
     return facts
+
+
+def _count_depth(facts: SampleFacts, image: np.ndarray) -> None:
+    counts = np.bincount(image.ravel())
+    levels = np.flatnonzero(counts)
+    facts.image_values = int(levels[0]), int(levels[-1])
+    ends = np.searchsorted(np.cumsum(counts), [_OUTSIDE * image.size, (1 - _OUTSIDE) * image.size])
+    facts.image_bulk = max(int(ends[0]), int(levels[0])), min(int(ends[1]), int(levels[-1]))
+    steps = np.linspace(0, len(levels) - 1, min(len(levels), 256)).round().astype(int)
+    facts.image_levels = levels[steps].astype(np.uint16).tobytes()
 
 
 def _digest(pixels: np.ndarray) -> bytes:

@@ -1,6 +1,7 @@
 """The survey of a data set: facts of all samples, the meaning of its masks' values, findings."""
 
 import dataclasses
+import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -13,7 +14,7 @@ from deeplab_jax.config import IGNORE_INDEX, Config, DataConfig
 from deeplab_jax.data import labels
 from deeplab_jax.data.classes import CLASS_NAMES
 from deeplab_jax.data.files import find_files
-from deeplab_jax.doctor.findings import Finding
+from deeplab_jax.doctor.findings import Finding, to_png
 from deeplab_jax.doctor.layouts import GuessedLayout
 from deeplab_jax.doctor.names import Masks, Named, find_names, is_names_file
 from deeplab_jax.doctor.scan import COLOR_MODES, Color, Pair, SampleFacts, scan, scan_sample
@@ -67,6 +68,34 @@ class Survey:
     def name(self, path: str) -> str:
         """Returns a path as it is shown: relative to the root, if it lies there."""
         return _shown(self.data, Path(path)) if path else path
+
+    def further(self) -> dict[str, str]:
+        """Returns {lone image or mask: image whose name it has, and more}: 1_inst.png beside 1."""
+        end = re.fullmatch(r"\*([^*{}]+)\.\*", Path(self.data.images).name)  # of a pattern of files
+        text = end[1] if end else ""
+        whole = {(p.split, p.stem.removesuffix(text)): p.image
+                 for p in self.pairs if p.image and p.mask}  # fmt: skip
+        found = {}
+        for pair in self.pairs:
+            path, stem = pair.image or pair.mask, pair.stem.removesuffix(text)
+            cuts = (cut.start() for cut in re.finditer(r"[-_. (]", stem))
+            bases = [key for cut in cuts if (key := (pair.split, stem[:cut])) in whole]
+            if bases and path and not (pair.image and pair.mask):
+                found[path] = whole[bases[-1]]
+        return found
+
+    def in_black_and_white(self, suffix: str) -> str:
+        """Returns a command that makes PNG of 0 and 255 of the masks with a suffix."""
+        place = re.sub(r"\{[^{}]*\}", "*", self.data.masks)
+        if not Path(place).suffix:
+            place += f"/**/*{self.data.mask_suffix}.*"
+        change = ".convert('L').point(lambda v: 255 * (v > 127))"
+        return to_png(self.root, str(Path(place).with_suffix(suffix)), change)
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """Files of all samples."""
+        return [facts.pair for facts in self.facts]
 
     def class_counts(self, facts: SampleFacts) -> dict[int, int]:
         """Returns {class or 255: pixels} of a mask, without values that mean nothing."""

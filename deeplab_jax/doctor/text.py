@@ -1,6 +1,7 @@
 """A survey and its findings in words, 80 columns wide, and as JSON."""
 
 import json
+import re
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
@@ -117,7 +118,9 @@ def _finding(finding: Finding) -> list[str]:
         lines += _wrap(" " * 11, item)
     if len(finding.items) > _MAX_ITEMS:
         lines.append(f"{'':11}... and {len(finding.items) - _MAX_ITEMS} more, see --json")
-    return lines + _wrap(f"{'':9}fix: ", finding.fix)
+    # A command stands on a line of its own, to be copied whole.
+    fix, *command = re.split(r"(?<=:) (?=python3 -c |printf )", finding.fix, maxsplit=1)
+    return lines + _wrap(f"{'':9}fix: ", fix) + [f"{'':9}{text}" for text in command]
 
 
 def _wrap(start: str, text: str) -> list[str]:

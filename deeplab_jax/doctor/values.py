@@ -13,6 +13,7 @@ _MIN_BLENDED = 3  # thin values in few masks that make a mask a blended one
 _SPECK = 16  # pixels, or 1 in 10,000: a slip of the pen
 _MANY, _MOSTLY = 16, 0.6  # a mask of so many values, such a share of them thin, is blended
 _SHIFT_GAIN = 0.5  # nats a pixel; CamVid's masks reach 0.2 at most, shifted ones mostly 1
+_MIN_STEP = 2  # between evenly spaced shades of grey
 _MIN_MASKS = 8  # fewer say nothing of shares
 
 _Holders = dict[int, list[SampleFacts]]  # {value: masks that hold it}
@@ -61,11 +62,42 @@ def infer_values(facts: Sequence[SampleFacts], ignored: Sequence[int] = (255,)) 
     return Values(tuple(classes), present, rare, stray, blended, shifted)
 
 
+def is_scale(values: Sequence[int]) -> bool:
+    """Tells whether values are even steps of grey from black to white: 0, 85, 170, 255."""
+    ideal = np.linspace(0, 255, len(values))
+    is_wide = 2 < len(values) <= 255 // _MIN_STEP
+    return is_wide and bool((abs(ideal - values) <= 1).all())
+
+
+def objects_of(values: Sequence[int]) -> int:
+    """Returns K where values look like class x K + number of an object, as 24001 does; else 0."""
+    for factor in (1000, 256):
+        classes, numbers = {v // factor for v in values}, {v % factor for v in values}
+        if 1 < len(classes) < len(values) and max(numbers) < factor // 2:
+            return factor
+    return 0
+
+
+def of_other_scale(facts: Sequence[SampleFacts]) -> list[SampleFacts]:
+    """Returns the masks of 0 and 255 alone, where no other mask has 255 but one has a class."""
+    white = [f for f in facts if 255 in f.counts]
+    is_alone = all(f.counts.keys() <= {0, 255} and not _is_thin(f, 255) for f in white)
+    others = any(f.counts.keys() - {0, 255} for f in facts)
+    return white if is_alone and others else []
+
+
 def _find_blended(
     masks: Sequence[SampleFacts], holders: _Holders, usual: float
 ) -> dict[str, list[int]]:
     """Returns {mask: mixed values}; `usual` is the number of masks that a class is usually in."""
     blended = {}
+    mixed = [v for v, found in holders.items() if all(_is_thin(f, v) for f in found)]
+    if mixed and holders.keys() - {*mixed, 255} == {0} and len(mixed) >= _MIN_BLENDED:
+        white = [f for f in masks if 255 in f.counts]
+        if any(not _is_thin(f, 255) for f in white):  # soft edges between black and white
+            found = {f.pair.mask: sorted(f.counts.keys() & {*mixed}) for f in white}
+            if max(map(len, found.values())) >= _MIN_BLENDED:
+                return {mask: values for mask, values in found.items() if values}
     for f in masks:
         values = sorted(f.counts.keys() & holders.keys())
         seams = [v for v in values if _is_thin(f, v)]

@@ -91,7 +91,9 @@ def test_the_mask_of_two_columns_is_the_one_listed(listed, tree, line):
     assert listed(line.replace("{root}", str(tree))) == [TWO[line]]
 
 
-@pytest.mark.parametrize("head", ["image,mask", "filename", "# my split", "Image ID; path"])
+@pytest.mark.parametrize("head", [
+    "image,mask", "filename", "# my split", "Image ID; path", "# made by x\nfilename",
+])  # fmt: skip
 def test_titles_and_comments_name_nothing(listed, head):
     assert listed(f"{head}\na.jpg\n") == [("a", "labels/a.png")]
 
@@ -229,7 +231,8 @@ def test_masks_and_folders_name_images(listed, tree):
 
 @pytest.mark.parametrize("text", [
     "ID,filename,score\n1,a.jpg,0.5\n2,b.jpg,1\n", "n;Image;Mask\n1;a.jpg;a.png\n2;b.jpg;b.png\n",
-    'ImageId,is_valid\n"a",0\n"b",0\n', "score\tfname\tsplit\n1\ta\ttrain\n2\tb\ttrain\n",
+    "Bild;Maske\na.jpg;a.png\nb.jpg;b.png\n", 'ImageId,is_valid\n"a",0\n"b",0\n',
+    "score\tfname\tsplit\n1\ta\ttrain\n2\tb\ttrain\n",
 ])  # fmt: skip
 def test_tables_with_titles_name_images(listed, text):
     assert listed(text) == [("a", "labels/a.png"), ("b", "labels/b.png")]

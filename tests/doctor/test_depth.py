@@ -95,3 +95,17 @@ def test_dark_pictures_are_told_apart_and_colour_keeps_its_depth(deepen, doctor)
         path.unlink()
         Image.fromarray(np.zeros((65, 97), np.uint16)).save(path.with_suffix(".png"))
     assert "leak" in {f["kind"] for f in doctor("--data", root)[3]["findings"]}
+
+
+def test_dead_pixels_do_not_spread_the_range(deepen, doctor, recipe_of):
+    def with_dead(_, image):
+        image = image * 4  # 10 bits
+        image[5, 5] = 65535
+        return image
+
+    root = deepen(with_dead)
+    code, _, _, report = doctor("--data", root)
+    [clipped] = found(report, "warning")
+    assert (code, len(clipped["items"])) == (0, 10)
+    assert "65535, and most would keep fewer than 64 levels" in clipped["fix"]
+    assert 500 < recipe_of(root).data.value_range[1] <= 1020

@@ -118,6 +118,27 @@ KNOWN = [  # files, fields (images, masks, mask_suffix), splits as planted, numb
      "lines f1_{split}.txt={i}", "images labels", NUMBERS, 1),
     ("photo images/{i}.jpg", "mask labels/{i}.png",
      "lines splits/{split}_list.txt=images\\{i}.jpg labels\\{i}.png", "images labels", NUMBERS, 0),
+    ("photo uavid_{split}/seq{i}/Images/0{k}.png", "colors uavid_{split}/seq{i}/Labels/0{k}.png",
+     "uavid_{{split}}/*/Images uavid_{{split}}/*/Labels", NUMBERS, 0),
+    ("photo site{i}_{split}/images/0{k}.png", "mask site{i}_{split}/labels/0{k}.png",
+     "*{{split}}/images *{{split}}/labels", NUMBERS, 0),
+    ("photo {split}/img/{i}.png", "mask {split}/gt/{i}.png", "{split}/img {split}/gt",
+     {"train": range(4), "holdout": range(4, 6)}, 0),
+    ("photo hha/{i}.png", "photo rgb/{i}.png", "mask label/{i}.png", "rgb label", TRAIN, 1),
+    ("photo seg/images/{split}/{i}.jpg", "mask seg/labels/{split}/{i}_train_id.png",
+     "seg/images/{split} seg/labels/{split} _train_id", NUMBERS, 0),
+    ("photo d/benign ({i}).png", "mask d/benign ({i})_mask.png", "d d _mask", TRAIN, 0),
+    ("photo img_dir/{split}/P{i}_0_896_0_896.png",
+     "mask ann_dir/{split}/P{i}_0_896_0_896_instance_color_RGB.png",
+     "img_dir/{split} ann_dir/{split} _instance_color_RGB", NUMBERS, 1),
+    ("photo {split}_rgb/nyu_rgb_{i}.png", "mask {split}_labels_13/new_nyu_class13_{i}.png",
+     "{split}_rgb/nyu_rgb_*.* {split}_labels_13/new_nyu_class13_*.*", NUMBERS, 0),
+    ("photo AOI_{k}/RGB-PanSharpen/RGB-PanSharpen_img{i}.png", "mask AOI_{k}/masks/mask_img{i}.png",
+     "*/RGB-PanSharpen/RGB-PanSharpen_*.* */masks/mask_*.*", TRAIN, 0),
+    ("photo images/{i}.jpg", "mask labels/{i}.png", "photo augmented/images/a{i}.jpg",
+     "mask augmented/labels/a{i}.png", "images labels", TRAIN, 1),
+    ("photo Bilder/{i}.jpg", "mask Masken/{i}.png", "lines {split}.csv=Bild;Maske\n{i}.jpg;{i}.png",
+     "Bilder Masken", {"train": [0], "val": [1]}, 0),
 ]  # fmt: skip
 
 
@@ -135,6 +156,23 @@ def test_layouts_as_they_are_published(tmp_path, case):
     found = [find_files(data, split) for split in layout.splits]
     assert sum(len(f.stems) for f in found) == sum(map(len, splits.values()))
     assert all({*f.stems} <= f.images.keys() & f.masks.keys() for f in found)
+
+
+def test_left_and_right_are_no_image_and_mask(tmp_path):
+    plant(tmp_path, "photo Image_{i}L.jpg", "mask Image_{i}L_1stHO.png", "photo Image_{i}R.jpg",
+          "mask Image_{i}R_1stHO.png", splits=TRAIN)  # fmt: skip
+    layout = guess(tmp_path)
+    assert (layout.data.mask_suffix, layout.findings) == ("_1stHO", ())
+    assert len(find_files(layout.data, "all").stems) == 8
+
+
+def test_lists_name_scenes_by_their_last_folder(tmp_path):
+    for size in ("480p", "Full"):
+        plant(tmp_path, f"photo JPEGImages/{size}/s{{i}}/0.jpg", f"mask Masks/{size}/s{{i}}/0.png")
+    plant(tmp_path, "lines ImageSets/{split}.txt=s{i}")
+    layout = guess(tmp_path)
+    assert (layout.splits, layout.findings) == (("train", "val"), ())
+    assert [len(find_files(layout.data, split).stems) for split in layout.splits] == [8, 4]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Splits in lists of scenes, lists of folders, lists of another machine, and tables."""
 
 import shlex
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -150,3 +151,17 @@ def test_tables_beside_a_split_in_folders_are_noted(tmp_path):
     write(tmp_path, ("meta.csv", "image,split\na,val\nb,train\nc,train\n"))
     (finding,) = guess(tmp_path).findings
     assert finding.severity == "note"
+
+
+def test_folds_in_folders_are_named_and_the_command_makes_lists_of_them(tmp_path):
+    for fold in ("Fold 1", "Fold 2", "Fold 3"):
+        write(tmp_path, *(f"{fold}/{kind}/{n}.png" for kind in ("images", "masks") for n in VAL))
+    layout = guess(tmp_path)
+    (finding,) = layout.findings
+    assert finding.title.endswith("folds, which are all used together: Fold 1, Fold 2, Fold 3")
+    for step in finding.fix.partition(": printf ")[2].split(" && printf "):
+        _, *lines, _, file = shlex.split(step)
+        Path(file).write_text("".join(f"{line}\n" for line in lines))
+    again = guess(tmp_path)
+    assert (again.splits, again.findings) == (("train", "val"), ())
+    assert [len(names) for names in used(again).values()] == [2 * len(VAL), len(VAL)]

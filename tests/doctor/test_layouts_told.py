@@ -1,6 +1,7 @@
 """What is told of places, names and splits that are not used, or not as they lie."""
 
 import io
+import shlex
 import unicodedata
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 
 from deeplab_jax.data.files import find_files
+from deeplab_jax.data.images import read_label
 from deeplab_jax.doctor import rules, survey
 from deeplab_jax.doctor.layouts import guess
 from deeplab_jax.errors import DataError
@@ -279,3 +281,58 @@ def test_few_images_are_told_without_a_batch_that_is_not_proposed(tmp_path):
     (few,) = (f for f in findings if f.kind == "few-images")
     assert "do not fill" not in few.title
     assert "--write-config has a batch that they fill" in few.fix
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".PGM", ".npy"])
+def test_pictures_of_other_formats_are_stored_anew_by_the_command(tmp_path, suffix):
+    plant(tmp_path, (FOUR, "photo training/images/{i}_training.jpg"))
+    mask = np.arange(32 * 32).reshape(32, 32) // 256
+    for i in FOUR:
+        path = tmp_path / f"training/1st_manual/{i:03d}_manual1{suffix}"
+        path.parent.mkdir(exist_ok=True)
+        if suffix == ".npy":
+            np.save(path, mask)
+        else:
+            Image.fromarray(mask.astype(np.uint8)).save(path)
+    with pytest.raises(DataError) as caught:
+        guess(tmp_path)
+    assert f"not read: 4 {suffix.lower()}" in caught.value.what
+    exec(shlex.split(caught.value.fix.partition(": ")[2])[2], {})
+    files = find_files(guess(tmp_path).data, "training")
+    assert len(files.stems) == 4
+    assert all((read_label(path) == mask).all() for path in files.masks.values())
+
+
+def test_annotations_without_masks_are_told(tmp_path):
+    for split in ("train", "valid"):
+        plant(tmp_path, (FOUR, f"photo {split}/{{i}}.jpg"))
+        (tmp_path / split / "_annotations.coco.json").write_text("{}")
+    with pytest.raises(DataError, match=r"2 \.json, which may be annotations, are no masks"):
+        guess(tmp_path)
+
+
+def test_training_images_without_a_folder_of_masks_are_told_and_no_split(tmp_path):
+    plant(tmp_path, (FOUR, "photo images/train/{i}.jpg"), (FOUR, "photo images/val/1{i}.jpg"),
+          (FOUR, "mask labels/val/1{i}.png"))  # fmt: skip
+    layout = guess(tmp_path)
+    ((severity, text),) = told(layout)
+    assert (severity, layout.is_split, layout.splits) == ("warning", False, ("val",))
+    assert "split train has 4 images without masks, and is not used" in text
+
+
+def test_several_masks_of_each_image_and_archives_are_told(tmp_path):
+    plant(tmp_path, (FOUR, "photo train/x{i}/images/x{i}.png", "mask train/x{i}/masks/left.png",
+                     "mask train/x{i}/masks/other.png"))  # fmt: skip
+    with pytest.raises(DataError, match=r"several masks for each image, in .* train/x000/masks"):
+        guess(tmp_path)
+    plant(tmp_path / "other", (FOUR, "photo images/{i}.png"))
+    (tmp_path / "other/masks.zip").touch()
+    with pytest.raises(DataError, match=r"archives: 1 \.zip - unpack the archives"):
+        guess(tmp_path / "other")
+
+
+def test_left_and_right_masks_in_camel_case_are_of_one_class_each(tmp_path):
+    plant(tmp_path, (FOUR, "photo CXR_png/{i}.png", "left Manual/leftMask/{i}.png",
+                     "right Manual/rightMask/{i}.png"))  # fmt: skip
+    with pytest.raises(DataError, match=r"Manual/CLASSMask/NAME.png, .* left 4, right 4"):
+        guess(tmp_path)

@@ -28,9 +28,14 @@ COLORED = {
     "class_dict_seg.csv": TABLE.replace(",", "; "),
     "meta.json": json.dumps({"classes": HEX}),
     "config_v1.2.json": json.dumps({"labels": VISTAS}),
+    "RUGD_annotation-colormap.txt": "".join(
+        f"{i} {n} {r} {g} {b}\n" for i, (n, r, g, b) in enumerate(ROWS)
+    ),
+    "class_list.json": json.dumps({table["color"]: table["title"] for table in HEX}),
 }
 INDEXED = COLORED | {
     "_classes.csv": "Pixel Value, Class\n0, sky\n2, tree\n1, road sign\n",
+    "class_mapping.csv": "class_name,class_color\nsky,0\nroad sign,1\ntree,2\n",
     "labels.csv": "id,name\n2,tree\n0,sky\n1,road sign\n",
     "obj_class_to_machine_color.json": json.dumps(
         {"sky": [0, 0, 0], "tree": [2, 2, 2], "road sign": [1, 1, 1]}

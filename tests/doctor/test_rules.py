@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shlex
 import shutil
 
 import cv2
@@ -214,3 +215,61 @@ def test_a_fourth_band_without_a_mark_is_named_once(make_tree, doctor):
     (found,) = (f for f in report["findings"] if f["kind"] == "extra-band")
     assert (code, found["severity"], found["items"]) == (0, "warning", names)
     assert "gdal_translate -b 1 -b 2 -b 3" in found["fix"]
+
+
+WHITE = np.array([0, 255], np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "told"),
+    [
+        (lambda m, n: 85 * m, "white", "may be a class: of 0, 85, 170, 255"),
+        (lambda m, n: WHITE[m % 2] if n % 2 else m % 2, "white", "hold 0 and 255 alone"),
+        (lambda m, n: m * np.uint16(1000) + n % 2, "objects", "8 values of 4 classes"),
+    ],
+)
+def test_values_with_another_meaning_are_told(make_tree, doctor, change, kind, told):
+    root = make_tree("folder", num_train=6, num_val=2)
+    for number, path in enumerate(sorted(root.rglob("*.png"))):
+        label = np.minimum(np.array(Image.open(path)), 3)
+        label[:40:20] = np.arange(4, dtype=np.uint8).repeat(25)[: label.shape[1]]
+        Image.fromarray(change(label, number)).save(path)
+    code, out, _, report = doctor("--data", root)
+    found = [f for f in report["findings"] if f["kind"] == kind]
+    assert (code, [f["severity"] for f in found]) == (0, ["warning"]), out
+    assert told in found[0]["title"]
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [("blended-mask", ".png"), ("lossy-mask", ".jpg")])
+def test_black_and_white_masks_are_mended_by_the_command(make_tree, doctor, kind, suffix):
+    root = make_tree("folder", num_train=6, num_val=2)
+    drawn = {}
+    for number, path in enumerate(sorted(root.rglob("*.png"))):
+        label = np.zeros(np.array(Image.open(path)).shape, np.uint8)
+        cv2.circle(label, (30 + number, 30), 20, 255, -1, cv2.LINE_AA)
+        drawn[path] = (label > 127) * np.uint8(255)
+        path.unlink()
+        Image.fromarray(label).save(path.with_suffix(suffix))
+    code, out, _, report = doctor("--data", root)
+    (finding,) = (f for f in report["findings"] if f["severity"] == "error")
+    assert (code, finding["kind"], len(finding["items"])) == (3, kind, 8)
+    command = finding["fix"].rpartition(": python3")[2]
+    assert f"python3{command}" in map(str.strip, out.splitlines())  # to be copied whole
+    exec(shlex.split(command)[1], {})
+    code, _, _, report = doctor("--data", root)
+    assert (code, kinds(report, "warning")) == (0, {"few-images"})
+    assert all((np.array(Image.open(p)) == label).mean() > 0.99 for p, label in drawn.items())
+
+
+def test_more_pictures_of_an_image_are_told_and_set_aside_by_the_command(make_tree, doctor):
+    root = make_tree("folder", num_train=8, num_val=2)
+    for path in root.rglob("*.png"):
+        shutil.copy(path, path.with_stem(f"{path.stem}_inst"))
+    (root / "images/train/007.jpg").rename(root / "images/train/007_b.jpg")  # no more of another
+    code, _, _, report = doctor("--data", root)
+    assert (code, len(items(report, "further"))) == (3, 9)
+    (finding,) = (f for f in report["findings"] if f["kind"] == "further")
+    assert "labels/train/000_inst.png beside images/train/000.jpg" in finding["items"]
+    exec(shlex.split(finding["fix"].partition(": ")[2])[2], {})
+    assert not items(doctor("--data", root)[3], "further")
+    assert len([*root.rglob("*_inst.png.old")]) == 10

@@ -140,9 +140,10 @@ def _order(tree: Tree, group: Group, is_contested: bool, is_small: bool) -> tupl
     image_tier, mask_tier = group.tiers
     is_bad = mask_rank >= contents.AS_MASKS.index(contents.SHADES)
     first = group.matches[0]
+    is_named = words.IMAGE in words.kinds((first.images, first.naming.image), (first.masks,))
     return (
         group.is_last, is_bad, max(mask_tier, image_tier) >= BESIDE, is_small, mask_tier,
-        image_tier, mask_rank, image_rank, -group.num_pairs,
+        image_tier, mask_rank, image_rank, not is_named, -group.num_pairs,
         words.grade((*parts_of(first.masks), first.naming.mask)),
         *_oddness(first.masks, first.naming.mask), *_oddness(first.images, first.naming.image),
         first.masks, first.images, first.naming,

@@ -1,16 +1,19 @@
 """Guesses where the images and masks of a folder lie."""
 
+import fnmatch
 import itertools
 import os
 import re
 import shlex
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from deeplab_jax.config import DataConfig, freeze, get_config
+from deeplab_jax.config.patterns import names_files
 from deeplab_jax.data.patterns import IMAGE_SUFFIXES, Pattern
-from deeplab_jax.doctor.findings import Finding
+from deeplab_jax.doctor.findings import Finding, to_png
 from deeplab_jax.doctor.layouts import (
     matches,
     official,
@@ -22,11 +25,15 @@ from deeplab_jax.doctor.layouts import (
 )
 from deeplab_jax.doctor.layouts.choose import choose
 from deeplab_jax.doctor.layouts.official import Official
-from deeplab_jax.doctor.layouts.shapes import Place, shown
+from deeplab_jax.doctor.layouts.shapes import SPLIT, Place, shown
 from deeplab_jax.doctor.layouts.tree import Tree, read_tree
 from deeplab_jax.errors import DataError
 
 _MAX_SEEN = 8  # folders named where none match
+# What Pillow or NumPy reads: {suffix: arguments of `to_png`}.
+_CONVERTIBLE: dict[str, tuple[str, ...]] = dict.fromkeys(
+    (".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jfif", ".jpe", ".tga"), ()
+) | {".npy": ("", "Image.fromarray(numpy.load(path).astype('uint16'))")}
 _MASK_FILES = (".gif", ".npy", ".npz", ".mat", ".json", ".xml", ".txt", ".jp2", ".nii", ".gz")
 
 
@@ -155,7 +162,7 @@ def _layout(
             why = f"{images} with {masks}, split by the images' names"
             findings += _unused_lists(reasons)
         else:
-            findings += _unsplit(place, reasons)
+            findings += _unsplit(tree, place, reasons)
     is_split = len(names) > 1
     findings += tables.told_of(in_tables, is_split)
     if not is_split:
@@ -179,10 +186,15 @@ def _unused_lists(
     return [Finding("warning", "split", title, fix, tuple(reasons))]
 
 
-def _unsplit(place: Place, reasons: Sequence[str]) -> list[Finding]:
+def _unsplit(tree: Tree, place: Place, reasons: Sequence[str]) -> list[Finding]:
     """Returns what is told before a random split is proposed."""
     then = "the split that --write-config proposes is random"
     findings = _unused_lists(reasons, then)
+    folds, command = splits.in_folds(tree.root, place)
+    if folds:
+        title = f"the folders tell folds, which are all used together: {folds}"
+        fix = f"to validate on the first, make lists, and run the doctor again; else {then}"
+        findings.append(Finding("warning", "split", title, f"{fix}: {command}"))
     if told := splits.in_names(image for match in place.matches for image, _ in match.pairs):
         title = f"the images' names tell a split: {told}"
         fix = f"move each into a folder of its split, or write train.txt and val.txt; else {then}"
@@ -191,9 +203,18 @@ def _unsplit(place: Place, reasons: Sequence[str]) -> list[Finding]:
 
 
 def _unlabelled(tree: Tree, place: Place) -> dict[str, int]:
-    """Returns {split: images} of the splits to validate on whose images have no masks."""
+    """Returns {split: images} of the splits whose images have no masks.
+
+    A training split with a folder for masks is not among them: its masks are missing.
+    """
     found = splits.with_missing(tree, place).items()
-    counts = {split: 0 for split, number in found if not number and not words.is_train(split)}
+    masks = os.path.dirname(place.masks) if names_files(place.masks) else place.masks
+    masks = masks.partition("/**")[0]
+    counts = {
+        split: 0 for split, number in found
+        if not number and not (words.is_train(split) and SPLIT in masks and fnmatch.filter(
+            tree.folders, masks.replace(SPLIT, split)))
+    }  # fmt: skip
     pattern = Pattern(place.images, None, IMAGE_SUFFIXES)
     for folder, names in tree.pictures.items() if counts else ():
         for name in names:
@@ -245,4 +266,30 @@ def _nothing(tree: Tree) -> DataError:
         what += f"; {folder or '.'} holds {number} results of deeplab predict"
     fix = "lay them out as images/train/NAME.jpg and labels/train/NAME.png, or describe where "
     fix += "they are in a recipe (config.data.images, masks, mask_suffix) and use --config"
+    several = [
+        folder
+        for folder in masks
+        if counts[folder] > 1
+        and any(
+            counts[one] == 1 and os.path.dirname(one) == os.path.dirname(folder) for one in images
+        )
+    ]
+    if several and 2 * len(several) >= len(masks):
+        what = f"holds several masks for each image, in folders such as {several[0]}"
+        fix = "merge them, mask[object > 0] = 1 in zeros of uint8, and save as masks/NAME.png "
+        fix += "beside images/NAME.png in one folder for all"
+    found: Counter[str] = sum(tree.others.values(), Counter())
+    if several:
+        pass
+    elif others := [suffix for suffix in _CONVERTIBLE if found[suffix]]:
+        what += f"; not read: {', '.join(f'{found[suffix]} {suffix}' for suffix in others)}"
+        globs = {s: re.sub("[a-z]", lambda c: f"[{c[0]}{c[0].upper()}]", s) for s in others}
+        commands = (to_png(tree.root, f"**/*{globs[s]}", *_CONVERTIBLE[s]) for s in others)
+        fix = f"store them as PNG, and run the doctor again: {' && '.join(commands)}"
+    elif archives := [s for s in (".zip", ".tar", ".gz", ".tgz", ".rar", ".7z") if found[s]]:
+        what += f"; archives: {', '.join(f'{found[s]} {s}' for s in archives)}"
+        fix = f"unpack the archives, and run the doctor again; or {fix}"
+    elif texts := [s for s in (".json", ".xml", ".txt") if found[s] and images]:
+        what += f"; {found[texts[0]]} {texts[0]}, which may be annotations, are no masks"
+        fix = f"export masks, one PNG an image, from the tool that draws them; or {fix}"
     return DataError(str(tree.root), what, fix)

@@ -9,10 +9,13 @@ from typing import NamedTuple
 from deeplab_jax.doctor.layouts import words
 
 _SAMPLE = 100  # images that rules are learnt from
-_MAX_PIECES = 12  # that a name is cut into, so that long ones do not take long
+_MAX_PIECES = 16  # that a name is cut into, so that long ones do not take long
 _ENOUGH = 0.5  # of the images or masks that a rule speaks of must be paired
 _MAX_RULES = 6
 _MAX_HEADS = 6  # texts before a part in the middle, else any text
+
+_NUMBER = re.compile(r"(?<![^\W_])\d+(?![^\W_])")  # apart from letters
+_LOOSE_NUMBER = re.compile(r"(?<![^\W\d_])\d+(?![^\W_])")  # also the end of T01, not of T1
 
 Pairs = list[tuple[str, str]]  # (stem of the image, stem of the mask)
 
@@ -104,7 +107,7 @@ def _length(rule: Naming) -> tuple[int, int]:
 
 def _cuts(stem: str) -> list[tuple[tuple[str, str], str]]:
     """Returns ((text before, text after), part) for each part that can be cut from a stem."""
-    pieces = re.findall(r"[^\W\d_]+|\d+|[\W_]+", stem)
+    pieces = re.findall(r"[^\W\d_]+|\d+|[\W_]+(?=[\W_])|[\W_]", stem)  # ")_" is two pieces
     if len(pieces) > _MAX_PIECES:  # such as a hash: roles stand near the ends
         half = _MAX_PIECES // 2
         pieces[half : 1 - half] = ["".join(pieces[half : 1 - half])]
@@ -118,17 +121,17 @@ def _is_rule(place: str, image: str, mask: str, is_one_folder: bool) -> bool:
     """Tells whether two parts may differ by their role alone: "_rgb" and "_label"."""
     if image == mask or re.search(r"[{}*?\[\],]", image + mask):
         return False
-    numbers = re.compile(r"(?<![^\W\d_])\d+(?![^\W_])")  # apart from letters
-    if any(
-        numbers.search(part) or not any(map(str.isalnum, part or "a")) for part in (image, mask)
-    ):
+    if not all(any(map(str.isalnum, part or "a")) for part in (image, mask)):
+        return False
+    theirs, own = words.kinds((mask,), (image,)), words.kinds((image,), (mask,))
+    is_mask = words.MASK in theirs or words.RESULT in theirs
+    number = _LOOSE_NUMBER if is_one_folder and not is_mask else _NUMBER
+    if _LOOSE_NUMBER.search(image) or number.search(mask):
         return False  # another number is another sample
     if place == "whole" and (not image or not mask or re.search(r"\d", image + mask)):
         return False
-    theirs, own = words.kinds((mask,), (image,)), words.kinds((image,), (mask,))
-    if words.MASK in own:
-        return False
-    is_mask = words.MASK in theirs or words.RESULT in theirs
+    if words.MASK in own or ("r" in words.words(image) and "l" in words.words(mask)):
+        return False  # or right and left
     return is_mask or not image or (not is_one_folder and (words.IMAGE in own or not mask))
 
 

@@ -70,7 +70,8 @@ def find(tree: Tree, matches: Sequence[Match]) -> list[ClassMasks]:
         members = tuple(match for one in alike.values() for match in one.values())
         name, first = next(iter(cluster.items()))
         place = _place(first, len(before), name)
-        sets.append(ClassMasks(place, tuple(sorted(counts.items())), members, _target(first)))
+        target = _target(min(members, key=lambda match: match.image_tier))
+        sets.append(ClassMasks(place, tuple(sorted(counts.items())), members, target))
     used = {folder for match in matches for folder in (match.masks, match.images)}
     free = [folder for folder in tree.pictures if folder not in used]
     return sets + _tagged(tree, free) + _in_folders_of_images(tree, free)

@@ -79,20 +79,29 @@ def shown(pattern: str) -> str:
 
 def shapes(matches: Sequence[Match]) -> dict[Match, Shape]:
     """Returns the shapes; the split is the part that tells the most splits of one place."""
-    seen: dict[str, set[str]] = defaultdict(set)
+    seen: dict[object, set[str]] = defaultdict(set)
     options = {match: _options(match) for match in matches}
     for found in options.values():
         for shape in found:
-            seen[_text(shape)].add(shape.split)
+            for key in (_text(shape), (_text(shape), shape.naming)):
+                seen[key].add(shape.split)
     chosen = {}
     for match, found in options.items():
         known = [s for s in found if not s.split or _is_split(s.split, match, seen[_text(s)])]
-        chosen[match] = max(known, key=lambda s: (len(seen[_text(s)]) > 1, bool(s.split)))
+        chosen[match] = max(known, key=lambda s: (
+            len(seen[_text(s), s.naming]) > 1, len(seen[_text(s)]) > 1, bool(s.split)
+        ))  # fmt: skip
     return chosen
 
 
 def _text(shape: Shape) -> str:
-    return "/".join((*shape.head, ">", *shape.own, ">", *shape.theirs, ">", *shape.tail))
+    """Returns what the places of one data set's splits have in common; * is a scene."""
+    head = shape.head
+    if SPLIT in "/".join(head):
+        ends = (part.partition(SPLIT) for part in head)
+        head = tuple("*" * (start[-1:] in "-_ ") + split + end if split else "*"
+                     for start, split, end in ends)  # fmt: skip
+    return "/".join((*head, ">", *shape.own, ">", *shape.theirs, ">", *shape.tail))
 
 
 def _is_split(split: str, match: Match, others: set[str]) -> bool:
@@ -114,8 +123,10 @@ def _options(match: Match) -> list[Shape]:
         found = words.split_text(part)
         texts += [found.core] if found else []
     options = [
-        _shape(match, text, head, own, theirs, tail) for text in dict.fromkeys(texts) if text
-    ]
+        _shape(match, text, head, own, theirs, tail)._replace(naming=rule)
+        for text in dict.fromkeys(texts) if text
+        for rule in dict.fromkeys((_named(match.naming, text), match.naming))
+    ]  # fmt: skip
     return [*options, Shape(head, own, theirs, (), tail, match.naming, "")]
 
 
@@ -133,8 +144,6 @@ def _shape(match: Match, split: str, head: Parts, own: Parts, theirs: Parts, tai
     head, own, theirs, tail = (
         tuple(_put(p, split) for p in ps) for ps in (head, own, theirs, tail)
     )
-    rule = match.naming._replace(image=_put(match.naming.image, split),
-                                 mask=_put(match.naming.mask, split))  # fmt: skip
     below: Parts = ()
     if not own and not theirs:  # one folder
         cut = next((i + 1 for i, part in enumerate(head) if SPLIT in part), len(head))
@@ -142,7 +151,12 @@ def _shape(match: Match, split: str, head: Parts, own: Parts, theirs: Parts, tai
     else:
         cut = next((i + 1 for i, part in enumerate(tail) if SPLIT in part), 0)
         tail, below = tail[:cut], tail[cut:]
-    return Shape(head, own, theirs, tail, below, rule, split)
+    return Shape(head, own, theirs, tail, below, match.naming, split)
+
+
+def _named(rule: Naming, split: str) -> Naming:
+    """Returns a rule of names with {split} where it tells the split, as in 21_training.tif."""
+    return rule._replace(image=_put(rule.image, split), mask=_put(rule.mask, split))
 
 
 def _put(part: str, split: str) -> str:

@@ -3,6 +3,7 @@
 import fnmatch
 import os
 import re
+import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -21,6 +22,9 @@ from deeplab_jax.errors import DataError, clip
 _ENOUGH = 0.5  # of a list's lines must name pairs
 _MAX_LISTS = 24  # tried
 _MAX_LIST_BYTES = 1 << 26
+
+
+_FOLD = re.compile(r"(k?[-_ ]?fold|split|cv)s?[-_ ]*\d+", re.IGNORECASE)
 
 
 class Lists(NamedTuple):
@@ -280,6 +284,27 @@ def by_names(place: Place) -> Place | None:
     start = SPLIT + ends.pop()
     images, masks = ("/".join([*part[:-1], start + part[-1]]) for part in parts)
     return place._replace(images=images, masks=masks, mask_suffix="", splits=dict(counts))
+
+
+def in_folds(root: Path, place: Place) -> tuple[str, str]:
+    """Returns the folds that a place's folders tell, and a command that makes lists of them.
+
+    Both are "" without folds.
+    """
+    paths = [match.images.split("/") for match in place.matches]
+    depths = range(min(map(len, paths)))
+    for depth in depths:
+        folds = sorted({"/".join(path[: depth + 1]) for path in paths})
+        names = [os.path.basename(fold) for fold in folds]
+        if 1 < len(folds) == len({*names}) and all(map(_FOLD.fullmatch, names)):
+            parts = {"val": folds[:1], "train": folds[1:]}
+            steps = (
+                f"printf '%s\\n' {' '.join(map(shlex.quote, lines))} > "
+                f"{shlex.quote(str(root / name))}.txt"
+                for name, lines in parts.items()
+            )
+            return ", ".join(names), " && ".join(steps)
+    return "", ""
 
 
 def in_names(images: Iterable[str]) -> str:

@@ -76,12 +76,17 @@ def _look(tree: Tree, path: str, rows: Sequence[Sequence[str]], names: set[str])
     titles, columns = rows[0], [*zip(*rows[1:], strict=True)]
     named = [sum(_stem(cell) in names for cell in cells) for cells in columns]
     image = max(range(len(titles)), key=lambda n: (named[n], -n))
-    if named[image] <= _ENOUGH * len(rows[1:]):
+    if named[image] < _ENOUGH * len(rows[1:]):
         return None
     for number, cells in enumerate(columns):
         counts = Counter(cell.strip() for cell in cells if cell.strip())
         if number == image or not (lists := _splits(titles[number].strip(), counts)):
             continue
+        list_of = {value: split for split, values in lists.items() for value in values}
+        own = {(cell, list_of.get(value.strip())) for cell, value in
+               zip(columns[image], cells, strict=True)}  # fmt: skip
+        if len(own) > len({*columns[image]}):
+            continue  # one folder is in several splits
         folder = os.path.dirname(tree.root / path)
         ends = [".txt", "_list.txt"]
         is_made = [all(os.path.exists(f"{folder}/{split}{end}") for split in lists) for end in ends]

@@ -10,10 +10,10 @@ IMAGE, MASK, SEMANTIC, COLOR, OTHER, SENSOR, RESULT, OLD = (
 )  # fmt: skip
 _KINDS = {
     IMAGE: "image img photo photograph picture pic rgb satellite sat input raw frame still ortho "
-    "orthophoto original orig source src scan slide jpeg jpegimages",
+    "orthophoto pansharpen pansharpened original orig source src scan slide jpeg jpegimages",
     MASK: "mask msk label lbl ann anno annot annotation gt gth gtfine gtcoarse groundtruth truth "
     "seg segm segmentation target tgt manual pixelmap stuffthingmap stuff "
-    "labelmap classmap trimap bitmask",
+    "labelmap classmap trimap bitmask matte matting",
     SEMANTIC: "semantic sem semseg",  # masks for certain, whatever else stands there
     # pictures of masks in colours
     COLOR: "color colour colored coloured colormap human palette",
@@ -22,10 +22,11 @@ _KINDS = {
     "noboundary outline contour polygon skeleton overlay blend blended vis viz visual "
     "visualization visualisation",
     SENSOR: "depth disparity disp normal ir nir irrg infrared thermal dsm ndsm dem elevation "
-    "lidar flow",
+    "lidar flow hha",
     RESULT: "pred prediction predicted result output inference infer submission prob probability "
     "probabilities heatmap confidence score logit softmax preview thumb thumbnail debug",
-    OLD: "old older backup bak copy tmp temp archive archived trash deprecated obsolete draft",
+    OLD: "old older backup bak copy tmp temp archive archived trash deprecated obsolete draft "
+    "augmented augmentation",
     # words without a meaning here, which other words may be glued to
     "": "set data dataset png jpg tif tiff class full machine train training val valid validation "
     "test testing id trainid labelid fine coarse new aug context fold split part list official",
@@ -44,7 +45,7 @@ _NO_MASKS = re.compile(r"un(label|annotat|supervised)|no[tn]?[-_ ]?(label|annot|
 
 # Names of splits; "train", and the ones that are taken if that is not there.
 TRAIN = ("trainaug", "train", "training", "trn", "trainval", "train_val", "train-val")
-VAL = ("val", "valid", "validation", "dev", "eval", "test", "testing", "tst")
+VAL = ("val", "valid", "validation", "validate", "holdout", "dev", "eval", "test", "testing", "tst")
 TEST = ("test", "testing", "tst")
 _CORES = sorted((*TRAIN, *VAL), key=len, reverse=True)
 _CORE = re.compile("|".join(_CORES), re.IGNORECASE)
@@ -113,7 +114,7 @@ def class_name(text: str) -> str:
     """
     if _NO_CLASS.search(text) or grade([text]):
         return ""
-    pieces = re.findall(r"[^\W\d_]+|\d+", text)
+    pieces = re.findall(r"[^\W\d_]+|\d+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", text))  # leftMask
     named = [p for p in pieces if not all(_KIND.get(w) in (MASK, "") for w in words(p))]
     has_class = "class" in words(text)
     if not named and has_class:
