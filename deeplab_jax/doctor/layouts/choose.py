@@ -140,7 +140,7 @@ def _order(tree: Tree, group: Group, is_contested: bool, is_small: bool) -> tupl
     image_tier, mask_tier = group.tiers
     is_bad = mask_rank >= contents.AS_MASKS.index(contents.SHADES)
     first = group.matches[0]
-    is_named = words.IMAGE in words.kinds((first.images, first.naming.image), (first.masks,))
+    is_named = words.IMAGE in words.kinds_of((*parts_of(first.images), first.naming.image))
     return (
         group.is_last, is_bad, max(mask_tier, image_tier) >= BESIDE, is_small, mask_tier,
         image_tier, mask_rank, image_rank, not is_named, -group.num_pairs,
