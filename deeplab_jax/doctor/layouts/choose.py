@@ -211,7 +211,7 @@ def _rival_findings(
         named |= folders
         if not rival.is_last and max(rival.tiers) <= max(LIKELY, *winner.tiers):
             alike.append(_told(other, rival))
-        elif rival.is_last and not is_new:
+        elif rival.is_last and (not is_new or rival.tiers[0] == winner.tiers[0]):
             late.append(_told(other, rival))
         elif rival.is_last or is_new or rival.tiers[0] > winner.tiers[0]:
             unlike.append(_told(other, rival))
