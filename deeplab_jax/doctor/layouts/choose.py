@@ -140,7 +140,7 @@ def _order(tree: Tree, group: Group, is_contested: bool, is_small: bool) -> tupl
     image_tier, mask_tier = group.tiers
     is_bad = mask_rank >= contents.AS_MASKS.index(contents.SHADES)
     first = group.matches[0]
-    is_named = words.IMAGE in words.kinds((first.images, first.naming.image), (first.masks,))
+    is_named = words.IMAGE in words.kinds_of((*parts_of(first.images), first.naming.image))
     return (
         group.is_last, is_bad, max(mask_tier, image_tier) >= BESIDE, is_small, mask_tier,
         image_tier, mask_rank, image_rank, not is_named, -group.num_pairs,
@@ -211,7 +211,7 @@ def _rival_findings(
         named |= folders
         if not rival.is_last and max(rival.tiers) <= max(LIKELY, *winner.tiers):
             alike.append(_told(other, rival))
-        elif rival.is_last and not is_new:
+        elif rival.is_last and (not is_new or rival.tiers[0] == winner.tiers[0]):
             late.append(_told(other, rival))
         elif rival.is_last or is_new or rival.tiers[0] > winner.tiers[0]:
             unlike.append(_told(other, rival))
