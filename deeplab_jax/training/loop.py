@@ -460,7 +460,7 @@ class Run:
         items = {name: item for name, item in self._whole().items() if name != "step"}
         left_out, losses = self.left_out.steps, tuple(self.left_out.losses)
         info = dataclasses.replace(self.info, left_out=left_out, losses=losses)
-        self.signals.saving(step, checkpoint.step_path(self.setup.workdir, step))
+        self.signals.saving(step, partial(checkpoint.is_finished, self.setup.workdir, step))
         with self.account.during("saving"):
             is_new = self.saver.save(step, items, info, metrics)
         if is_new:
