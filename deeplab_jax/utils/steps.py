@@ -135,7 +135,7 @@ def is_good(path: str | os.PathLike, step: int) -> bool:
     return True
 
 
-def signed(fields: Mapping[str, Any]) -> dict[str, Any]:
+def with_digest(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a description with the SHA-256 of its canonical text."""
     return {**fields, "sha256": digest(fields)}
 
