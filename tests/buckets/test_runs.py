@@ -278,6 +278,8 @@ def test_every_verb_takes_addresses(call, tiny, top, tmp_path):
         ["convert", "from-pytorch", "--checkpoint", weights, *structure, "--output", f"{top}/new"],
         [*start, f"{top}/second", f"--config.init.checkpoint={top}/new"],
         [*start, f"{top}/second", f"--config.init.checkpoint={top}/new", "--dry-run"],
+        ["goodput", f"{top}/run"],
+        ["reproduce", f"{top}/run", "--steps", "1"],
         ["config", "diff", f"{top}/run", f"{top}/second"],
     ):
         got = call(*command)
