@@ -96,8 +96,8 @@ class Saver:
         items = {name: item for name, item in items.items() if jax.tree.leaves(item)}
         written = description.write(dataclasses.replace(info, step=step, metrics=metrics), items)
         self._bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(items))
+        self.wait()  # each host tells its own reason
         with hosts.sync_errors():  # otherwise hosts would wait for one that cannot write
-            self.wait()
             if hosts.is_primary():
                 self._check_room()
         try:
