@@ -146,9 +146,8 @@ def to_state_dict(
         raise CheckpointError(where, what, fix)
     counters = dict(info.counters)
     if info.kind == "run":
-        done = info.step - sum(step <= info.step for step in info.left_out)
         norms = [f"{path}/norm" for path, _, norm in units(depth, chosen) if norm]
-        counters = {norm: info.counters.get(norm, 0) + done for norm in norms}
+        counters = {norm: info.counters.get(norm, 0) + info.num_batches for norm in norms}
     return to_tensors(variables, counters, depth, chosen), chosen, depth
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from deeplab_jax import cli
 from deeplab_jax.errors import ConfigError
+from deeplab_jax.utils.places import as_place
 
 if TYPE_CHECKING:
     from deeplab_jax.account.goodput import Account
@@ -43,7 +44,7 @@ def main(argv: list[str]) -> None:
     from deeplab_jax.account import text
     from deeplab_jax.account.goodput import read_account
 
-    folder = Path(args.run)
+    folder = as_place(args.run)
     account = read_account(folder)
     used, peak = _utilisation(account, folder, peak)
     print("\n".join(text.render(account, used, peak)))

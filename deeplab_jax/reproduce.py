@@ -6,10 +6,10 @@ What is equal to the bit, and what to rounding, is defined in `deeplab_jax.accou
 """
 
 import shlex
-from pathlib import Path
 
 from deeplab_jax import cli
 from deeplab_jax.errors import ConfigError, NumericError
+from deeplab_jax.utils.places import as_place
 
 _EXAMPLES = """\
   deeplab reproduce runs/camvid_r50_os16
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
     config = load_recipe(args.run, overrides)
     from deeplab_jax.account import reproduce
 
-    compared, changed = reproduce.repeat(Path(args.run), config, int(args.steps))
+    compared, changed = reproduce.repeat(as_place(args.run), config, int(args.steps))
     print("\n".join(reproduce.render(compared, changed)), flush=True)
     if len(compared) < int(args.steps):
         print(f"the log holds the losses of the first {len(compared)} steps alone")

@@ -31,6 +31,7 @@ def original(narrow_config, tmp_path_factory):
         class_names=tuple("abcde"),
         palette=np.eye(5, 3, dtype=np.uint8),
         counters={"backbone/norm": 5},
+        left_out=(4, 15),
     )
     path = tmp_path_factory.mktemp("original") / "run"
     with Saver(path, keep=3) as saver:
@@ -180,7 +181,7 @@ def test_export_leaves_the_optimisers_state_out(run, call, tmp_path):
     assert f"next: deeplab evaluate --checkpoint {output}" in out
     info = checkpoint.read_info(output)
     assert (info.kind, info.step, info.class_names) == ("weights", 10, tuple("abcde"))
-    assert info.counters == {"backbone/norm": 15}  # 10 steps after the run's first
+    assert info.counters == {"backbone/norm": 14}  # 9 batches after the run's first step
     items = [entry.name for entry in (output / "checkpoints" / "10").iterdir() if entry.is_dir()]
     assert sorted(items) == ["batch_stats", "params"]
     code, out, _ = call("checkpoint", "diff", run, output, "--step", "10")

@@ -7,7 +7,6 @@ one on gs:// is: under its own name, with the file `commit_success.txt` last. Fo
 how often a request is repeated; otherwise a process could not end for a quarter of an hour.
 """
 
-import functools
 import os
 import re
 from pathlib import Path
@@ -35,7 +34,6 @@ def enable(place: object) -> None:
         _enable(str(place))
 
 
-@functools.cache
 def _enable(place: str) -> None:
     if getattr(gcs_utils, "has_our_drivers", False):
         return

@@ -29,7 +29,7 @@ class Info:
       class_names: one per class; empty for a backbone, or where they are not known.
       palette: uint8 (C, 3), RGB; as many as names.
       counters: PyTorch's `num_batches_tracked` by path of the norm, as before a run's first step;
-        each grows by one a step. Empty where the source has none.
+        each grows by `num_batches`. Empty where the source has none.
       step: optimiser steps done; `Saver.save` sets it.
       metrics: scores of an evaluation at this step, such as {"mean_iou": 0.5}, a fraction; or None.
       data: fingerprint of a run's training samples; "" if unknown.
@@ -50,6 +50,11 @@ class Info:
     drawn: str = ""
     left_out: tuple[int, ...] = ()
     losses: tuple[float, ...] = ()
+
+    @property
+    def num_batches(self) -> int:
+        """Number of batches that a run has trained on: its steps without those left out."""
+        return self.step - sum(step <= self.step for step in self.left_out)
 
 
 class SavedArray(NamedTuple):
@@ -73,7 +78,7 @@ class Description(NamedTuple):
 
 
 def write(info: Info, items: Mapping[str, PyTree]) -> dict[str, Any]:
-    """Returns the description of a step, in JSON's types, signed.
+    """Returns the description of a step, in JSON's types, with its digest.
 
     Raises:
       ValueError: the kind is unknown, or names, colours and classes differ in number.
@@ -89,7 +94,7 @@ def write(info: Info, items: Mapping[str, PyTree]) -> dict[str, Any]:
     }
     # NumPy's scalars and arrays, in metrics and palette, become numbers and lists.
     text = json.dumps({"format": steps.FORMAT, **fields}, default=lambda x: x.tolist())
-    return steps.signed(json.loads(text))
+    return steps.with_digest(json.loads(text))
 
 
 def read(path: str | os.PathLike, step: int) -> Description:

@@ -76,8 +76,8 @@ def export(path: str | os.PathLike, step: int | str, output: str | os.PathLike) 
     counters = info.counters
     if info.kind == "run":  # whose counters are those before its first step
         norms = {name.rpartition("/")[0] for name in by_path(items["batch_stats"])}
-        counters = {norm: counters.get(norm, 0) + info.step for norm in sorted(norms)}
-    exported = dataclasses.replace(info, kind="weights", counters=counters)
+        counters = {norm: counters.get(norm, 0) + info.num_batches for norm in sorted(norms)}
+    exported = dataclasses.replace(info, kind="weights", counters=counters, left_out=(), losses=())
     save_once(output, items, exported)
     if listing.last_good(output, [info.step]) is None:
         what = f"step {info.step} cannot be read as it was written"

@@ -71,7 +71,7 @@ def _all_scores(path: str | os.PathLike, steps: Sequence[int]) -> dict[int, floa
         try:
             found[step] = description.score(description.read(path, step).info.metrics)
         except CheckpointError:
-            if os.path.lexists(step_path(path, step)):  # not removed meanwhile
+            if is_taken(step_path(path, step)):  # not removed meanwhile
                 raise
     return found
 

@@ -51,9 +51,10 @@ class Saver:
                 folder.check_writable(root)  # before training
                 if hosts.is_primary():
                     folder.clean(self._path)
-                self._latest = steps.latest_step(self._path)
+                latest = steps.latest_step(self._path)
             except OSError as error:
                 raise self._failure(error) from error
+        self._latest: int | None = hosts.all_gather(latest)[0]  # others may see an older list
 
     def __enter__(self) -> "Saver":
         return self
@@ -95,7 +96,7 @@ class Saver:
         items = {name: item for name, item in items.items() if jax.tree.leaves(item)}
         written = description.write(dataclasses.replace(info, step=step, metrics=metrics), items)
         self._bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(items))
-        self.wait()
+        self.wait()  # each host tells its own reason
         with hosts.sync_errors():  # otherwise hosts would wait for one that cannot write
             if hosts.is_primary():
                 self._check_room()

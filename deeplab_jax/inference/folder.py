@@ -18,6 +18,7 @@ from deeplab_jax.errors import ConfigError, DataError, check_folder
 from deeplab_jax.inference import prediction
 from deeplab_jax.utils import steps
 from deeplab_jax.utils.atomic import remove_stale
+from deeplab_jax.utils.places import is_taken
 from deeplab_jax.utils.progress import counting
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def _there(results: Mapping[Path, list[Path]]) -> dict[Path, tuple[Path, dict[st
         if (content := prediction.finished(paths)) is not None:
             there[image] = paths[-1], content
         elif not paths[-1].exists():
-            partial += [path for path in paths if os.path.lexists(path)][:1]
+            partial += [path for path in paths if is_taken(path)][:1]
     if len(partial) > _WRITERS:
         prediction.check_free(partial)
     return there

@@ -56,8 +56,8 @@ def _latest(path: str, read: Callable[[int], T]) -> T:
         older = [step for step in checkpoint.finished(path)[:-1] if checkpoint.is_good(path, step)]
         if not older:
             raise
-        place = shlex.quote(error.where)
-        fix = f"to use step {older[-1]}: mv {place} {place}.damaged"
+        command = f"deeplab checkpoint export {shlex.quote(path)} --step {older[-1]} --output DIR"
+        fix = f"use step {older[-1]}: {command}, and name DIR"
         raise DamagedError(error.where, error.what, fix) from error
 
 

@@ -44,7 +44,14 @@ from deeplab_jax.training.log import (
     smooth,
 )
 from deeplab_jax.training.plan import read_batches
-from deeplab_jax.training.setup import RunSetup, claim, describe, gather, restore_or_init
+from deeplab_jax.training.setup import (
+    RunSetup,
+    claim,
+    describe,
+    gather,
+    note_start,
+    restore_or_init,
+)
 from deeplab_jax.training.signals import Stop, interrupted, remembered
 from deeplab_jax.training.state import State, eval_variables, tree_hash, without_step
 from deeplab_jax.training.step import Metrics, make_train_step
@@ -99,7 +106,7 @@ def train(
     """
     began = time.time() if began is None else began
     compile_cache.enable()
-    with hosts.watched(workdir), claim(gather(config, workdir, step, restart), began) as setup:
+    with hosts.watched(workdir), claim(gather(config, workdir, step, restart)) as setup:
         for note in setup.notes:
             print(f"warning: {note}", flush=True)
         setup, state = restore_or_init(setup)
@@ -114,6 +121,7 @@ def train(
             left_out = setup.saved.left_out if setup.saved else ()
             with closing(JsonLog(_log_path(setup), setup.start, left_out)) as log:
                 return log_end(log, state)
+        note_start(setup, began)
         print(describe(setup), flush=True)
         with nullcontext(stop) if stop else remembered() as signals:
             return Run(setup, state, signals).go(began)
@@ -215,11 +223,9 @@ class Run:
             self._agree()
             self._stop_if_agreed(self.start)
             self.signals.is_orderly = False
-        is_done = False
-        while not is_done:
+        while True:
             try:
-                self._steps_from(self.start)
-                is_done = True
+                return self._steps_from(self.start)
             except BadStepError as bad:
                 if not self.left_out.may_grow:
                     raise
@@ -366,7 +372,7 @@ class Run:
             fix += "; --config.train.on_nonfinite=rollback leaves such batches out"
         if self.start and set(range(self.start + 1, step)) <= set(self.left_out.steps):
             what += f"; it follows the restored step {self.start}, whose checkpoint may be damaged"
-            fix += "; or go on from a copy of that checkpoint"
+            fix += "; or go back behind that step: --step N, of `deeplab checkpoint ls`"
         return self._bad_step(step, reason, f"{what}, {self._images(index)}", fix)
 
     def _look_for_spike(self, step: int, index: np.ndarray, loss: float) -> None:
@@ -460,7 +466,7 @@ class Run:
         items = {name: item for name, item in self._whole().items() if name != "step"}
         left_out, losses = self.left_out.steps, tuple(self.left_out.losses)
         info = dataclasses.replace(self.info, left_out=left_out, losses=losses)
-        self.signals.saving(step, checkpoint.step_path(self.setup.workdir, step))
+        self.signals.saving(step, partial(checkpoint.is_finished, self.setup.workdir, step))
         with self.account.during("saving"):
             is_new = self.saver.save(step, items, info, metrics)
         if is_new:

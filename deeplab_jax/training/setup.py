@@ -175,11 +175,8 @@ def _look(config: Config, workdir: Path, step: int | str | None, restart: bool) 
 
 
 @contextmanager
-def claim(setup: RunSetup, began: float | None = None) -> Iterator[RunSetup]:
+def claim(setup: RunSetup) -> Iterator[RunSetup]:
     """Holds the work directory while the block runs; yields the setup without bad samples.
-
-    A run that is not done notes in `env.json` what it is made with, and that it `began`, in Unix
-    seconds.
 
     Bad samples are searched for and labels are counted here, which takes a while the first time;
     the directory then holds what was found.
@@ -203,8 +200,6 @@ def claim(setup: RunSetup, began: float | None = None) -> Iterator[RunSetup]:
             setup = dataclasses.replace(setup, dataset=dataset, plan=plan)
         with hosts.sync_errors():
             workdir_lib.write_config(setup.workdir, setup.config)
-            if hosts.is_primary() and not setup.is_done:
-                workdir_lib.add_start(setup.workdir, start_entry(setup, began))
         if not setup.is_done:
             setup = dataclasses.replace(setup, notes=(*setup.notes, *_label_notes(setup)))
         yield setup
@@ -218,6 +213,17 @@ def _check_unchanged(setup: RunSetup) -> None:
     if checkpoint.latest_step(setup.workdir) != latest:
         what = "another process has trained here in the meantime"
         raise ConfigError(str(setup.workdir), what, "repeat the command to go on from there")
+
+
+def note_start(setup: RunSetup, began: float) -> None:
+    """Notes in `env.json` what a run goes on with, as restored, and that it `began`, Unix seconds.
+
+    Raises:
+      ResourceError: it cannot be written.
+    """
+    with hosts.sync_errors():
+        if hosts.is_primary():
+            workdir_lib.add_start(setup.workdir, start_entry(setup, began))
 
 
 def start_entry(setup: RunSetup, began: float | None) -> dict[str, Any]:

@@ -11,14 +11,14 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
 from deeplab_jax.distributed import cluster
-from deeplab_jax.errors import ConfigError, Interrupted
+from deeplab_jax.errors import ConfigError, DeepLabError, Interrupted
 
 LEAST_SECONDS = 5  # that --save-within accepts
 _MARGIN = 1.0  # seconds before the deadline at which the process is left
@@ -62,16 +62,23 @@ class Stop:
         self.is_orderly = True
         self._step, self._step_seconds = step, seconds
 
-    def saving(self, step: int, path: Path) -> None:
-        """Notes that a save begins; a thread measures when `path`, the finished step, is there."""
+    def saving(self, step: int, is_there: Callable[[], bool]) -> None:
+        """Notes that a save begins; a thread asks whether the finished step is there, and times it.
+
+        A bucket that gives no answer is asked again.
+        """
         is_known = step == self.saved or (self._saving or (0,))[0] == step
         if self._within is None or is_known:
             return
         mine = self._saving = step, time.monotonic()
 
         def look() -> None:
-            while self._saving is mine and not path.is_dir():
-                time.sleep(_LOOK)
+            is_done = False
+            while self._saving is mine and not is_done:
+                with suppress(DeepLabError):
+                    is_done = is_there()
+                if not is_done:
+                    time.sleep(_LOOK)
             if self._saving is mine:
                 self.saved, self._save_seconds = step, time.monotonic() - mine[1]
                 self._saving = None

@@ -60,14 +60,20 @@ def finished(path: str | os.PathLike) -> list[int]:
     root = folder_of(path)
     try:
         entries = [entry for entry in root.iterdir() if _NUMBER.fullmatch(entry.name)]
-        if is_address(root):  # where nothing can be renamed, a file says that a step is complete
-            entries = [entry for entry in entries if (entry / COMPLETE).exists()]
+        if is_address(root):
+            entries = [entry for entry in entries if _is_complete(entry)]
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
         what = f"cannot be listed: {describe_cause(error)}"
         raise ResourceError(str(root), what, "make it readable") from error
     return sorted(int(entry.name) for entry in entries)
+
+
+def is_finished(path: str | os.PathLike, step: int) -> bool:
+    """Tells whether a step lies in a directory, be it damaged; does not list the others."""
+    where = step_path(path, step)
+    return _is_complete(where) if is_address(where) else where.is_dir()
 
 
 def latest_step(path: str | os.PathLike) -> int | None:
@@ -129,7 +135,7 @@ def is_good(path: str | os.PathLike, step: int) -> bool:
     return True
 
 
-def signed(fields: Mapping[str, Any]) -> dict[str, Any]:
+def with_digest(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a description with the SHA-256 of its canonical text."""
     return {**fields, "sha256": digest(fields)}
 
@@ -182,9 +188,14 @@ def _check_kinds(where: Path) -> None:
         raise ValueError(f"its description has {file.st_size} bytes")
 
 
+def _is_complete(where: Path) -> bool:
+    """Tells it of a step in a bucket, where nothing can be renamed; so a last file says it."""
+    return (where / COMPLETE).exists()
+
+
 def _check_files(where: Path) -> None:
     """Refuses a step in a bucket that lacks a file, or whose description is no text of ours."""
-    if not (where / COMPLETE).exists():
+    if not _is_complete(where):
         raise ValueError(f"its last file, {COMPLETE}, is missing")
     try:
         size = cast(Any, (where / DESCRIPTION).stat()).length

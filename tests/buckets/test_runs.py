@@ -85,8 +85,12 @@ def local(tiny, tmp_path_factory):
 
 def log_of(workdir):
     timed = ("images_per_second", "data_wait")
-    lines = (as_place(workdir) / "log.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]
+    lines = map(json.loads, (as_place(workdir) / "log.jsonl").read_text().splitlines())
+    return [
+        {k: v for k, v in line.items() if k not in timed}
+        for line in lines
+        if line["event"] != "time"
+    ]
 
 
 def save(top, *steps):
@@ -143,6 +147,13 @@ def test_flipped_bit_is_refused_or_changes_nothing(top):
         file.write_bytes(good)
     assert refused >= {"_CHECKPOINT_METADATA", "_METADATA", "manifest.ocdbt"}
     assert checkpoint.read_arrays(top, 1, ITEMS).keys() == ITEMS.keys()
+
+
+def test_best_step_is_not_chosen_among_steps_of_which_one_is_damaged(top):
+    save(top, 1, 2, 3)
+    (as_place(top) / "checkpoints" / "1" / "_CHECKPOINT_METADATA").write_bytes(b"{")
+    with pytest.raises(DamagedError, match="checkpoints/1: is damaged: "):
+        checkpoint.find_step(top, "best")
 
 
 def test_damaged_step_is_set_aside_and_its_number_is_free(top):
@@ -267,6 +278,8 @@ def test_every_verb_takes_addresses(call, tiny, top, tmp_path):
         ["convert", "from-pytorch", "--checkpoint", weights, *structure, "--output", f"{top}/new"],
         [*start, f"{top}/second", f"--config.init.checkpoint={top}/new"],
         [*start, f"{top}/second", f"--config.init.checkpoint={top}/new", "--dry-run"],
+        ["goodput", f"{top}/run"],
+        ["reproduce", f"{top}/run", "--steps", "1"],
         ["config", "diff", f"{top}/run", f"{top}/second"],
     ):
         got = call(*command)

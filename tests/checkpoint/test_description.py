@@ -34,7 +34,7 @@ def rewrite(path, change, is_signed):
     fields = tree.get("custom_metadata")
     if is_signed:
         fields.pop("sha256", None)
-        tree["custom_metadata"] = steps.signed(fields)
+        tree["custom_metadata"] = steps.with_digest(fields)
     file_of(path).write_text(json.dumps(tree))
 
 

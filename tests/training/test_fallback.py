@@ -144,6 +144,7 @@ def test_train_goes_on_from_the_newest_good_step(call, tiny, finished, stopped, 
     assert outcome.out.split("parameters ")[1][:16] == want
     assert f"{last}.damaged" in names(stopped)
     assert checkpoint.latest_step(stopped) == last
+    assert workdir_lib.read_starts(stopped / workdir_lib.ENV)[-1]["step"] == before
 
 
 @_TRAINS
@@ -188,4 +189,5 @@ def test_first_step_after_a_restore_suspects_the_checkpoint(call, tiny, stopped,
     monkeypatch.setattr(setup, "restore_state", poisoned)
     outcome = call(*tiny, "--workdir", stopped)
     assert outcome.code == 6
-    assert f"go back behind the checkpoint of step {steps[-2]}" in outcome.err
+    assert f"it follows the restored step {steps[-2]}, whose checkpoint may be d" in outcome.err
+    assert "go back behind that step: --step N" in outcome.err

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import signal
 
@@ -10,7 +11,7 @@ import pytest
 from deeplab_jax import checkpoint, config
 from deeplab_jax.config import freeze
 from deeplab_jax.distributed import mesh as mesh_lib
-from deeplab_jax.errors import CheckpointError
+from deeplab_jax.errors import CheckpointError, DamagedError
 from deeplab_jax.models import build_model, init_variables
 from deeplab_jax.training import init_weights, loop
 from deeplab_jax.training.optimizer import build_optimizer
@@ -336,3 +337,15 @@ def test_fingerprint_changes_with_any_bit_of_the_newest_step(narrow_config, tmp_
     assert one == same != saved(tmp_path / "c", np.nextafter(np.float32(1), np.float32(2)))
     assert one.startswith("step 12 (")
     assert init_weights.init_fingerprint(narrow_config("init.backbone=none")) is None
+
+
+def test_damaged_newest_step_is_refused_with_the_way_to_use_the_one_before(narrow_config, tmp_path):
+    items = {"params": {"a": np.float32([1])}, "batch_stats": {"b": np.float32([0])}}
+    c = narrow_config(f"init.checkpoint={tmp_path}")
+    with checkpoint.Saver(tmp_path) as saver:
+        for step in (3, 6):
+            saver.save(step, items, checkpoint.Info(kind="weights", config=c))
+    (tmp_path / "checkpoints" / "6" / "_CHECKPOINT_METADATA").write_text("{")
+    command = f"deeplab checkpoint export {tmp_path} --step 3 --output DIR, and name DIR"
+    with pytest.raises(DamagedError, match=re.escape(f"use step 3: {command}")):
+        init_weights.check_init(c, NAMES)

@@ -82,6 +82,20 @@ def test_log_that_goes_back_keeps_the_rollbacks_that_are_not_repeated(tmp_path):
     log.close()
 
 
+def test_log_that_cannot_go_back_still_takes_lines(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    log = JsonLog(tmp_path / "log.jsonl", 9)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", fail)
+        with pytest.raises(OSError, match="No space left"):
+            log.go_back(2, [])
+    log.write("end", 9, {})
+    assert json.loads((tmp_path / "log.jsonl").read_text())["event"] == "end"
+    log.close()
+
+
 @pytest.mark.parametrize("rest", [train_line(3)[:-9], '{"event": "train"}', "[]", "\0\0\0"])
 def test_line_that_a_kill_cut_short_is_dropped(tmp_path, rest):
     path = tmp_path / "log.jsonl"

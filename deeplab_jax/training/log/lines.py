@@ -78,15 +78,16 @@ class JsonLog:
         """
         with self._lock:
             kept = self._lines_until(step, left_out) if self._is_kept else []
-            self._file.close()
+            before = self._file  # stays open where the disk is full
             if self._is_remote:
                 self._file = io.StringIO()
                 self._file.writelines(kept)
-                return
-            if self._is_kept:
-                with atomic_write(self._path) as file:
-                    file.writelines(line.encode() for line in kept)
-            self._file = self._path.open("a")
+            else:
+                if self._is_kept:
+                    with atomic_write(self._path) as file:
+                        file.writelines(line.encode() for line in kept)
+                self._file = self._path.open("a")
+            before.close()
 
     def _lines_until(self, step: int, left_out: Collection[int]) -> list[str]:
         """Returns the lines of the file, or of those not yet in a bucket, that stay."""
