@@ -218,6 +218,9 @@ def terminate_at(step, patch):
     patch.setattr(JsonLog, "write", spy)
 
 
+@pytest.mark.parametrize(
+    "server", ["gs", pytest.param("s3", marks=pytest.mark.slow("as on gs"))], indirect=True
+)
 def test_killed_run_goes_on_and_ends_as_one_on_a_disk(
     call, tiny, local, top, server, compile_quickly, monkeypatch
 ):

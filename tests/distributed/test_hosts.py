@@ -204,7 +204,7 @@ def error_lines(errors):
 # One run on changing hosts and devices
 
 
-@_PAIR
+@pytest.mark.slow("four minutes: four runs of one and two processes")
 def test_run_goes_on_with_other_hosts_and_devices_and_ends_as_on_one(root, environment, tmp_path):
     wide = environment | {"JAX_ENABLE_X64": "1"}
     options = ["--config.model.dtype=float64"]
@@ -294,7 +294,7 @@ def test_host_that_cannot_write_ends_all_and_the_run_goes_on(root, environment, 
 # What one host has, all are told of
 
 
-@_PAIR
+@pytest.mark.slow("two minutes: three runs of two processes")
 def test_hosts_leave_out_the_same_batch_also_when_stopped_between(root, environment, tmp_path):
     options = ["--config.train.on_nonfinite=rollback", "--config.train.spike_factor=9"]
     options += ["--config.checkpoint.every_steps=3", "--config.train.steps=10"]
@@ -447,7 +447,7 @@ REFUSED = {
         [],
         "6 does not divide over 4 devices - use 8, config.mesh.spatial=2 (which keeps",
     ),
-    "an address": (["--workdir=gs://bucket/run"], [], "mount the bucket (gcsfuse), or use NFS"),
+    "an address": (["--workdir=ftp://bucket/run"], [], "accepted are gs://BUCKET/NAME and s3://"),
 }
 
 

@@ -105,7 +105,15 @@ FAULTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "before any save",
+        pytest.param("twice from one save", marks=pytest.mark.slow("as the others")),
+        "the last step",
+        pytest.param("a spike", marks=pytest.mark.slow("as the others")),
+    ],
+)
 def test_bad_batch_is_left_out_and_a_continued_run_ends_the_same(name, train, tmp_path):
     fault, expected, computed, event = FAULTS[name]
     got = train("whole", fault, ROLLBACK, SPIKES)
