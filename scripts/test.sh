@@ -13,7 +13,8 @@ ruff format --check .
 say "Types"
 mypy
 
-options=(-n 2 --dist loadfile) # a file to a process: its tests share runs
+# A file to a process: its tests share runs. In their order: few tests may take the longest.
+options=(-n 2 --dist loadfile --no-loadscope-reorder)
 for option in "$@"; do
   if [[ "$option" == --all ]]; then options+=(-m "not slow"); else options+=("$option"); fi
 done
