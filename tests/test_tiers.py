@@ -54,7 +54,8 @@ def test_script_chooses_the_tier(repository, tmp_path, arguments, expected):
         text=True,
     )
     assert got.returncode == 0
-    told = "".join(f"<{word}>" for word in ["-n", "2", "--dist", "loadfile", *expected])
+    usual = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
+    told = "".join(f"<{word}>" for word in [*usual, *expected])
     assert got.stderr == told
 
 
