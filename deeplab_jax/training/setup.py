@@ -21,7 +21,7 @@ from deeplab_jax.data import Dataset, open_dataset
 from deeplab_jax.distributed import hosts
 from deeplab_jax.distributed import mesh as mesh_lib
 from deeplab_jax.distributed.shared_dir import check_shared
-from deeplab_jax.errors import ConfigError, DamagedError
+from deeplab_jax.errors import ConfigError, DamagedError, clip
 from deeplab_jax.evaluation import label_counts
 from deeplab_jax.models import DeepLabV3Plus, build_model
 from deeplab_jax.training import workdir as workdir_lib
@@ -270,7 +270,8 @@ def restore_or_init(setup: RunSetup) -> tuple[RunSetup, State]:
             if setup.is_asked:
                 raise
             place = str(checkpoint.step_path(setup.workdir, setup.step))
-            setup = _older(setup, error.what + error.where.removeprefix(place))  # the host, if one
+            host = error.where.removeprefix(place)  # " on HOST" where not all have the error
+            setup = _older(setup, clip(error.what, 140) + host)
     if state is None:
         state = _init(setup)
     elif setup.is_restart:
