@@ -477,5 +477,5 @@ def test_work_directory_that_is_not_shared_is_refused_by_all(root, environment, 
     first, second = error_lines(errors)
     assert "(process 0) writes here is not seen by " in first[0]
     assert f"it is {folders[0]} and {folders[1]} there" in first[0]
-    assert "use an absolute path that every host mounts" in second[0]
+    assert "an absolute path that every host mounts" in second[0]
     assert not any(folder.exists() for folder in folders)
