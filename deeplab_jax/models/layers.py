@@ -17,7 +17,6 @@ from jax.typing import DTypeLike
 from deeplab_jax.models import ops
 from deeplab_jax.models.ops import ValidSize
 
-BN_EPSILON = 1e-5
 BN_MOMENTUM = 0.1  # share of the new value, PyTorch's convention
 
 
@@ -53,58 +52,6 @@ def uniform_fan_in(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> 
     return nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")(key, shape, dtype)
 
 
-_NHW = (0, 1, 2)
-_Normal = tuple[jax.Array, jax.Array, jax.Array]  # normalised, mean, variance
-_Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
-
-
-def _per_channel(values: jax.Array) -> jax.Array:
-    return values.reshape(1, 1, 1, -1)
-
-
-def _affine(
-    x: jax.Array, mean: jax.Array, var: jax.Array, scale: jax.Array, bias: jax.Array
-) -> jax.Array:
-    """Normalises, scales and shifts in the dtype of `scale`."""
-    factor = lax.rsqrt(var + BN_EPSILON) * scale
-    y = (x.astype(scale.dtype) - _per_channel(mean)) * _per_channel(factor) + _per_channel(bias)
-    return y.astype(x.dtype)
-
-
-@jax.custom_vjp
-def _normalize(x: jax.Array, scale: jax.Array, bias: jax.Array, centre: jax.Array) -> _Normal:
-    return _normalize_forward(x, scale, bias, centre)[0]
-
-
-def _normalize_forward(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, centre: jax.Array
-) -> tuple[_Normal, _Residuals]:
-    # One pass over values shifted by about the mean: plain E[x^2] - E[x]^2 would cancel.
-    shifted = x.astype(scale.dtype) - _per_channel(centre)
-    first = jnp.mean(shifted, _NHW)
-    second = jnp.mean(jnp.square(shifted), _NHW)
-    mean = centre + first
-    var = jnp.maximum(second - jnp.square(first), 0)
-    return (_affine(x, mean, var, scale, bias), mean, var), (x, scale, mean, var)
-
-
-def _normalize_backward(residuals: _Residuals, cotangents: _Normal) -> _Residuals:
-    x, scale, mean, var = residuals
-    g = cotangents[0].astype(scale.dtype)  # mean and var feed running statistics only
-    rstd = lax.rsqrt(var + BN_EPSILON)
-    normal = (x.astype(scale.dtype) - _per_channel(mean)) * _per_channel(rstd)
-    g_mean = jnp.mean(g, _NHW)
-    g_normal_mean = jnp.mean(g * normal, _NHW)
-    dx = _per_channel(scale * rstd) * (
-        g - _per_channel(g_mean) - normal * _per_channel(g_normal_mean)
-    )
-    count = x.size // x.shape[-1]
-    return dx.astype(x.dtype), g_normal_mean * count, g_mean * count, jnp.zeros_like(mean)
-
-
-_normalize.defvjp(_normalize_forward, _normalize_backward)
-
-
 class BatchNorm(nn.Module):
     """Batch normalisation with PyTorch's statistics: the running variance is the unbiased one.
 
@@ -124,14 +71,14 @@ class BatchNorm(nn.Module):
         dtype, shape = self.policy.wide_dtype, (x.shape[-1],)
         if self.policy.is_folded:
             bias = self.param("bias", nn.initializers.zeros, shape, dtype)
-            return (x.astype(dtype) + _per_channel(bias)).astype(x.dtype)
+            return (x.astype(dtype) + ops.per_channel(bias)).astype(x.dtype)
         scale = self.param("scale", nn.initializers.ones, shape, dtype)
         bias = self.param("bias", nn.initializers.zeros, shape, dtype)
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape, dtype)
         var = self.variable("batch_stats", "var", jnp.ones, shape, dtype)
         if not is_train or self.policy.freeze_batch_norm:
-            return _affine(x, mean.value, var.value, scale, bias)
-        y, batch_mean, batch_var = _normalize(x, scale, bias, lax.stop_gradient(mean.value))
+            return ops.affine(x, mean.value, var.value, scale, bias)
+        y, batch_mean, batch_var = ops.normalize(x, scale, bias, lax.stop_gradient(mean.value))
         if not self.is_initializing():
             count = x.size // x.shape[-1]
             if count == 1:
@@ -166,7 +113,7 @@ def _fold(params: Any, stats: Any) -> Any:
         return {key: _fold(value, stats.get(key, {})) for key, value in params.items()}
     norm, kernel = params["norm"], params["conv"]["kernel"]
     wide = {k: np.asarray(v, np.float64) for k, v in (norm | stats["norm"]).items()}
-    factor = wide["scale"] / np.sqrt(wide["var"] + BN_EPSILON)
+    factor = wide["scale"] / np.sqrt(wide["var"] + ops.BN_EPSILON)
     bias = (wide["bias"] - wide["mean"] * factor).astype(kernel.dtype)
     return {"conv": {"kernel": (kernel * factor).astype(kernel.dtype)}, "norm": {"bias": bias}}
 
@@ -269,4 +216,4 @@ class Classifier(nn.Module):
         bias = self.param("bias", lambda key: uniform_fan_in(key, shape, dtype)[0, 0, 0])
         kernel = kernel.astype(self.policy.dtype)
         logits = ops.conv1x1(x, kernel, precision=self.policy.precision, dtype=dtype)
-        return logits + _per_channel(bias)
+        return logits + ops.per_channel(bias)

@@ -1,0 +1,85 @@
+"""Depthwise 3x3 convolution as shifted sums: grouped convolutions are slow everywhere."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from deeplab_jax.models.ops.pictures import shift, taps
+
+Arrays = tuple[jax.Array, jax.Array]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def depthwise_conv3x3(x: jax.Array, kernel: jax.Array, dilation: int, platform: str) -> jax.Array:
+    """Convolves each channel with its own 3x3 kernel, stride 1, zero padding = dilation.
+
+    Args:
+      x: (B, H, W, C).
+      kernel: (3, 3, 1, C).
+      dilation: distance between taps, in pixels.
+      platform: as in `ComputePolicy`; picks the form of the kernel's gradient.
+
+    Returns:
+      (B, H, W, C).
+    """
+    height, width = x.shape[1:3]
+    padded = jnp.pad(x, ((0, 0), (0, 0), (dilation, dilation), (0, 0)))
+    total = jnp.zeros_like(x)
+    for i in range(3):
+        down = (1 - i) * dilation
+        if abs(down) >= height:
+            continue  # this row of taps sees only padding
+        # One shift for the sum of three columns, not one for each.
+        row = x * kernel[i, 1].reshape(1, 1, 1, -1)
+        for j in (0, 2) if dilation < width else ():
+            column = padded[:, :, j * dilation : j * dilation + width]
+            row = row + column * kernel[i, j].reshape(1, 1, 1, -1)
+        total = total + (shift(row, rows=down) if down else row)
+    return total
+
+
+def _depthwise_forward(
+    x: jax.Array, kernel: jax.Array, dilation: int, platform: str
+) -> tuple[jax.Array, Arrays]:
+    return depthwise_conv3x3(x, kernel, dilation, platform), (x, kernel)
+
+
+def _depthwise_backward(dilation: int, platform: str, residuals: Arrays, g: jax.Array) -> Arrays:
+    x, kernel = residuals
+    dx = depthwise_conv3x3(g, kernel[::-1, ::-1], dilation, platform)
+    gradient = _depthwise_kernel_by_rows if platform == "cpu" else _depthwise_kernel_by_taps
+    return dx, gradient(x, g, dilation).astype(kernel.dtype)
+
+
+depthwise_conv3x3.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+def _depthwise_kernel_by_taps(x: jax.Array, g: jax.Array, dilation: int) -> jax.Array:
+    """Nine reductions, which accelerators fuse."""
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    sums = [jnp.sum((tap * g).astype(dtype), axis=(0, 1, 2)) for tap in taps(x, dilation)]
+    return jnp.stack(sums).reshape(3, 3, 1, -1)
+
+
+def _depthwise_kernel_by_rows(x: jax.Array, g: jax.Array, dilation: int) -> jax.Array:
+    """One pass over the rows, which fits a processor's cache; on a mesh it gathers all rows."""
+    batch, height, width, channels = x.shape
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    d = dilation
+    padded = jnp.pad(x, ((0, 0), (d, d), (d, d), (0, 0)))
+    padded = padded.reshape(batch * (height + 2 * d), width + 2 * d, channels)
+    rows = g.reshape(batch * height, width, channels)
+
+    def add_row(total: jax.Array, k: jax.Array) -> tuple[jax.Array, None]:
+        top = k // height * (height + 2 * d) + k % height
+        g_row = lax.dynamic_index_in_dim(rows, k, keepdims=False)
+        sums = []
+        for i in range(3):
+            x_row = lax.dynamic_index_in_dim(padded, top + i * d, keepdims=False)
+            sums += [(x_row[j * d : j * d + width] * g_row).sum(0) for j in range(3)]
+        return total + jnp.stack(sums).astype(dtype), None
+
+    total, _ = lax.scan(add_row, jnp.zeros((9, channels), dtype), jnp.arange(batch * height))
+    return total.reshape(3, 3, 1, channels)
