@@ -44,11 +44,9 @@ class ASPP(nn.Module):
             branches.append(branch(x, is_train, valid_size))
         pooled = self._image_mean(x, valid_size)
         pooled = ConvBNReLU(self.features, self.policy, name="image_pool")(pooled, is_train)
-        # Wide, as the gradient of a broadcast is a sum over the map.
-        wide = jnp.broadcast_to(pooled.astype(self.policy.wide_dtype), branches[0].shape)
-        branches.append(wide.astype(x.dtype))
-        x = jnp.concatenate(branches, -1)  # (B, H, W, 5 * features)
-        return ConvBNReLU(self.features, self.policy, 3, name="merge")(x, is_train, valid_size)
+        x = jnp.concatenate(branches, -1)  # (B, H, W, 4 * features)
+        merge = ConvBNReLU(self.features, self.policy, 3, name="merge")
+        return merge(x, is_train, valid_size, pooled)
 
     def _image_mean(self, x: jax.Array, valid_size: ValidSize) -> jax.Array:
         """Returns the mean of each picture without its padding, (B, 1, 1, C)."""

@@ -129,12 +129,16 @@ class Conv(nn.Module):
     is_depthwise: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, valid_size: ValidSize = None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, valid_size: ValidSize = None, constant: jax.Array | None = None
+    ) -> jax.Array:
         """Returns (B, ceil(H / stride), ceil(W / stride), features).
 
-        A kernel sees zeros outside the `valid_size` of `x`.
+        A kernel sees zeros outside the `valid_size` of `x`. `constant` (B, 1, 1, channels) holds
+        more channels of `x`, behind the others, each the same all over the picture (3x3, stride 1).
         """
         inputs = 1 if self.is_depthwise else x.shape[-1]
+        inputs += 0 if constant is None else constant.shape[-1]
         shape = (self.kernel_size, self.kernel_size, inputs, self.features)
         kernel = self.param("kernel", uniform_fan_in, shape, self.policy.wide_dtype)
         kernel = kernel.astype(self.policy.dtype)
@@ -144,9 +148,11 @@ class Conv(nn.Module):
             return ops.depthwise_conv3x3(x, kernel, self.dilation, self.policy.platform)
         if self.kernel_size == 1:
             return ops.conv1x1(x, kernel, self.stride, self.policy.precision)
-        precision = self.policy.precision
-        if self.policy.platform == "gpu" and self.dilation > 1 and self.stride == 1:
-            return ops.conv3x3_by_products(x, kernel, self.dilation, precision)
+        precision, platform = self.policy.precision, self.policy.platform
+        if constant is not None:
+            return ops.conv3x3_with_constant(x, constant, kernel, valid_size, precision, platform)
+        if self.kernel_size == 3:
+            return ops.conv3x3(x, kernel, self.stride, self.dilation, precision, platform)
         return ops.conv(x, kernel, self.stride, self.dilation, precision)
 
 
@@ -162,8 +168,14 @@ class ConvBNReLU(nn.Module):
     use_relu: bool = True
 
     @nn.compact
-    def __call__(self, x: jax.Array, is_train: bool, valid_size: ValidSize = None) -> jax.Array:
-        """Returns (B, ceil(H / stride), ceil(W / stride), features)."""
+    def __call__(
+        self,
+        x: jax.Array,
+        is_train: bool,
+        valid_size: ValidSize = None,
+        constant: jax.Array | None = None,
+    ) -> jax.Array:
+        """Returns (B, ceil(H / stride), ceil(W / stride), features); `constant` as in `Conv`."""
         x = Conv(
             self.features,
             self.kernel_size,
@@ -172,7 +184,7 @@ class ConvBNReLU(nn.Module):
             self.dilation,
             self.is_depthwise,
             name="conv",
-        )(x, valid_size)
+        )(x, valid_size, constant)
         x = BatchNorm(self.policy, name="norm")(x, is_train)
         return nn.relu(x) if self.use_relu else x
 

@@ -78,23 +78,93 @@ def test_conv1x1_of_bfloat16_can_end_in_float32():
     np.testing.assert_allclose(wide, exact, rtol=1e-5, atol=1e-5)
 
 
+_FORMS = [ops.conv3x3_by_products, ops.conv3x3_by_taps, ops.conv3x3_by_blocks]
+
+
+@pytest.mark.parametrize("form", _FORMS)
 @pytest.mark.parametrize("dilation", [1, 2, 4, 18])
 @pytest.mark.parametrize("size", [(8, 8), (5, 13), (20, 3)])
-def test_conv3x3_by_products_equals_lax(dilation, size):
+def test_forms_of_conv3x3_equal_lax(size, dilation, form):
     x, kernel = _normal(2, *size, 4), _normal(3, 3, 4, 5, seed=1)
     _assert_same_function(
-        lambda x, k: ops.conv3x3_by_products(x, k, dilation, lax.Precision.HIGHEST),
+        lambda x, k: form(x, k, dilation, lax.Precision.HIGHEST),
         lambda x, k: _lax_conv(x, k, 1, dilation),
         x,
         kernel,
     )
 
 
+def test_blocks_of_rows_cover_tall_pictures(monkeypatch):
+    monkeypatch.setattr("deeplab_jax.models.ops.convolution._BLOCK", 12)
+    for height in (1, 7, 9):  # blocks of one row where the height is prime, else of three
+        _assert_same_function(
+            lambda x, k: ops.conv3x3_by_blocks(x, k, 1, lax.Precision.HIGHEST),
+            lambda x, k: _lax_conv(x, k, 1, 1),
+            _normal(2, height, 4, 3),
+            _normal(3, 3, 3, 2, seed=1),
+        )
+
+
+_PICTURES = [
+    # platform, stride, dilation, (B, H, W, I): one case for each form and for each of its limits
+    ("cpu", 1, 1, (1, 4, 4, 256)),
+    ("cpu", 1, 2, (1, 32, 33, 256)),
+    ("cpu", 1, 1, (2, 5, 6, 64)),
+    ("cpu", 1, 2, (2, 5, 6, 63)),
+    ("cpu", 2, 1, (2, 5, 6, 32)),
+    ("cpu_mesh", 1, 2, (2, 5, 6, 32)),
+    ("gpu", 1, 2, (2, 5, 6, 32)),
+    ("tpu", 1, 1, (2, 5, 6, 32)),
+]
+
+
+@pytest.mark.parametrize(("platform", "stride", "dilation", "shape"), _PICTURES)
+def test_conv3x3_equals_lax_on_every_platform(platform, stride, dilation, shape):
+    _assert_same_function(
+        lambda x, k: ops.conv3x3(x, k, stride, dilation, lax.Precision.HIGHEST, platform),
+        lambda x, k: _lax_conv(x, k, stride, dilation),
+        _normal(*shape),
+        _normal(3, 3, shape[-1], 2, seed=1) / 16,
+    )
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5), (4, 2), (7, 6)])
+def test_constant_maps_equal_maps_written_out(size):
+    x, constant, kernel = (
+        _normal(2, *size, 3),
+        _normal(2, 1, 1, 4, seed=1),
+        _normal(3, 3, 7, 5, seed=2),
+    )
+
+    def written_out(x, constant, kernel):
+        maps = jnp.broadcast_to(constant, (*x.shape[:3], 4))
+        return _lax_conv(jnp.concatenate([x, maps], -1), kernel, 1, 1)
+
+    def fast(x, constant, kernel):
+        return ops.conv3x3_with_constant(x, constant, kernel, None, lax.Precision.HIGHEST, "cpu")
+
+    _assert_same_function(fast, written_out, x, constant, kernel)
+
+
+def test_constant_maps_end_where_the_picture_does():
+    x, constant, kernel = (
+        _normal(2, 6, 7, 3),
+        _normal(2, 1, 1, 4, seed=1),
+        _normal(3, 3, 7, 5, seed=2),
+    )
+    valid_size = jnp.asarray([(6, 4), (3, 7)])
+    maps = jnp.concatenate([x, jnp.broadcast_to(constant, (2, 6, 7, 4))], -1)
+    expected = _lax_conv(ops.mask_padding(maps, valid_size), kernel, 1, 1)
+    x = ops.mask_padding(x, valid_size)
+    got = ops.conv3x3_with_constant(x, constant, kernel, valid_size, lax.Precision.HIGHEST, "cpu")
+    np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-12)
+
+
 def test_kernels_gradient_in_bfloat16_is_summed_in_float32():
     x, g = (_normal(2, 64, 64, 1, seed=k).astype(jnp.bfloat16) for k in (0, 1))
     kernel = jnp.ones((3, 3, 1, 1), jnp.bfloat16)
     functions = (
-        lambda k: ops.conv3x3_by_products(x, k, 2, lax.Precision.DEFAULT),
+        *(lambda k, form=form: form(x, k, 2, lax.Precision.DEFAULT) for form in _FORMS),
         lambda k: ops.depthwise_conv3x3(x, k, 2, "gpu"),
     )
     exact = jax.vjp(lambda k: _lax_conv(x.astype(float), k, 1, 2), kernel.astype(float))[1](

@@ -29,7 +29,7 @@ def test_basic_blocks_have_a_quarter_of_the_channels():
 
 def _dilations(depth, output_stride):
     """Returns the dilation of every 3x3 convolution of layers 3 and 4, read from the program."""
-    net = ResNet(depth, output_stride, ComputePolicy(), width=4)
+    net = ResNet(depth, output_stride, ComputePolicy(platform="tpu"), width=4)
     x = jnp.zeros((1, 64, 64, 3))
     variables = jax.eval_shape(lambda: net.init(jax.random.key(0), x, False))
     jaxpr = jax.make_jaxpr(lambda v: net.apply(v, x, False))(variables)

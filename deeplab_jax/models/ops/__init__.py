@@ -3,7 +3,15 @@
 `tests/models/test_ops.py` compares each with the plain form, gradients included.
 """
 
-from deeplab_jax.models.ops.convolution import conv, conv1x1, conv3x3_by_products
+from deeplab_jax.models.ops.convolution import (
+    conv,
+    conv1x1,
+    conv3x3,
+    conv3x3_by_blocks,
+    conv3x3_by_products,
+    conv3x3_by_taps,
+    conv3x3_with_constant,
+)
 from deeplab_jax.models.ops.depthwise import depthwise_conv3x3
 from deeplab_jax.models.ops.norm import BN_EPSILON, affine, normalize, per_channel
 from deeplab_jax.models.ops.pictures import ValidSize, mask_padding, shift, strided_size
@@ -16,7 +24,11 @@ __all__ = [
     "affine",
     "conv",
     "conv1x1",
+    "conv3x3",
+    "conv3x3_by_blocks",
     "conv3x3_by_products",
+    "conv3x3_by_taps",
+    "conv3x3_with_constant",
     "depthwise_conv3x3",
     "mask_padding",
     "max_pool3x3",

@@ -1,12 +1,13 @@
-"""Dense convolutions with the kernel gradients that compilers do not find."""
+"""Dense convolutions, and the forms of the 3x3 one that compilers do not find by themselves."""
 
-from functools import partial
+from functools import partial, reduce
+from operator import add
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from deeplab_jax.models.ops.pictures import taps
+from deeplab_jax.models.ops.pictures import ValidSize, taps
 
 Arrays = tuple[jax.Array, jax.Array]
 
@@ -66,6 +67,84 @@ def conv(
     )
 
 
+def conv3x3(
+    x: jax.Array,
+    kernel: jax.Array,
+    stride: int,
+    dilation: int,
+    precision: lax.Precision,
+    platform: str,
+) -> jax.Array:
+    """Convolves 3x3 like `conv`, in the form that is fastest on the platform.
+
+    Args:
+      x: (B, H, W, I).
+      kernel: (3, 3, I, O).
+      stride: between outputs, in pixels.
+      dilation: between taps, in pixels.
+      precision: precision of the products.
+      platform: as in `ComputePolicy`.
+    """
+    inputs = x.shape[-1]
+    if stride == 1 and platform == "gpu" and dilation > 1:
+        return conv3x3_by_products(x, kernel, dilation, precision)
+    if stride == 1 and platform == "cpu":
+        if inputs >= _WIDE and x.size <= _SMALL * inputs:
+            return conv3x3_by_taps(x, kernel, dilation, precision)
+        if inputs < _NARROW:
+            return conv3x3_by_blocks(x, kernel, dilation, precision)
+    return conv(x, kernel, stride, dilation, precision)
+
+
+# On a processor, by measurement: docs/performance.md.
+_WIDE, _SMALL = 256, 1024  # channels from which on, and pixels up to which taps are products
+_NARROW, _BLOCK = 64, 4096  # channels below which taps are gathered, pixels of one gathering
+_PIXELS = (0, 1, 2)  # axes of a picture's batch, rows and columns
+
+
+def conv3x3_with_constant(
+    x: jax.Array,
+    constant: jax.Array,
+    kernel: jax.Array,
+    valid_size: ValidSize,
+    precision: lax.Precision,
+    platform: str,
+) -> jax.Array:
+    """Convolves `x` and, behind its channels, maps of one value each, at stride 1.
+
+    A constant map costs nine products of one pixel, added where the taps lie in the picture.
+
+    Args:
+      x: (B, H, W, I).
+      constant: (B, 1, 1, K), the values.
+      kernel: (3, 3, I + K, O).
+      valid_size: the constant maps are zero outside of it; `x` must be.
+      precision: precision of the products.
+      platform: as in `ComputePolicy`.
+
+    Returns:
+      (B, H, W, O).
+    """
+    channels = x.shape[-1]
+    y = conv3x3(x, kernel[:, :, :channels], 1, 1, precision, platform)
+    rest = kernel[:, :, channels:]
+    taps = jnp.einsum("ni,rcio->nrco", constant[:, 0, 0], rest, precision=precision)
+    rows, columns = (
+        _reached(x.shape[1 + axis], None if valid_size is None else valid_size[:, axis], x.dtype)
+        for axis in (0, 1)
+    )
+    taps = reduce(add, (rows[:, :, i, None, None] * taps[:, None, i] for i in range(3)))
+    return reduce(add, (columns[:, None, :, j, None] * taps[:, :, None, j] for j in range(3)), y)
+
+
+def _reached(length: int, valid: jax.Array | None, dtype: jnp.dtype) -> jax.Array:
+    """Returns (B or 1, length, 3): 1 where a tap of an output lies in the picture, else 0."""
+    source = lax.broadcasted_iota(jnp.int32, (1, length, 3), 1)
+    source = source + lax.broadcasted_iota(jnp.int32, (1, length, 3), 2) - 1
+    end = length if valid is None else valid.reshape(-1, 1, 1)
+    return ((source >= 0) & (source < end)).astype(dtype)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def conv3x3_by_products(
     x: jax.Array, kernel: jax.Array, dilation: int, precision: lax.Precision
@@ -88,14 +167,143 @@ def _products_backward(
     dilation: int, precision: lax.Precision, residuals: Arrays, g: jax.Array
 ) -> Arrays:
     x, kernel = residuals
-    dx = conv(g, kernel[::-1, ::-1].swapaxes(2, 3), 1, dilation, precision)
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    axes = (((0, 1, 2), (0, 1, 2)), ((), ()))
-    products = [
-        lax.dot_general(tap, g, axes, precision, preferred_element_type=wide)
-        for tap in taps(x, dilation)
-    ]
+    dx = _input_gradient(kernel, g, dilation, precision)
+    products = [_product(tap, g, _PIXELS, _PIXELS, precision) for tap in taps(x, dilation)]
     return dx, jnp.stack(products).reshape(kernel.shape).astype(kernel.dtype)
 
 
 conv3x3_by_products.defvjp(_products_forward, _products_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def conv3x3_by_taps(
+    x: jax.Array, kernel: jax.Array, dilation: int, precision: lax.Precision
+) -> jax.Array:
+    """Convolves 3x3 at stride 1 like `conv`, tap after tap as matrix products.
+
+    For small maps of many channels, whose kernel is larger than the map: neither kernel nor its
+    gradient is reversed, transposed or copied. A scan keeps one product in the program, not nine.
+    """
+    padded = _pad(x, dilation)
+
+    def add_tap(total: jax.Array, tap: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        number, weights = tap
+        part = lax.dynamic_slice(padded, _corner(number, dilation), x.shape)
+        return total + _product(part, weights, (3,), (0,), precision), None
+
+    zeros = jnp.zeros((*x.shape[:3], kernel.shape[3]), _wide(x))
+    taps = jnp.arange(9), kernel.reshape(9, *kernel.shape[2:])
+    return lax.scan(add_tap, zeros, taps)[0].astype(x.dtype)
+
+
+def _taps_forward(
+    x: jax.Array, kernel: jax.Array, dilation: int, precision: lax.Precision
+) -> tuple[jax.Array, Arrays]:
+    return conv3x3_by_taps(x, kernel, dilation, precision), (x, kernel)
+
+
+def _taps_backward(
+    dilation: int, precision: lax.Precision, residuals: Arrays, g: jax.Array
+) -> Arrays:
+    x, kernel = residuals
+    padded = _pad(x, dilation)
+    height, width = x.shape[1:3]
+
+    def input_tap(total: jax.Array, tap: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        number, weights = tap
+        part = _product(g, weights, (3,), (1,), precision)
+        corner = _corner(number, dilation)
+        part = part + lax.dynamic_slice(total, corner, x.shape)
+        return lax.dynamic_update_slice(total, part, corner), None
+
+    def kernel_row(_: None, row: jax.Array) -> tuple[None, jax.Array]:
+        rows = lax.dynamic_slice_in_dim(padded, row * dilation, height, 1)
+        columns = [rows[:, :, j * dilation : j * dilation + width] for j in range(3)]
+        return None, jnp.stack([_product(part, g, _PIXELS, _PIXELS, precision) for part in columns])
+
+    taps = jnp.arange(9), kernel.reshape(9, *kernel.shape[2:])
+    dx = lax.scan(input_tap, jnp.zeros(padded.shape, _wide(x)), taps)[0]
+    dx = dx[:, dilation : dilation + height, dilation : dilation + width]
+    d_kernel = lax.scan(kernel_row, None, jnp.arange(3))[1]
+    return dx.astype(x.dtype), d_kernel.astype(kernel.dtype)
+
+
+conv3x3_by_taps.defvjp(_taps_forward, _taps_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def conv3x3_by_blocks(
+    x: jax.Array, kernel: jax.Array, dilation: int, precision: lax.Precision
+) -> jax.Array:
+    """Convolves 3x3 at stride 1 like `conv`; the kernel's gradient goes by blocks of rows.
+
+    For large maps of few channels: the nine taps of a block are gathered side by side, for one
+    matrix product.
+    """
+    return conv(x, kernel, 1, dilation, precision)
+
+
+def _blocks_forward(
+    x: jax.Array, kernel: jax.Array, dilation: int, precision: lax.Precision
+) -> tuple[jax.Array, Arrays]:
+    return conv3x3_by_blocks(x, kernel, dilation, precision), (x, kernel)
+
+
+def _blocks_backward(
+    dilation: int, precision: lax.Precision, residuals: Arrays, g: jax.Array
+) -> Arrays:
+    x, kernel = residuals
+    (batch, height, width, inputs), outputs = x.shape, g.shape[3]
+    d = dilation
+    padded = _pad(x, d)
+    rows = next(k for k in range(min(height, max(1, _BLOCK // width)), 0, -1) if height % k == 0)
+
+    def add_block(total: jax.Array, number: jax.Array) -> tuple[jax.Array, None]:
+        corner = number // (height // rows), number % (height // rows) * rows, 0, 0
+        part = lax.dynamic_slice(padded, corner, (1, rows + 2 * d, width + 2 * d, inputs))[0]
+        gathered = [
+            part[i * d : i * d + rows, j * d : j * d + width] for i in range(3) for j in range(3)
+        ]
+        taps = jnp.stack(gathered, 2).reshape(rows * width, 9 * inputs)
+        g_part = lax.dynamic_slice(g, corner, (1, rows, width, outputs)).reshape(-1, outputs)
+        return total + _product(taps, g_part, (0,), (0,), precision), None
+
+    zeros = jnp.zeros((9 * inputs, outputs), _wide(x))
+    total, _ = lax.scan(add_block, zeros, jnp.arange(batch * (height // rows)))
+    return _input_gradient(kernel, g, d, precision), total.reshape(kernel.shape).astype(
+        kernel.dtype
+    )
+
+
+conv3x3_by_blocks.defvjp(_blocks_forward, _blocks_backward)
+
+
+def _input_gradient(
+    kernel: jax.Array, g: jax.Array, dilation: int, precision: lax.Precision
+) -> jax.Array:
+    return conv(g, kernel[::-1, ::-1].swapaxes(2, 3), 1, dilation, precision)
+
+
+def _product(
+    a: jax.Array,
+    b: jax.Array,
+    a_axes: tuple[int, ...],
+    b_axes: tuple[int, ...],
+    precision: lax.Precision,
+) -> jax.Array:
+    """Sums over axes of both, in float32 or wider."""
+    axes = ((a_axes, b_axes), ((), ()))
+    return lax.dot_general(a, b, axes, precision, preferred_element_type=_wide(a))
+
+
+def _wide(x: jax.Array) -> jnp.dtype:
+    return jnp.promote_types(x.dtype, jnp.float32)
+
+
+def _pad(x: jax.Array, dilation: int) -> jax.Array:
+    return jnp.pad(x, ((0, 0), (dilation, dilation), (dilation, dilation), (0, 0)))
+
+
+def _corner(tap: jax.Array, dilation: int) -> tuple[int | jax.Array, ...]:
+    """Returns where in the padded picture a tap's input begins."""
+    return 0, tap // 3 * dilation, tap % 3 * dilation, 0
