@@ -3,7 +3,6 @@
 Its files run as code, so a folder that others can write to is never used.
 """
 
-import gc
 import hashlib
 import os
 import platform
@@ -84,11 +83,7 @@ def compiling(what: str, is_told: bool = False) -> Iterator[None]:
     past, began, before = _compiled[0], time.perf_counter(), _events.copy()
     _compiled = past, began
     try:
-        with (
-            without_alarms(),
-            _without_collection(),
-            clock(f"compiling {what}", f"once per shape; {note}", is_told),
-        ):
+        with without_alarms(), clock(f"compiling {what}", f"once per shape; {note}", is_told):
             yield
     finally:
         took = time.perf_counter() - began
@@ -121,18 +116,6 @@ def without_alarms() -> Iterator[None]:
         yield
     finally:
         jaxlib_utils.absl_set_min_log_level(_USUAL)
-
-
-@contextmanager
-def _without_collection() -> Iterator[None]:
-    """Collects no garbage in the block: a third of tracing, which makes little of it."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _make_private(folder: Path) -> Path:
