@@ -311,7 +311,7 @@ def test_reader_of_the_output_that_leaves_stops_the_run_as_a_signal_does(
     assert log_of(workdir) == log_of(finished)
 
 
-@pytest.mark.process("starts five processes")
+@pytest.mark.process("starts six processes")
 def test_second_start_compiles_nothing(tiny, tmp_path, compile_quickly):
     environment = compile_quickly | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "programs")}
     folder, steps = tiny[-1].split("=")[1], "--config.train.steps=2"
