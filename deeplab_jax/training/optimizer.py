@@ -1,9 +1,13 @@
 """SGD with momentum, coupled weight decay and the poly schedule (spec section 5)."""
 
+import jax
 import jax.numpy as jnp
 import optax
 
 from deeplab_jax.config import TrainConfig
+from deeplab_jax.utils.trees import PyTree
+
+_SMALL = 2**15  # values of an array
 
 
 def poly_schedule(lr: float, min_lr: float, power: float, total_steps: int) -> optax.Schedule:
@@ -27,3 +31,15 @@ def build_optimizer(
     schedule = poly_schedule(train.lr, train.min_lr, train.poly_power, total_steps)
     decay = optax.add_decayed_weights(train.weight_decay)
     return optax.chain(decay, optax.sgd(schedule, momentum=train.momentum)), schedule
+
+
+def joint_norm(tree: PyTree) -> jax.Array:
+    """Returns `optax.global_norm(tree)`, for a processor: small arrays are summed as one.
+
+    XLA makes several kernels of each sum there, and most of a network's arrays are small.
+    """
+    leaves = jax.tree.leaves(tree)
+    large = [leaf for leaf in leaves if leaf.size >= _SMALL]
+    small = [leaf.ravel() for leaf in leaves if leaf.size < _SMALL]
+    parts = [*large, jnp.concatenate(small)] if small else large
+    return jnp.sqrt(sum(jnp.sum(jnp.square(part)) for part in parts))

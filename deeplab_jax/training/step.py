@@ -12,7 +12,7 @@ from deeplab_jax.distributed import mesh as mesh_lib
 from deeplab_jax.models import DeepLabV3Plus, build_model
 from deeplab_jax.models.preprocess import preprocess
 from deeplab_jax.training.losses import row_weights, segmentation_loss
-from deeplab_jax.training.optimizer import build_optimizer
+from deeplab_jax.training.optimizer import build_optimizer, joint_norm
 from deeplab_jax.training.state import State
 from deeplab_jax.utils.trees import PyTree
 
@@ -103,6 +103,7 @@ def make_update(
     optimizer, schedule = build_optimizer(config.train, total_steps)
     train = config.train
     loss_fn = make_loss(model, train.aux_weight, use_dropout)
+    global_norm = joint_norm if model.policy.platform == "cpu" else optax.global_norm
 
     def update(state: State, images: jax.Array, labels: jax.Array) -> tuple[State, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), state["step"])
@@ -111,7 +112,7 @@ def make_update(
             loss_fn, train.gradient_accumulation, state["params"], state["batch_stats"], batch, key
         )
         updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
-        grad_norm = optax.global_norm(grads)
+        grad_norm = global_norm(grads)
         new_state = {
             "step": state["step"] + 1,
             "params": optax.apply_updates(state["params"], updates),
@@ -119,7 +120,7 @@ def make_update(
             "opt_state": opt_state,
         }
         # The new weights and statistics too: squares overflow while the loss is still finite.
-        size = losses["loss"] + grad_norm + optax.global_norm((new_state["params"], batch_stats))
+        size = losses["loss"] + grad_norm + global_norm((new_state["params"], batch_stats))
         metrics = {
             **losses,
             "lr": jnp.asarray(schedule(state["step"])),

@@ -9,6 +9,7 @@ import platform
 import stat
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from pathlib import Path
 import jax
 from jaxlib import utils as jaxlib_utils
 
-from deeplab_jax.utils.progress import clock
+from deeplab_jax.utils.progress import PLAIN_SECONDS, clock, say
 
 VARIABLE = "DEEPLAB_COMPILE_CACHE"
 _OFF = ("off", "0", "no", "false")
@@ -55,20 +56,42 @@ def is_on() -> bool:
 
 
 _compiled: tuple[float, float | None] = 0.0, None  # seconds of past blocks; start of one running
+_REQUESTS, _HITS = (
+    f"/jax/compilation_cache/{name}" for name in ("compile_requests_use_cache", "cache_hits")
+)
+_events: Counter[str] = Counter()  # JAX's own events of this process, by name
+
+
+def _note(event: str, **_: str | int) -> None:
+    _events[event] += 1
+
+
+jax.monitoring.register_event_listener(_note)
 
 
 @contextmanager
 def compiling(what: str, is_told: bool = False) -> Iterator[None]:
-    """Shows a clock while the block compiles `what`; for `is_told` see `progress.clock`."""
+    """Shows a clock while the block compiles `what`, and afterwards how long it took.
+
+    Args:
+      what: the program, such as "the training step".
+      is_told: whether lines come at the start and at the end. Otherwise what takes less than ten
+        seconds leaves no line.
+    """
     global _compiled
     note = "cached afterwards" if is_on() else "not cached"
-    past, began = _compiled[0], time.perf_counter()
+    past, began, before = _compiled[0], time.perf_counter(), _events.copy()
     _compiled = past, began
     try:
         with without_alarms(), clock(f"compiling {what}", f"once per shape; {note}", is_told):
             yield
     finally:
-        _compiled = past + time.perf_counter() - began, None
+        took = time.perf_counter() - began
+        _compiled = past + took, None
+    if is_told or took >= PLAIN_SECONDS:
+        hits, requests = (_events[name] - before[name] for name in (_HITS, _REQUESTS))
+        is_cached = hits == requests > 0
+        say(f"{what}: {'from the cache' if is_cached else 'compiled'} in {took:.1f} s")
 
 
 def seconds() -> float:

@@ -143,6 +143,12 @@ def lay_out(parts: Sequence[str], width: int) -> list[str]:
     return lines
 
 
+def say(text: str) -> None:
+    """Prints a line that stays on the innermost open screen; without one, nothing."""
+    if _screens:
+        _screens[-1].say(text)
+
+
 @contextmanager
 def clock(text: str, note: str = "", is_told: bool = False) -> Iterator[None]:
     """Shows on the innermost open screen for how long the block has been running.

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -308,6 +309,30 @@ def test_reader_of_the_output_that_leaves_stops_the_run_as_a_signal_does(
     assert got.stderr.strip() == ("" if redirection else told)
     assert call(*tiny, "--workdir", workdir).code == 0
     assert log_of(workdir) == log_of(finished)
+
+
+@pytest.mark.process("starts six processes")
+def test_second_start_compiles_nothing(tiny, tmp_path, compile_quickly):
+    environment = compile_quickly | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "programs")}
+    folder, steps = tiny[-1].split("=")[1], "--config.train.steps=2"
+    image = next(path for path in Path(folder, "images").rglob("*.*") if path.is_file())
+
+    def start(verb, *flags):
+        command = [sys.executable, "-m", "deeplab_jax", verb, *flags]
+        got = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert got.returncode == 0, got.stderr
+        return got.stdout, {path.name for path in (tmp_path / "programs").glob("*-cache")}
+
+    first = start(*tiny, steps, "--workdir", tmp_path / "a")
+    second = start(*tiny, steps, "--workdir", tmp_path / "b")
+    assert "the training step: compiled in " in first[0]
+    assert "the training step: from the cache in " in second[0]
+    assert second[1] == first[1]
+    evaluate = ["evaluate", "--checkpoint", tmp_path / "a"]
+    assert start(*evaluate)[1] == start(*evaluate)[1]
+    predict = ["predict", "--checkpoint", tmp_path / "a", "--output"]
+    once, again = (start(*predict, tmp_path / name, image)[1] for name in "cd")
+    assert once == again
 
 
 @MANY_RUNS

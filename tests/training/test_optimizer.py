@@ -5,7 +5,7 @@ import optax
 import pytest
 
 from deeplab_jax.config import get_config
-from deeplab_jax.training.optimizer import build_optimizer, poly_schedule
+from deeplab_jax.training.optimizer import build_optimizer, joint_norm, poly_schedule
 
 
 @pytest.fixture(autouse=True)
@@ -40,3 +40,13 @@ def test_update_by_hand():
             velocity[name] = 0.9 * velocity[name] + decayed if step else decayed
             expected[name] -= float(schedule(step)) * velocity[name]
             assert float(params[name][0]) == pytest.approx(expected[name], rel=1e-12)
+
+
+@pytest.mark.parametrize("shapes", [[(3,), (200, 200), (), (2, 5), (40000,)], [(3,)], [(200, 200)]])
+def test_joint_norm_is_the_norm_of_all(shapes):
+    keys = jax.random.split(jax.random.key(0), len(shapes))
+    tree = {str(n): jax.random.normal(keys[n], shape) for n, shape in enumerate(shapes)}
+    assert joint_norm(tree) == pytest.approx(float(optax.global_norm(tree)), rel=1e-13)
+    # A single value that is not finite is seen, wherever it is.
+    for name, leaf in tree.items():
+        assert not jnp.isfinite(joint_norm(tree | {name: leaf.at[(-1,) * leaf.ndim].set(jnp.nan)}))

@@ -1,11 +1,13 @@
 """Compiled programs are kept in a folder of the user's own, or not at all."""
 
 import os
+import re
 import subprocess
 import sys
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from deeplab_jax.utils import compile_cache, progress
 
@@ -102,16 +104,34 @@ def test_programs_outlive_the_process(tmp_path):
         assert list(tmp_path.glob("*/*-cache"))
 
 
-def test_compiling_says_whether_it_is_kept(monkeypatch, tmp_path, capsys):
-    with progress.Screen().open():
-        with compile_cache.compiling("the step", is_told=True):
-            pass
-        monkeypatch.setenv(compile_cache.VARIABLE, str(tmp_path))
-        compile_cache.enable()
-        with compile_cache.compiling("the step", is_told=True):
-            pass
+def test_compiling_says_whether_it_is_kept_and_how_long_it_took(monkeypatch, tmp_path, capsys):
+    def compile_step():
+        jax.clear_caches()  # as in another process
+        with progress.Screen().open(), compile_cache.compiling("the step", is_told=True):
+            jax.jit(lambda x: x * 7 + 2)(2.0)
+        return re.sub(r"\d\.\d s", "N s", capsys.readouterr().out)
+
+    compilation_cache.reset_cache()  # it remembers that there was none
     start = "compiling the step 0:00, once per shape; "
-    assert capsys.readouterr().out == f"{start}not cached\n{start}cached afterwards\n"
+    assert compile_step() == f"{start}not cached\nthe step: compiled in N s\n"
+    monkeypatch.setenv(compile_cache.VARIABLE, str(tmp_path))
+    compile_cache.enable()
+    compilation_cache.reset_cache()
+    assert compile_step() == f"{start}cached afterwards\nthe step: compiled in N s\n"
+    assert compile_step() == f"{start}cached afterwards\nthe step: from the cache in N s\n"
+
+
+def test_short_compiling_that_is_not_told_leaves_no_line(monkeypatch, capsys):
+    with progress.Screen().open():
+        with compile_cache.compiling("a network"):
+            pass
+        assert not capsys.readouterr().out
+        monkeypatch.setattr(compile_cache, "PLAIN_SECONDS", 0.0)
+        with compile_cache.compiling("a network"):
+            pass
+        with pytest.raises(KeyError), compile_cache.compiling("a network"):
+            raise KeyError
+    assert capsys.readouterr().out == "a network: compiled in 0.0 s\n"
 
 
 @pytest.mark.parametrize(("level", "levels"), [("1", [3, 1]), ("0", []), ("2", [])])
