@@ -88,9 +88,7 @@ class _Separable(nn.Module):
 class _Block(nn.Module):
     """A basic block or a bottleneck; `downsample` is registered first."""
 
-    def __init__(
-        self, inputs: int, features: int, stride: int, dilation: int, is_bottleneck: bool
-    ):
+    def __init__(self, inputs: int, features: int, stride: int, dilation: int, is_bottleneck: bool):
         super().__init__()
         outputs = features * (4 if is_bottleneck else 1)
         self.downsample = None
@@ -197,6 +195,7 @@ class DeepLabV3Plus(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Computes both of normalised images (B, 3, H, W)."""
         low, _, middle, top = self.backbone_net(x)
         return self._logits(low, top), self.auxiliary_decoder(middle)
 
