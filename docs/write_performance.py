@@ -3,11 +3,11 @@
     python docs/write_performance.py                    # the page again
     python docs/write_performance.py bench/bench.json   # first takes in what deeplab bench wrote
 
-docs/performance.json holds "bench": results of `deeplab bench` by name; "tables": other tables, each
-with "command", "machine", "date", "columns" and "rows"; and "lost": what was tried and is slower,
-each with "form", "figure" and "command". Results of `deeplab bench` replace those of the same
-command and device. In the page only the text between the two markers of a table is rewritten; every
-table has a place there, and every place a table.
+docs/performance.json holds "bench": results of `deeplab bench` by name; "tables": other tables,
+each with "command", "machine", "date", "columns" and "rows"; and "lost": what was tried and is
+slower, each with "form", "figure" and "command". Results of `deeplab bench` replace those of the
+same command and device. In the page only the text between the two markers of a table is rewritten;
+every table has a place there, and every place a table.
 """
 
 import argparse
@@ -65,10 +65,8 @@ def rewrite(page: str, results: Results) -> str:
     places = re.findall(r"<!-- table: (.+?) -->", page)
     wrong = {*places} ^ tables.keys()
     if wrong:
-        names = ", ".join(sorted(wrong))
-        raise ValueError(
-            f"without a place `<!-- table: NAME --> ... <!-- end -->`, or a table: {names}"
-        )
+        place = "<!-- table: NAME --> ... <!-- end -->"
+        raise ValueError(f"without a place {place}, or a table: {', '.join(sorted(wrong))}")
 
     def replace(match: re.Match[str]) -> str:
         return f"{match[1]}{tables[match[2]]}{match[3]}"

@@ -63,8 +63,8 @@ def test_only_what_stands_between_the_markers_is_rewritten(script):
         "| train | a, R-18-D16, 2 x 64x96, float32 | deeplab_jax | 500 (400 to 600) | 4 | 50 % | 3"
         " | 7.0 (cold) | - |",
         "|  |  | pytorch eager | 500 (400 to 600) | 4 | - | - | - | 0.90 (0.80 to 1.10) |",
-        "| inference | a, R-18-D16, 1 x 64x96, float32 | deeplab_jax | out of memory | - | - | - | -"
-        " | - |",
+        "| inference | a, R-18-D16, 1 x 64x96, float32 | deeplab_jax | out of memory | - | - | - |"
+        " - | - |",
         "- one note",
         "| loss | 31 |",
         "`python x.py`; libtpu; 2026-01-03.",
