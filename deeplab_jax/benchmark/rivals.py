@@ -177,6 +177,10 @@ class TorchTraining(Rival):
         """Runs steps whose loss is `torch.compile`'s, and waits; the first call compiles."""
         self._steps(self._compiled, count)
 
+    def _set_format(self, name: str) -> None:
+        super()._set_format(name)
+        self.optimizer.state.clear()  # momentum of the other format would slow the update
+
     def memory_of(self, run: Any) -> dict[str, Any]:
         """Returns the fields of a side, `eager` or `compiled`, about memory."""
         self.optimizer.zero_grad()
