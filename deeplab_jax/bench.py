@@ -33,7 +33,8 @@ cases:
   end-to-end    files to labels at their own size: decode, resize, network, resize, argmax
   input         how fast training samples are read, and how fast the step takes them
 PyTorch, where it is installed, has the same network, weights, batches and threads, on the same
-device. Logits, loss and labels are compared before anything is timed. Rounds alternate."""
+device. Logits, loss and labels are compared before anything is timed. Rounds alternate. On a GPU
+XLA_PYTHON_CLIENT_PREALLOCATE=false is set unless you set it, so that both find memory."""
 
 
 def main(argv: list[str]) -> None:
@@ -85,11 +86,14 @@ def main(argv: list[str]) -> None:
         only, args.quick, args.alone,
     )  # fmt: skip
     results: dict[str, Any] = {}
-    with Screen(stream=sys.stderr, is_transient=True).open():
-        for results in bench.results(rows, shlex.join(["deeplab", "bench", *argv])):
-            if args.output is not None:
-                _write(Path(args.output), results, text_lib.render(results))
-    print("\n".join(text_lib.render(results)))
+    try:
+        with Screen(stream=sys.stderr, is_transient=True).open():
+            for results in bench.results(rows, shlex.join(["deeplab", "bench", *argv])):
+                if args.output is not None:
+                    _write(Path(args.output), results, text_lib.render(results))
+    finally:  # also what was done before Ctrl-C
+        if results:
+            print("\n".join(text_lib.render(results)), flush=True)
     if args.output is not None:
         cli.finish(args.output)
     if bench.unequal:

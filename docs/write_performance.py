@@ -34,9 +34,10 @@ def main() -> None:
     results = json.loads(RESULTS.read_text())
     if file is not None:
         add(results, json.loads(file.read_text()))
-        with atomic_write(RESULTS) as output:
-            output.write(format_results(results).encode())
-    PAGE.write_text(rewrite(PAGE.read_text(), results))
+    page = rewrite(PAGE.read_text(), results)
+    for path, text_of in ((RESULTS, format_results(results)), (PAGE, page)):
+        with atomic_write(path) as output:
+            output.write(text_of.encode())
 
 
 def format_results(results: Results) -> str:
@@ -46,8 +47,8 @@ def format_results(results: Results) -> str:
 
 def add(results: Results, bench: dict[str, Any]) -> None:
     """Adds results of `deeplab bench`, or replaces those of the same command and device."""
-    device = bench["machine"]["device"]
-    words = [bench["machine"]["platform"], device, *bench["command"].split()[2:]]
+    flags = re.sub(r" --output[= ]\S+", "", bench["command"]).split()[2:]
+    words = [bench["machine"]["platform"], bench["machine"]["device"], *flags]
     name = re.sub(r"[^a-z0-9]+", "-", " ".join(dict.fromkeys(words)).lower()).strip("-")
     results["bench"][name] = bench
 

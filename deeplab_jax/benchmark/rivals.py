@@ -155,7 +155,7 @@ class TorchTraining(Rival):
         )  # fmt: skip
         self._batches = [(self.pinned(batch.image), self.pinned(batch.label)) for batch in batches]
         self._feed = itertools.cycle(self._batches)
-        self._compiled = self.torch.compile(self._loss)
+        self._compiled = self.torch.compile(self._loss, dynamic=False)
 
     def outputs(self) -> tuple[np.ndarray, float]:
         """Returns logits and loss as `ours.Training.outputs`; call it before any step."""
@@ -221,7 +221,7 @@ class TorchInference(Rival):
         super().__init__(config, tensors, platform)
         self.net.eval()
         self._images = None if images is None else self.pinned(images)
-        self._compiled = self.torch.compile(self.net.logits)
+        self._compiled = self.torch.compile(self.net.logits, dynamic=False)
 
     def eager(self, count: int) -> Any:
         """Computes the logits of the images, so many times; returns the last (B, C, h, w)."""

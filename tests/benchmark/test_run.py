@@ -38,7 +38,7 @@ def check_sides(case, names):
         assert len(side["seconds"]) == case["rounds"] == 3
         assert side["low"] <= side["median"] <= side["high"]
         rate = case["batch_size"] / side["median"]
-        assert case["case"] == "input" or side["images_per_second"] == pytest.approx(rate)
+        assert side["images_per_second"] == pytest.approx(rate)
     assert list(case["ratios"]) == names[1:]
 
 
@@ -63,7 +63,7 @@ def test_a_network_that_differs_is_not_timed(bench):
 
     def change(variables, depth):
         tensors = to_tensors(variables, depth)
-        key = "backbone_net.layer3.0.conv1.weight"
+        key = "aspp_net.bottleneck.0.weight"
         return tensors | {key: tensors[key] * 1.1}
 
     made, results = bench("inference", change=change)

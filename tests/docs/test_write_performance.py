@@ -5,7 +5,7 @@ import pytest
 PAGE = """# Performance
 Prose stays.
 <!-- table: bench cpu-quick -->
-old
+before
 <!-- end -->
 <!-- table: tpu -->
 <!-- end -->
@@ -51,11 +51,13 @@ def script(load_script):
 def test_only_what_stands_between_the_markers_is_rewritten(script):
     results = json.loads(json.dumps(RESULTS))
     script.add(results, BENCH)
+    script.add(results, BENCH | {"command": "deeplab bench --quick --output elsewhere"})
+    script.add(results, BENCH)
     assert list(results["bench"]) == ["cpu-quick"]
     page = script.rewrite(PAGE, results)
     assert page.startswith("# Performance\nProse stays.\n<!-- table: bench cpu-quick -->\n```\n")
     assert page.endswith("<!-- end -->\nThe end.\n")
-    assert "old" not in page
+    assert "before" not in page
     for line in (
         "deeplab bench --quick",
         "EPYC, 2 cores, load 0.1 at the start; deeplab_jax 1.0, jax 0.10.2, torch 2.13.0;"
