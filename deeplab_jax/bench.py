@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from deeplab_jax import cli
-from deeplab_jax.benchmark.rows import CASES
 from deeplab_jax.errors import ConfigError, NumericError, ResourceError, check_folder
 from deeplab_jax.utils import machine
 from deeplab_jax.utils.atomic import atomic_write
@@ -107,6 +106,8 @@ def main(argv: list[str]) -> None:
 
 def _cases(text: str | None) -> tuple[str, ...]:
     """Returns the cases that `--only` names; all without it."""
+    from deeplab_jax.benchmark.rows import CASES
+
     wanted = CASES if text is None else tuple(filter(None, text.replace(" ", "").split(",")))
     wrong = [case for case in wanted if case not in CASES]
     if wrong or not wanted:

@@ -1,12 +1,15 @@
-"""Pictures and batches that are drawn, where no data are at hand."""
+"""Weights, pictures and batches that are drawn."""
 
 from pathlib import Path
+from typing import Any
 
 import cv2
+import jax
 import numpy as np
 
 from deeplab_jax.config import IGNORE_INDEX, Config
 from deeplab_jax.data import TrainBatch
+from deeplab_jax.models import build_model, init_variables
 
 SIZES = ((375, 500), (500, 375), (333, 500))  # of VOC's pictures
 _QUALITY = 88
@@ -59,3 +62,25 @@ def draw_batch(config: Config, seed: int = 0) -> TrainBatch:
         label=label,
         box=np.tile(np.array((0, 0, height, width), np.int32), (batch, 1)),
     )
+
+
+def draw_variables(config: Config, seed: int = 0) -> Any:
+    """Returns weights and statistics on the host under which activations keep their size.
+
+    So a network that differs in one layer gives other logits; as drawn for training, without the
+    statistics of a batch, activations vanish. Norms do nothing; classes are about equally likely.
+    """
+    model = build_model(config.model)
+    shapes = jax.eval_shape(lambda: init_variables(model, 0))
+    rng = np.random.default_rng(seed)
+
+    def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        if len(leaf.shape) < 4:  # of norms, and biases
+            return np.full(leaf.shape, path[-1].key in ("var", "scale"), leaf.dtype)
+        kernel = rng.standard_normal(leaf.shape, np.float32)
+        kernel *= np.float32(np.sqrt(2 / np.prod(leaf.shape[:-1])))
+        if path[1].key == "classifier":  # or the class that likes its mean input has all pixels
+            kernel -= kernel.mean(2, keepdims=True)
+        return kernel.astype(leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)

@@ -68,6 +68,35 @@ def growth(run: Callable[[], Any]) -> int | None:
         return None
 
 
+class Others:
+    """Meter of the time that other programs take of the cores that this process may use."""
+
+    def __init__(self) -> None:
+        """Begins."""
+        self._began = self._read()
+
+    def share(self) -> float | None:
+        """Returns their share of all cores' time since the beginning; None where not known."""
+        before, now = self._began, self._read()
+        if before is None or now is None or now[1] <= before[1]:
+            return None
+        busy, total, own = (b - a for a, b in zip(before, now, strict=True))
+        return max(0.0, (busy - own) / total)
+
+    def _read(self) -> tuple[float, float, float] | None:
+        """Returns seconds: of the cores when busy, of the cores in all, of this process."""
+        try:
+            lines = Path("/proc/stat").read_text().splitlines()
+            names = {f"cpu{core}" for core in os.sched_getaffinity(0)}
+            rows = [line.split() for line in lines if line.split()[0] in names]
+            ticks = [[int(word) for word in row[1:9]] for row in rows]  # up to "steal"
+        except (OSError, AttributeError, ValueError, IndexError):
+            return None
+        total, idle = sum(map(sum, ticks)), sum(row[3] + row[4] for row in ticks)
+        hertz = os.sysconf("SC_CLK_TCK")
+        return (total - idle) / hertz, total / hertz, time.process_time()
+
+
 def peak_resident() -> int | None:
     """Returns the most bytes that were resident so far, or since `growth` was last called."""
     try:

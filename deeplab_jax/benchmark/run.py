@@ -15,15 +15,12 @@ import jax
 import numpy as np
 
 from deeplab_jax.benchmark import machine, ours, rivals, timing
-from deeplab_jax.benchmark.drawn import draw_pictures
+from deeplab_jax.benchmark.drawn import draw_pictures, draw_variables
 from deeplab_jax.benchmark.rows import CASES, Row
 from deeplab_jax.config import Config
-from deeplab_jax.distributed import mesh as mesh_lib
 from deeplab_jax.dry_run import flops
 from deeplab_jax.errors import DeepLabError, describe_cause
-from deeplab_jax.models import build_model
 from deeplab_jax.training.log.display import peak_memory
-from deeplab_jax.training.state import draw_state, eval_variables
 from deeplab_jax.utils import environment
 from deeplab_jax.utils.progress import clock
 
@@ -34,9 +31,10 @@ _LEAST = {"cpu": 0.5}  # seconds of a round of steps
 _LEAST_ACCELERATOR = 1.0
 _IMAGES = {"cpu": 3}  # of a round end to end
 _IMAGES_ACCELERATOR = 48
+_BUSY = 0.1  # share of the cores' time that other programs may take
 _READ = 48  # images of a round of reading, at least
-# Largest differences that count as equal, by type and case: of logits and loss, relative; of labels,
-# the share of pixels. With statistics of a small batch rounding grows most.
+# Largest differences that count as equal, by type and case: of logits and loss, relative; of
+# labels, the share of pixels. With statistics of a small batch rounding grows most.
 _EQUAL = {
     "float64": {
         "train": {"logits": 1e-8, "loss": 1e-9},
@@ -83,7 +81,6 @@ class Bench:
     notes: list[str] = field(default_factory=list)
     unequal: list[str] = field(default_factory=list)
     _ceilings: dict[str, dict[str, Any]] = field(default_factory=dict)
-    _drawn: tuple[Config, Any] | None = None  # the last row's recipe and weights
 
     def results(self, rows: Sequence[Row], command: str) -> Iterator[dict[str, Any]]:
         """Yields all results so far after each case; fields are those of `--output`'s JSON."""
@@ -182,7 +179,6 @@ class Bench:
                     self._warm(rival, sides, own, config)
         times = self._alternate(sides, facts)
         own[OURS] |= side.memory()
-        self._drawn = config, side.variables()  # by now statistics are those of the images
         for name in times.keys() - {OURS}:
             assert rival is not None
             own[name] |= rival.memory_of(sides[name])
@@ -191,7 +187,7 @@ class Bench:
         self._finish(facts, times, own, images, 2 * flops.TRAINING * sum(macs.values()))
 
     def _inference(self, row: Row, facts: dict[str, Any]) -> None:
-        config, variables = row.config, self._variables(row.config)
+        config, variables = row.config, draw_variables(row.config)
         side = ours.Inference(config, variables, row.size)
         with timing.first() as first:
             side.compile()
@@ -218,7 +214,7 @@ class Bench:
         self._finish(facts, times, own, len(side.images), flop)
 
     def _end_to_end(self, row: Row, facts: dict[str, Any], folder: Path) -> None:
-        config, variables = row.config, self._variables(row.config)
+        config, variables = row.config, draw_variables(row.config)
         number = _IMAGES.get(self._platform, _IMAGES_ACCELERATOR)
         draw_pictures(folder, number, num_classes=config.model.num_classes)
         files = sorted((folder / "images" / "train").iterdir())
@@ -258,7 +254,9 @@ class Bench:
             for _ in range(count):
                 next(batches)
 
+        others = machine.Others()
         seconds = [timing.seconds_of(run, each) for _ in range(rounds)]
+        facts["others"] = others.share()
         facts["need"] = step
         workers = config.data.num_workers
         how = f"{workers} processes" if workers else "threads"
@@ -337,17 +335,16 @@ class Bench:
         if least is None:
             least = _LEAST.get(self._platform, _LEAST_ACCELERATOR)
         what = f"timing {facts['case']} of {facts['recipe']}: {', '.join(sides)}"
+        others = machine.Others()
         with clock(what, is_told=True):
-            return timing.alternate(sides, facts["rounds"], least)
-
-    def _variables(self, config: Config) -> Any:
-        """Returns weights of a recipe on the host: those of the training case if it ran."""
-        if self._drawn is None or self._drawn[0] != config:
-            mesh = mesh_lib.mesh_of(config, self.devices)
-            model = build_model(config.model, mesh_lib.platform(mesh))
-            state = draw_state(model, config, 1, mesh)
-            self._drawn = config, jax.device_get(eval_variables(state))
-        return self._drawn[1]
+            times = timing.alternate(sides, facts["rounds"], least)
+        facts["others"] = share = others.share()
+        if share is not None and share > _BUSY and self._platform == "cpu":
+            self.notes.append(
+                f"{facts['case']} of {facts['recipe']}: other programs took {100 * share:.0f} % of"
+                " the cores meanwhile, so times are too long, PyTorch's most; end them and repeat"
+            )
+        return times
 
     def _settings(self, config: Config) -> str:
         words = [f"jax {jax.__version__}", config.model.dtype]

@@ -40,21 +40,7 @@ def check_sides(case, names):
         rate = case["batch_size"] / side["median"]
         assert side["images_per_second"] == pytest.approx(rate)
     assert list(case["ratios"]) == names[1:]
-
-
-@pytest.mark.torch
-def test_inference_is_timed_beside_an_equal_network(bench):
-    pytest.importorskip("torch")
-    made, results = bench("inference")
-    [case] = results["cases"]
-    check_sides(case, [OURS, EAGER])
-    assert (case["batch_size"], case["size"], made.unequal) == (1, [64, 96], [])
-    assert 0 < case["equal"]["logits"] < 1e-4
-    ours = case["sides"][OURS]
-    speed = case["flop_per_image"] * ours["images_per_second"]
-    ceiling = results["ceilings"]["float32"]["flops_per_second"]
-    assert ours["share_of_ceiling"] == pytest.approx(speed / ceiling)
-    assert ours["compile"] in ("cold", "cached")
+    assert case["others"] is None or 0 <= case["others"] <= 1
 
 
 @pytest.mark.torch
@@ -70,7 +56,7 @@ def test_a_network_that_differs_is_not_timed(bench):
     [case] = results["cases"]
     check_sides(case, [OURS])
     assert case["equal"]["logits"] > 1e-3
-    assert made.unequal == results["notes"]
+    assert made.unequal[0] in results["notes"]
     assert made.unequal[0].startswith("inference of folder_r18_os16: PyTorch's differ, logits by ")
 
 
@@ -84,8 +70,16 @@ def test_all_cases_and_what_the_page_shows(bench):
     assert [case["case"] for case in results["cases"]] == [
         "train", "inference", "end-to-end", "input"
     ]  # fmt: skip
-    train, _, whole, reading = results["cases"]
+    train, inference, whole, reading = results["cases"]
     check_sides(train, [OURS, EAGER])
+    check_sides(inference, [OURS, EAGER])
+    assert (inference["batch_size"], inference["size"]) == (1, [64, 96])
+    assert 0 < inference["equal"]["logits"] < 1e-5
+    ours = inference["sides"][OURS]
+    speed = inference["flop_per_image"] * ours["images_per_second"]
+    ceiling = results["ceilings"]["float32"]["flops_per_second"]
+    assert ours["share_of_ceiling"] == pytest.approx(speed / ceiling)
+    assert ours["compile"] in ("cold", "cached")
     check_sides(whole, [OURS, EAGER])
     check_sides(reading, [OURS])
     assert train["equal"].keys() == {"logits", "loss"}
@@ -93,7 +87,8 @@ def test_all_cases_and_what_the_page_shows(bench):
     assert reading["need"] == train["sides"][OURS]["images_per_second"]
     assert reading["source"] == "drawn pictures"
     assert COMPILED not in train["sides"]
-    assert results["notes"] == made.unequal == []
+    assert [note for note in results["notes"] if "other programs" not in note] == []
+    assert made.unequal == []
     lines = text.render(results)
     assert len([line for line in lines if line.startswith("| ")]) == 2 + 7
     assert any(line.startswith("- folder_r18_os16: reading drawn pictures") for line in lines)
@@ -154,7 +149,6 @@ def test_the_verb_writes_what_it_prints(call, tmp_path, monkeypatch):
     results = json.loads((out / "bench.json").read_text())
     assert results["command"] == f"deeplab {' '.join(map(str, words))}"
     assert results["is_quick"]
-    assert results["notes"] == []
     assert text == (out / "bench.md").read_text() + f"results: {out}\n"
     assert "| input | camvid_r18_os16, R-18-D16, 2 x 256x256, float32 | deeplab_jax | " in text
 

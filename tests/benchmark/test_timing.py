@@ -1,3 +1,5 @@
+import time
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -43,6 +45,14 @@ def test_growth_is_that_of_the_call():
     if grown is None:
         pytest.skip("the system does not tell")
     assert 48 << 20 < grown < 256 << 20
+
+
+def test_the_share_of_other_programs_is_one():
+    others, end = machine.Others(), time.perf_counter() + 0.2
+    while time.perf_counter() < end:
+        pass
+    share = others.share()
+    assert share is None or 0 <= share <= 1
 
 
 def test_the_ceiling_is_a_speed():
