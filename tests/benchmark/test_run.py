@@ -18,6 +18,11 @@ def to_tensors(variables, depth):
     return keymap.to_tensors(variables, {}, depth)
 
 
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch):
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the verb sets it
+
+
 @pytest.fixture
 def bench(narrow_config):
     """Returns bench(*cases, change=..., **options) -> (Bench, its results) of a tiny network."""
@@ -140,8 +145,7 @@ def test_rows_of_a_kind_of_device(arguments, expected):
     assert found == expected
 
 
-def test_the_verb_writes_what_it_prints(call, tmp_path, monkeypatch):
-    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the verb sets it
+def test_the_verb_writes_what_it_prints(call, tmp_path):
     out = tmp_path / "new"
     words = ["bench", "--quick", "--alone", "--only", "input", "--output", out]
     code, text, _ = call(*words)
@@ -173,3 +177,25 @@ def test_wrong_arguments_are_told_in_one_line(call, words, told):
 def test_rows_refuse_what_a_recipe_cannot_be():
     with pytest.raises(ConfigError, match="batch_size"):
         choose("voc_r50_os16", ["--config.train.batch_size=3"], "cpu", False)
+
+
+@pytest.mark.parametrize(("end", "expected"), [("interrupt", 130), ("unequal", 6), ("memory", 5)])
+def test_what_was_done_is_shown_however_it_ends(call, tmp_path, monkeypatch, end, expected):
+    true_results = Bench.results
+
+    def results(self, rows, command):
+        for found in true_results(self, rows, command):
+            if end == "memory":
+                found["cases"][0] = {**found["cases"][0], "error": "out of memory"}
+            self.unequal += ["train of a"] * (end == "unequal")
+            yield found
+        if end == "interrupt":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Bench, "results", results)
+    words = ["bench", "--quick", "--alone", "--only", "input", "--output", tmp_path]
+    code, out, err = call(*words)
+    assert code == expected
+    assert "| input | camvid_r18_os16" in out
+    assert json.loads((tmp_path / "bench.json").read_text())["cases"]
+    assert err.strip().splitlines()[-1].startswith("interrupted" if expected == 130 else "error: ")
