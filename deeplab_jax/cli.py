@@ -31,6 +31,7 @@ VERBS = {
     "report": "write a page about an evaluation: classes, images, confusions, curves",
     "goodput": "where the wall time of a run went: steps, waiting, lost work, stopped",
     "reproduce": "repeat the first steps of a run and compare their losses",
+    "bench": "time training, inference and reading on this machine, beside PyTorch",
     "doctor": "check a data set before training, and propose a recipe",
     "demo": "draw a small data set, train on it, evaluate, predict: minutes on a CPU",
     "recipes": "list the recipes that come with the package, or copy one for editing",
@@ -51,7 +52,8 @@ VERBS = {
 _OTHERS = {"infer": "predict", "inference": "predict", "segment": "predict", "test": "evaluate",
            "val": "evaluate", "validate": "evaluate", "fit": "train", "resume": "train",
            "check": "doctor", "export": "convert to-pytorch", "version": "--version",
-           "-V": "--version", "-v": "--version"}  # fmt: skip
+           "-V": "--version", "-v": "--version", "benchmark": "bench",
+           "profile": "bench", "speed": "bench"}  # fmt: skip
 _OF_DATA = ("--config.data.", "--config.model.num_classes=")  # what the doctor looks at
 _ROOMS = ("demo", "doctor", "report")  # verbs that are folders; their `main` is in `__main__`
 # Groups whose verbs are one module; its `main` takes the verb as the first argument.

@@ -27,6 +27,7 @@ import cv2
 import numpy as np
 
 from deeplab_jax import config as config_lib
+from deeplab_jax.benchmark.drawn import draw_pictures
 from deeplab_jax.data import Dataset, SampleOrder, open_dataset, pipeline, transforms
 from deeplab_jax.data.sources import folder
 from deeplab_jax.errors import ConfigError, DeepLabError
@@ -45,7 +46,6 @@ STAGES = (
     "stack",
     "other",
 )
-_SIZES = ((375, 500), (500, 375), (333, 500))  # of VOC's pictures
 
 
 class Timer:
@@ -198,30 +198,6 @@ def _pad(
     out_image, out_label = np.zeros((3, *size), np.float32), np.full(size, IGNORE, np.uint8)
     out_image[:, *box], out_label[box] = image, label
     return out_image, out_label
-
-
-def draw_pictures(root: Path, number: int, seed: int = 0) -> None:
-    """Writes `number` pictures (about 66 kB each) with grey masks, as a plain folder."""
-    rng = np.random.default_rng(seed)
-    for kind in ("images", "labels"):
-        (root / kind / "train").mkdir(parents=True)
-    for i in range(number):
-        height, width = _SIZES[i % len(_SIZES)]
-        image = rng.normal(128, 8, (height, width, 3)).astype(np.float32)
-        for side in (4, 8, 16, 64, 128):
-            coarse = rng.normal(0, 4 * side**0.6, (height // side + 2, width // side + 2, 3))
-            image += cv2.resize(coarse.astype(np.float32), (width, height))
-        label = np.zeros((height, width), np.uint8)
-        for class_id in rng.integers(1, 21, rng.integers(1, 4)):
-            centre = rng.integers(0, width), rng.integers(0, height)
-            axes = rng.integers(30, 160), rng.integers(30, 160)
-            ellipse = (tuple(map(int, centre)), tuple(map(int, axes)), float(rng.uniform(0, 180)))
-            cv2.ellipse(label, *ellipse, 0, 360, int(class_id), -1)
-            cv2.ellipse(label, *ellipse, 0, 360, IGNORE, 5)
-        image = np.clip(image, 0, 255).astype(np.uint8)
-        quality = [cv2.IMWRITE_JPEG_QUALITY, 88]
-        cv2.imwrite(str(root / "images" / "train" / f"{i:03}.jpg"), image, quality)
-        cv2.imwrite(str(root / "labels" / "train" / f"{i:03}.png"), label)
 
 
 @contextmanager

@@ -27,10 +27,9 @@ from deeplab_jax.models import DeepLabV3Plus, build_model
 from deeplab_jax.training import workdir as workdir_lib
 from deeplab_jax.training.bad_samples import leave_out
 from deeplab_jax.training.init_weights import check_init, init_fingerprint, load_init
-from deeplab_jax.training.optimizer import build_optimizer
 from deeplab_jax.training.plan import Plan, make_plan
-from deeplab_jax.training.state import State, init_state, restore_state
-from deeplab_jax.utils import compile_cache, environment
+from deeplab_jax.training.state import State, draw_state, restore_state
+from deeplab_jax.utils import environment
 from deeplab_jax.utils.places import as_place
 
 
@@ -315,14 +314,5 @@ def _init(setup: RunSetup) -> State:
     """Returns the initial state of a new run."""
     config = setup.config
     with hosts.sync_errors():
-        optimizer, _ = build_optimizer(config.train, setup.plan.total)
-        # On a processor, optimising these hundreds of small draws takes longer than running them.
-        options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-        init = jax.jit(
-            lambda: init_state(setup.model, optimizer, config.seed),
-            out_shardings=mesh_lib.replicated(setup.mesh),
-            compiler_options=options,
-        )
-        with compile_cache.without_alarms():
-            state = init()
+        state = draw_state(setup.model, config, setup.plan.total, setup.mesh)
         return load_init(state, config)

@@ -23,6 +23,7 @@ from deeplab_jax.config import Config
 from deeplab_jax.distributed.mesh import replicated
 from deeplab_jax.models import DeepLabV3Plus, build_model, init_variables
 from deeplab_jax.training.optimizer import build_optimizer
+from deeplab_jax.utils import compile_cache
 from deeplab_jax.utils.trees import PyTree, placed
 
 State = dict[str, PyTree]
@@ -31,6 +32,20 @@ State = dict[str, PyTree]
 def init_state(model: DeepLabV3Plus, optimizer: optax.GradientTransformation, seed: int) -> State:
     """Returns the state before the first step; call it under `jit`."""
     return initial_state(init_variables(model, seed), optimizer)
+
+
+def draw_state(model: DeepLabV3Plus, config: Config, total_steps: int, mesh: Mesh) -> State:
+    """Returns the state before the first step, drawn from the seed, whole on every device."""
+    optimizer, _ = build_optimizer(config.train, total_steps)
+    # On a processor, optimising these hundreds of small draws takes longer than running them.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    init = jax.jit(
+        lambda: init_state(model, optimizer, config.seed),
+        out_shardings=replicated(mesh),
+        compiler_options=options,
+    )
+    with compile_cache.without_alarms():
+        return init()
 
 
 def initial_state(variables: dict[str, PyTree], optimizer: optax.GradientTransformation) -> State:

@@ -51,7 +51,8 @@ ELSEWHERE = {
     " hours",
     r"python scripts/bench_input\.py |scripts/bench_input\.py ": "tests/scripts/"
     "test_bench_input.py, on few images",
-    r"python scripts/bench_inference\.py ": "not run by a test: it times, and needs PyTorch",
+    r"deeplab bench": "tests/benchmark/test_run.py, on a tiny network",
+    r"python docs/write_performance\.py": "tests/docs/test_write_performance.py",
     r"python scripts/bench_checkpoint\.py": "not run by a test: it times",
 }
 

@@ -3,6 +3,7 @@ import os
 
 import pytest
 
+from deeplab_jax.benchmark.drawn import draw_pictures
 from deeplab_jax.data import transforms
 
 
@@ -39,8 +40,8 @@ def test_different_batches_are_not_timed(bench_input, make_tree, monkeypatch):
         bench_input.main(["--data", root, "--dataset", "cityscapes", "--rounds", "1"])
 
 
-def test_drawn_pictures_are_those_of_the_seed(bench_input, tmp_path):
+def test_drawn_pictures_are_those_of_the_seed(tmp_path):
     for name in ("a", "b"):
-        bench_input.draw_pictures(tmp_path / name, 3)
+        draw_pictures(tmp_path / name, 3)
     for path in (tmp_path / "a").rglob("*.*"):
         assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes()
