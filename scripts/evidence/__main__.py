@@ -6,10 +6,11 @@
 
 Each stage takes at most `--minutes`. It writes NAME.json, one result at a time, and NAME.log, and
 summary.md is written anew after each. A stage that ran out of time, or was killed, goes on in the
-next call; what a result needs is not measured twice. Nothing is installed, no network is used.
+next call, and no result is measured twice: remove NAME.json to measure a stage anew. Nothing is
+installed, no network is used.
 
-Exit code: 0 all is done; 1 parity is not kept, or a stage has errors; 2 wrong use, or no GPU; 3 a
-stage is not done yet: call again.
+Exit code: 0 all is done; 1 a stage failed (parity is not kept, or nothing could be measured); 2
+wrong use, or no GPU; 3 a stage is not done yet: call again.
 """
 
 import argparse
@@ -86,7 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     lock = _locked(output)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     camvid = str(Path(args.camvid).absolute()) if args.camvid else ""
-    for name in _chosen(args.stage, records, bool(camvid) or args.rehearse):
+    chosen = _chosen(args.stage, records, bool(camvid) or args.rehearse)
+    for name in chosen:
         command = [name, str(output), kind]
         record = _run(command, camvid, 60 * args.minutes, environment, lock)
         records[name] = record
@@ -94,11 +96,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         said = f"{record.status}{': ' if record.reason else ''}{record.reason}"
         print(f"== {name}: {said} ({record.seconds:.0f} s)", flush=True)
         if name == "parity" and record.status == FAILED:
-            print(f"error: parity: {record.reason} - see {output / 'parity.log'}; speed of a"
-                  " network that computes something else says nothing", file=sys.stderr)  # fmt: skip
+            fix = f"see {output / 'parity.log'}; the speed of another network tells nothing"
+            print(f"error: parity: {record.reason} - {fix}", file=sys.stderr)
             break
     print(f"results: {output / 'summary.md'}")
-    return _code(records.values(), args.stage, name)
+    statuses = [records[name].status for name in (chosen if args.stage else STAGES)]
+    return 1 if FAILED in statuses else _MORE if UNFINISHED in statuses else 0
 
 
 def _chosen(asked: str | None, records: dict[str, Record], has_camvid: bool) -> list[str]:
@@ -109,8 +112,8 @@ def _chosen(asked: str | None, records: dict[str, Record], has_camvid: bool) -> 
         if record.status in (UNFINISHED, FAILED) or (record.status == SKIPPED and has_camvid)
     ]
     if asked == "next":
-        return waiting[:1] or ["camvid"]
-    return [asked] if asked else waiting or ["camvid"]
+        return waiting[:1]
+    return [asked] if asked else waiting
 
 
 def _run(
@@ -120,8 +123,7 @@ def _run(
     stage, output, kind = command[0], Path(command[1]), command[2]
     deadline = time.time() + seconds
     record = Record.read(output, stage, kind == "rehearsal")
-    if record.status in (DONE, FAILED) or (record.items and record.errors):
-        # Asked for again: what has no result is measured once more.
+    if record.status in (DONE, FAILED):  # what has no result is measured once more
         record.items = {k: v for k, v in record.items.items() if _is_good(v)}
         record.tries, record.running = {}, ""
     record.status, record.reason = UNFINISHED, ""
@@ -135,10 +137,7 @@ def _run(
         code = _work(argv, output / f"{stage}.log", deadline + 5, environment, lock)
         record = Record.read(output, stage, kind == "rehearsal")
         if code == 0:
-            bad = [name for name, item in record.items.items() if not _is_good(item)]
-            is_bad = stage == "parity" and bad
-            record.status = FAILED if is_bad else DONE
-            record.reason = _told(record, bad)
+            _conclude(record)
         elif code in (_MORE, None):
             break
         elif not record.running:
@@ -154,12 +153,23 @@ def _is_good(item: dict) -> bool:
     return "error" not in item and item.get("is_good", True)
 
 
+def _conclude(record: Record) -> None:
+    """Sets what a stage comes to, all its items tried.
+
+    A result that is missing, as of a flag that XLA refuses, is told and ends nothing; one that
+    breaks a limit is a failure, as is a stage without any result, or parity without all.
+    """
+    bad = [name for name, item in record.items.items() if not _is_good(item)]
+    is_broken = any(not item.get("is_good", True) for item in record.items.values())
+    is_empty = len(bad) == len(record.items)
+    is_failed = is_broken or is_empty or (record.stage == "parity" and bool(bad))
+    record.status, record.reason = FAILED if is_failed else DONE, _told(record, bad)
+
+
 def _told(record: Record, bad: list[str]) -> str:
-    if not bad:
-        return ""
     lines = [record.items[name].get("error") or record.items[name].get("line", "") for name in bad]
     told = "; ".join(f"{name}: {line[:160]}" for name, line in zip(bad, lines, strict=True))
-    return told if len(bad) < 4 else f"{len(bad)} without a result: {', '.join(bad)}"
+    return told if len(bad) < 4 else f"{len(bad)} are not good: {', '.join(bad)}"
 
 
 def _work(
@@ -247,14 +257,6 @@ def _locked(output: Path) -> Any:
         fix = "wait for its end, or give another --output"
         _refuse(str(output), "another call measures there", fix)
     return lock
-
-
-def _code(records: Any, asked: str | None, last: str) -> int:
-    records = {record.stage: record for record in records}
-    chosen = [records[last]] if asked else list(records.values())
-    if any(record.status == FAILED or record.errors for record in chosen):
-        return 1
-    return _MORE if any(record.status == UNFINISHED for record in chosen) else 0
 
 
 def _refuse(where: str, what: str, fix: str) -> NoReturn:

@@ -5,6 +5,8 @@ same as the word `--NAME=VALUE` in `XLA_FLAGS`, so that the step with it and the
 alternate in one process.
 """
 
+import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -103,11 +105,11 @@ def label(flag: Flag) -> str:
 
 
 def items(box: Box) -> list[Item]:
-    """Returns the step without a flag, and with each."""
-    base: list[Way] = []
+    """Returns the step without a flag, and with each; a rehearsal tries two."""
+    base: list[Step] = []
 
-    def without() -> Way:
-        if not base:  # a process that goes on has it in the compile cache
+    def without() -> Step:
+        if not base:  # a process that goes on finds it in the compile cache
             base.append(_step(box, None))
         return base[0]
 
@@ -116,22 +118,38 @@ def items(box: Box) -> list[Item]:
     return [plain, *(Item(label(f), partial(_try, box, f, without), 75) for f in wanted)]
 
 
-def _step(box: Box, options: dict[str, Any] | None) -> Way:
-    return train_step(ade20k(box, "bfloat16"), options)[0]
+class Step(NamedTuple):
+    """A compiled step: how it is called, and the loss of its first call."""
+
+    way: Way
+    loss: float
+    compile_seconds: float
 
 
-def _alone(box: Box, way: Way) -> Result:
-    times = alternate(box, {"step": way}, rounds=5, seconds=10)
-    return {"times": times, "line": f"{1e3 * times['step']['median']:.4g} ms"}
+def _step(box: Box, options: dict[str, Any] | None) -> Step:
+    began = time.perf_counter()
+    way, _ = train_step(ade20k(box, "bfloat16"), options)
+    seconds = time.perf_counter() - began
+    _, metrics = way.wait(way.call())
+    return Step(way, float(metrics["loss"]), round(seconds, 1))
 
 
-def _try(box: Box, flag: Flag, without: Any) -> Result:
-    ways = {"without": without(), "with": _step(box, {flag.name: flag.value})}
+def _alone(box: Box, step: Step) -> Result:
+    times = alternate(box, {"step": step.way}, rounds=5, seconds=10)
+    told = f"{1e3 * times['step']['median']:.4g} ms"
+    return {"times": times, "compile_seconds": step.compile_seconds, "line": told}
+
+
+def _try(box: Box, flag: Flag, without: Callable[[], Step]) -> Result:
+    base, changed = without(), _step(box, {flag.name: flag.value})
+    ways = {"without": base.way, "with": changed.way}
     times = alternate(box, ways, rounds=9, seconds=15)
     ratio = times["with"]["median"] / times["without"]["median"]
     return {
         "times": times,
         "ratio": ratio,
+        "compile_seconds": changed.compile_seconds,
+        "loss_difference": abs(changed.loss - base.loss) / abs(base.loss),
         "why": flag.why,
         "effect": flag.effect,
         "line": f"{ratio:.3f} of the step without",

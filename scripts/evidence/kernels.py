@@ -47,7 +47,9 @@ class Operation(NamedTuple):
 def items(box: Box) -> list[Item]:
     """Returns the step of R-50-D16 in both types."""
     kinds = box.pick(("bfloat16", "float32"), ("float32",))
-    return [Item(f"R-50-D16 {dtype}", lambda dtype=dtype: _trace(box, dtype), 90) for dtype in kinds]
+    return [
+        Item(f"R-50-D16 {dtype}", lambda dtype=dtype: _trace(box, dtype), 90) for dtype in kinds
+    ]
 
 
 def _trace(box: Box, dtype: str) -> Result:

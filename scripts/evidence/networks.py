@@ -47,9 +47,7 @@ def step_overrides(box: Box, dtype: str, batch: int = 16, size: int = 512) -> li
 
 def ade20k(box: Box, dtype: str, depth: int = 50, stride: int = 16, **sizes: int) -> Config:
     """Returns the configuration of the ADE20k recipe at the sizes of `step_overrides`."""
-    return apply_overrides(
-        get_config("ade20k", depth, stride), step_overrides(box, dtype, **sizes)
-    )
+    return apply_overrides(get_config("ade20k", depth, stride), step_overrides(box, dtype, **sizes))
 
 
 def draw(config: Config) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:

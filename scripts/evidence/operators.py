@@ -246,7 +246,9 @@ def _measure(box: Box, make: Callable[[], Operator], is_backward: bool) -> Resul
     ways["torch"] = Way(compute, torch_wait(torch))
     expected = [_array(y) for y in compute()[0]]
     errors = {
-        name: max(_relative(np.asarray(y, np.float32), z) for y, z in zip(ys, expected, strict=True))
+        name: max(
+            _relative(np.asarray(y, np.float32), z) for y, z in zip(ys, expected, strict=True)
+        )
         for name, ys in results.items()
     }
     results.clear()
@@ -301,5 +303,6 @@ def _array(tensor: Any) -> np.ndarray:
     return tensor.detach().float().cpu().numpy()
 
 
-def _relative(ours: np.ndarray, theirs: np.ndarray) -> float:
-    return float(np.linalg.norm((ours - theirs).ravel()) / max(np.linalg.norm(theirs), 1e-30))
+def _relative(ours: jax.Array, theirs: np.ndarray) -> float:
+    difference = np.asarray(ours, np.float32) - theirs
+    return float(np.linalg.norm(difference.ravel()) / max(np.linalg.norm(theirs.ravel()), 1e-30))

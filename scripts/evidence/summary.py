@@ -125,11 +125,25 @@ def _bench(items: Result) -> list[str]:
     return [*_table(head, rows()), *([""] if notes else []), *(f"- {note}" for note in notes)]
 
 
+def _inference(items: Result) -> list[str]:
+    rows = (
+        (name, _ms(item["times"]["ours"]), _ms(item["times"]["torch"]), f"{item['ratio']:.2f}",
+         f"{item['images_per_second']['ours']:.4g}", f"{item['labels_that_differ']:.1e}")
+        for name, item in items.items() if "ratio" in item
+    )  # fmt: skip
+    head = ("bytes to labels", "ours, ms", "torch, ms", "ours / torch", "images/s of ours",
+            "share of labels that differ")  # fmt: skip
+    bench = {name: item for name, item in items.items() if "cases" in item}
+    return [*_table(head, rows), *([""] if bench else []), *(_bench(bench) if bench else [])]
+
+
 def _flags(items: Result) -> list[str]:
-    head = ("flag", "step with it, ms", "step without, ms", "with / without", "why", "expected")
+    head = ("flag", "step with it, ms", "step without, ms", "with / without", "compiling, s",
+            "difference of the first loss", "why", "expected")  # fmt: skip
     rows = (
         (f"`{name}`", _ms(item["times"]["with"]), _ms(item["times"]["without"]),
-         f"{item['ratio']:.3f}", item["why"], item["effect"])
+         f"{item['ratio']:.3f}", item["compile_seconds"], f"{item['loss_difference']:.0e}",
+         item["why"], item["effect"])
         for name, item in items.items() if "ratio" in item
     )  # fmt: skip
     alone = items.get("no flag")
@@ -154,10 +168,13 @@ def _kernels(items: Result) -> list[str]:
 
 
 def _camvid(items: Result) -> list[str]:
+    def line(item: Result, is_it: Callable[[str], bool]) -> str:
+        return next((" ".join(text.split()) for text in item["goodput"] if is_it(text)), "")
+
     rows = (
         (name, f"{item['mean_iou']:.4f}", f"{item['last_loss']:.4f}",
-         next((line for line in item["goodput"] if " images: " in line), ""),
-         next((" ".join(line.split()) for line in item["goodput"] if line.startswith("steps ")), ""))
+         line(item, lambda text: " images: " in text),
+         line(item, lambda text: text.startswith("steps  ")))
         for name, item in items.items()
     )  # fmt: skip
     scores = [item["mean_iou"] for item in items.values()]
@@ -175,7 +192,7 @@ _TABLES: dict[str, Callable[[Result], list[str]]] = {
     "parity": _parity,
     "operators": _operators,
     "steps": _bench,
-    "inference": _bench,
+    "inference": _inference,
     "flags": _flags,
     "kernels": _kernels,
     "camvid": _camvid,
