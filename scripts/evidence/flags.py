@@ -128,7 +128,7 @@ class Step(NamedTuple):
 
 def _step(box: Box, options: dict[str, Any] | None) -> Step:
     began = time.perf_counter()
-    way, _ = train_step(ade20k(box, "bfloat16"), options)
+    way, _ = train_step(ade20k(box, box.pick("bfloat16", "float32")), options)
     seconds = time.perf_counter() - began
     _, metrics = way.wait(way.call())
     return Step(way, float(metrics["loss"]), round(seconds, 1))

@@ -34,6 +34,11 @@ _KINDS = (
     ("ReLU, sums, max pool of the backbone", ("DeepLabV3Plus",)),
     ("loss", ("jvp",)),
 )
+# Of kernels that the program does not name, by words of cuDNN's and cuBLAS's.
+_NAMELESS = (
+    ("convolutions", ("fprop", "dgrad", "wgrad", "conv")),
+    ("products (1x1 convolutions)", ("gemm", "nvjet", "cutlass", "cublas")),
+)
 
 
 class Operation(NamedTuple):
@@ -59,7 +64,9 @@ def _trace(box: Box, dtype: str) -> Result:
     for _ in range(3):
         way.wait(way.call())
     began = time.perf_counter()
-    with jax.profiler.trace(str(folder)):
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0  # its events would crowd out kernels
+    with jax.profiler.trace(str(folder), profiler_options=options):
         for _ in range(_STEPS):
             way.wait(way.call())
     traced = (time.perf_counter() - began) / _STEPS
@@ -154,7 +161,8 @@ def kind_of(kernel: str, operation: Operation) -> str:
     if "__cudnn$conv" in operation.target:
         return f"convolutions, {direction}"
     if not path:
-        return "without a name"
+        named = (kind for kind, words in _NAMELESS if any(word in text for word in words))
+        return next(named, "without a name")
     for kind, words in _KINDS:
         if any(word in path for word in words):
             return f"{kind}, {direction}"
