@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         said = f"{record.status}{': ' if record.reason else ''}{record.reason}"
         print(f"== {name}: {said} ({record.seconds:.0f} s)", flush=True)
         if name == "parity" and record.status == FAILED:
-            fix = f"see {output / 'parity.log'}; the speed of another network tells nothing"
+            fix = f"see {output / 'parity.log'}; --stage NAME runs one of the others all the same"
             print(f"error: parity: {record.reason} - {fix}", file=sys.stderr)
             break
     print(f"results: {output / 'summary.md'}")

