@@ -219,6 +219,8 @@ def _environment(is_rehearsal: bool, output: Path) -> dict[str, str]:
             "JAX_PLATFORMS": "cpu",
             "CUDA_VISIBLE_DEVICES": "",
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiles sooner
+            "OMP_NUM_THREADS": "1",  # PyTorch's threads wait for each other on a busy machine
+            "OMP_WAIT_POLICY": "PASSIVE",
             # One processor, as one card is; thunks are in the trace.
             "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count=1"
             " --xla_cpu_enable_xprof_traceme=true",

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from deeplab_jax.utils import environment
-from evidence.networks import exact_torch
+from evidence.networks import exact_torch, pytorch
 from evidence.record import Box, Item, Result
 from evidence.timing import Way, alternate
 
@@ -35,7 +35,7 @@ def items(box: Box) -> list[Item]:
 
 
 def _machine(box: Box) -> Result:
-    import torch  # noqa: TID251
+    torch = pytorch()
 
     device = jax.devices()[0]
     facts: Result = {
@@ -71,7 +71,7 @@ def _nvidia_smi() -> dict[str, str]:
 
 
 def _matmul(box: Box, side: int, dtype: str, is_tf32: bool) -> Result:
-    import torch  # noqa: TID251
+    torch = pytorch()
 
     exact_torch(torch)
     torch.backends.cuda.matmul.allow_tf32 = is_tf32
@@ -94,7 +94,7 @@ def _matmul(box: Box, side: int, dtype: str, is_tf32: bool) -> Result:
 
 def _copy(box: Box, size: int) -> Result:
     """Times reading and writing an array once, as y = x + 1 does."""
-    import torch  # noqa: TID251
+    torch = pytorch()
 
     x = jnp.zeros((size // 4,), jnp.float32)
     add = jax.jit(lambda x: x + 1)

@@ -24,6 +24,7 @@ _CONTAINERS = ("while", "call", "conditional")  # their time is that of what the
 _COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective")
 # The first row counts of which a word is in the path of the operation, in the program's own names.
 _KINDS = (
+    ("loss", ("(loss)", "/loss/")),
     ("depthwise", ("depthwise/conv",)),
     ("norms", ("/norm/",)),
     ("convolutions", ("conv_general_dilated", "/conv/")),

@@ -38,6 +38,11 @@ def golden(name: str) -> ModuleType:
     return importlib.import_module(name)
 
 
+def pytorch() -> Any:
+    """Returns the module torch, which the tests' reference imports."""
+    return golden("torch_reference").torch
+
+
 def step_overrides(box: Box, dtype: str, batch: int = 16, size: int = 512) -> list[str]:
     """Returns the overrides of a recipe that set sizes, or those of a rehearsal."""
     batch, size = box.pick((batch, size), (2, 64))

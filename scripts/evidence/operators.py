@@ -16,7 +16,7 @@ from jax import lax
 from deeplab_jax.models import layers, ops
 from deeplab_jax.training.losses import row_weights, segmentation_loss
 from evidence.environment import torch_wait
-from evidence.networks import exact_torch
+from evidence.networks import exact_torch, pytorch
 from evidence.record import Box, Item, Result
 from evidence.timing import Way, alternate
 
@@ -86,7 +86,7 @@ def _policy() -> layers.ComputePolicy:
 
 
 def _dense(box: Box, side: int, inputs: int, outputs: int, dilation: int) -> Operator:
-    from torch.nn.functional import conv2d  # noqa: TID251
+    functional = pytorch().nn.functional
 
     policy = _policy()
     ours = layers.Conv(outputs, 3, policy, dilation=dilation)
@@ -97,14 +97,14 @@ def _dense(box: Box, side: int, inputs: int, outputs: int, dilation: int) -> Ope
             "by products": lambda x, w: ops.conv3x3_by_products(x, w, dilation, policy.precision),
             "lax": partial(_lax_conv, dilation=dilation, groups=1),
         },
-        torch=lambda x, w: conv2d(
+        torch=lambda x, w: functional.conv2d(
             x.permute(0, 3, 1, 2), w.permute(3, 2, 0, 1), padding=dilation, dilation=dilation
         ).permute(0, 2, 3, 1),
     )
 
 
 def _depthwise(box: Box, side: int, channels: int, dilation: int) -> Operator:
-    from torch.nn.functional import conv2d  # noqa: TID251
+    functional = pytorch().nn.functional
 
     ours = layers.Conv(channels, 3, _policy(), dilation=dilation, is_depthwise=True)
     return Operator(
@@ -113,7 +113,7 @@ def _depthwise(box: Box, side: int, channels: int, dilation: int) -> Operator:
             "ours": lambda x, w: ours.apply({"params": {"kernel": w}}, x),
             "lax": partial(_lax_conv, dilation=dilation, groups=channels),
         },
-        torch=lambda x, w: conv2d(
+        torch=lambda x, w: functional.conv2d(
             x.permute(0, 3, 1, 2), w.permute(3, 2, 0, 1), None, 1, dilation, dilation, channels
         ).permute(0, 2, 3, 1),
     )
@@ -127,7 +127,7 @@ def _lax_conv(x: jax.Array, w: jax.Array, dilation: int, groups: int) -> jax.Arr
 
 
 def _max_pool(box: Box, side: int, channels: int) -> Operator:
-    from torch.nn.functional import max_pool2d  # noqa: TID251
+    functional = pytorch().nn.functional
 
     def plain(x: jax.Array) -> jax.Array:
         edges = [(0, 0), (1, 1), (1, 1), (0, 0)]
@@ -136,12 +136,12 @@ def _max_pool(box: Box, side: int, channels: int) -> Operator:
     return Operator(
         shapes=[(_batch(box), side, side, channels)],
         forms={"ours": ops.max_pool3x3, "lax": plain},
-        torch=lambda x: max_pool2d(x.permute(0, 3, 1, 2), 3, 2, 1).permute(0, 2, 3, 1),
+        torch=lambda x: functional.max_pool2d(x.permute(0, 3, 1, 2), 3, 2, 1).permute(0, 2, 3, 1),
     )
 
 
 def _resize(box: Box, side: int, channels: int) -> Operator:
-    from torch.nn.functional import interpolate  # noqa: TID251
+    functional = pytorch().nn.functional
 
     size, shape = (4 * side, 4 * side), (_batch(box), side, side, channels)
     return Operator(
@@ -152,14 +152,14 @@ def _resize(box: Box, side: int, channels: int) -> Operator:
                 x, (shape[0], *size, channels), "linear", antialias=False
             ),
         },
-        torch=lambda x: interpolate(
+        torch=lambda x: functional.interpolate(
             x.permute(0, 3, 1, 2), size, mode="bilinear", align_corners=False
         ).permute(0, 2, 3, 1),
     )
 
 
 def _norm(box: Box, side: int, channels: int) -> Operator:
-    from torch.nn.functional import batch_norm  # noqa: TID251
+    functional = pytorch().nn.functional
 
     def ours(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
         scale, bias = scale.astype(jnp.float32), bias.astype(jnp.float32)
@@ -173,7 +173,7 @@ def _norm(box: Box, side: int, channels: int) -> Operator:
 
     def torch(x: Any, scale: Any, bias: Any) -> Any:
         x = x.permute(0, 3, 1, 2)
-        y = batch_norm(x, None, None, scale.float(), bias.float(), training=True)
+        y = functional.batch_norm(x, None, None, scale.float(), bias.float(), training=True)
         return y.relu().permute(0, 2, 3, 1)
 
     return Operator(
@@ -185,7 +185,7 @@ def _norm(box: Box, side: int, channels: int) -> Operator:
 
 def _loss(box: Box, side: int, classes: int) -> Operator:
     """The loss of both heads, on logits in float32 at an eighth and a quarter of the size."""
-    from torch.nn.functional import cross_entropy, interpolate  # noqa: TID251
+    functional = pytorch().nn.functional
 
     batch, size = _batch(box), (4 * side, 4 * side)
     labels = jax.random.randint(jax.random.key(1), (batch, *size), 0, classes)
@@ -205,8 +205,8 @@ def _loss(box: Box, side: int, classes: int) -> Operator:
     def torch(logits: Any, aux: Any, labels: Any) -> Any:
         def entropy(x: Any) -> Any:
             x = x.permute(0, 3, 1, 2).float()
-            wide = interpolate(x, size, mode="bilinear", align_corners=False)
-            return cross_entropy(wide, labels.long())
+            wide = functional.interpolate(x, size, mode="bilinear", align_corners=False)
+            return functional.cross_entropy(wide, labels.long())
 
         return entropy(logits) + 0.4 * entropy(aux)
 
@@ -222,7 +222,7 @@ def _loss(box: Box, side: int, classes: int) -> Operator:
 
 def _measure(box: Box, make: Callable[[], Operator], is_backward: bool) -> Result:
     """Compares and times the forms of one operator."""
-    import torch  # noqa: TID251
+    torch = pytorch()
 
     exact_torch(torch)
     operator = make()
