@@ -105,7 +105,7 @@ def label(flag: Flag) -> str:
 
 
 def items(box: Box) -> list[Item]:
-    """Returns the step without a flag, and with each; a rehearsal tries two."""
+    """Returns the step without a flag, and with each; a rehearsal tries one."""
     base: list[Step] = []
 
     def without() -> Step:
@@ -113,7 +113,7 @@ def items(box: Box) -> list[Item]:
             base.append(_step(box, None))
         return base[0]
 
-    wanted = box.pick(FLAGS, FLAGS[:2])
+    wanted = box.pick(FLAGS, FLAGS[:1])
     plain = Item("no flag", lambda: _alone(box, without()), 120)
     return [plain, *(Item(label(f), partial(_try, box, f, without), 75) for f in wanted)]
 

@@ -37,7 +37,7 @@ _KINDS = (
 )
 # Of kernels that the program does not name, by words of cuDNN's and cuBLAS's.
 _NAMELESS = (
-    ("convolutions", ("fprop", "dgrad", "wgrad", "conv")),
+    ("convolutions", ("fprop", "dgrad", "wgrad", "convol", "cudnn")),
     ("products (1x1 convolutions)", ("gemm", "nvjet", "cutlass", "cublas")),
 )
 

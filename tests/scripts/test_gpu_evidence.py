@@ -174,7 +174,7 @@ def test_rehearsal(start, tmp_path):
     text = (tmp_path / "summary.md").read_text()
     for path in sorted(tmp_path.glob("*.json")):
         record = json.loads(path.read_text())
-        assert record["status"] == "done", (path.name, record["reason"])
+        assert (record["status"], record["reason"]) == ("done", ""), path.name
         assert f"## {record['stage']}: " in text
     assert len(list(tmp_path.glob("*.json"))) == 8
     assert "Mean of 3: " in text
