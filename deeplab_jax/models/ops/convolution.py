@@ -127,14 +127,16 @@ def conv3x3_with_constant(
     """
     channels = x.shape[-1]
     y = conv3x3(x, kernel[:, :, :channels], 1, 1, precision, platform)
-    rest = kernel[:, :, channels:]
-    taps = jnp.einsum("ni,rcio->nrco", constant[:, 0, 0], rest, precision=precision)
+    values, rest = constant[:, 0, 0], kernel[:, :, channels:]
+    # Wide, as the gradient of what is spread over the map is a sum over it.
+    taps = _product(values, rest, (1,), (2,), precision)  # (B, 3, 3, O)
     rows, columns = (
-        _reached(x.shape[1 + axis], None if valid_size is None else valid_size[:, axis], x.dtype)
+        _reached(x.shape[1 + axis], None if valid_size is None else valid_size[:, axis], taps.dtype)
         for axis in (0, 1)
     )
     taps = reduce(add, (rows[:, :, i, None, None] * taps[:, None, i] for i in range(3)))
-    return reduce(add, (columns[:, None, :, j, None] * taps[:, :, None, j] for j in range(3)), y)
+    spread = (columns[:, None, :, j, None] * taps[:, :, None, j] for j in range(3))
+    return reduce(add, spread, y.astype(taps.dtype)).astype(y.dtype)
 
 
 def _reached(length: int, valid: jax.Array | None, dtype: jnp.dtype) -> jax.Array:
