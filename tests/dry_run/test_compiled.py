@@ -11,7 +11,7 @@ from deeplab_jax.distributed import mesh as mesh_lib
 from deeplab_jax.dry_run import compiled, cycles, hardware
 from deeplab_jax.models import ComputePolicy, ops
 from deeplab_jax.models.layers import ConvBNReLU
-from deeplab_jax.training.step import compiler_options
+from deeplab_jax.training.step import compiler_options, is_known
 
 _COMPILER = pytest.mark.slow("needs a hardware compiler, and minutes of it")
 
@@ -269,10 +269,12 @@ def test_tpus_compiler_knows_the_checker_of_the_hardware(small, absent_devices):
         mesh = dataclasses.replace(small.mesh, check_hardware=is_checked)
         run = dataclasses.replace(small, mesh=mesh)
         options = compiler_options(run, mesh_lib.mesh_of(run, devices))
-        assert bool(options) == is_checked
+        assert ("xla_tpu_enable_sdc_checker" in options) == is_checked
+        assert "xla_tpu_run_space_to_batch_after_spmd" in options
         layout = jax.sharding.SingleDeviceSharding(devices[0])
         x = jax.ShapeDtypeStruct((256, 256), jnp.float32)
         step = jax.jit(lambda x: x @ x, in_shardings=layout, compiler_options=options)
         figures = step.lower(x).compile().memory_analysis()
         sizes.append(figures.generated_code_size_in_bytes)
     assert sizes[1] > sizes[0]
+    assert not is_known({"xla_tpu_no_such_option": False}, mesh_lib.mesh_of(small, devices))
