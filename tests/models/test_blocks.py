@@ -5,11 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
 
+from deeplab_jax.dry_run.compiled import read_collectives
 from deeplab_jax.models import ops
 from deeplab_jax.models.layers import ComputePolicy
 from deeplab_jax.models.ops import blocks
-from deeplab_jax.models.resnet import ResNet
+from deeplab_jax.models.resnet import Stem
 
 EXACT = lax.Precision.HIGHEST
 
@@ -65,21 +67,30 @@ def test_max_pool(size):
         )
 
 
-def _stem(platform, size):
-    """Returns the network's first two maps with their gradients; sizes that fit take blocks."""
-    model = ResNet(18, 16, ComputePolicy(jnp.float64, platform), width=8)
-    x = _normal(2, *size, 3)
-    variables = jax.jit(model.init, static_argnums=2)(jax.random.key(0), x, False)
+def _stem(platform, **layouts):
+    """Returns (loss, statistics), gradient and collectives of a stem; a TPU's is in blocks."""
+    model = Stem(8, "deep", ComputePolicy(jnp.float64, platform))
+    x, g = _normal(2, 16, 24, 3), _normal(2, 4, 6, 8)
+    variables = model.init(jax.random.key(0), x, False)
 
-    def loss(params):
-        maps, updated = model.apply(
-            {**variables, "params": params}, x, True, mutable=["batch_stats"]
-        )
-        return jnp.sum(maps[0] ** 2), updated
+    def loss(params, x):
+        state = {**variables, "params": params}
+        y, updated = model.apply(state, x, True, mutable=["batch_stats"])
+        return jnp.sum(g * y), updated
 
-    return jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
+    step = jax.jit(jax.value_and_grad(loss, has_aux=True), **layouts)
+    compiled = step.lower(variables["params"], x).compile()
+    x = jax.device_put(x, layouts["in_shardings"][1]) if layouts else x
+    return compiled(variables["params"], x), read_collectives(compiled.as_text())
 
 
-def test_stem_computes_the_same_from_the_same_parameters():
-    plain, fast = _stem("cpu_mesh", (16, 24)), _stem("tpu", (16, 24))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-9), fast, plain)
+def test_stem_computes_the_same_from_the_same_parameters_with_no_more_collectives():
+    mesh = jax.make_mesh((2,), ("spatial",), devices=jax.devices()[:2])
+    whole, rows = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), (None, "spatial")))
+    split = {"in_shardings": (whole, rows), "out_shardings": whole}
+    expected, _ = _stem("cpu_mesh")
+    _, plain = _stem("cpu_mesh", **split)
+    got, fast = _stem("tpu", **split)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9), got, expected)
+    assert fast.keys() == plain.keys() == {"all-reduce", "collective-permute"}
+    assert all(fast[kind][0] <= plain[kind][0] for kind in fast), (fast, plain)

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from deeplab_jax.models.ops.convolution import conv
 from deeplab_jax.models.ops.norm import BN_EPSILON
 from deeplab_jax.models.ops.pictures import shift
 
@@ -45,16 +44,25 @@ def conv3x3_blocks(
     exact = lax.Precision.HIGHEST  # each product is with 0 or 1, and one alone is not 0
     rows = jnp.einsum("apqd,deio->apqeio", place, kernel, precision=exact)
     dense = jnp.einsum("brse,apqeio->abpriqso", place, rows, precision=exact)
-    return conv(x, dense.reshape(3, 3, x.shape[-1], -1), precision=precision)
+    reach = place.shape[0]
+    return lax.conv_general_dilated(
+        x,
+        dense.reshape(reach, reach, x.shape[-1], -1),
+        window_strides=(1, 1),
+        padding=[(1, reach - 2)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=precision,
+    )
 
 
 def _places(size: int) -> np.ndarray:
-    """Returns (3, size, 2, 3): 1 where pixel p of block a is output q's tap d, else 0.
+    """Returns (blocks, size, 2, 3): 1 where pixel p of block a is output q's tap d, else 0.
 
-    Block 0 is the one above the output's, 1 its own, 2 the one below.
+    Block 0 is the one above the output's, 1 its own, 2 the one below, which no output at stride 2
+    reaches.
     """
-    place = np.zeros((3, size, 2, 3))
-    for block, pixel, output in np.ndindex(3, size, 2):
+    place = np.zeros((3 if size == 2 else 2, size, 2, 3))
+    for block, pixel, output in np.ndindex(*place.shape[:3]):
         tap = size * (block - 1) + pixel - size // 2 * output + 1
         if 0 <= tap < 3:
             place[block, pixel, output, tap] = 1
@@ -106,11 +114,11 @@ def max_pool3x3_blocks(x: jax.Array) -> jax.Array:
 
 
 def _max_pool_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    above, below = (jnp.split(row, 2, -1) for row in jnp.split(x, 2, -1))
+    above, below = jnp.split(x, 2, -1)  # rows of the blocks
     taps = []
-    for (left, right), rows in ((below, 1), (above, 0), (below, 0)):
-        down = [shift(tap, rows=rows, fill=-jnp.inf) if rows else tap for tap in (left, right)]
-        taps += [shift(down[1], columns=1, fill=-jnp.inf), *down]
+    for row in (shift(below, rows=1, fill=-jnp.inf), above, below):
+        left, right = jnp.split(row, 2, -1)
+        taps += [shift(right, columns=1, fill=-jnp.inf), left, right]
     best, winner = taps[0], jnp.zeros(taps[0].shape, jnp.uint8)
     for number, tap in enumerate(taps[1:], 1):
         winner = jnp.where(tap > best, jnp.uint8(number), winner)
