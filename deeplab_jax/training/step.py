@@ -139,7 +139,10 @@ def make_update(
 _SUM_BYTES = "xla_gpu_all_reduce_combine_threshold_bytes"  # gradients in few large sums
 # Else XLA cuts the pictures of a small batch into strips around every 3x3 convolution, which costs
 # more passes over memory than it gains.
-_WHOLE_PICTURES: dict[str, bool | int] = {"xla_tpu_run_space_to_batch_after_spmd": False}
+_WHOLE_PICTURES: dict[str, bool | int] = {
+    "xla_tpu_run_space_to_batch": False,
+    "xla_tpu_run_space_to_batch_after_spmd": False,
+}
 # libtpu's checker for silent data corruption: a program runs again, and results that differ end it.
 # Not among them is `xla_tpu_sdc_replicate_llo`, other instructions for the repetition on chips of
 # one core: with it libtpu 0.0.42 aborts while it compiles the network.

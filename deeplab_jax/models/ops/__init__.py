@@ -12,6 +12,7 @@ from deeplab_jax.models.ops.blocks import (
 from deeplab_jax.models.ops.convolution import conv, conv1x1, conv3x3_by_products
 from deeplab_jax.models.ops.cross_entropy import resized_cross_entropy
 from deeplab_jax.models.ops.depthwise import depthwise_conv3x3
+from deeplab_jax.models.ops.grouped import depthwise_by_groups
 from deeplab_jax.models.ops.norm import BN_EPSILON, affine, normalize, per_channel
 from deeplab_jax.models.ops.pictures import ValidSize, mask_padding, shift, strided_size
 from deeplab_jax.models.ops.pooling import max_pool3x3
@@ -25,6 +26,7 @@ __all__ = [
     "conv1x1",
     "conv3x3_blocks",
     "conv3x3_by_products",
+    "depthwise_by_groups",
     "depthwise_conv3x3",
     "mask_padding",
     "max_pool3x3",

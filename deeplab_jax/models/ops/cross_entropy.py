@@ -2,7 +2,7 @@
 
 An output row mixes two rows of the logits, so each of the `factor` output rows of a logits' row
 (its phases) is recomputed where it is used: for the maximum, for the sum and for the gradient. Only
-the columns are resized in memory, by a matrix product, with columns innermost.
+the columns are resized in memory, by a matrix product.
 """
 
 from functools import partial
@@ -41,21 +41,20 @@ def _forward(
     batch, height, width = labels.shape
     rows, columns, classes = logits.shape[1:]
     matrix = jnp.asarray(_column_weights(width, columns), logits.dtype)
-    wide = jnp.einsum("bhwc,wx->bhcx", logits, matrix, precision=lax.Precision.HIGHEST)
-    labels = labels.reshape(batch, rows, height // rows, 1, width)
-    is_class = labels == jnp.arange(classes).reshape(1, 1, 1, -1, 1)
+    wide = jnp.einsum("bhwc,wx->bhxc", logits, matrix, precision=lax.Precision.HIGHEST)
+    labels = labels.reshape(batch, rows, height // rows, width, 1)
+    each = jnp.arange(classes).reshape(1, 1, 1, 1, -1)
     sums, picked, start = [], [], 0
     for share, down in _phases(height // rows, rows, wide.dtype):
         end = start + share.shape[2]
         phases = wide[:, :, None] * (1 - share) + shift(wide, rows=down)[:, :, None] * share
-        largest = jnp.max(phases, 3, keepdims=True)
-        sums.append(largest[:, :, :, 0] + jnp.log(jnp.sum(jnp.exp(phases - largest), 3)))
-        picked.append(jnp.sum(jnp.where(is_class[:, :, start:end], phases, 0), 3))
+        largest = jnp.max(phases, 4, keepdims=True)
+        sums.append(largest[..., 0] + jnp.log(jnp.sum(jnp.exp(phases - largest), 4)))
+        is_class = labels[:, :, start:end] == each
+        picked.append(jnp.sum(jnp.where(is_class, phases, 0), 4))
         start = end
     log_sums = jnp.concatenate(sums, 2)  # (B, h, factor, W)
-    per_pixel = jnp.where(
-        labels[:, :, :, 0] == ignore_index, 0, log_sums - jnp.concatenate(picked, 2)
-    )
+    per_pixel = jnp.where(labels[..., 0] == ignore_index, 0, log_sums - jnp.concatenate(picked, 2))
     loss = jnp.sum(weights.reshape(-1, 1, 1, 1) * per_pixel)
     return loss, (wide, log_sums, labels, weights, columns)
 
@@ -64,21 +63,21 @@ def _backward(
     ignore_index: int, residuals: _Residuals, g: jax.Array
 ) -> tuple[jax.Array, None, None]:
     wide, log_sums, labels, weights, columns = residuals
-    factor, rows, classes = labels.shape[2], *wide.shape[1:3]
+    factor, rows, classes = labels.shape[2], wide.shape[1], wide.shape[3]
     scale = jnp.where(labels == ignore_index, 0, g * weights.reshape(-1, 1, 1, 1, 1))
     own, moved, k = jnp.zeros_like(wide), [], 0
     for shares, down in _phases(factor, rows, wide.dtype):
         total = jnp.zeros_like(wide)
         for share in jnp.moveaxis(shares, 2, 0):  # (1, h, 1, 1); one by one, to add without a pass
             phase = wide * (1 - share) + shift(wide, rows=down) * share
-            softmax = jnp.exp(phase - log_sums[:, :, k, None])
-            is_class = labels[:, :, k] == jnp.arange(classes).reshape(1, 1, -1, 1)
+            softmax = jnp.exp(phase - log_sums[:, :, k, :, None])
+            is_class = labels[:, :, k] == jnp.arange(classes).reshape(1, 1, 1, -1)
             slope = scale[:, :, k] * (softmax - is_class)
             own, total, k = own + (1 - share) * slope, total + share * slope, k + 1
         moved.append(shift(total, rows=-down))
-    matrix = jnp.asarray(_column_weights(wide.shape[3], columns), wide.dtype)
+    matrix = jnp.asarray(_column_weights(wide.shape[2], columns), wide.dtype)
     slope = sum(moved, own)
-    dx = jnp.einsum("bhcx,wx->bhwc", slope, matrix, precision=lax.Precision.HIGHEST)
+    dx = jnp.einsum("bhxc,wx->bhwc", slope, matrix, precision=lax.Precision.HIGHEST)
     return dx, None, None
 
 
