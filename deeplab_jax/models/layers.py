@@ -152,7 +152,8 @@ class Conv(nn.Module):
             return ops.conv3x3_blocks(x, kernel, self.stride, self.policy.precision)
         if self.kernel_size > 1:
             x = ops.mask_padding(x, valid_size)
-        if self.is_depthwise and self.policy.platform == "tpu":
+        # Other numbers of channels are laid out anew for a grouped convolution, which costs more.
+        if self.is_depthwise and self.policy.platform == "tpu" and x.shape[-1] % 128 == 0:
             return ops.depthwise_by_groups(x, kernel, self.dilation, self.policy.precision)
         if self.is_depthwise:
             return ops.depthwise_conv3x3(x, kernel, self.dilation, self.policy.platform)

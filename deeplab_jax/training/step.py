@@ -141,7 +141,7 @@ _SUM_BYTES = "xla_gpu_all_reduce_combine_threshold_bytes"  # gradients in few la
 # more passes over memory than it gains.
 _WHOLE_PICTURES: dict[str, bool | int] = {
     "xla_tpu_run_space_to_batch": False,
-    "xla_tpu_run_space_to_batch_after_spmd": False,
+    "xla_tpu_run_space_to_batch_on_new_platforms": False,
 }
 # libtpu's checker for silent data corruption: a program runs again, and results that differ end it.
 # Not among them is `xla_tpu_sdc_replicate_llo`, other instructions for the repetition on chips of

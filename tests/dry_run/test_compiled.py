@@ -270,7 +270,7 @@ def test_tpus_compiler_knows_the_checker_of_the_hardware(small, absent_devices):
         run = dataclasses.replace(small, mesh=mesh)
         options = compiler_options(run, mesh_lib.mesh_of(run, devices))
         assert ("xla_tpu_enable_sdc_checker" in options) == is_checked
-        assert "xla_tpu_run_space_to_batch_after_spmd" in options
+        assert "xla_tpu_run_space_to_batch" in options
         layout = jax.sharding.SingleDeviceSharding(devices[0])
         x = jax.ShapeDtypeStruct((256, 256), jnp.float32)
         step = jax.jit(lambda x: x @ x, in_shardings=layout, compiler_options=options)
