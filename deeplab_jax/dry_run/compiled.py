@@ -17,6 +17,7 @@ from jax.stages import Compiled, Lowered, Wrapped
 
 from deeplab_jax.config import Config
 from deeplab_jax.distributed import mesh as mesh_lib
+from deeplab_jax.dry_run.cycles import kind_of
 from deeplab_jax.training.state import State, abstract_state
 from deeplab_jax.training.step import make_train_step
 
@@ -30,6 +31,7 @@ _HEADER = re.compile(r"(ENTRY )?%?([\w.-]+) .*{$")
 _CALLED = re.compile(r"(?:body|calls|to_apply|\w+_computations?)={?(%?[\w.-]+(?:, %?[\w.-]+)*)")
 _TURNS = re.compile(r'"known_trip_count":{"n":"?(\d+)')
 _CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
+_NAME = re.compile(r'op_name="([^"]*)"')
 _WINDOW = re.compile(r"window={size=([\dx]+)")
 _STEPS = 1000  # of the schedule; its length does not change the compiled step
 _LARGEST_KERNEL = 7  # of the network's own convolutions
@@ -47,6 +49,8 @@ class CompiledStep:
     collectives: dict[str, tuple[int, int]]  # {kind: (number, bytes of their results)}
     flops: float | None  # of one step; None where the compiler does not tell
     cycles: int | None  # estimated cycles of one step; None where the compiler does not tell
+    cycles_by_kind: dict[str, tuple[int, int]]  # the same, {kind: (forward, backward)}
+    bytes_accessed: float | None  # by all operations of one step; None where it does not tell
     unrecognised: tuple[str, ...]  # names of convolutions that have no kernel of cuDNN (GPU)
 
     @property
@@ -98,7 +102,8 @@ def read_compiled(compiled: Compiled, seconds: float) -> CompiledStep:
         seconds=seconds, arguments=memory.argument_size_in_bytes,
         outputs=memory.output_size_in_bytes, aliased=memory.alias_size_in_bytes,
         temporaries=memory.temp_size_in_bytes, collectives=read_collectives(text),
-        flops=(costs or {}).get("flops"), cycles=read_cycles(text),
+        flops=(costs or {}).get("flops"), bytes_accessed=(costs or {}).get("bytes accessed"),
+        cycles=read_cycles(text), cycles_by_kind=read_cycles_by_kind(text),
         unrecognised=tuple(read_unrecognised(text)),
     )  # fmt: skip
 
@@ -134,9 +139,23 @@ def read_cycles(text: str) -> int | None:
     An operation counts as often as it runs. A fusion has a figure of its own, which includes the
     operations inside. Collectives have no figure.
     """
-    alone = ((line, times) for line, times, is_fused in _instructions(text) if not is_fused)
-    cycles = [int(m[1]) * times for line, times in alone if (m := _CYCLES.search(line))]
-    return sum(cycles) if cycles else None
+    kinds = read_cycles_by_kind(text)
+    return sum(map(sum, kinds.values())) if kinds else None
+
+
+def read_cycles_by_kind(text: str) -> dict[str, tuple[int, int]]:
+    """Returns the parts of `read_cycles`, {kind of operation: (forward, backward)}."""
+    kinds: dict[str, tuple[int, int]] = {}
+    for line, times, is_fused in _instructions(text):
+        cycles = _CYCLES.search(line)
+        if is_fused or not cycles:
+            continue
+        name = _NAME.search(line)
+        kind, is_backward = kind_of(name[1] if name else "")
+        both = list(kinds.get(kind, (0, 0)))
+        both[is_backward] += int(cycles[1]) * times
+        kinds[kind] = (both[0], both[1])
+    return kinds
 
 
 def _instructions(text: str) -> Iterator[tuple[str, int, bool]]:
@@ -177,5 +196,5 @@ def read_unrecognised(text: str) -> Iterator[str]:
         if not window or not (is_own or "__cudnn$conv" in line):
             continue
         if is_own or max(map(int, window[1].split("x"))) > _LARGEST_KERNEL:
-            name = re.search(r'op_name="([^"]*)"', line)
+            name = _NAME.search(line)
             yield f"{window[1]} {name[1] if name else line.split(' = ')[0].strip()}"

@@ -42,6 +42,8 @@ _PEAKS = {
     "h200": (989e12, 67e12), "h100": (989e12, 67e12), "v4": (275e12, 275e12 / 6),
     "v5e": (197e12, 197e12 / 6), "v5p": (459e12, 459e12 / 6), "v6e": (918e12, 918e12 / 6),
 }  # fmt: skip
+# Bytes per second of a chip's memory; vendors' data sheets.
+_MEMORY_SPEEDS = {"v4": 1228e9, "v5e": 819e9, "v5p": 2765e9, "v6e": 1640e9}
 # What JAX calls devices: the first text that a name begins with counts.
 _KINDS = {
     "NVIDIA H200": "h200", "NVIDIA H100 80GB HBM3": "h100", "TPU v4 lite": "", "TPU v4": "v4",
@@ -134,6 +136,12 @@ def peak_of_device(kind: str, dtype: str) -> float | None:
 def _peak(name: str, dtype: str) -> float | None:
     peaks = _PEAKS.get(name)
     return peaks[dtype != "bfloat16"] if peaks and dtype != "float64" else None
+
+
+def memory_speed(hardware: Hardware) -> float | None:
+    """Returns the bytes per second of one device's memory; None where unknown."""
+    name = hardware.name.partition(":")[0]
+    return _GPUS[name][2] if name in _GPUS else _MEMORY_SPEEDS.get(name)
 
 
 def set_compiler_environment(hardware: Hardware) -> None:

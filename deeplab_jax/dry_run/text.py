@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from deeplab_jax.config import IGNORE_INDEX
-from deeplab_jax.dry_run import flops
+from deeplab_jax.dry_run import cycles, flops
+from deeplab_jax.dry_run.compiled import CompiledStep
 from deeplab_jax.dry_run.facts import RunFacts
 from deeplab_jax.dry_run.hardware import GIB
 from deeplab_jax.utils.machine import describe
@@ -22,9 +23,9 @@ _COLLECTIVES = {
 
 
 def render(facts: RunFacts) -> list[str]:
-    """Returns the lines of the report, about 40."""
+    """Returns the lines of the report, about 40; 15 more with the TPU's compiler."""
     lines = [f"{facts.config.name} on {facts.hardware.name}: a dry run, nothing is written", ""]
-    for section in (_network, _memory, _layout, _schedule, _disk, _first_image, _remarks):
+    for section in (_network, _memory, _cycles, _layout, _schedule, _disk, _first_image, _remarks):
         lines += section(facts)
     return lines
 
@@ -73,6 +74,21 @@ def _memory(facts: RunFacts) -> Iterator[str]:
         yield _row(f"  {kind}", f"{text} ({_COLLECTIVES.get(kind, 'between devices')})")
     if not step.collectives:
         yield _row("  communication", "none")
+    yield ""
+
+
+def _cycles(facts: RunFacts) -> Iterator[str]:
+    step = facts.memory.step
+    if not isinstance(step, CompiledStep) or not step.cycles:
+        return
+    text = f"{step.cycles / 1e6:.1f} million on a chip, the compiler's estimates, not measurements"
+    yield _row("cycles of a step", text)
+    yield from (f"  {line}" for line in cycles.table(step.cycles_by_kind))
+    if step.flops and step.bytes_accessed:
+        dtype = facts.config.model.dtype
+        speeds = cycles.roofline(facts.hardware, dtype, step.flops, step.bytes_accessed)
+        if speeds:
+            yield _row("  roofline", speeds)
     yield ""
 
 

@@ -60,27 +60,33 @@ class BatchNorm(nn.Module):
     """
 
     policy: ComputePolicy
+    in_blocks: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, is_train: bool) -> jax.Array:
         """Returns `x` (B, H, W, C) normalised per channel, scaled and shifted.
 
+        With `in_blocks`, which is for training, `x` is as of `ops.to_blocks(x, 2)`.
+
         Raises:
           ValueError: training sees one value per channel, which has no variance.
         """
-        dtype, shape = self.policy.wide_dtype, (x.shape[-1],)
+        dtype, shape = self.policy.wide_dtype, (x.shape[-1] // (4 if self.in_blocks else 1),)
         if self.policy.is_folded:
             bias = self.param("bias", nn.initializers.zeros, shape, dtype)
-            return (x.astype(dtype) + ops.per_channel(bias)).astype(x.dtype)
+            # cuDNN and cuBLAS add a bias, and apply ReLU, in the dtype of the result alone.
+            dtype = x.dtype if self.policy.platform == "gpu" else dtype
+            return (x.astype(dtype) + ops.per_channel(bias).astype(dtype)).astype(x.dtype)
         scale = self.param("scale", nn.initializers.ones, shape, dtype)
         bias = self.param("bias", nn.initializers.zeros, shape, dtype)
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape, dtype)
         var = self.variable("batch_stats", "var", jnp.ones, shape, dtype)
         if not is_train or self.policy.freeze_batch_norm:
             return ops.affine(x, mean.value, var.value, scale, bias)
-        y, batch_mean, batch_var = ops.normalize(x, scale, bias, lax.stop_gradient(mean.value))
+        normalize = ops.normalize_blocks if self.in_blocks else ops.normalize
+        y, batch_mean, batch_var = normalize(x, scale, bias, lax.stop_gradient(mean.value))
         if not self.is_initializing():
-            count = x.size // x.shape[-1]
+            count = x.size // scale.size
             if count == 1:
                 name = "/".join(self.path)
                 raise ValueError(
@@ -127,6 +133,7 @@ class Conv(nn.Module):
     stride: int = 1
     dilation: int = 1
     is_depthwise: bool = False
+    in_blocks: bool = False
 
     @nn.compact
     def __call__(
@@ -136,14 +143,23 @@ class Conv(nn.Module):
 
         A kernel sees zeros outside the `valid_size` of `x`. `constant` (B, 1, 1, channels) holds
         more channels of `x`, behind the others, each the same all over the picture (3x3, stride 1).
+        With `in_blocks`, which is for 3x3, `x` is as of `ops.to_blocks(x, 2 * stride)`, and the
+        result in blocks of 2x2.
         """
         inputs = 1 if self.is_depthwise else x.shape[-1]
         inputs += 0 if constant is None else constant.shape[-1]
+        if self.in_blocks:
+            inputs //= (2 * self.stride) ** 2
         shape = (self.kernel_size, self.kernel_size, inputs, self.features)
         kernel = self.param("kernel", uniform_fan_in, shape, self.policy.wide_dtype)
         kernel = kernel.astype(self.policy.dtype)
+        if self.in_blocks:
+            return ops.conv3x3_blocks(x, kernel, self.stride, self.policy.precision)
         if self.kernel_size > 1:
             x = ops.mask_padding(x, valid_size)
+        # Other numbers of channels are laid out anew for a grouped convolution, which costs more.
+        if self.is_depthwise and self.policy.platform == "tpu" and x.shape[-1] % 128 == 0:
+            return ops.depthwise_by_groups(x, kernel, self.dilation, self.policy.precision)
         if self.is_depthwise:
             return ops.depthwise_conv3x3(x, kernel, self.dilation, self.policy.platform)
         if self.kernel_size == 1:
@@ -166,6 +182,7 @@ class ConvBNReLU(nn.Module):
     dilation: int = 1
     is_depthwise: bool = False
     use_relu: bool = True
+    in_blocks: bool = False
 
     @nn.compact
     def __call__(
@@ -183,9 +200,10 @@ class ConvBNReLU(nn.Module):
             self.stride,
             self.dilation,
             self.is_depthwise,
+            self.in_blocks,
             name="conv",
         )(x, valid_size, constant)
-        x = BatchNorm(self.policy, name="norm")(x, is_train)
+        x = BatchNorm(self.policy, self.in_blocks, name="norm")(x, is_train)
         return nn.relu(x) if self.use_relu else x
 
 

@@ -77,7 +77,12 @@ def make_loss(model: DeepLabV3Plus, aux_weight: float, use_dropout: bool) -> Los
             mutable=["batch_stats"],
         )
         losses = segmentation_loss(
-            output.logits, output.aux_logits, labels, weights=weights, aux_weight=aux_weight
+            output.logits,
+            output.aux_logits,
+            labels,
+            weights=weights,
+            aux_weight=aux_weight,
+            platform=model.policy.platform,
         )
         return losses["loss"], (updated["batch_stats"], losses)
 
@@ -133,6 +138,12 @@ def make_update(
 
 
 _SUM_BYTES = "xla_gpu_all_reduce_combine_threshold_bytes"  # gradients in few large sums
+# Else XLA cuts the pictures of a small batch into strips around every 3x3 convolution, which costs
+# more passes over memory than it gains.
+_WHOLE_PICTURES: dict[str, bool | int] = {
+    "xla_tpu_run_space_to_batch": False,
+    "xla_tpu_run_space_to_batch_on_new_platforms": False,
+}
 # libtpu's checker for silent data corruption: a program runs again, and results that differ end it.
 # Not among them is `xla_tpu_sdc_replicate_llo`, other instructions for the repetition on chips of
 # one core: with it libtpu 0.0.42 aborts while it compiles the network.
@@ -147,7 +158,21 @@ def compiler_options(config: Config, mesh: Mesh) -> dict[str, bool | int] | None
     kind = mesh_lib.platform(mesh)
     if kind == "gpu" and mesh.size > 1:
         return {_SUM_BYTES: 2**28}
-    return _CHECK_HARDWARE if kind == "tpu" and config.mesh.check_hardware else None
+    if kind != "tpu":
+        return None
+    options = _WHOLE_PICTURES if is_known(_WHOLE_PICTURES, mesh) else {}
+    return options | _CHECK_HARDWARE if config.mesh.check_hardware else options or None
+
+
+def is_known(options: dict[str, bool | int], mesh: Mesh) -> bool:
+    """Tells whether the compiler of a mesh's devices has options; versions of libtpu differ."""
+    layout = mesh_lib.replicated(mesh)
+    probe = jax.jit(lambda: jnp.zeros(()), out_shardings=layout, compiler_options=options)
+    try:
+        probe.lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
 
 
 def make_train_step(

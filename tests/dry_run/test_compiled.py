@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -7,9 +8,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from deeplab_jax.config import freeze, get_config
 from deeplab_jax.distributed import mesh as mesh_lib
-from deeplab_jax.dry_run import compiled
-from deeplab_jax.models import ops
-from deeplab_jax.training.step import compiler_options
+from deeplab_jax.dry_run import compiled, cycles, hardware
+from deeplab_jax.models import ComputePolicy, ops
+from deeplab_jax.models.layers import ConvBNReLU
+from deeplab_jax.training.step import compiler_options, is_known
 
 _COMPILER = pytest.mark.slow("needs a hardware compiler, and minutes of it")
 
@@ -118,6 +120,43 @@ def test_cycles_count_loops_by_their_turns_and_fusions_as_a_whole():
     assert compiled.read_cycles(TUPLE) is None
 
 
+NAMED = """
+ENTRY %main (param: f32[8]) -> f32[8] {
+  %a = f32[8]{0} fusion(%p), metadata={op_name="jit(train_step)/jvp(DeepLabV3Plus)/backbone/layer1_0/conv1/norm/mul"}, backend_config={"estimated_cycles":"3"}
+  %b = f32[8]{0} fusion(%a), metadata={op_name="jit(train_step)/transpose(jvp(DeepLabV3Plus))/aspp/branch1/depthwise/conv/add"}, backend_config={"estimated_cycles":"5"}
+  %c = f32[8]{0} fusion(%a), metadata={op_name="jit(train_step)/jvp(DeepLabV3Plus)/aspp/merge/conv/conv_general_dilated"}, backend_config={"estimated_cycles":"7"}
+  %d = f32[8]{0} fusion(%a), metadata={op_name="jit(train_step)/transpose(jvp(loss))/add"}, backend_config={"estimated_cycles":"11"}
+  %e = f32[8]{0} fusion(%a), metadata={op_name="jit(train_step)/jvp(loss)/exp"}, backend_config={"estimated_cycles":"13"}
+  %f = f32[8]{0} fusion(%a), metadata={op_name="jit(train_step)/add"}, backend_config={"estimated_cycles":"17"}
+  ROOT %g = f32[8]{0} copy(%b), backend_config={"estimated_cycles":"19"}
+}
+"""  # noqa: E501
+
+
+def test_cycles_are_told_by_kind_and_direction():
+    kinds = compiled.read_cycles_by_kind(NAMED)
+    assert kinds == {
+        "norms": (3, 0),
+        "depthwise": (0, 5),
+        "convolutions and 1x1": (7, 0),
+        "loss": (13, 11),
+        "input, optimiser": (17, 0),
+        "copies without a name": (19, 0),
+    }
+    assert compiled.read_cycles(NAMED) == sum(map(sum, kinds.values())) == 75
+    lines = list(cycles.table({kind: (10**6 * a, 10**6 * b) for kind, (a, b) in kinds.items()}))
+    assert lines[1].split() == ["loss", "13.00", "11.00", "32", "%"]
+    assert lines[-1].split() == ["all", "59.00", "16.00", "100", "%"]
+
+
+def test_roofline_is_arithmetic_and_memory_by_themselves():
+    v5e = hardware.parse_hardware("v5e:2x4")
+    assert cycles.roofline(v5e, "bfloat16", 197e9, 81.9e9) == (
+        "197 GFLOP at 197 TFLOP/s 1.0 ms, 81.9 GB at 819 GB/s 100.0 ms"
+    )
+    assert cycles.roofline(hardware.parse_hardware("cpu:8"), "bfloat16", 1, 1) is None
+
+
 def test_kernels_whose_gradient_cudnn_does_not_get_are_named():
     text = """
   %a = (f32[4]{0}, u8[0]{0}) custom-call(%x), window={size=3x3 pad=4_4x4_4 rhs_dilate=4x4}, custom_call_target="__cudnn$convForward", metadata={op_name="good"}
@@ -169,6 +208,22 @@ def test_cudnn_gets_dilated_kernels_gradients_only_as_products(convolve, count, 
     assert len(got.unrecognised) == count, got.unrecognised
 
 
+@pytest.mark.parametrize(
+    ("size", "fused"), [(3, '"activation_mode":"kRelu"'), (1, '"epilogue":"BIAS_RELU"')]
+)
+def test_gpus_kernels_of_inference_add_the_bias_and_apply_relu(size, fused, absent_devices):
+    devices, options = absent_devices("h200")
+    policy = ComputePolicy(jnp.bfloat16, "gpu", is_folded=True)
+    module = ConvBNReLU(256, policy, size)
+    x = jax.ShapeDtypeStruct((2, 32, 32, 256), jnp.bfloat16)
+    variables = jax.eval_shape(module.init, jax.random.key(0), x, False)
+    layout = jax.sharding.SingleDeviceSharding(devices[0])
+    apply = jax.jit(lambda variables, x: module.apply(variables, x, False), in_shardings=layout)
+    text = apply.lower(variables, x).compile(compiler_options=options).as_text()
+    assert fused in text
+    assert not re.search(r"f32\[2,32,32,256\]\S* (fusion|custom-call|convert)\(", text)
+
+
 @_COMPILER
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_cudnn_gets_every_kernels_gradient_of_the_network(dtype, compile_run):
@@ -214,10 +269,12 @@ def test_tpus_compiler_knows_the_checker_of_the_hardware(small, absent_devices):
         mesh = dataclasses.replace(small.mesh, check_hardware=is_checked)
         run = dataclasses.replace(small, mesh=mesh)
         options = compiler_options(run, mesh_lib.mesh_of(run, devices))
-        assert bool(options) == is_checked
+        assert ("xla_tpu_enable_sdc_checker" in options) == is_checked
+        assert "xla_tpu_run_space_to_batch" in options
         layout = jax.sharding.SingleDeviceSharding(devices[0])
         x = jax.ShapeDtypeStruct((256, 256), jnp.float32)
         step = jax.jit(lambda x: x @ x, in_shardings=layout, compiler_options=options)
         figures = step.lower(x).compile().memory_analysis()
         sizes.append(figures.generated_code_size_in_bytes)
     assert sizes[1] > sizes[0]
+    assert not is_known({"xla_tpu_no_such_option": False}, mesh_lib.mesh_of(small, devices))

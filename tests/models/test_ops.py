@@ -78,7 +78,7 @@ def test_conv1x1_of_bfloat16_can_end_in_float32():
     np.testing.assert_allclose(wide, exact, rtol=1e-5, atol=1e-5)
 
 
-_FORMS = [ops.conv3x3_by_products, ops.conv3x3_by_taps, ops.conv3x3_by_blocks]
+_FORMS = [ops.conv3x3_by_products, ops.conv3x3_by_taps, ops.conv3x3_by_strips]
 
 
 @pytest.mark.parametrize("form", _FORMS)
@@ -94,11 +94,11 @@ def test_forms_of_conv3x3_equal_lax(size, dilation, form):
     )
 
 
-def test_blocks_of_rows_cover_tall_pictures(monkeypatch):
-    monkeypatch.setattr("deeplab_jax.models.ops.convolution._BLOCK", 12)
-    for height in (1, 7, 9):  # blocks of one row where the height is prime, else of three
+def test_strips_of_rows_cover_tall_pictures(monkeypatch):
+    monkeypatch.setattr("deeplab_jax.models.ops.convolution._STRIP", 12)
+    for height in (1, 7, 9):  # strips of one row where the height is prime, else of three
         _assert_same_function(
-            lambda x, k: ops.conv3x3_by_blocks(x, k, 1, lax.Precision.HIGHEST),
+            lambda x, k: ops.conv3x3_by_strips(x, k, 1, lax.Precision.HIGHEST),
             lambda x, k: _lax_conv(x, k, 1, 1),
             _normal(2, height, 4, 3),
             _normal(3, 3, 3, 2, seed=1),

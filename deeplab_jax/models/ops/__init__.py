@@ -3,16 +3,24 @@
 `tests/models/test_ops.py` compares each with the plain form, gradients included.
 """
 
+from deeplab_jax.models.ops.blocks import (
+    conv3x3_blocks,
+    max_pool3x3_blocks,
+    normalize_blocks,
+    to_blocks,
+)
 from deeplab_jax.models.ops.convolution import (
     conv,
     conv1x1,
     conv3x3,
-    conv3x3_by_blocks,
     conv3x3_by_products,
+    conv3x3_by_strips,
     conv3x3_by_taps,
     conv3x3_with_constant,
 )
+from deeplab_jax.models.ops.cross_entropy import resized_cross_entropy
 from deeplab_jax.models.ops.depthwise import depthwise_conv3x3
+from deeplab_jax.models.ops.grouped import depthwise_by_groups
 from deeplab_jax.models.ops.norm import BN_EPSILON, affine, normalize, per_channel
 from deeplab_jax.models.ops.pictures import ValidSize, mask_padding, shift, strided_size
 from deeplab_jax.models.ops.pooling import max_pool3x3
@@ -25,17 +33,23 @@ __all__ = [
     "conv",
     "conv1x1",
     "conv3x3",
-    "conv3x3_by_blocks",
+    "conv3x3_blocks",
     "conv3x3_by_products",
+    "conv3x3_by_strips",
     "conv3x3_by_taps",
     "conv3x3_with_constant",
+    "depthwise_by_groups",
     "depthwise_conv3x3",
     "mask_padding",
     "max_pool3x3",
+    "max_pool3x3_blocks",
     "normalize",
+    "normalize_blocks",
     "per_channel",
     "resize_bilinear",
     "resize_valid",
+    "resized_cross_entropy",
     "shift",
     "strided_size",
+    "to_blocks",
 ]

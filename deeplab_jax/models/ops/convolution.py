@@ -92,13 +92,13 @@ def conv3x3(
         if inputs >= _WIDE and x.size <= _SMALL * inputs:
             return conv3x3_by_taps(x, kernel, dilation, precision)
         if inputs < _NARROW:
-            return conv3x3_by_blocks(x, kernel, dilation, precision)
+            return conv3x3_by_strips(x, kernel, dilation, precision)
     return conv(x, kernel, stride, dilation, precision)
 
 
 # On a processor, by measurement: docs/performance.md.
 _WIDE, _SMALL = 256, 1024  # channels from which on, and pixels up to which taps are products
-_NARROW, _BLOCK = 64, 4096  # channels below which taps are gathered, pixels of one gathering
+_NARROW, _STRIP = 64, 4096  # channels below which taps are gathered, pixels of one gathering
 _PIXELS = (0, 1, 2)  # axes of a picture's batch, rows and columns
 
 
@@ -234,33 +234,33 @@ conv3x3_by_taps.defvjp(_taps_forward, _taps_backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def conv3x3_by_blocks(
+def conv3x3_by_strips(
     x: jax.Array, kernel: jax.Array, dilation: int, precision: lax.Precision
 ) -> jax.Array:
-    """Convolves 3x3 at stride 1 like `conv`; the kernel's gradient goes by blocks of rows.
+    """Convolves 3x3 at stride 1 like `conv`; the kernel's gradient goes by strips of rows.
 
-    For large maps of few channels: the nine taps of a block are gathered side by side, for one
+    For large maps of few channels: the nine taps of a strip are gathered side by side, for one
     matrix product.
     """
     return conv(x, kernel, 1, dilation, precision)
 
 
-def _blocks_forward(
+def _strips_forward(
     x: jax.Array, kernel: jax.Array, dilation: int, precision: lax.Precision
 ) -> tuple[jax.Array, Arrays]:
-    return conv3x3_by_blocks(x, kernel, dilation, precision), (x, kernel)
+    return conv3x3_by_strips(x, kernel, dilation, precision), (x, kernel)
 
 
-def _blocks_backward(
+def _strips_backward(
     dilation: int, precision: lax.Precision, residuals: Arrays, g: jax.Array
 ) -> Arrays:
     x, kernel = residuals
     (batch, height, width, inputs), outputs = x.shape, g.shape[3]
     d = dilation
     padded = _pad(x, d)
-    rows = next(k for k in range(min(height, max(1, _BLOCK // width)), 0, -1) if height % k == 0)
+    rows = next(k for k in range(min(height, max(1, _STRIP // width)), 0, -1) if height % k == 0)
 
-    def add_block(total: jax.Array, number: jax.Array) -> tuple[jax.Array, None]:
+    def add_strip(total: jax.Array, number: jax.Array) -> tuple[jax.Array, None]:
         corner = number // (height // rows), number % (height // rows) * rows, 0, 0
         part = lax.dynamic_slice(padded, corner, (1, rows + 2 * d, width + 2 * d, inputs))[0]
         gathered = [
@@ -271,13 +271,13 @@ def _blocks_backward(
         return total + _product(taps, g_part, (0,), (0,), precision), None
 
     zeros = jnp.zeros((9 * inputs, outputs), _wide(x))
-    total, _ = lax.scan(add_block, zeros, jnp.arange(batch * (height // rows)))
+    total, _ = lax.scan(add_strip, zeros, jnp.arange(batch * (height // rows)))
     return _input_gradient(kernel, g, d, precision), total.reshape(kernel.shape).astype(
         kernel.dtype
     )
 
 
-conv3x3_by_blocks.defvjp(_blocks_forward, _blocks_backward)
+conv3x3_by_strips.defvjp(_strips_forward, _strips_backward)
 
 
 def _input_gradient(
