@@ -38,6 +38,7 @@ def segmentation_loss(
     weights: jax.Array,
     aux_weight: float = 0.4,
     ignore_index: int = 255,
+    platform: str | None = None,
 ) -> dict[str, jax.Array]:
     """Computes the training loss of a batch, or of some of its rows.
 
@@ -48,19 +49,24 @@ def segmentation_loss(
       weights: (B,), `row_weights` of the whole batch; each multiplies its row's sum over pixels.
       aux_weight: weight of the auxiliary head's loss.
       ignore_index: label of pixels that do not count.
+      platform: as in `ComputePolicy`; picks the form of the resize.
 
     Returns:
       Scalars "loss_main", "loss_aux" (already weighted) and their sum "loss".
     """
-    main = _weighted_cross_entropy(logits, labels, weights, ignore_index)
-    aux = aux_weight * _weighted_cross_entropy(aux_logits, labels, weights, ignore_index)
+    main = _weighted_cross_entropy(logits, labels, weights, ignore_index, platform)
+    aux = aux_weight * _weighted_cross_entropy(aux_logits, labels, weights, ignore_index, platform)
     return {"loss_main": main, "loss_aux": aux, "loss": main + aux}
 
 
 def _weighted_cross_entropy(
-    logits: jax.Array, labels: jax.Array, weights: jax.Array, ignore_index: int
+    logits: jax.Array,
+    labels: jax.Array,
+    weights: jax.Array,
+    ignore_index: int,
+    platform: str | None,
 ) -> jax.Array:
-    logits = ops.resize_bilinear(logits, labels.shape[1:])
+    logits = ops.resize_bilinear(logits, labels.shape[1:], platform)
     is_valid = labels != ignore_index
     # A comparison instead of a gather: its gradient needs no scatter.
     is_class = labels[..., None] == jnp.arange(logits.shape[-1]).reshape(1, 1, 1, -1)

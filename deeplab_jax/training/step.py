@@ -77,7 +77,12 @@ def make_loss(model: DeepLabV3Plus, aux_weight: float, use_dropout: bool) -> Los
             mutable=["batch_stats"],
         )
         losses = segmentation_loss(
-            output.logits, output.aux_logits, labels, weights=weights, aux_weight=aux_weight
+            output.logits,
+            output.aux_logits,
+            labels,
+            weights=weights,
+            aux_weight=aux_weight,
+            platform=model.policy.platform,
         )
         return losses["loss"], (updated["batch_stats"], losses)
 

@@ -109,7 +109,11 @@ def _depthwise_kernel_by_rectangles(x: jax.Array, g: jax.Array, dilation: int) -
 
 
 def _depthwise_kernel_by_rows(x: jax.Array, g: jax.Array, dilation: int) -> jax.Array:
-    """One pass over the rows, which fits a processor's cache; on a mesh it gathers all rows."""
+    """One pass over the rows with nine running sums of whole rows, which stay in the cache.
+
+    Sums over the columns come last: a reduction in each row is two to three times slower. On a mesh
+    the loop gathers all rows.
+    """
     batch, height, width, channels = x.shape
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     d = dilation
@@ -117,14 +121,17 @@ def _depthwise_kernel_by_rows(x: jax.Array, g: jax.Array, dilation: int) -> jax.
     padded = padded.reshape(batch * (height + 2 * d), width + 2 * d, channels)
     rows = g.reshape(batch * height, width, channels)
 
-    def add_row(total: jax.Array, k: jax.Array) -> tuple[jax.Array, None]:
+    def add_row(totals: list[jax.Array], k: jax.Array) -> tuple[list[jax.Array], None]:
         top = k // height * (height + 2 * d) + k % height
         g_row = lax.dynamic_index_in_dim(rows, k, keepdims=False)
-        sums = []
+        new = []
         for i in range(3):
             x_row = lax.dynamic_index_in_dim(padded, top + i * d, keepdims=False)
-            sums += [(x_row[j * d : j * d + width] * g_row).sum(0) for j in range(3)]
-        return total + jnp.stack(sums).astype(dtype), None
+            for j in range(3):
+                product = x_row[j * d : j * d + width] * g_row
+                new.append(totals[3 * i + j] + product.astype(dtype))
+        return new, None
 
-    total, _ = lax.scan(add_row, jnp.zeros((9, channels), dtype), jnp.arange(batch * height))
-    return total.reshape(3, 3, 1, channels)
+    zeros = [jnp.zeros((width, channels), dtype)] * 9
+    totals, _ = lax.scan(add_row, zeros, jnp.arange(batch * height))
+    return jnp.stack([total.sum(0) for total in totals]).reshape(3, 3, 1, channels)

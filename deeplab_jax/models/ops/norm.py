@@ -65,3 +65,41 @@ def _normalize_backward(residuals: _Residuals, cotangents: _Normal) -> _Residual
 
 
 normalize.defvjp(_normalize_forward, _normalize_backward)
+
+
+@jax.custom_vjp
+def normalize_relu(x: jax.Array, scale: jax.Array, bias: jax.Array, centre: jax.Array) -> _Normal:
+    """Returns `normalize` with a ReLU after it.
+
+    The gradient reads the ReLU's sign from its output, which the next layer keeps in any case; a
+    ReLU of its own keeps a mask.
+    """
+    y, mean, var = normalize(x, scale, bias, centre)
+    return jnp.maximum(y, 0), mean, var
+
+
+def _normalize_relu_forward(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, centre: jax.Array
+) -> tuple[_Normal, tuple[_Residuals, jax.Array]]:
+    (y, mean, var), residuals = _normalize_forward(x, scale, bias, centre)
+    y = jnp.maximum(y, 0)
+    return (y, mean, var), (residuals, y)
+
+
+def _normalize_relu_backward(
+    residuals: tuple[_Residuals, jax.Array], cotangents: _Normal
+) -> _Residuals:
+    (x, scale, mean, var), y = residuals
+    g = jnp.where(y > 0, cotangents[0], 0).astype(scale.dtype)
+    centred = x.astype(scale.dtype) - per_channel(mean)
+    g_sum, g_centred_sum = jnp.sum(g, _NHW), jnp.sum(g * centred, _NHW)
+    # One factor a channel for each term, so that a pixel costs two products.
+    count, rstd = x.size // x.shape[-1], lax.rsqrt(var + BN_EPSILON)
+    factor = scale * rstd
+    slope = -factor * jnp.square(rstd) * g_centred_sum / count
+    dx = per_channel(factor) * g + per_channel(slope) * centred
+    dx = dx - per_channel(factor * g_sum / count)
+    return dx.astype(x.dtype), g_centred_sum * rstd, g_sum, jnp.zeros_like(mean)
+
+
+normalize_relu.defvjp(_normalize_relu_forward, _normalize_relu_backward)
