@@ -60,11 +60,10 @@ class BatchNorm(nn.Module):
     """
 
     policy: ComputePolicy
-    use_relu: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, is_train: bool) -> jax.Array:
-        """Returns `x` (B, H, W, C) normalised per channel, scaled and shifted; ReLU if asked for.
+        """Returns `x` (B, H, W, C) normalised per channel, scaled and shifted.
 
         Raises:
           ValueError: training sees one value per channel, which has no variance.
@@ -72,16 +71,14 @@ class BatchNorm(nn.Module):
         dtype, shape = self.policy.wide_dtype, (x.shape[-1],)
         if self.policy.is_folded:
             bias = self.param("bias", nn.initializers.zeros, shape, dtype)
-            return self._activate((x.astype(dtype) + ops.per_channel(bias)).astype(x.dtype))
+            return (x.astype(dtype) + ops.per_channel(bias)).astype(x.dtype)
         scale = self.param("scale", nn.initializers.ones, shape, dtype)
         bias = self.param("bias", nn.initializers.zeros, shape, dtype)
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape, dtype)
         var = self.variable("batch_stats", "var", jnp.ones, shape, dtype)
         if not is_train or self.policy.freeze_batch_norm:
-            return self._activate(ops.affine(x, mean.value, var.value, scale, bias))
-        is_fused = self.use_relu and self.policy.platform == "cpu"
-        form = ops.normalize_relu if is_fused else ops.normalize
-        y, batch_mean, batch_var = form(x, scale, bias, lax.stop_gradient(mean.value))
+            return ops.affine(x, mean.value, var.value, scale, bias)
+        y, batch_mean, batch_var = ops.normalize(x, scale, bias, lax.stop_gradient(mean.value))
         if not self.is_initializing():
             count = x.size // x.shape[-1]
             if count == 1:
@@ -94,10 +91,7 @@ class BatchNorm(nn.Module):
             for running, batch in ((mean, batch_mean), (var, unbiased)):
                 new = (1 - BN_MOMENTUM) * running.value + BN_MOMENTUM * batch
                 running.value = lax.stop_gradient(new)
-        return y if is_fused else self._activate(y)
-
-    def _activate(self, y: jax.Array) -> jax.Array:
-        return nn.relu(y) if self.use_relu else y
+        return y
 
 
 def fold_batch_norm(variables: Any) -> dict[str, Any]:
@@ -179,7 +173,8 @@ class ConvBNReLU(nn.Module):
             self.is_depthwise,
             name="conv",
         )(x, valid_size)
-        return BatchNorm(self.policy, self.use_relu, name="norm")(x, is_train)
+        x = BatchNorm(self.policy, name="norm")(x, is_train)
+        return nn.relu(x) if self.use_relu else x
 
 
 class SeparableConvBNReLU(nn.Module):

@@ -128,18 +128,6 @@ def test_depthwise_equals_lax(platform, dilation, size):
     )
 
 
-@pytest.mark.parametrize("size", [(4, 6), (1, 2)])
-def test_norm_with_relu_equals_the_two(size):
-    x, (scale, bias, centre) = _normal(3, *size, 5), _normal(3, 5, seed=1)
-
-    def plain(x, scale, bias):
-        mean, var = (f(x, (0, 1, 2), keepdims=True) for f in (jnp.mean, jnp.var))
-        normal = (x - mean) / jnp.sqrt(var + ops.BN_EPSILON)
-        return nn.relu(normal * ops.per_channel(scale) + ops.per_channel(bias))
-
-    _assert_same_function(lambda *args: ops.normalize_relu(*args, centre)[0], plain, x, scale, bias)
-
-
 def _plain_resize(x, size):
     """The definition, one output pixel at a time as matrices."""
     for axis in (1, 2):

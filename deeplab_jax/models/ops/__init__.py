@@ -5,13 +5,7 @@
 
 from deeplab_jax.models.ops.convolution import conv, conv1x1, conv3x3_by_products
 from deeplab_jax.models.ops.depthwise import depthwise_conv3x3
-from deeplab_jax.models.ops.norm import (
-    BN_EPSILON,
-    affine,
-    normalize,
-    normalize_relu,
-    per_channel,
-)
+from deeplab_jax.models.ops.norm import BN_EPSILON, affine, normalize, per_channel
 from deeplab_jax.models.ops.pictures import ValidSize, mask_padding, shift, strided_size
 from deeplab_jax.models.ops.pooling import max_pool3x3
 from deeplab_jax.models.ops.resize import resize_bilinear, resize_valid
@@ -27,7 +21,6 @@ __all__ = [
     "mask_padding",
     "max_pool3x3",
     "normalize",
-    "normalize_relu",
     "per_channel",
     "resize_bilinear",
     "resize_valid",
