@@ -76,7 +76,7 @@ class Decoder(nn.Module):
         """Returns (B, h, w, features) at the size of `low_level` (B, h, w, channels)."""
         size, (before, valid_size) = low_level.shape[1:3], valid_sizes
         if before is None or valid_size is None:
-            x = ops.resize_bilinear(x, size)
+            x = ops.resize_bilinear(x, size, self.policy.platform)
         else:
             x = ops.resize_valid(x, size, before, valid_size)
         shortcut = ConvBNReLU(self.low_level_features, self.policy, name="low_level")

@@ -66,7 +66,7 @@ def _weighted_cross_entropy(
 ) -> jax.Array:
     if platform in ("gpu", "tpu") and labels.shape[1] % logits.shape[1] == 0:
         return ops.resized_cross_entropy(logits, labels, weights, ignore_index)
-    logits = ops.resize_bilinear(logits, labels.shape[1:])
+    logits = ops.resize_bilinear(logits, labels.shape[1:], platform)
     is_valid = labels != ignore_index
     # A comparison instead of a gather: its gradient needs no scatter.
     is_class = labels[..., None] == jnp.arange(logits.shape[-1]).reshape(1, 1, 1, -1)

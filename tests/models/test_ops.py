@@ -217,9 +217,12 @@ def _plain_resize(x, size):
 )
 def test_resize_equals_its_definition(size):
     x = _normal(2, 4, 6, 3)
-    _assert_same_function(
-        lambda x: ops.resize_bilinear(x, size), lambda x: _plain_resize(x, size), x
-    )
+    for platform in ("cpu", "gpu"):
+        _assert_same_function(
+            lambda x, name=platform: ops.resize_bilinear(x, size, name),
+            lambda x: _plain_resize(x, size),
+            x,
+        )
 
 
 def test_resize_equals_pytorch(golden, recipe):
