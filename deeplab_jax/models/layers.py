@@ -83,8 +83,12 @@ class BatchNorm(nn.Module):
         var = self.variable("batch_stats", "var", jnp.ones, shape, dtype)
         if not is_train or self.policy.freeze_batch_norm:
             return ops.affine(x, mean.value, var.value, scale, bias)
-        normalize = ops.normalize_blocks if self.in_blocks else ops.normalize
-        y, batch_mean, batch_var = normalize(x, scale, bias, lax.stop_gradient(mean.value))
+        centre = lax.stop_gradient(mean.value)
+        if self.in_blocks:
+            y, batch_mean, batch_var = ops.normalize_blocks(x, scale, bias, centre)
+        else:
+            platform = self.policy.platform
+            y, batch_mean, batch_var = ops.normalize(x, scale, bias, centre, platform)
         if not self.is_initializing():
             count = x.size // scale.size
             if count == 1:

@@ -163,7 +163,7 @@ def _norm(box: Box, side: int, channels: int) -> Operator:
 
     def ours(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
         scale, bias = scale.astype(jnp.float32), bias.astype(jnp.float32)
-        return jax.nn.relu(ops.normalize(x, scale, bias, jnp.zeros(channels))[0])
+        return jax.nn.relu(ops.normalize(x, scale, bias, jnp.zeros(channels), "gpu")[0])
 
     def plain(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
         wide = x.astype(jnp.float32)

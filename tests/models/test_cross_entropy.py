@@ -75,10 +75,10 @@ def test_split_rows_compute_the_same_with_no_more_collectives():
     args = _draw((8, 4), (4, 3), (16, 12))
     expected = _value_and_gradient("cpu")(*args)
     counts = {}
-    for platform in ("cpu", "tpu"):
+    for platform in ("cpu_mesh", "tpu"):
         compiled = _value_and_gradient(platform, in_shardings=layouts).lower(*args).compile()
         _assert_same(compiled(*jax.device_put(args, layouts)), expected)
         found = read_collectives(compiled.as_text())
         counts[platform] = {kind: count for kind, (count, _) in found.items()}
     assert counts["tpu"].keys() == {"all-reduce", "collective-permute"}
-    assert all(counts["tpu"][kind] <= counts["cpu"][kind] for kind in counts["tpu"]), counts
+    assert all(counts["tpu"][kind] <= counts["cpu_mesh"][kind] for kind in counts["tpu"]), counts

@@ -240,3 +240,31 @@ def test_gradients_need_no_scatter():
     for size in ((16, 24), (17, 25)):
         loss = jax.grad(lambda x, size=size: ops.resize_bilinear(x, size).sum())
         assert "scatter" not in jax.jit(loss).lower(_normal(1, 4, 6, 3)).as_text()
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+@pytest.mark.parametrize("size", [(1, 2), (5, 7), (32, 33), (64, 64)])
+def test_normalize_equals_its_definition(size, platform):
+    def plain(x, scale, bias):
+        mean, var = jnp.mean(x, (0, 1, 2)), jnp.var(x, (0, 1, 2))
+        normal = (x - mean.reshape(1, 1, 1, -1)) / jnp.sqrt(var + ops.BN_EPSILON).reshape(
+            1, 1, 1, -1
+        )
+        return normal * scale.reshape(1, 1, 1, -1) + bias.reshape(1, 1, 1, -1)
+
+    _assert_same_function(
+        lambda x, scale, bias: ops.normalize(x, scale, bias, jnp.ones(3), platform)[0],
+        plain,
+        _normal(2, *size, 3),
+        _normal(3, seed=1),
+        _normal(3, seed=2),
+    )
+
+
+def test_variance_on_a_processor_stands_a_centre_far_away():
+    x = (_normal(2, 64, 64, 8) + 300).astype(jnp.float32)
+    exact = np.asarray(x, np.float64)
+    ones = jnp.ones(8, jnp.float32)
+    _, mean, var = ops.normalize(x, ones, ones, 0 * ones, "cpu")
+    np.testing.assert_allclose(mean, exact.mean((0, 1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(var, exact.var((0, 1, 2)), rtol=1e-5)

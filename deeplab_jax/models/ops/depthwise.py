@@ -40,10 +40,7 @@ def _depthwise_forward(
 def _depthwise_backward(dilation: int, platform: str, residuals: Arrays, g: jax.Array) -> Arrays:
     x, kernel = residuals
     dx = depthwise_conv3x3(g, kernel[::-1, ::-1], dilation, platform)
-    if platform != "cpu":
-        gradient = _depthwise_kernel_by_taps
-    else:
-        gradient = _depthwise_kernel_by_rows if dilation == 1 else _depthwise_kernel_by_rectangles
+    gradient = _depthwise_kernel_by_rows if platform == "cpu" else _depthwise_kernel_by_taps
     return dx, gradient(x, g, dilation).astype(kernel.dtype)
 
 
@@ -96,15 +93,6 @@ def _depthwise_kernel_by_taps(x: jax.Array, g: jax.Array, dilation: int) -> jax.
     """Nine reductions, which accelerators fuse."""
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     sums = [jnp.sum((tap * g).astype(dtype), axis=(0, 1, 2)) for tap in taps(x, dilation)]
-    return jnp.stack(sums).reshape(3, 3, 1, -1)
-
-
-def _depthwise_kernel_by_rectangles(x: jax.Array, g: jax.Array, dilation: int) -> jax.Array:
-    """Nine reductions over the pixels that each tap sees."""
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
-    sums = [jnp.zeros(x.shape[-1], dtype)] * 9
-    for i, j, source, target in _rectangles(x.shape, dilation):
-        sums[3 * i + j] = jnp.sum((x[source] * g[target]).astype(dtype), (0, 1, 2))
     return jnp.stack(sums).reshape(3, 3, 1, -1)
 
 
