@@ -31,6 +31,7 @@ VERBS = {
     "report": "write a page about an evaluation: classes, images, confusions, curves",
     "goodput": "where the wall time of a run went: steps, waiting, lost work, stopped",
     "reproduce": "repeat the first steps of a run and compare their losses",
+    "selftest": "compare the numbers of this jax and these devices with PyTorch's: a minute",
     "doctor": "check a data set before training, and propose a recipe",
     "demo": "draw a small data set, train on it, evaluate, predict: minutes on a CPU",
     "recipes": "list the recipes that come with the package, or copy one for editing",
@@ -53,7 +54,7 @@ _OTHERS = {"infer": "predict", "inference": "predict", "segment": "predict", "te
            "check": "doctor", "export": "convert to-pytorch", "version": "--version",
            "-V": "--version", "-v": "--version"}  # fmt: skip
 _OF_DATA = ("--config.data.", "--config.model.num_classes=")  # what the doctor looks at
-_ROOMS = ("demo", "doctor", "report")  # verbs that are folders; their `main` is in `__main__`
+_ROOMS = ("demo", "doctor", "report", "selftest")  # folders, with `main` in `__main__`
 # Groups whose verbs are one module; its `main` takes the verb as the first argument.
 _GROUPS = {
     "config": "deeplab_jax.config.__main__",
