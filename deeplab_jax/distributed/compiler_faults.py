@@ -104,7 +104,7 @@ def refuse(mesh: Mesh, what: str) -> None:
         expected, got = fault.shows()
         if is_wrong(expected, got):
             found = f"{what} contains {fault.name}, which goes wrong here ({fault.source}):"
-            found += f" expected {expected:.0f}, got {got:.0f}"
+            found += f" expected {expected:.10g}, got {got:.10g}"
             raise ConfigError(f"jaxlib {jaxlib_version}", found, fault.fix)
 
 

@@ -41,14 +41,14 @@ def main(argv: list[str]) -> None:
     cluster.initialize(args.coordinator, args.num_processes, args.process_id)
     from deeplab_jax.selftest.run import run
 
-    failed = run(overrides)
-    seconds = time.perf_counter() - began
+    where, failed = run(overrides)
     if failed:
-        again = shlex.join(["deeplab", "selftest", *overrides])
+        command = shlex.join(["deeplab", "selftest", *overrides])
         first = failed[0]
-        more = f" ({len(failed)} checks failed)" if len(failed) > 1 else ""
-        raise NumericError(f"{again}: {first.name}", f"{first.text}{more}", first.fix)
-    print(f"passed in {seconds:.0f} s")
+        more = f" (first of {len(failed)} checks that failed)" if len(failed) > 1 else ""
+        where = f"{command} on {where}: {first.name}"
+        raise NumericError(where, f"{first.text}{more}", first.fix)
+    print(f"passed in {time.perf_counter() - began:.0f} s")
 
 
 if __name__ == "__main__":

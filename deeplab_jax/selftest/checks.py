@@ -35,14 +35,21 @@ class Tolerance(NamedTuple):
     logits: float
     loss: float
     gradient: float  # of all parameters together
-    leaf: float  # of the gradient of one parameter, or of one running statistic
+    leaf: float  # of the gradient of one parameter
+    statistics: float  # of one running mean or variance
     change: float  # of the parameters' change in three steps
+    least: float  # share of the whole's norm that the error of a smaller array is relative to
 
 
+# In float32 PyTorch's own numbers for this network differ from its float64 ones by 3e-7 (logits),
+# 7e-8 (loss), 7e-7 (gradient), 2e-4 (one parameter's gradient) and 6e-5 (change, a difference of
+# float32 numbers), ours on a processor by as much. Other devices add in another order: the limits
+# are 5 to 100 times that. Bfloat16 has 8 bits instead of 24, so 65,000 times the rounding; ours on
+# a processor are 8e-3, 3e-4, 4e-3, 5e-1 (a gradient that is itself a small difference) and 3e-3.
 TOLERANCES = {
-    "float64": Tolerance(1e-9, 1e-9, 1e-9, 1e-8, 1e-8),
-    "float32": Tolerance(1e-4, 1e-5, 1e-3, 1e-2, 1e-3),
-    "bfloat16": Tolerance(1e-1, 1e-2, 3e-1, 5e-1, 3e-1),
+    "float64": Tolerance(1e-9, 1e-9, 1e-9, 1e-8, 1e-9, 1e-9, 1e-3),
+    "float32": Tolerance(5e-6, 1e-6, 5e-5, 5e-3, 2e-5, 1e-3, 1e-3),
+    "bfloat16": Tolerance(5e-2, 3e-3, 5e-2, 3e-1, 5e-2, 5e-2, 1e-2),
 }
 
 
@@ -134,8 +141,8 @@ def run(programs: Programs) -> Iterator[Result]:
     is_drawn = drawn == expected["checksum"]
     text = f"checksum of weights and batch {drawn}, expected {expected['checksum']}"
     yield Result("weights", is_drawn, text, "install the numpy that pyproject.toml names")
-    yield from _faults(programs)
-    yield _differences_of_fusion()
+    yield from known_faults(programs)
+    yield fused_operations()
     logits = np.asarray(programs.logits(programs.folded, *programs.batch))
     yield _compare("logits", expected["logits"], network.sketch("logits", logits), limit.logits)
 
@@ -144,10 +151,11 @@ def run(programs: Programs) -> Iterator[Result]:
     records.append(first)
     once = jax.device_get(state)
     again, second = programs.step(programs.start(), *programs.batch)
-    differing = _differing(once | {"metrics": first}, again | {"metrics": second})
+    is_same = determinism(once | {"metrics": first}, again | {"metrics": second})
     yield from _gradients(programs, once, expected, limit)
     statistics = network.sketches(once["batch_stats"])
-    yield _worst("statistics", expected["statistics"], statistics, limit.leaf)
+    known = expected["statistics"]
+    yield _worst("statistics", known, statistics, limit.statistics, limit.least)
     while len(records) < network.STEPS:
         state, metrics = programs.step(state, *programs.batch)
         records.append(metrics)
@@ -157,34 +165,36 @@ def run(programs: Programs) -> Iterator[Result]:
     yield _compare(
         "three steps", expected["change"], network.sketch("change", change), limit.change
     )
-    text = "the same step twice is equal bit for bit"
-    if differing:
-        text = f"the same step twice differs in {len(differing)} arrays, such as {differing[0]}"
-    yield Result("determinism", not differing, text, _DETERMINISM)
+    yield is_same
     if programs.mesh.size > 1:
-        yield _devices(programs.mesh, state)
+        yield devices_agree(programs.mesh, state)
 
 
-def _faults(programs: Programs) -> Iterator[Result]:
+def known_faults(programs: Programs) -> Iterator[Result]:
     """Yields a result for each known fault of this platform's compiler."""
     for fault in compiler_faults.of_platform(programs.mesh.devices.flat[0].platform):
         expected, got = fault.shows()
         name, text = (
             f"compiler, {fault.source}",
-            f"{fault.name}: expected {expected:.0f}, got {got:.0f}",
+            f"{fault.name}: expected {expected:.10g}, got {got:.10g}",
         )
         if not compiler_faults.is_wrong(expected, got):
             yield Result(name, True, f"{fault.name} is right")
             continue
-        text = f"{fault.name}: expected {expected:.0f}, got {got:.0f}"
+        text = f"{fault.name}: expected {expected:.10g}, got {got:.10g}"
         found = [what for what, program in programs.texts().items() if fault.is_in(program)]
         if found:
-            yield Result(name, False, f"{text}; {' and '.join(found)} contain it", fault.fix)
+            yield Result(
+                name,
+                False,
+                f"{text}; {' and '.join(found)} contain{'s' * (len(found) == 1)} it",
+                fault.fix,
+            )
         else:
             yield Result(name, True, f"note: {text}; no program of deeplab contains it")
 
 
-def _differences_of_fusion() -> Result:
+def fused_operations() -> Result:
     """Compares products over three channels, their norm, their mean and the loss with unfused ones.
 
     The maps have more rows than a block of the library that the fault is in.
@@ -212,7 +222,7 @@ def _differences_of_fusion() -> Result:
     return Result("fused operations", bool(found <= limit), text, _WRONG)
 
 
-def _devices(mesh: Mesh, state: State) -> Result:
+def devices_agree(mesh: Mesh, state: State) -> Result:
     """Compares the copies of the state that the devices of this host hold, bit for bit."""
     odd = dict[str, str]()
     for path, leaf in by_path(state).items():
@@ -240,9 +250,12 @@ def flat(tree: Mapping[str, Any]) -> np.ndarray:
     return np.concatenate([np.ravel(leaves[path]).astype(np.float64) for path in sorted(leaves)])
 
 
-def error(expected: list[float], got: list[float]) -> float:
-    """Returns the relative error that two sketches show; infinite if not finite."""
-    scale = max(expected[0], 1e-30)
+def error(expected: list[float], got: list[float], least: float = 1e-30) -> float:
+    """Returns the error that two sketches show; infinite if not finite.
+
+    It is relative to the expected norm, or to `least` where that is greater.
+    """
+    scale = max(expected[0], least)
     by_norm = abs(got[0] - expected[0])
     by_signs = np.sqrt(np.mean(np.square(np.subtract(got[1:], expected[1:]))))
     found = max(by_norm, float(by_signs)) / scale
@@ -258,10 +271,15 @@ def _compare(name: str, expected: list[float], got: list[float], limit: float) -
 
 
 def _worst(
-    name: str, expected: Mapping[str, list[float]], got: Mapping[str, list[float]], limit: float
+    name: str,
+    expected: Mapping[str, list[float]],
+    got: Mapping[str, list[float]],
+    limit: float,
+    least: float,
 ) -> Result:
     """Compares every array; the worst is told."""
-    errors = {path: error(value, got[path]) for path, value in expected.items()}
+    least *= _norm(expected)
+    errors = {path: error(value, got[path], least) for path, value in expected.items()}
     worst = max(errors, key=lambda path: errors[path])
     wrong = sum(value > limit for value in errors.values())
     text = f"largest relative error {errors[worst]:.1e} of {len(errors)} arrays ({worst})"
@@ -284,15 +302,18 @@ def _gradients(
         for path, v in trace.items()
     }
     sketches = expected["gradient"]
-    total = np.sqrt(sum(value[0] ** 2 for value in sketches.values()))
+    total = _norm(sketches)
     squares = (error(sketches[path], got[path]) * sketches[path][0] for path in sketches)
     found = float(np.sqrt(sum(square**2 for square in squares))) / total
-    norm = np.sqrt(sum(value[0] ** 2 for value in got.values()))
     text = f"relative error {found:.1e}, allowed {limit.gradient:.0e}"
     if not found <= limit.gradient:
-        text += f": expected norm {total:.6g}, got {norm:.6g}"
+        text += f": expected norm {total:.6g}, got {_norm(got):.6g}"
     yield Result("gradient", found <= limit.gradient, text, _WRONG)
-    yield _worst("gradient of each layer", sketches, got, limit.leaf)
+    yield _worst("gradient of each layer", sketches, got, limit.leaf, limit.least)
+
+
+def _norm(sketches: Mapping[str, list[float]]) -> float:
+    return float(np.sqrt(sum(value[0] ** 2 for value in sketches.values())))
 
 
 def _loss(name: str, expected: list[float], got: list[float], limit: float) -> Result:
@@ -305,7 +326,12 @@ def _loss(name: str, expected: list[float], got: list[float], limit: float) -> R
     return Result(name, max(errors) <= limit, text, _WRONG)
 
 
-def _differing(one: Any, other: Any) -> list[str]:
+def determinism(one: Mapping[str, Any], other: Mapping[str, Any]) -> Result:
+    """Compares what the same step left twice, bit for bit."""
     pairs = by_path(jax.device_get(one)), by_path(jax.device_get(other))
-    return [path for path, value in pairs[0].items()
-            if np.asarray(value).tobytes() != np.asarray(pairs[1][path]).tobytes()]  # fmt: skip
+    bits = [{path: np.asarray(leaf).tobytes() for path, leaf in pair.items()} for pair in pairs]
+    differing = [path for path, value in bits[0].items() if value != bits[1][path]]
+    text = "the same step twice is equal bit for bit"
+    if differing:
+        text = f"the same step twice differs in {len(differing)} arrays, such as {differing[0]}"
+    return Result("determinism", not differing, text, _DETERMINISM)

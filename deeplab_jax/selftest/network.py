@@ -5,6 +5,10 @@ last layer's 2 and 4 stay inside maps of 20 x 21 pixels, the last layer has 128 
 resized by whole factors and columns by others, one picture is padded, and the loss has groups whose
 valid pixels differ. Dropout is off.
 
+Norms shift by one to two of what they scale by a half, so that few values lie near zero, where
+rounding decides whether ReLU lets the gradient through: otherwise a float32 gradient is off by a
+percent in PyTorch too.
+
 Draws use the raw 64-bit words of PCG64, which no version of NumPy may change.
 """
 
@@ -21,7 +25,7 @@ from deeplab_jax.utils.trees import by_path
 
 DEPTH, BATCH, STEPS, TOTAL = 18, 8, 3, 10
 HEIGHT, WIDTH, CLASSES = 160, 164, 7
-_BLOCK = 8  # pixels a side, of one colour or class
+_BLOCK = 16  # pixels a side, of one colour or class
 _PROJECTIONS = 8
 
 
@@ -49,20 +53,26 @@ def draw(path: str, shape: tuple[int, ...]) -> np.ndarray:
     unit = _uniform(path, shape)
     if path.endswith("kernel"):
         scale = 0.25 if "classifier" in path else 1.0
-        return scale * np.sqrt(6 / np.prod(shape[:3])) * (2 * unit - 1)
-    if path.endswith(("mean", "bias")):
-        return 0.2 * (2 * unit - 1)
-    low = 0.1 if path.endswith("conv2/norm/scale") else 0.5  # so that depth does not blow up
-    return low + unit
+        # Without a sum, so that the common shift of all channels does not reach the next mean.
+        return scale * np.sqrt(6 / np.prod(shape[:3])) * 2 * (unit - unit.mean((0, 1, 2)))
+    if path.endswith("norm/scale"):
+        return 0.3 + 0.4 * unit
+    if path.endswith("norm/bias"):  # values near the kink of ReLU are few: see the docstring
+        return 1 + unit
+    return 0.5 + unit if path.endswith("var") else 0.2 * (2 * unit - 1)
 
 
 def batch() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns uint8 images (B, H, W, 3), uint8 labels (B, H, W) and int32 boxes (B, 4)."""
     blocks = (BATCH, -(-HEIGHT // _BLOCK), -(-WIDTH // _BLOCK))
+    labels = _grown((CLASSES * _uniform("labels", blocks) ** 2).astype(np.uint8))
+    # A class has its colour: the gradients of pixels would otherwise cancel, but for rounding.
+    colours = _uniform("colours", (CLASSES, 3))[labels]
     coarse = _grown(_uniform("image/coarse", (*blocks, 3)))
     fine = _uniform("image/fine", (BATCH, HEIGHT, WIDTH, 3))
-    images = (200 * coarse + 55 * fine).astype(np.uint8)
-    labels = _grown((CLASSES * _uniform("labels", blocks)).astype(np.uint8))
+    # Pictures differ in brightness, so that the norm after the mean of each divides by no rounding.
+    light = np.linspace(0.25, 1, BATCH).reshape(-1, 1, 1, 1)
+    images = (light * (155 * colours + 60 * coarse + 40 * fine)).astype(np.uint8)
     labels[_uniform("ignored", labels.shape) < 0.1] = 255
     boxes = np.tile(np.array([[0, 0, HEIGHT, WIDTH]], np.int32), (BATCH, 1))
     boxes[1] = 16, 10, HEIGHT - 24, WIDTH - 30

@@ -12,8 +12,8 @@ from deeplab_jax.selftest import checks, network
 from deeplab_jax.utils import compile_cache
 
 
-def run(overrides: Sequence[str]) -> list[checks.Result]:
-    """Runs all checks and prints a line for each; returns those that failed.
+def run(overrides: Sequence[str]) -> tuple[str, list[checks.Result]]:
+    """Runs all checks and prints a line for each; returns the devices in words, and what failed.
 
     Args:
       overrides: "--config.model.dtype=..." and "--config.mesh.spatial=...".
@@ -32,6 +32,7 @@ def run(overrides: Sequence[str]) -> list[checks.Result]:
     if jax.process_count() > 1:
         devices = jax.devices()  # every host has a part
     mesh = mesh_lib.mesh_of(config, devices)
+    where = f"{checks.where(mesh)}, {config.model.dtype}"
     print(f"{selftest_record.describe(config.model.dtype)}; {checks.where(mesh)}", flush=True)
     failed = []
     for result in checks.run(checks.Programs(config, mesh)):
@@ -39,4 +40,4 @@ def run(overrides: Sequence[str]) -> list[checks.Result]:
         failed += [] if result.is_good else [result]
     if hosts.is_primary():
         selftest_record.keep(config.model.dtype, [result.name for result in failed])
-    return failed
+    return where, failed
