@@ -7,7 +7,7 @@ network of `deeplab evaluate` and `predict`.
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -108,7 +108,7 @@ class Programs:
         self.folded = fold_batch_norm(self.variables)
 
         def logits(variables: Any, image: jax.Array, label: jax.Array, box: jax.Array) -> jax.Array:
-            output: Output = folded.apply(variables, preprocess(image, label, box)[0])
+            output = cast(Output, folded.apply(variables, preprocess(image, label, box)[0]))
             return output.logits
 
         network_of = jax.jit(

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from deeplab_jax.distributed import selftest_record
@@ -32,7 +34,7 @@ def test_file_that_cannot_be_read_is_none(folder, narrow_config, content):
     path.write_bytes(content.encode("utf-8", "surrogateescape"))
     (note,) = selftest_record.notes(narrow_config())
     assert "has not run" in note
-    path.write_text('{"%s": {"failed": 3}}' % selftest_record.describe("float32"))
+    path.write_text(json.dumps({selftest_record.describe("float32"): {"failed": 3}}))
     assert len(selftest_record.notes(narrow_config())) == 1
 
 
