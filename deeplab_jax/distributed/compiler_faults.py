@@ -1,8 +1,9 @@
 """Known faults of compilers: how one shows, and whether a compiled program contains its pattern.
 
-jax-ml/jax#39103: XLA of jaxlib 0.10.2 and 0.11.0 hands some operations on processors to a library,
-as a "ynn fusion". Where one such fusion holds a matrix product of three terms and a sum over its
-result, rows beyond the 32768th (float32) are other rows' sums. Fusions of one alone are right.
+jax-ml/jax#39103: XLA of jaxlib 0.10.2 hands some operations on processors to a library, as a "ynn
+fusion". Where one such fusion holds a matrix product of three terms and a sum over its result, rows
+beyond the 32768th (float32) are other rows' sums. Fusions of one alone are right, and so is jaxlib
+0.12.0.1. Jaxlib 0.11.0 was not tried.
 """
 
 import re

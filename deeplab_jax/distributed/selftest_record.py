@@ -37,7 +37,7 @@ def keep(dtype: str, failed: list[str]) -> None:
 def notes(config: Config) -> list[str]:
     """Returns a line where the self-test has not passed for a run's versions, device and dtype.
 
-    None where it has, and where no result can be kept (`DEEPLAB_COMPILE_CACHE=off`).
+    None of them where it has, and where no result can be kept (`DEEPLAB_COMPILE_CACHE=off`).
     """
     path = _path()
     if path is None:
