@@ -90,6 +90,8 @@ def norm_of_each_device(monkeypatch):
     mesh = mesh_lib.make_mesh(network.BATCH)
 
     def wrong(*arguments):
+        if arguments[0].shape[0] % network.BATCH:  # not the step's
+            return normalize(*arguments)
         split = P(mesh_lib.DATA_AXIS)
         each = jax.shard_map(normalize, mesh=mesh, in_specs=(split, P(), P(), P()),
                              out_specs=(split, P(), P()), check_vma=False)  # fmt: skip
