@@ -32,6 +32,7 @@ VERBS = {
     "goodput": "where the wall time of a run went: steps, waiting, lost work, stopped",
     "reproduce": "repeat the first steps of a run and compare their losses",
     "bench": "time training, inference and reading on this machine, beside PyTorch",
+    "selftest": "compare the numbers of this jax and these devices with PyTorch's: a minute",
     "doctor": "check a data set before training, and propose a recipe",
     "demo": "draw a small data set, train on it, evaluate, predict: minutes on a CPU",
     "recipes": "list the recipes that come with the package, or copy one for editing",
@@ -55,7 +56,7 @@ _OTHERS = {"infer": "predict", "inference": "predict", "segment": "predict", "te
            "-V": "--version", "-v": "--version", "benchmark": "bench",
            "profile": "bench", "speed": "bench"}  # fmt: skip
 _OF_DATA = ("--config.data.", "--config.model.num_classes=")  # what the doctor looks at
-_ROOMS = ("demo", "doctor", "report")  # verbs that are folders; their `main` is in `__main__`
+_ROOMS = ("demo", "doctor", "report", "selftest")  # folders, with `main` in `__main__`
 # Groups whose verbs are one module; its `main` takes the verb as the first argument.
 _GROUPS = {
     "config": "deeplab_jax.config.__main__",

@@ -22,7 +22,7 @@ ORDER = (
     {"evaluation"},
     {"training"},
     {"dry_run", "doctor", "demo"},
-    {"account", "benchmark"},
+    {"account", "benchmark", "selftest"},
     {"report"},
     {"cli"},
     {"convert"},

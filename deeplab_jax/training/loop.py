@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from deeplab_jax import checkpoint
 from deeplab_jax.config import Config
 from deeplab_jax.data import TrainBatch
-from deeplab_jax.distributed import hosts
+from deeplab_jax.distributed import compiler_faults, hosts, selftest_record
 from deeplab_jax.distributed import mesh as mesh_lib
 from deeplab_jax.distributed.replicas import Replicas
 from deeplab_jax.errors import (
@@ -94,7 +94,8 @@ def train(
 
     Raises:
       ConfigError: a value cannot be used, or differs from the continued run's; another process
-        trains in `workdir`; or `restart`, and a step is good.
+        trains in `workdir`; `restart`, and a step is good; or the compiled step contains a known
+        fault of this jaxlib.
       CheckpointError: what the run starts from cannot be used; or steps were saved, and none is
         good.
       DataError: a data set or sample cannot be used; the state was saved.
@@ -113,16 +114,14 @@ def train(
         if setup.step is not None and setup.start < setup.plan.total:
             print(f"continuing at step {setup.start} of {setup.plan.total}", flush=True)
         if setup.is_done:
-            print(
-                f"already finished: {setup.workdir} holds step {setup.start} of {setup.plan.total}",
-                flush=True,
-            )
+            what = f"{setup.workdir} holds step {setup.start} of {setup.plan.total}"
+            print(f"already finished: {what}", flush=True)
             # A kill may have cut off the end of the log.
             left_out = setup.saved.left_out if setup.saved else ()
             with closing(JsonLog(_log_path(setup), setup.start, left_out)) as log:
                 return log_end(log, state)
         note_start(setup, began)
-        print(describe(setup), flush=True)
+        print(*selftest_record.notes(setup.config), describe(setup), sep="\n", flush=True)
         with nullcontext(stop) if stop else remembered() as signals:
             return Run(setup, state, signals).go(began)
 
@@ -260,6 +259,7 @@ class Run:
         with ExitStack() as stack:
             if self.first is None:
                 self.first = step
+                stack.callback(compiler_faults.refuse, self.setup.mesh, "the training step")
                 stack.enter_context(compile_cache.compiling("the training step", is_told=True))
             return self.train_step(state, *on_device[1:])
 

@@ -32,21 +32,27 @@ def enable() -> Path | None:
     environment variable `DEEPLAB_COMPILE_CACHE` names; "off" switches the cache off. An unusable
     folder is no error; if the variable names it, a line on standard error says so.
     """
-    choice = os.environ.get(VARIABLE, "")
-    if choice.lower() in _OFF or jax.config.values["jax_compilation_cache_dir"]:
-        return None
-    try:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        folder = Path(choice) if choice else home / "deeplab_jax" / "xla"
-        folder = _make_private(folder.absolute() / _machine())
-    except (OSError, RuntimeError) as error:  # no home, a full disk, another's folder
-        if choice:
-            print(f"compile cache {choice} is not used: {error}", file=sys.stderr)
+    if jax.config.values["jax_compilation_cache_dir"] or (folder := own_folder()) is None:
         return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     return folder
+
+
+def own_folder() -> Path | None:
+    """Returns the folder of `enable`, made if missing; None where it is off or not usable."""
+    choice = os.environ.get(VARIABLE, "")
+    if choice.lower() in _OFF:
+        return None
+    try:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = Path(choice) if choice else home / "deeplab_jax" / "xla"
+        return _make_private(folder.absolute() / _machine())
+    except (OSError, RuntimeError) as error:  # no home, a full disk, another's folder
+        if choice:
+            print(f"compile cache {choice} is not used: {error}", file=sys.stderr)
+        return None
 
 
 def is_on() -> bool:

@@ -51,6 +51,8 @@ ELSEWHERE = {
     " hours",
     r"python scripts/bench_input\.py |scripts/bench_input\.py ": "tests/scripts/"
     "test_bench_input.py, on few images",
+    r"deeplab selftest": "tests/selftest/test_checks.py, in parts, and whole in test_run.py",
+    r"(PYTHON=\S+ )?scripts/gpu_evidence\.sh": "tests/scripts/test_gpu_evidence.py, as a rehearsal",
     r"deeplab bench": "tests/benchmark/test_run.py, on a tiny network",
     r"python docs/write_performance\.py": "tests/docs/test_write_performance.py",
     r"python scripts/bench_checkpoint\.py": "not run by a test: it times",

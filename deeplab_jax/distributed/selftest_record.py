@@ -1,0 +1,66 @@
+"""The result of `deeplab selftest`, kept in the folder of the compile cache."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jax
+from jaxlib.version import __version__ as jaxlib_version
+
+from deeplab_jax import __version__
+from deeplab_jax.config import Config
+from deeplab_jax.utils import compile_cache
+from deeplab_jax.utils.atomic import atomic_write
+
+
+def describe(dtype: str) -> str:
+    """Returns what a result holds for: versions, kind of device, dtype."""
+    versions = f"deeplab_jax {__version__}, jax {jax.__version__}, jaxlib {jaxlib_version}"
+    return f"{versions}, {jax.devices()[0].device_kind}, {dtype}"
+
+
+def keep(dtype: str, failed: list[str]) -> None:
+    """Keeps the names of the checks that failed; nothing where there is no folder for it."""
+    path = _path()
+    if path is None:
+        return
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    results = _read(path) | {describe(dtype): {"date": date, "failed": failed}}
+    try:
+        with atomic_write(path) as file:
+            file.write(json.dumps(results, indent=1).encode())
+    except OSError:  # a full disk: the next run says that the self-test has not passed
+        return
+
+
+def notes(config: Config) -> list[str]:
+    """Returns a line where the self-test has not passed for a run's versions, device and dtype.
+
+    None of them where it has, and where no result can be kept (`DEEPLAB_COMPILE_CACHE=off`).
+    """
+    path = _path()
+    if path is None:
+        return []
+    what = describe(config.model.dtype)
+    command = f"deeplab selftest --config.model.dtype={config.model.dtype}"
+    try:
+        failed = ", ".join(map(str, _read(path)[what]["failed"]))
+    except (KeyError, TypeError):  # not there, or not what `keep` wrote
+        return [f"note: the self-test has not run for {what}; it takes a minute: {command}"]
+    if not failed:
+        return []
+    return [f"warning: the self-test failed for {what}: {failed}; see {command}"]
+
+
+def _path() -> Path | None:
+    folder = compile_cache.own_folder()
+    return None if folder is None else folder / "selftest.json"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,1 @@
+"""`deeplab selftest`: a narrow network against PyTorch's float64 numbers, on the devices here."""
