@@ -54,9 +54,14 @@ def test_this_machine_passes(compile_quickly, capsys, overrides):
     assert ("(data 2, spatial 2)" in out) == (SPLIT in overrides)
 
 
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_fused_operations_have_the_forms_of_a_platform(platform):
+    assert checks.fused_operations(platform).is_good
+
+
 def gradient_of_dilated_kernel(monkeypatch):
     """A gradient form that forgets two percent, in one layer."""
-    conv = ops.conv
+    conv3x3 = ops.conv3x3
 
     @jax.custom_vjp
     def same(kernel):
@@ -64,10 +69,10 @@ def gradient_of_dilated_kernel(monkeypatch):
 
     same.defvjp(lambda kernel: (kernel, None), lambda _, g: (0.98 * g,))
 
-    def wrong(x, kernel, stride=1, dilation=1, *rest):
-        return conv(x, same(kernel) if dilation == 4 else kernel, stride, dilation, *rest)
+    def wrong(x, kernel, stride, dilation, *rest):
+        return conv3x3(x, same(kernel) if dilation == 4 else kernel, stride, dilation, *rest)
 
-    monkeypatch.setattr(ops, "conv", wrong)
+    monkeypatch.setattr(ops, "conv3x3", wrong)
     return "gradient", "gradient of each layer"
 
 
@@ -90,12 +95,17 @@ def norm_of_each_device(monkeypatch):
     mesh = mesh_lib.make_mesh(network.BATCH)
 
     def wrong(*arguments):
-        if arguments[0].shape[0] % network.BATCH:  # not the step's
-            return normalize(*arguments)
+        *arrays, platform = arguments
+
+        def plain(*arrays):
+            return normalize(*arrays, platform)
+
+        if arrays[0].shape[0] % network.BATCH:  # not the step's
+            return plain(*arrays)
         split = P(mesh_lib.DATA_AXIS)
-        each = jax.shard_map(normalize, mesh=mesh, in_specs=(split, P(), P(), P()),
+        each = jax.shard_map(plain, mesh=mesh, in_specs=(split, P(), P(), P()),
                              out_specs=(split, P(), P()), check_vma=False)  # fmt: skip
-        return each(*arguments)
+        return each(*arrays)
 
     monkeypatch.setattr(ops, "normalize", wrong)
     return "gradient", "statistics", "loss_main"
