@@ -88,7 +88,11 @@ class Training:
             assert isinstance(output, Output)
             weights = row_weights(labels, train.loss_groups)
             losses = segmentation_loss(
-                *output, labels, weights=weights, aux_weight=train.aux_weight
+                *output,
+                labels,
+                weights=weights,
+                aux_weight=train.aux_weight,
+                platform=self.model.policy.platform,
             )
             return output.logits, losses["loss"]
 
@@ -175,13 +179,18 @@ def segment(segmenter: Segmenter, files: Sequence[Path]) -> list[np.ndarray]:
     return labels
 
 
+def has_data(config: Config) -> bool:
+    """Tells whether the recipe's own data are read: they are there, or are no plain folder."""
+    return config.data.source != "folder" or Path(config.data.root).is_dir()
+
+
 def training_data(config: Config, drawn: Path) -> tuple[Dataset, Config, str]:
     """Returns the recipe's training split if it is there, else that of drawn pictures.
 
     With it come the recipe, for the drawn pictures where it is those, and the words for it.
     """
     data = config.data
-    if data.source != "folder" or Path(data.root).is_dir():
+    if has_data(config):
         return open_dataset(data, config.model.num_classes, data.train_split), config, data.root
     plain = type(data)(
         root=str(drawn), crop_size=data.crop_size, resize_base=data.resize_base,

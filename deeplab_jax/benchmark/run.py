@@ -241,7 +241,7 @@ class Bench:
 
     def _input(self, row: Row, facts: dict[str, Any], folder: Path, step: float | None) -> None:
         batch = row.config.train.batch_size
-        if not Path(row.config.data.root).is_dir():
+        if not ours.has_data(row.config):
             draw_pictures(folder, max(_READ, batch), num_classes=row.config.model.num_classes)
         dataset, config, facts["source"] = ours.training_data(row.config, folder)
         each, rounds = -(-_READ // batch), facts["rounds"]
