@@ -83,7 +83,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     environment = _environment(args.rehearse, output)
     _check_machine(environment, args.rehearse)
-    output.mkdir(parents=True, exist_ok=True)
     lock = _locked(output)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     camvid = str(Path(args.camvid).absolute()) if args.camvid else ""
@@ -251,8 +250,13 @@ def _check_machine(environment: dict[str, str], is_rehearsal: bool) -> None:
 
 
 def _locked(output: Path) -> Any:
-    """Returns an open file whose lock tells that this folder is written to."""
-    lock = (output / ".lock").open("w")
+    """Returns an open file whose lock tells that this folder, made if missing, is written to."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        lock = (output / ".lock").open("w")
+    except OSError as error:
+        what = f"it cannot be written to ({error.strerror})"
+        _refuse(f"--output={output}", what, "give another folder")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

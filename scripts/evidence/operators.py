@@ -147,7 +147,7 @@ def _resize(box: Box, side: int, channels: int) -> Operator:
     return Operator(
         shapes=[shape],
         forms={
-            "ours": lambda x: ops.resize_bilinear(x, size),
+            "ours": lambda x: ops.resize_bilinear(x, size, _policy().platform),
             "lax": lambda x: jax.image.resize(
                 x, (shape[0], *size, channels), "linear", antialias=False
             ),
@@ -163,7 +163,8 @@ def _norm(box: Box, side: int, channels: int) -> Operator:
 
     def ours(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
         scale, bias = scale.astype(jnp.float32), bias.astype(jnp.float32)
-        return jax.nn.relu(ops.normalize(x, scale, bias, jnp.zeros(channels), "gpu")[0])
+        centre, platform = jnp.zeros(channels), _policy().platform
+        return jax.nn.relu(ops.normalize(x, scale, bias, centre, platform)[0])
 
     def plain(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
         wide = x.astype(jnp.float32)
@@ -184,14 +185,16 @@ def _norm(box: Box, side: int, channels: int) -> Operator:
 
 
 def _loss(box: Box, side: int, classes: int) -> Operator:
-    """The loss of both heads, on logits in float32 at an eighth and a quarter of the size."""
+    """The float32 loss of both heads, whose logits have a quarter and a sixteenth of the size."""
     functional = pytorch().nn.functional
 
     batch, size = _batch(box), (4 * side, 4 * side)
     labels = jax.random.randint(jax.random.key(1), (batch, *size), 0, classes)
 
     def ours(logits: jax.Array, aux: jax.Array, labels: jax.Array) -> jax.Array:
-        return segmentation_loss(logits, aux, labels, weights=row_weights(labels, 1))["loss"]
+        weights, platform = row_weights(labels, 1), _policy().platform
+        maps = logits.astype(jnp.float32), aux.astype(jnp.float32)
+        return segmentation_loss(*maps, labels, weights=weights, platform=platform)["loss"]
 
     def plain(logits: jax.Array, aux: jax.Array, labels: jax.Array) -> jax.Array:
         def entropy(x: jax.Array) -> jax.Array:

@@ -142,6 +142,15 @@ def test_a_rehearsal_and_a_card_do_not_share_a_folder(evidence, capsys, tmp_path
     assert "it holds a rehearsal - give another folder" in capsys.readouterr().err
 
 
+def test_an_output_that_is_no_folder_is_one_line(evidence, capsys, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match="2"):
+        evidence.__main__._locked(tmp_path / "file")
+    err = capsys.readouterr().err
+    assert "file: it cannot be written to (File exists) - give another folder" in err
+    assert err.count("\n") == 1
+
+
 @pytest.mark.process("starts a process to look for the card")
 def test_a_processor_is_refused(start, tmp_path):
     got = start("--output", tmp_path / "a")
