@@ -20,12 +20,12 @@ from deeplab_jax.errors import ConfigError
 
 
 class Fault(NamedTuple):
-    """A fault that some versions of a compiler have.
+    """A fault that some versions of a compiler have, or may have.
 
     Attributes:
       name: in words.
       source: the public report.
-      jaxlib: versions that have it.
+      jaxlib: versions that have it, or were not tried and may.
       platform: of the devices that it concerns.
       fix: what removes it.
       shows: computes the smallest case; returns the value that is right and the value found.

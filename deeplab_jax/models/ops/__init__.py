@@ -1,6 +1,7 @@
-"""Operations whose plain lax form is slow, in their fast form.
+"""Operations in the forms that are fast on the platforms of `ComputePolicy`.
 
-`tests/models/test_ops.py` compares each with the plain form, gradients included.
+`tests/models/` compares each with its plain lax form, gradients included: `test_ops.py`,
+`test_platforms.py`, `test_blocks.py` and `test_cross_entropy.py`.
 """
 
 from deeplab_jax.models.ops.blocks import (

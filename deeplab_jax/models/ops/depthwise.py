@@ -1,4 +1,7 @@
-"""Depthwise 3x3 convolution as shifted sums: grouped convolutions are slow everywhere."""
+"""Depthwise 3x3 convolution as shifted sums: grouped ones are slow on processors and GPUs.
+
+For TPUs see `grouped`.
+"""
 
 from collections.abc import Iterator
 from functools import partial
@@ -22,7 +25,7 @@ def depthwise_conv3x3(x: jax.Array, kernel: jax.Array, dilation: int, platform: 
       x: (B, H, W, C).
       kernel: (3, 3, 1, C).
       dilation: distance between taps, in pixels.
-      platform: as in `ComputePolicy`; picks the form of the kernel's gradient.
+      platform: as in `ComputePolicy`; picks the forms of the sums and of the kernel's gradient.
 
     Returns:
       (B, H, W, C).
