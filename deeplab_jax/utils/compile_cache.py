@@ -32,7 +32,10 @@ def enable() -> Path | None:
     environment variable `DEEPLAB_COMPILE_CACHE` names; "off" switches the cache off. An unusable
     folder is no error; if the variable names it, a line on standard error says so.
     """
-    if jax.config.values["jax_compilation_cache_dir"] or (folder := own_folder()) is None:
+    if jax.config.values["jax_compilation_cache_dir"]:
+        return None
+    folder = own_folder(is_told=True)
+    if folder is None:
         return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
@@ -40,8 +43,11 @@ def enable() -> Path | None:
     return folder
 
 
-def own_folder() -> Path | None:
-    """Returns the folder of `enable`, made if missing; None where it is off or not usable."""
+def own_folder(is_told: bool = False) -> Path | None:
+    """Returns the folder of `enable`, made if missing; None where it is off or not usable.
+
+    With `is_told`, a line on standard error says why a folder that the variable names is not used.
+    """
     choice = os.environ.get(VARIABLE, "")
     if choice.lower() in _OFF:
         return None
@@ -50,7 +56,7 @@ def own_folder() -> Path | None:
         folder = Path(choice) if choice else home / "deeplab_jax" / "xla"
         return _make_private(folder.absolute() / _machine())
     except (OSError, RuntimeError) as error:  # no home, a full disk, another's folder
-        if choice:
+        if choice and is_told:
             print(f"compile cache {choice} is not used: {error}", file=sys.stderr)
         return None
 

@@ -54,6 +54,8 @@ def test_a_folder_that_cannot_be_is_no_error(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv(compile_cache.VARIABLE, str(tmp_path / "file"))
     assert compile_cache.enable() is None
     assert "file is not used: " in capsys.readouterr().err
+    assert compile_cache.own_folder() is None
+    assert capsys.readouterr().err == ""  # told once
 
 
 def test_nobody_without_a_home_is_no_error(monkeypatch):
