@@ -55,8 +55,7 @@ def uniform_fan_in(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> 
 class BatchNorm(nn.Module):
     """Batch normalisation with PyTorch's statistics: the running variance is the unbiased one.
 
-    Under `jit` the batch is the global one: batch norm is synchronised over all devices. The
-    gradient through the statistics is hand-written, with one reduction each way.
+    Under `jit` the batch is the global one: batch norm is synchronised over all devices.
     """
 
     policy: ComputePolicy

@@ -40,8 +40,8 @@ def normalize(
       centre: (C,), about the mean, such as the running one; takes no gradient.
       platform: as in `ComputePolicy`; picks the form of the sums.
 
-    The gradient through the statistics is hand-written, with one reduction each way. Mean and
-    variance pass none on: they feed running statistics only.
+    The gradient through the statistics is hand-written, with one reduction each way, on one
+    processor two. Mean and variance pass none on: they feed running statistics only.
     """
     return _normalize_forward(x, scale, bias, centre, platform)[0]
 
