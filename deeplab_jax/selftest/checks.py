@@ -45,7 +45,7 @@ class Tolerance(NamedTuple):
 # 7e-8 (loss), 7e-7 (gradient), 2e-4 (one parameter's gradient) and 6e-5 (change, a difference of
 # float32 numbers), ours on a processor by as much. Other devices add in another order: the limits
 # are 5 to 100 times that. Bfloat16 has 8 bits instead of 24, so 65,000 times the rounding; ours on
-# a processor are 8e-3, 3e-4, 4e-3, 5e-1 (a gradient that is itself a small difference) and 3e-3.
+# a processor are 8e-3, 3e-4, 4e-3, 1e-1 (a gradient that is itself a small difference) and 3e-3.
 TOLERANCES = {
     "float64": Tolerance(1e-9, 1e-9, 1e-9, 1e-8, 1e-9, 1e-9, 1e-3),
     "float32": Tolerance(5e-6, 1e-6, 5e-5, 5e-3, 2e-5, 1e-3, 1e-3),
