@@ -90,7 +90,7 @@ def refuse(mesh: Mesh, what: str) -> None:
     """Refuses to go on where a compiled program of this process contains a fault that shows here.
 
     Does nothing but compare versions where the compiler is not known to have faults; else reads the
-    programs, in a tenth of a second. `what`, such as "the training step", is told.
+    programs, in a tenth of a second. `what`, such as "a program of this run", is told.
 
     Raises:
       ConfigError: it names the fault and the fix.

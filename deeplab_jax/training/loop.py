@@ -5,7 +5,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, nullcontext
+from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -233,9 +233,8 @@ class Run:
 
     def _steps_from(self, start: int) -> None:
         """Runs the steps after `start`, each followed by the work due after it."""
-        batch_size = self.config.train.batch_size
-        batches = mesh_lib.to_devices(self._batches(start), self.setup.mesh, batch_size)
-        with closing(batches):
+        size = self.config.train.batch_size
+        with closing(mesh_lib.to_devices(self._batches(start), self.setup.mesh, size)) as batches:
             for step in range(start + 1, self.plan.total + 1):
                 with self.account.during("input"):
                     batch, on_device = self._next(batches, is_first=step == start + 1)
@@ -256,12 +255,13 @@ class Run:
 
     def _compute(self, step: int, state: State, on_device: Any) -> tuple[State, Metrics]:
         """Starts a step on the devices, and compiles it where it is the process's first."""
-        with ExitStack() as stack:
-            if self.first is None:
-                self.first = step
-                stack.callback(compiler_faults.refuse, self.setup.mesh, "the training step")
-                stack.enter_context(compile_cache.compiling("the training step", is_told=True))
+        if self.first is not None:
             return self.train_step(state, *on_device[1:])
+        self.first = step
+        with compile_cache.compiling("the training step", is_told=True):
+            after = self.train_step(state, *on_device[1:])
+        compiler_faults.refuse(self.setup.mesh, "a program of this run")
+        return after
 
     def _keep(self, step: int | None) -> None:
         """Notes that a step is saved, or the run's start."""

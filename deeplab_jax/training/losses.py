@@ -36,9 +36,9 @@ def segmentation_loss(
     labels: jax.Array,
     *,
     weights: jax.Array,
+    platform: str,
     aux_weight: float = 0.4,
     ignore_index: int = 255,
-    platform: str = "cpu",
 ) -> dict[str, jax.Array]:
     """Computes the training loss of a batch, or of some of its rows.
 
@@ -47,9 +47,9 @@ def segmentation_loss(
       aux_logits: (B, h', w', C), resized to the labels' size here.
       labels: int (B, H, W), class ids or `ignore_index`.
       weights: (B,), `row_weights` of the whole batch; each multiplies its row's sum over pixels.
+      platform: as in `ComputePolicy`; picks the form.
       aux_weight: weight of the auxiliary head's loss.
       ignore_index: label of pixels that do not count.
-      platform: as in `ComputePolicy`; picks the form.
 
     Returns:
       Scalars "loss_main", "loss_aux" (already weighted) and their sum "loss".

@@ -33,7 +33,6 @@ _KINDS = (
     ("decoder: resize, joining", ("/decoder/",)),
     ("ASPP: joining, image pool", ("/aspp/",)),
     ("ReLU, sums, max pool of the backbone", ("DeepLabV3Plus",)),
-    ("loss", ("jvp",)),
 )
 # Of kernels that the program does not name, by words of cuDNN's and cuBLAS's.
 _NAMELESS = (

@@ -65,7 +65,7 @@ def _operators(box: Box) -> dict[str, Callable[[], Operator]]:
         "3x3 d1 256>256 at 64": lambda: dense(*of(64, 256, 256), 1),
         "3x3 d2 256>256 at 64": lambda: dense(*of(64, 256, 256), 2),
         "3x3 d4 512>512 at 64": lambda: dense(*of(64, 512, 512), 4),
-        "3x3 d1 2560>512 at 32": lambda: dense(*of(32, 2560, 512), 1),
+        "3x3 d1 2048>512 at 32": lambda: dense(*of(32, 2048, 512), 1),
         "depthwise d1 560 at 128": lambda: depthwise(*of(128, 560), 1),
         "depthwise d6 2048 at 32": lambda: depthwise(*of(32, 2048), 6),
         "depthwise d12 2048 at 32": lambda: depthwise(*of(32, 2048), 12),

@@ -236,7 +236,9 @@ def loss():
     def weighted(logits):
         weights = row_weights(labels, 1)
         scale = expected["scale"]
-        losses = segmentation_loss(logits, logits, labels, weights=weights, aux_weight=scale)
+        losses = segmentation_loss(
+            logits, logits, labels, weights=weights, platform="cpu", aux_weight=scale
+        )
         return losses["loss_aux"]
 
     value, grad = jax.value_and_grad(weighted)(logits)

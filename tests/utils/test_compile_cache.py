@@ -91,7 +91,8 @@ def test_folder_that_others_could_replace_is_not_used(monkeypatch, tmp_path, cap
         monkeypatch.setenv(compile_cache.VARIABLE, str(place))
         assert (compile_cache.enable() is not None) == is_used
         told = f"compile cache {place} is not used: others own {tmp_path / 'open'}, above it, or "
-        assert capsys.readouterr().err.startswith("" if is_used else told)
+        error = capsys.readouterr().err
+        assert error == "" if is_used else error.startswith(told)
 
 
 def test_programs_outlive_the_process(tmp_path):
