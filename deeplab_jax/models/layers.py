@@ -160,8 +160,10 @@ class Conv(nn.Module):
             return ops.conv3x3_blocks(x, kernel, self.stride, self.policy.precision)
         if self.kernel_size > 1:
             x = ops.mask_padding(x, valid_size)
-        # Other numbers of channels are laid out anew for a grouped convolution, which costs more.
-        if self.is_depthwise and self.policy.platform == "tpu" and x.shape[-1] % 128 == 0:
+        # A grouped convolution lays other numbers of channels out anew, and gathers the rows of a
+        # mesh that splits them where taps lie far apart.
+        is_grouped = self.policy.platform == "tpu" and self.dilation == 1 and x.shape[-1] % 128 == 0
+        if self.is_depthwise and is_grouped:
             return ops.depthwise_by_groups(x, kernel, self.dilation, self.policy.precision)
         if self.is_depthwise:
             return ops.depthwise_conv3x3(x, kernel, self.dilation, self.policy.platform)
