@@ -164,7 +164,7 @@ class Conv(nn.Module):
         # mesh that splits them where taps lie far apart.
         is_grouped = self.policy.platform == "tpu" and self.dilation == 1 and x.shape[-1] % 128 == 0
         if self.is_depthwise and is_grouped:
-            return ops.depthwise_by_groups(x, kernel, self.dilation, self.policy.precision)
+            return ops.depthwise_by_groups(x, kernel, self.policy.precision)
         if self.is_depthwise:
             return ops.depthwise_conv3x3(x, kernel, self.dilation, self.policy.platform)
         if self.kernel_size == 1:

@@ -4,15 +4,12 @@ import jax
 from jax import lax
 
 
-def depthwise_by_groups(
-    x: jax.Array, kernel: jax.Array, dilation: int, precision: lax.Precision
-) -> jax.Array:
-    """Convolves like `depthwise_conv3x3`.
+def depthwise_by_groups(x: jax.Array, kernel: jax.Array, precision: lax.Precision) -> jax.Array:
+    """Convolves like `depthwise_conv3x3` without dilation.
 
     Args:
       x: (B, H, W, C).
       kernel: (3, 3, 1, C).
-      dilation: distance between taps, in pixels.
       precision: precision of the products.
 
     Returns:
@@ -22,8 +19,7 @@ def depthwise_by_groups(
         x,
         kernel,
         window_strides=(1, 1),
-        padding=[(dilation, dilation)] * 2,
-        rhs_dilation=(dilation, dilation),
+        padding=[(1, 1)] * 2,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=x.shape[-1],
         precision=precision,
