@@ -68,7 +68,7 @@ class Bottleneck(nn.Module):
 
 
 class Stem(nn.Module):
-    """Three 3x3 convolutions ("deep"), or one of 7x7 ("7x7"), the first at stride 2; a max pool."""
+    """Three 3x3 convolutions ("deep"), or one of 7x7 ("7x7"); the first has stride 2."""
 
     features: int
     kind: str
@@ -76,8 +76,8 @@ class Stem(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, is_train: bool, valid_size: ValidSize = None) -> jax.Array:
-        """Returns (B, ceil(H / 4), ceil(W / 4), features)."""
-        half, in_blocks = self.features // 2, self._takes_blocks(x, is_train, valid_size)
+        """Returns (B, ceil(H / 2), ceil(W / 2), features), `in_blocks` as of `ops.to_blocks`."""
+        half, in_blocks = self.features // 2, self.in_blocks(x, is_train, valid_size)
         deep = [(half, 3), (half, 3), (self.features, 3)]
         layers = [(self.features, 7)] if self.kind == "7x7" else deep
         x = ops.to_blocks(x, 4) if in_blocks else x
@@ -87,12 +87,9 @@ class Stem(nn.Module):
                 features, self.policy, size, stride, in_blocks=in_blocks, name=f"conv{index}"
             )(x, is_train, valid_size)
             valid_size = ops.strided_size(valid_size, stride)
-        if in_blocks:
-            return ops.max_pool3x3_blocks(x)
-        # Zeros change no maximum, as ReLU leaves nothing negative.
-        return ops.max_pool3x3(ops.mask_padding(x, valid_size))
+        return x
 
-    def _takes_blocks(self, x: jax.Array, is_train: bool, valid_size: ValidSize) -> bool:
+    def in_blocks(self, x: jax.Array, is_train: bool, valid_size: ValidSize) -> bool:
         """Whether a TPU computes the stem in blocks: it pads 32 channels to 128."""
         is_training = is_train and not self.policy.freeze_batch_norm and valid_size is None
         fits = x.shape[1] % 4 == x.shape[2] % 4 == 0 and self.kind == "deep"
@@ -125,7 +122,12 @@ class ResNet(nn.Module):
         self, x: jax.Array, is_train: bool, valid_size: ValidSize = None
     ) -> tuple[jax.Array, ...]:
         """Returns the feature maps of layers 1 to 4, NHWC."""
-        x = Stem(self.width, self.stem, self.policy, name="stem")(x, is_train, valid_size)
+        stem = Stem(self.width, self.stem, self.policy, name="stem")
+        in_blocks = stem.in_blocks(x, is_train, valid_size)
+        x = stem(x, is_train, valid_size)
+        # Zeros change no maximum, as ReLU leaves nothing negative.
+        x = x if in_blocks else ops.mask_padding(x, ops.strided_size(valid_size, 2))
+        x = ops.max_pool3x3_blocks(x) if in_blocks else ops.max_pool3x3(x)
         valid_size = ops.strided_size(valid_size, 4)
         block = BasicBlock if self.depth < 50 else Bottleneck
         maps = []

@@ -76,7 +76,8 @@ def _stem(platform, **layouts):
     def loss(params, x):
         state = {**variables, "params": params}
         y, updated = model.apply(state, x, True, mutable=["batch_stats"])
-        return jnp.sum(g * y), updated
+        pool = ops.max_pool3x3 if platform != "tpu" else blocks.max_pool3x3_blocks
+        return jnp.sum(g * pool(y)), updated
 
     step = jax.jit(jax.value_and_grad(loss, has_aux=True), **layouts)
     compiled = step.lower(variables["params"], x).compile()
