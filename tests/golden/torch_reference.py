@@ -4,6 +4,7 @@ Dropout is off. Only the fixture `torch_reference` imports this file.
 """
 
 import torch  # noqa: TID251
+import torch.nn.functional as F  # noqa: F401, TID251
 from torch import nn  # noqa: F401, TID251
 
 from deeplab_jax.benchmark import pytorch
