@@ -129,14 +129,14 @@ def conv3x3_with_constant(
     y = conv3x3(x, kernel[:, :, :channels], 1, 1, precision, platform)
     values, rest = constant[:, 0, 0], kernel[:, :, channels:]
     # Wide, as the gradient of what is spread over the map is a sum over it.
-    taps = _product(values, rest, (1,), (2,), precision)  # (B, 3, 3, O)
+    seen = _product(values, rest, (1,), (2,), precision)  # (B, 3, 3, O)
     rows, columns = (
-        _reached(x.shape[1 + axis], None if valid_size is None else valid_size[:, axis], taps.dtype)
+        _reached(x.shape[1 + axis], None if valid_size is None else valid_size[:, axis], seen.dtype)
         for axis in (0, 1)
     )
-    taps = reduce(add, (rows[:, :, i, None, None] * taps[:, None, i] for i in range(3)))
-    spread = (columns[:, None, :, j, None] * taps[:, :, None, j] for j in range(3))
-    return reduce(add, spread, y.astype(taps.dtype)).astype(y.dtype)
+    seen = reduce(add, (rows[:, :, i, None, None] * seen[:, None, i] for i in range(3)))
+    spread = (columns[:, None, :, j, None] * seen[:, :, None, j] for j in range(3))
+    return reduce(add, spread, y.astype(seen.dtype)).astype(y.dtype)
 
 
 def _reached(length: int, valid: jax.Array | None, dtype: jnp.dtype) -> jax.Array:
@@ -194,8 +194,8 @@ def conv3x3_by_taps(
         return total + _product(part, weights, (3,), (0,), precision), None
 
     zeros = jnp.zeros((*x.shape[:3], kernel.shape[3]), _wide(x))
-    taps = jnp.arange(9), kernel.reshape(9, *kernel.shape[2:])
-    return lax.scan(add_tap, zeros, taps)[0].astype(x.dtype)
+    numbered = jnp.arange(9), kernel.reshape(9, *kernel.shape[2:])
+    return lax.scan(add_tap, zeros, numbered)[0].astype(x.dtype)
 
 
 def _taps_forward(
@@ -223,8 +223,8 @@ def _taps_backward(
         columns = [rows[:, :, j * dilation : j * dilation + width] for j in range(3)]
         return None, jnp.stack([_product(part, g, _PIXELS, _PIXELS, precision) for part in columns])
 
-    taps = jnp.arange(9), kernel.reshape(9, *kernel.shape[2:])
-    dx = lax.scan(input_tap, jnp.zeros(padded.shape, _wide(x)), taps)[0]
+    numbered = jnp.arange(9), kernel.reshape(9, *kernel.shape[2:])
+    dx = lax.scan(input_tap, jnp.zeros(padded.shape, _wide(x)), numbered)[0]
     dx = dx[:, dilation : dilation + height, dilation : dilation + width]
     d_kernel = lax.scan(kernel_row, None, jnp.arange(3))[1]
     return dx.astype(x.dtype), d_kernel.astype(kernel.dtype)
@@ -266,9 +266,9 @@ def _strips_backward(
         gathered = [
             part[i * d : i * d + rows, j * d : j * d + width] for i in range(3) for j in range(3)
         ]
-        taps = jnp.stack(gathered, 2).reshape(rows * width, 9 * inputs)
+        columns = jnp.stack(gathered, 2).reshape(rows * width, 9 * inputs)
         g_part = lax.dynamic_slice(g, corner, (1, rows, width, outputs)).reshape(-1, outputs)
-        return total + _product(taps, g_part, (0,), (0,), precision), None
+        return total + _product(columns, g_part, (0,), (0,), precision), None
 
     zeros = jnp.zeros((9 * inputs, outputs), _wide(x))
     total, _ = lax.scan(add_strip, zeros, jnp.arange(batch * (height // rows)))
