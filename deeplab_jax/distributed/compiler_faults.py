@@ -7,7 +7,8 @@ beyond the 32768th (float32) are other rows' sums. Fusions of one alone are righ
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import jax
@@ -86,20 +87,26 @@ def of_platform(platform: str) -> list[Fault]:
     return [fault for fault in FAULTS if fault.platform == platform]
 
 
-def refuse(mesh: Mesh, what: str) -> None:
-    """Refuses to go on where a compiled program of this process contains a fault that shows here.
+@contextmanager
+def refusing(mesh: Mesh, what: str) -> Iterator[None]:
+    """Refuses a program that the block compiles if it contains a fault that shows here.
 
     Does nothing but compare versions where the compiler is not known to have faults; else reads the
-    programs, in a tenth of a second. `what`, such as "a program of this run", is told.
+    block's programs, in a tenth of a second. `what`, such as "the training step", is told.
 
     Raises:
       ConfigError: it names the fault and the fix.
     """
     device = mesh.devices.flat[0]
-    for fault in of_platform(device.platform):
-        if jaxlib_version not in fault.jaxlib:
-            continue
-        texts = (m.to_string() for x in device.client.live_executables() for m in x.hlo_modules())
+    faults = [x for x in of_platform(device.platform) if jaxlib_version in x.jaxlib]
+    others = device.client.live_executables() if faults else []  # such as a self-test's canary
+    yield
+    if not faults:
+        return
+    known = set(map(id, others))
+    programs = [x for x in device.client.live_executables() if id(x) not in known]
+    texts = [module.to_string() for x in programs for module in x.hlo_modules()]
+    for fault in faults:
         if not any(map(fault.is_in, texts)):
             continue
         expected, got = fault.shows()

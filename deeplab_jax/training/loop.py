@@ -258,10 +258,12 @@ class Run:
         if self.first is not None:
             return self.train_step(state, *on_device[1:])
         self.first = step
-        with compile_cache.compiling("the training step", is_told=True):
-            after = self.train_step(state, *on_device[1:])
-        compiler_faults.refuse(self.setup.mesh, "a program of this run")
-        return after
+        what = "the training step"
+        with (
+            compiler_faults.refusing(self.setup.mesh, what),
+            compile_cache.compiling(what, is_told=True),
+        ):
+            return self.train_step(state, *on_device[1:])
 
     def _keep(self, step: int | None) -> None:
         """Notes that a step is saved, or the run's start."""

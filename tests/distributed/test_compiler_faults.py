@@ -34,24 +34,33 @@ def test_pattern_is_found_in_a_compiled_program(function, is_in):
 def test_run_whose_program_contains_a_fault_is_refused(monkeypatch):
     mesh = mesh_lib.make_mesh(1, jax.devices()[:1])
 
-    def refuse(**changes):
+    def compile_one(**changes):
         monkeypatch.setattr(compiler_faults, "FAULTS", (FAULT._replace(**changes),))
-        compiler_faults.refuse(mesh, "the training step")
+        with compiler_faults.refusing(mesh, "the training step"):
+            return jax.jit(lambda x: jnp.cos(x) + 3.25).lower(1.0).compile()
 
-    program = jax.jit(lambda x: jnp.cos(x) + 3.25).lower(1.0).compile()
     wrong = {
         "jaxlib": (jaxlib_version,),
         "shows": lambda: (4.0, 3.0),
         "is_in": lambda text: "constant(3.25)" in text,
     }
     with pytest.raises(ConfigError) as caught:
-        refuse(**wrong)
+        compile_one(**wrong)
     assert str(caught.value) == (
         f"jaxlib {jaxlib_version}: the training step contains {FAULT.name}, which goes wrong here"
         f" ({FAULT.source}): expected 4, got 3 - {FAULT.fix}"
     )
-    refuse(**wrong | {"jaxlib": ("0.0.1",)})
-    refuse(**wrong | {"shows": lambda: (4.0, 4.0)})
-    refuse(**wrong | {"is_in": lambda text: False})
-    refuse(**wrong | {"platform": "tpu"})
-    del program
+    compile_one(**wrong | {"jaxlib": ("0.0.1",)})
+    compile_one(**wrong | {"shows": lambda: (4.0, 4.0)})
+    compile_one(**wrong | {"is_in": lambda text: False})
+    compile_one(**wrong | {"platform": "tpu"})
+
+
+def test_programs_compiled_before_are_no_part_of_the_run(monkeypatch):
+    always = FAULT._replace(jaxlib=(jaxlib_version,), shows=lambda: (4.0, 3.0))
+    always = always._replace(is_in=lambda text: "constant(7.75)" in text)
+    monkeypatch.setattr(compiler_faults, "FAULTS", (always,))
+    canary = jax.jit(lambda x: jnp.cos(x) + 7.75).lower(1.0).compile()
+    with compiler_faults.refusing(mesh_lib.make_mesh(1, jax.devices()[:1]), "the training step"):
+        jax.jit(lambda x: jnp.cos(x) + 1.5).lower(1.0).compile()
+    del canary  # alive until here
