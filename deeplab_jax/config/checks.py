@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import Any
 
 from deeplab_jax.config import patterns
+from deeplab_jax.config.rules import is_integers
 from deeplab_jax.config.schema import (
     Config,
     DataConfig,
@@ -14,7 +15,6 @@ from deeplab_jax.config.schema import (
     ModelConfig,
     TrainConfig,
     fields,
-    is_integers,
 )
 from deeplab_jax.errors import ConfigError
 

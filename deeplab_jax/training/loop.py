@@ -28,9 +28,6 @@ from deeplab_jax.errors import (
     ReaderError,
     ResourceError,
 )
-from deeplab_jax.evaluation.evaluator import Evaluator, counting_images
-from deeplab_jax.evaluation.metrics import mean_in_words, over_classes
-from deeplab_jax.inference.protocol import read_protocol
 from deeplab_jax.training import bad_steps
 from deeplab_jax.training.log import (
     EARLY,
@@ -39,7 +36,6 @@ from deeplab_jax.training.log import (
     JsonLog,
     Speed,
     peak_memory,
-    picture,
     read_log,
     smooth,
 )
@@ -55,6 +51,7 @@ from deeplab_jax.training.setup import (
 from deeplab_jax.training.signals import Stop, interrupted, remembered
 from deeplab_jax.training.state import State, eval_variables, tree_hash, without_step
 from deeplab_jax.training.step import Metrics, make_train_step
+from deeplab_jax.training.validation import Validation
 from deeplab_jax.utils import compile_cache
 from deeplab_jax.utils.progress import clock
 
@@ -145,9 +142,6 @@ class Run:
         self.signals, self.stop = signals, signals.received
         signals.saved = setup.start
         self.train_step = make_train_step(self.config, self.plan.total, setup.mesh)
-        protocol = read_protocol(self.config.eval)
-        resize_base = self.config.eval.resize_base
-        self.evaluate = Evaluator(setup.model, setup.validation, resize_base, protocol)
         self.info = setup.info
         self.left_out = bad_steps.LeftOut(self.config.train, self.info.left_out, self.info.losses)
         self.start = setup.start
@@ -172,6 +166,7 @@ class Run:
         self.display = Display(plan.total, plan.steps_per_epoch, on_gone, peak_memory)
         with hosts.sync_errors():
             self.log = JsonLog(_log_path(self.setup), self.start, self.left_out.steps)
+            self.validation = Validation(self.setup, self.log, self.display)
             self._recall()
             facts = {"batch_size": self.config.train.batch_size, "devices": hosts.devices()}
             self.account = Account(self.log, began, self.start, facts)
@@ -416,39 +411,15 @@ class Run:
         self.speed.pause()
 
     def _evaluate(self, step: int) -> dict[str, float] | None:
-        """Evaluates and logs; None when asked to stop, and the continued run evaluates."""
+        """Evaluates; None when asked to stop, and the continued run evaluates."""
         began, variables = time.perf_counter(), eval_variables(self._whole())
-        with self.account.during("evaluation"), counting_images(self.setup.validation) as count:
-            result = self.evaluate(variables, should_stop=lambda: bool(self.stop), on_image=count)
-        if result is None:
+        with self.account.during("evaluation"):
+            metrics = self.validation.evaluate(step, variables, lambda: bool(self.stop))
+        if metrics is None:
             self.agreed = max(hosts.all_gather(self.stop[0] if self.stop else 0))
             return None
         self.speed.evaluated(time.perf_counter() - began)
-        summary = result.summary()
-        counts = {
-            "num_classes_in_mean": summary["num_classes_in_mean"],
-            "num_classes": len(result.class_names),
-        }
-        scores = {key: summary[key] for key in ("mean_iou", "pixel_accuracy", "iou")}
-        self.log.write("eval", step, scores | counts)
-        words = mean_in_words(summary["iou"])
-        self.display.say(f"step {step}: validation mean IoU {words}")
-        self.display.evaluated(result.mean_iou, over=over_classes(*counts.values()))
-        if hosts.is_primary():
-            self._draw(step)
-        return {"mean_iou": result.mean_iou, **counts}
-
-    def _draw(self, step: int) -> None:
-        """Writes `progress.png`; an error of the disk must not end the run here."""
-        path = self.setup.workdir / "progress.png"
-        try:
-            self.log.sync()
-            log = read_log(self.setup.workdir / "log.jsonl")
-            picture.write(path, f"{self.config.name}, step {step} of {self.plan.total}", log)
-        except OSError as error:
-            self.display.say(f"warning: {path} was not written: {error.strerror or error}")
-        except ResourceError as error:
-            self.display.say(f"warning: {path} was not written: {error.what}")
+        return metrics
 
     def _compare_devices(self, step: int) -> None:
         """Raises if devices no longer hold the same state."""

@@ -45,7 +45,7 @@ from deeplab_jax import checkpoint, cli
 from deeplab_jax.checkpoint import reading, saver
 from deeplab_jax.distributed import cluster, shared_dir
 from deeplab_jax.evaluation import evaluator
-from deeplab_jax.training import loop, plan
+from deeplab_jax.training import loop, plan, validation
 from deeplab_jax.errors import DataError
 from deeplab_jax.train import main
 
@@ -106,12 +106,12 @@ def fail_to_read(batch):
 
 def stop_while_evaluating():
     evaluator.IMAGES_A_ROUND = 1
-    inner = loop.Evaluator.__call__
+    inner = validation.Evaluator.__call__
     def evaluate(*args, **options):
         if jax.process_index() == 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return inner(*args, **options)
-    loop.Evaluator.__call__ = evaluate
+    validation.Evaluator.__call__ = evaluate
 
 exec(sys.argv[1])
 cli.run(main, sys.argv[2:])

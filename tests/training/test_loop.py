@@ -24,7 +24,7 @@ from deeplab_jax.data import SampleOrder, open_dataset
 from deeplab_jax.distributed import mesh as mesh_lib
 from deeplab_jax.errors import DataError
 from deeplab_jax.models import build_model
-from deeplab_jax.training import loop
+from deeplab_jax.training import loop, validation
 from deeplab_jax.training.log import peak_memory
 from deeplab_jax.training.optimizer import build_optimizer
 from deeplab_jax.training.setup import gather, restore_or_init
@@ -150,7 +150,7 @@ def test_numbers_shown_are_those_of_the_log(call, tiny, finished, tmp_path, monk
         raise OSError(errno.ENOSPC, "No space left on device")
 
     assert Image.open(finished / "progress.png").format == "PNG"
-    monkeypatch.setattr(loop.picture, "write", fail)
+    monkeypatch.setattr(validation.picture, "write", fail)
     got = call(*tiny, "--workdir", tmp_path, "--config.log.every_steps=7")
     assert got.code == 0
     assert f"warning: {tmp_path}/progress.png was not written: No space left on device" in got.out
@@ -339,15 +339,15 @@ def test_second_start_compiles_nothing(tiny, tmp_path, compile_quickly):
 def test_failed_evaluation_saves_the_state_and_is_made_up_for(
     call, tiny, finished, tmp_path, monkeypatch
 ):
-    original = loop.Evaluator.__call__
+    original = validation.Evaluator.__call__
 
     def fail(*args, **options):
         raise DataError("mask", "is damaged", "replace it")
 
-    monkeypatch.setattr(loop.Evaluator, "__call__", fail)
+    monkeypatch.setattr(validation.Evaluator, "__call__", fail)
     assert call(*tiny, "--workdir", tmp_path).code == 3
     assert checkpoint.latest_step(tmp_path) == 8  # where the first evaluation is due
-    monkeypatch.setattr(loop.Evaluator, "__call__", original)
+    monkeypatch.setattr(validation.Evaluator, "__call__", original)
     assert call(*tiny, "--workdir", tmp_path).code == 0
     assert log_of(tmp_path) == log_of(finished)
 
@@ -356,17 +356,17 @@ def test_failed_evaluation_saves_the_state_and_is_made_up_for(
 def test_stop_during_evaluation_leaves_it_owed_until_it_is_done(
     call, tiny, finished, tmp_path, monkeypatch
 ):
-    original = loop.Evaluator.__call__
+    original = validation.Evaluator.__call__
 
     def stop(*args, **options):
         os.kill(os.getpid(), signal.SIGTERM)
         return original(*args, **options)
 
-    monkeypatch.setattr(loop.Evaluator, "__call__", stop)
+    monkeypatch.setattr(validation.Evaluator, "__call__", stop)
     for _ in range(2):  # in the evaluation that is due, then in the one that is made up for
         assert call(*tiny, "--workdir", tmp_path).code == 143
         assert checkpoint.latest_step(tmp_path) == 8
-    monkeypatch.setattr(loop.Evaluator, "__call__", original)
+    monkeypatch.setattr(validation.Evaluator, "__call__", original)
     assert call(*tiny, "--workdir", tmp_path).code == 0
     assert log_of(tmp_path) == log_of(finished)
 

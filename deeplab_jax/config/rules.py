@@ -1,0 +1,138 @@
+"""How a field of a configuration is declared, and rules that its values keep."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+MAX_CHANNELS = 65536  # far above any network's; keeps sizes of arrays within 64 bits
+
+
+class Accepted(NamedTuple):
+    """The values that a field accepts, whatever the others hold.
+
+    Attributes:
+      accepted: in words, after "must be".
+      is_valid: whether a value of the field's type is accepted; by default all are, and
+        `checks.validate` compares the value with other fields.
+      fix: what to do; empty: the recipe's value or the default is proposed.
+    """
+
+    accepted: str
+    is_valid: Callable[[Any], bool] = lambda value: True
+    fix: str = ""
+
+
+def one_of(*values: Any, text: str = "") -> Accepted:
+    """Accepts these values; `text` names them."""
+    return Accepted(text or " or ".join(map(str, values)), lambda value: value in values)
+
+
+def at_least(low: float, text: str = "") -> Accepted:
+    """Accepts finite numbers from `low`."""
+    return Accepted(text or f"{low} or more", lambda value: low <= value < math.inf)
+
+
+def fraction(name: str) -> Accepted:
+    """Accepts 0 <= value < 1."""
+    return Accepted(f"0 <= {name} < 1", lambda value: 0 <= value < 1)
+
+
+def positive(text: str) -> Accepted:
+    """Accepts finite positive numbers."""
+    return Accepted(text, lambda value: 0 < value < math.inf)
+
+
+def is_integers(value: Any, count: int) -> bool:
+    """Tells whether `value` holds exactly `count` positive integers."""
+    return len(value) == count and all(type(v) is int and v > 0 for v in value)
+
+
+def integers(count: int, is_optional: bool = False) -> Accepted:
+    """Accepts `count` positive integers."""
+    return Accepted(
+        f"{count} positive integers{', or empty' if is_optional else ''}",
+        lambda value: (is_optional and not value) or is_integers(value, count),
+    )
+
+
+def are_numbers(value: Any) -> bool:
+    """Tells whether all elements are numbers."""
+    return all(isinstance(v, int | float) for v in value)
+
+
+def mask_values(largest: int) -> Accepted:
+    """Accepts different whole numbers, 0 to `largest`."""
+    return Accepted(
+        f"different numbers in 0..{largest}",
+        lambda value: (
+            all(type(v) is int and 0 <= v <= largest for v in value)
+            and len(set(value)) == len(value)
+        ),
+    )
+
+
+VALUE_RANGE = Accepted(
+    "2 whole numbers, 0 <= low < high <= 65535, or empty",
+    lambda value: (
+        not value
+        or (
+            len(value) == 2
+            and all(type(v) is int for v in value)
+            and 0 <= value[0] < value[1] <= 65535
+        )
+    ),
+    "deeplab doctor finds it; 0,65535 keeps the upper 8 bits",
+)
+SCALES = Accepted(
+    "different numbers from 0.25 to 4",
+    lambda value: (
+        are_numbers(value)
+        and all(0.25 <= scale <= 4 for scale in value)
+        and 0 < len(value) == len(set(value))
+    ),
+)
+RANGE = Accepted(
+    "(low, high), 0 < low <= high",
+    lambda value: len(value) == 2 and are_numbers(value) and 0 < value[0] <= value[1] < math.inf,
+)
+STAGES = Accepted(
+    "different stages, 1 to 4",
+    lambda value: len(set(value)) == len(value) and set(value) <= {1, 2, 3, 4},
+)
+CLASSES = Accepted(
+    "2 to 255", lambda value: 2 <= value <= 255, "count the classes, without the ignored one"
+)
+WIDTH = Accepted(
+    f"an even number, 1 to {MAX_CHANNELS}",
+    lambda value: value % 2 == 0 and 1 <= value <= MAX_CHANNELS,
+)
+CHANNELS = Accepted(f"1 to {MAX_CHANNELS}", lambda value: 1 <= value <= MAX_CHANNELS)
+SEED = Accepted("0 to 4294967295", lambda value: 0 <= value < 2**32)
+BOOLEAN = Accepted("true or false")
+WINDOW = Accepted("2 positive integers with config.eval.mode=slide, empty with whole")
+
+
+def field(
+    default: Any,
+    text: str,
+    rule: Accepted,
+    *,
+    unit: str = "",
+    is_free: bool = False,
+    is_local: bool = False,
+) -> Any:
+    """Declares a field.
+
+    Args:
+      default: its value in the template for a folder, ResNet-50 at output stride 16.
+      text: its meaning.
+      rule: accepted values.
+      unit: of its numbers; empty where they have none.
+      is_free: a continued run may change it: it changes no result of a run without a fault.
+      is_local: hosts of one run may differ in it.
+    """
+    metadata = {
+        "text": text, "rule": rule, "unit": unit, "is_free": is_free, "is_local": is_local
+    }  # fmt: skip
+    return dataclasses.field(default=default, metadata=metadata)
