@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 from deeplab_jax import __version__
 from deeplab_jax.distributed import cluster
 from deeplab_jax.errors import ConfigError, DataError, DeepLabError, Interrupted, as_resource_error
-from deeplab_jax.utils import background
+from deeplab_jax.utils import background, machine
 from deeplab_jax.utils.progress import discard
 
 if TYPE_CHECKING:
@@ -117,6 +117,7 @@ def module_of(verb: str) -> str:
 def run(command: Callable[[list[str]], None], argv: Sequence[str] | None = None) -> NoReturn:
     """Runs a verb's main function and exits with its code; a `DeepLabError` becomes one line."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    machine.keep_freed_memory()
     for stream in (sys.stdout, sys.stderr):
         # Names of classes and files hold what a terminal of another encoding cannot show.
         if isinstance(stream, io.TextIOWrapper):

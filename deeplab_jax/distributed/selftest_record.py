@@ -14,19 +14,21 @@ from deeplab_jax.utils import compile_cache
 from deeplab_jax.utils.atomic import atomic_write
 
 
-def describe(dtype: str) -> str:
-    """Returns what a result holds for: versions, kind of device, dtype."""
+def describe(config: Config) -> str:
+    """Returns what a result holds for: versions, kind of device, dtype, devices of an image."""
     versions = f"deeplab_jax {__version__}, jax {jax.__version__}, jaxlib {jaxlib_version}"
-    return f"{versions}, {jax.devices()[0].device_kind}, {dtype}"
+    spatial = config.mesh.spatial
+    rows = f", rows of images over {spatial} devices" if spatial > 1 else ""
+    return f"{versions}, {jax.devices()[0].device_kind}, {config.model.dtype}{rows}"
 
 
-def keep(dtype: str, failed: list[str]) -> None:
+def keep(config: Config, failed: list[str]) -> None:
     """Keeps the names of the checks that failed; nothing where there is no folder for it."""
     path = _path()
     if path is None:
         return
     date = datetime.now(UTC).isoformat(timespec="seconds")
-    results = _read(path) | {describe(dtype): {"date": date, "failed": failed}}
+    results = _read(path) | {describe(config): {"date": date, "failed": failed}}
     try:
         with atomic_write(path) as file:
             file.write(json.dumps(results, indent=1).encode())
@@ -35,15 +37,17 @@ def keep(dtype: str, failed: list[str]) -> None:
 
 
 def notes(config: Config) -> list[str]:
-    """Returns a line where the self-test has not passed for a run's versions, device and dtype.
+    """Returns a line where the self-test has not passed for what `describe` says of a run.
 
     None of them where it has, and where no result can be kept (`DEEPLAB_COMPILE_CACHE=off`).
     """
     path = _path()
     if path is None:
         return []
-    what = describe(config.model.dtype)
+    what = describe(config)
     command = f"deeplab selftest --config.model.dtype={config.model.dtype}"
+    if config.mesh.spatial > 1:
+        command += f" --config.mesh.spatial={config.mesh.spatial}"
     try:
         failed = ", ".join(map(str, _read(path)[what]["failed"]))
     except (KeyError, TypeError):  # not there, or not what `keep` wrote

@@ -27,11 +27,11 @@ def run(overrides: Sequence[str]) -> tuple[str, list[checks.Result]]:
         devices = jax.devices()  # every host has a part
     mesh = mesh_lib.mesh_of(config, devices)
     where = f"{checks.where(mesh)}, {config.model.dtype}"
-    print(f"{selftest_record.describe(config.model.dtype)}; {checks.where(mesh)}", flush=True)
+    print(f"{selftest_record.describe(config)}; {checks.where(mesh)}", flush=True)
     failed = []
     for result in checks.run(checks.Programs(config, mesh)):
         print(f"{'ok  ' if result.is_good else 'FAIL'} {result.name}: {result.text}", flush=True)
         failed += [] if result.is_good else [result]
     if hosts.is_primary():
-        selftest_record.keep(config.model.dtype, [result.name for result in failed])
+        selftest_record.keep(config, [result.name for result in failed])
     return where, failed

@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import pytest
 
 from deeplab_jax.utils import machine
@@ -34,3 +38,33 @@ def test_an_accelerator_needs_its_device_and_its_support(
     monkeypatch.setattr(machine, "find_spec", lambda name: name if name == module else None)
     monkeypatch.setenv("JAX_PLATFORMS", platforms)
     assert machine.has_accelerator() == expected
+
+
+FAULTS = """
+import resource, threading
+from deeplab_jax.utils import machine
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    b"x" * 2**26
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+machine.keep_freed_memory()
+counts = []
+thread = threading.Thread(target=lambda: counts.extend([faults(), faults()]))
+thread.start()
+thread.join()
+print(*counts)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="another allocator")
+@pytest.mark.parametrize("is_tuned", [False, True])
+def test_freed_memory_is_used_again_unless_the_user_tunes_the_allocator(is_tuned):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_"))}
+    environment |= {"JAX_PLATFORMS": "cpu"} | ({"MALLOC_CHECK_": "0"} if is_tuned else {})
+    done = subprocess.run([sys.executable, "-c", FAULTS], env=environment, capture_output=True)
+    first, second = map(int, done.stdout.split())
+    pages = 2**26 // os.sysconf("SC_PAGE_SIZE")
+    assert first > pages // 2
+    assert second > pages // 2 if is_tuned else second < pages // 100
