@@ -83,11 +83,7 @@ class BatchNorm(nn.Module):
         if not is_train or self.policy.freeze_batch_norm:
             return ops.affine(x, mean.value, var.value, scale, bias)
         centre = lax.stop_gradient(mean.value)
-        if self.in_blocks:
-            y, batch_mean, batch_var = ops.normalize_blocks(x, scale, bias, centre)
-        else:
-            platform = self.policy.platform
-            y, batch_mean, batch_var = ops.normalize(x, scale, bias, centre, platform)
+        y, batch_mean, batch_var = ops.normalize(x, scale, bias, centre, self.policy.platform)
         if not self.is_initializing():
             count = x.size // scale.size
             if count == 1:

@@ -48,12 +48,12 @@ def test_convolution(stride, size):
 
 def test_norm():
     x, scale, bias, centre = _normal(2, 4, 6, 3), *(_normal(3, seed=k) for k in (1, 2, 3))
-    got = blocks.normalize_blocks(blocks.to_blocks(x, 2), scale, bias, centre)
+    got = ops.normalize(blocks.to_blocks(x, 2), scale, bias, centre, "tpu")
     normal, *statistics = ops.normalize(x, scale, bias, centre, "tpu")
     for values in zip(got, (blocks.to_blocks(normal, 2), *statistics), strict=True):
         np.testing.assert_allclose(*values, rtol=1e-12, atol=1e-14)
     _assert_same_function(
-        lambda x, s, b: blocks.normalize_blocks(blocks.to_blocks(x, 2), s, b, centre)[0],
+        lambda x, s, b: ops.normalize(blocks.to_blocks(x, 2), s, b, centre, "tpu")[0],
         lambda x, s, b: blocks.to_blocks(ops.normalize(x, s, b, centre, "tpu")[0], 2),
         x, scale, bias,
     )  # fmt: skip

@@ -7,7 +7,6 @@
 from deeplab_jax.models.ops.blocks import (
     conv3x3_blocks,
     max_pool3x3_blocks,
-    normalize_blocks,
     to_blocks,
 )
 from deeplab_jax.models.ops.convolution import (
@@ -45,7 +44,6 @@ __all__ = [
     "max_pool3x3",
     "max_pool3x3_blocks",
     "normalize",
-    "normalize_blocks",
     "per_channel",
     "resize_bilinear",
     "resize_valid",

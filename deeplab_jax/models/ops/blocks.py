@@ -10,12 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from deeplab_jax.models.ops.norm import BN_EPSILON
 from deeplab_jax.models.ops.pictures import shift
-
-_NHW = (0, 1, 2)
-_Normal = tuple[jax.Array, jax.Array, jax.Array]  # normalised, mean, variance
-_Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 
 
 def to_blocks(x: jax.Array, size: int) -> jax.Array:
@@ -67,44 +62,6 @@ def _places(size: int) -> np.ndarray:
         if 0 <= tap < 3:
             place[block, pixel, output, tap] = 1
     return place
-
-
-@jax.custom_vjp
-def normalize_blocks(x: jax.Array, scale: jax.Array, bias: jax.Array, centre: jax.Array) -> _Normal:
-    """Normalises like `normalize`, where `x` (B, h, w, n C) holds n pixels and the others (C,)."""
-    return _normalize_forward(x, scale, bias, centre)[0]
-
-
-def _normalize_forward(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, centre: jax.Array
-) -> tuple[_Normal, _Residuals]:
-    shifted = x.astype(scale.dtype) - _tile(centre, x)
-    first, second = _mean(shifted, scale.size), _mean(jnp.square(shifted), scale.size)
-    mean, var = centre + first, jnp.maximum(second - jnp.square(first), 0)
-    factor = lax.rsqrt(var + BN_EPSILON) * scale
-    y = (x.astype(scale.dtype) - _tile(mean, x)) * _tile(factor, x) + _tile(bias, x)
-    return (y.astype(x.dtype), mean, var), (x, scale, mean, var)
-
-
-def _normalize_backward(residuals: _Residuals, cotangents: _Normal) -> _Residuals:
-    x, scale, mean, var = residuals
-    g, rstd = cotangents[0].astype(scale.dtype), lax.rsqrt(var + BN_EPSILON)
-    normal = (x.astype(scale.dtype) - _tile(mean, x)) * _tile(rstd, x)
-    g_mean, g_normal_mean = _mean(g, scale.size), _mean(g * normal, scale.size)
-    dx = _tile(scale * rstd, x) * (g - _tile(g_mean, x) - normal * _tile(g_normal_mean, x))
-    count = x.size // scale.size
-    return dx.astype(x.dtype), g_normal_mean * count, g_mean * count, jnp.zeros_like(mean)
-
-
-normalize_blocks.defvjp(_normalize_forward, _normalize_backward)
-
-
-def _tile(values: jax.Array, x: jax.Array) -> jax.Array:
-    return jnp.tile(values, x.shape[-1] // values.size).reshape(1, 1, 1, -1)
-
-
-def _mean(x: jax.Array, channels: int) -> jax.Array:
-    return jnp.mean(jnp.mean(x, _NHW).reshape(-1, channels), 0)
 
 
 @jax.custom_vjp

@@ -23,7 +23,7 @@ def affine(
 ) -> jax.Array:
     """Normalises, scales and shifts in the dtype of `scale`."""
     factor = lax.rsqrt(var + BN_EPSILON) * scale
-    y = (x.astype(scale.dtype) - per_channel(mean)) * per_channel(factor) + per_channel(bias)
+    y = (x.astype(scale.dtype) - _along(mean, x)) * _along(factor, x) + _along(bias, x)
     return y.astype(x.dtype)
 
 
@@ -34,7 +34,7 @@ def normalize(
     """Returns `x` normalised by its own statistics, and these: mean and biased variance.
 
     Args:
-      x: (B, H, W, C).
+      x: (B, H, W, C); or (B, h, w, n C), each pixel a block of n.
       scale: (C,), float32 or wider, as are the sums.
       bias: (C,).
       centre: (C,), about the mean, such as the running one; takes no gradient.
@@ -54,14 +54,15 @@ def _normalize_forward(
     def minus(values: jax.Array, x: jax.Array) -> jax.Array:
         return x.astype(scale.dtype) - _along(values, x)
 
-    first = _mean(lambda x: minus(centre, x), platform, x)
+    channels = scale.size
+    first = _mean(lambda x: minus(centre, x), channels, platform, x)
     mean = centre + first
     if platform == "cpu":
         # Two sums are two passes there, so that the second can use the first.
-        var = _mean(lambda x: jnp.square(minus(mean, x)), platform, x)
+        var = _mean(lambda x: jnp.square(minus(mean, x)), channels, platform, x)
     else:
         # One pass over values shifted by about the mean: plain E[x^2] - E[x]^2 would cancel.
-        second = _mean(lambda x: jnp.square(minus(centre, x)), platform, x)
+        second = _mean(lambda x: jnp.square(minus(centre, x)), channels, platform, x)
         var = jnp.maximum(second - jnp.square(first), 0)
     return (affine(x, mean, var, scale, bias), mean, var), (x, scale, mean, var)
 
@@ -75,12 +76,10 @@ def _normalize_backward(platform: str, residuals: _Residuals, cotangents: _Norma
     def normal(x: jax.Array) -> jax.Array:
         return (x.astype(scale.dtype) - _along(mean, x)) * _along(rstd, x)
 
-    g_mean = _mean(lambda g: g, platform, g)
-    g_normal_mean = _mean(lambda g, x: g * normal(x), platform, g, x)
-    dx = per_channel(scale * rstd) * (
-        g - per_channel(g_mean) - normal(x) * per_channel(g_normal_mean)
-    )
-    count = x.size // x.shape[-1]
+    g_mean = _mean(lambda g: g, scale.size, platform, g)
+    g_normal_mean = _mean(lambda g, x: g * normal(x), scale.size, platform, g, x)
+    dx = _along(scale * rstd, g) * (g - _along(g_mean, g) - normal(x) * _along(g_normal_mean, g))
+    count = x.size // scale.size
     return dx.astype(x.dtype), g_normal_mean * count, g_mean * count, jnp.zeros_like(mean)
 
 
@@ -88,15 +87,19 @@ normalize.defvjp(_normalize_forward, _normalize_backward)
 
 
 def _along(values: jax.Array, x: jax.Array) -> jax.Array:
-    """Returns `values` (C,) for the last axis of `x`."""
+    """Returns `values` (C,) for the last axis of `x`, n C long."""
+    if x.shape[-1] > values.size:
+        values = jnp.tile(values, x.shape[-1] // values.size)
     return values.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
-def _mean(function: Callable[..., jax.Array], platform: str, *arrays: jax.Array) -> jax.Array:
-    """Returns the mean of an element-wise function of arrays (B, H, W, C), per channel."""
-    channels = arrays[0].shape[-1]
+def _mean(
+    function: Callable[..., jax.Array], channels: int, platform: str, *arrays: jax.Array
+) -> jax.Array:
+    """Returns the mean of an element-wise function of arrays (B, h, w, n C), per channel."""
     if platform != "cpu":
-        return jnp.mean(function(*arrays), _NHW)
+        mean = jnp.mean(function(*arrays), _NHW)
+        return jnp.mean(mean.reshape(-1, channels), 0) if mean.size > channels else mean
     total = _sum_rows(function, *(x.reshape(-1, channels) for x in arrays))
     return total / (arrays[0].size // channels)
 
