@@ -73,7 +73,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.camvid and not (Path(args.camvid) / "images" / "train").is_dir():
         what = "it holds no images/train"
         _refuse(f"--camvid={args.camvid}", what, "name the folder that does, or leave it out")
-    records = {name: Record.read(output, name, args.rehearse) for name in STAGES}
+    try:
+        records = {name: Record.read(output, name, args.rehearse) for name in STAGES}
+    except ValueError as error:
+        where, _, what = str(error).partition(": ")
+        _refuse(where, f"it is no record ({what})", "remove it, and its stage is measured anew")
     if any(record.is_rehearsal != args.rehearse for record in records.values()):
         what = "it holds a rehearsal" if not args.rehearse else "it holds results of a card"
         _refuse(f"--output={output}", what, "give another folder")

@@ -86,11 +86,18 @@ class Record:
 
     @classmethod
     def read(cls, folder: Path, stage: str, is_rehearsal: bool) -> "Record":
-        """Returns the record in a folder, or a new one."""
+        """Returns the record in a folder, or a new one.
+
+        Raises:
+          ValueError: the file is no record.
+        """
         path = folder / f"{stage}.json"
         if not path.exists():
             return cls(stage, is_rehearsal)
-        return cls(**json.loads(path.read_text()))
+        try:
+            return cls(**json.loads(path.read_text()))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: {error}") from error
 
     def write(self, folder: Path) -> None:
         """Replaces the file in one step."""

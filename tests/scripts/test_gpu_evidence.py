@@ -151,6 +151,15 @@ def test_an_output_that_is_no_folder_is_one_line(evidence, capsys, tmp_path):
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize("text", ["{", "[]", '{"x": 1}'])
+def test_a_file_that_is_no_record_is_named(evidence, capsys, tmp_path, text):
+    (tmp_path / "steps.json").write_text(text)
+    with pytest.raises(SystemExit) as caught:
+        evidence.__main__.main(["--list", "--output", str(tmp_path)])
+    assert caught.value.code == 2
+    assert f"error: {tmp_path / 'steps.json'}: it is no record (" in capsys.readouterr().err
+
+
 @pytest.mark.process("starts a process to look for the card")
 def test_a_processor_is_refused(start, tmp_path):
     got = start("--output", tmp_path / "a")
