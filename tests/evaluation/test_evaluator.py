@@ -13,6 +13,8 @@ from deeplab_jax.inference.buckets import Buckets
 from deeplab_jax.models import build_model
 from deeplab_jax.models.preprocess import MEAN, STD
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
 CLASSES = 5
 # Landscape, portrait, smaller than a window of the network, one pixel a side, more than a piece.
 SIZES = [(40, 57), (57, 40), (5, 7), (1, 30), (30, 1), (70, 300)]

@@ -12,6 +12,8 @@ from deeplab_jax.inference.resize import sampling
 from deeplab_jax.models import ComputePolicy, DeepLabV3Plus, ops
 from deeplab_jax.models.preprocess import normalize
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
 _MANY_PROGRAMS = pytest.mark.parity(
     "compiles many shapes; one window and its flips are in the first tier"
 )

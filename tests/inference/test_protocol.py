@@ -11,6 +11,8 @@ from deeplab_jax.inference.engine import Engine, Item
 from deeplab_jax.inference.protocol import EvalProtocol, read_protocol
 from deeplab_jax.inference.resize import sampling
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
 
 def golden_protocol(case):
     forward, tta = case["forward"], case["tta"]

@@ -78,7 +78,7 @@ def test_conv1x1_of_bfloat16_can_end_in_float32():
     np.testing.assert_allclose(wide, exact, rtol=1e-5, atol=1e-5)
 
 
-_FORMS = [ops.conv3x3_by_products, ops.conv3x3_by_taps, ops.conv3x3_by_strips]
+_FORMS = [ops.conv3x3_by_products, ops.conv3x3_by_strips, ops.conv3x3_winograd]
 
 
 @pytest.mark.parametrize("form", _FORMS)
@@ -107,8 +107,8 @@ def test_strips_of_rows_cover_tall_pictures(monkeypatch):
 
 _PICTURES = [
     # platform, stride, dilation, (B, H, W, I): one case for each form and for each of its limits
-    ("cpu", 1, 1, (1, 4, 4, 256)),
-    ("cpu", 1, 2, (1, 32, 33, 256)),
+    ("cpu", 1, 2, (1, 5, 4, 128)),
+    ("cpu", 1, 3, (1, 9, 5, 128)),
     ("cpu", 1, 1, (2, 5, 6, 64)),
     ("cpu", 1, 2, (2, 5, 6, 63)),
     ("cpu", 2, 1, (2, 5, 6, 32)),
@@ -164,7 +164,7 @@ def test_kernels_gradient_in_bfloat16_is_summed_in_float32():
     x, g = (_normal(2, 64, 64, 1, seed=k).astype(jnp.bfloat16) for k in (0, 1))
     kernel = jnp.ones((3, 3, 1, 1), jnp.bfloat16)
     functions = (
-        *(lambda k, form=form: form(x, k, 2, lax.Precision.DEFAULT) for form in _FORMS),
+        *(lambda k, form=form: form(x, k, 2, lax.Precision.DEFAULT) for form in _FORMS[:2]),
         lambda k: ops.depthwise_conv3x3(x, k, 2, "gpu"),
     )
     exact = jax.vjp(lambda k: _lax_conv(x.astype(float), k, 1, 2), kernel.astype(float))[1](

@@ -15,7 +15,6 @@ from deeplab_jax.models.ops.convolution import (
     conv3x3,
     conv3x3_by_products,
     conv3x3_by_strips,
-    conv3x3_by_taps,
     conv3x3_with_constant,
 )
 from deeplab_jax.models.ops.cross_entropy import resized_cross_entropy
@@ -25,6 +24,7 @@ from deeplab_jax.models.ops.norm import BN_EPSILON, affine, normalize, per_chann
 from deeplab_jax.models.ops.pictures import ValidSize, mask_padding, shift, strided_size
 from deeplab_jax.models.ops.pooling import max_pool3x3
 from deeplab_jax.models.ops.resize import resize_bilinear, resize_valid
+from deeplab_jax.models.ops.winograd import conv3x3_winograd
 
 __all__ = [
     "BN_EPSILON",
@@ -36,7 +36,7 @@ __all__ = [
     "conv3x3_blocks",
     "conv3x3_by_products",
     "conv3x3_by_strips",
-    "conv3x3_by_taps",
+    "conv3x3_winograd",
     "conv3x3_with_constant",
     "depthwise_by_groups",
     "depthwise_conv3x3",

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from deeplab_jax.models.ops.pictures import ValidSize, taps
+from deeplab_jax.models.ops.winograd import conv3x3_winograd
 
 Arrays = tuple[jax.Array, jax.Array]
 
@@ -89,15 +90,16 @@ def conv3x3(
     if stride == 1 and platform == "gpu" and dilation > 1:
         return conv3x3_by_products(x, kernel, dilation, precision)
     if stride == 1 and platform == "cpu":
-        if inputs >= _WIDE and x.size <= _SMALL * inputs:
-            return conv3x3_by_taps(x, kernel, dilation, precision)
+        is_wide = x.dtype in (jnp.float32, jnp.float64)
+        if inputs >= _WIDE and 2 * dilation <= min(x.shape[1:3]) and is_wide:
+            return conv3x3_winograd(x, kernel, dilation, precision)
         if inputs < _NARROW:
             return conv3x3_by_strips(x, kernel, dilation, precision)
     return conv(x, kernel, stride, dilation, precision)
 
 
 # On a processor, by measurement: docs/performance.md.
-_WIDE, _SMALL = 256, 1024  # channels from which on, and pixels up to which taps are products
+_WIDE = 128  # channels from which on transforms cost less than the products that they save
 _NARROW, _STRIP = 64, 4096  # channels below which taps are gathered, pixels of one gathering
 _PIXELS = (0, 1, 2)  # axes of a picture's batch, rows and columns
 
@@ -178,62 +180,6 @@ conv3x3_by_products.defvjp(_products_forward, _products_backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def conv3x3_by_taps(
-    x: jax.Array, kernel: jax.Array, dilation: int, precision: lax.Precision
-) -> jax.Array:
-    """Convolves 3x3 at stride 1 like `conv`, tap after tap as matrix products.
-
-    For small maps of many channels, whose kernel is larger than the map: neither kernel nor its
-    gradient is reversed, transposed or copied. A scan keeps one product in the program, not nine.
-    """
-    padded = _pad(x, dilation)
-
-    def add_tap(total: jax.Array, tap: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        number, weights = tap
-        part = lax.dynamic_slice(padded, _corner(number, dilation), x.shape)
-        return total + _product(part, weights, (3,), (0,), precision), None
-
-    zeros = jnp.zeros((*x.shape[:3], kernel.shape[3]), _wide(x))
-    numbered = jnp.arange(9), kernel.reshape(9, *kernel.shape[2:])
-    return lax.scan(add_tap, zeros, numbered)[0].astype(x.dtype)
-
-
-def _taps_forward(
-    x: jax.Array, kernel: jax.Array, dilation: int, precision: lax.Precision
-) -> tuple[jax.Array, Arrays]:
-    return conv3x3_by_taps(x, kernel, dilation, precision), (x, kernel)
-
-
-def _taps_backward(
-    dilation: int, precision: lax.Precision, residuals: Arrays, g: jax.Array
-) -> Arrays:
-    x, kernel = residuals
-    padded = _pad(x, dilation)
-    height, width = x.shape[1:3]
-
-    def input_tap(total: jax.Array, tap: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        number, weights = tap
-        part = _product(g, weights, (3,), (1,), precision)
-        corner = _corner(number, dilation)
-        part = part + lax.dynamic_slice(total, corner, x.shape)
-        return lax.dynamic_update_slice(total, part, corner), None
-
-    def kernel_row(_: None, row: jax.Array) -> tuple[None, jax.Array]:
-        rows = lax.dynamic_slice_in_dim(padded, row * dilation, height, 1)
-        columns = [rows[:, :, j * dilation : j * dilation + width] for j in range(3)]
-        return None, jnp.stack([_product(part, g, _PIXELS, _PIXELS, precision) for part in columns])
-
-    numbered = jnp.arange(9), kernel.reshape(9, *kernel.shape[2:])
-    dx = lax.scan(input_tap, jnp.zeros(padded.shape, _wide(x)), numbered)[0]
-    dx = dx[:, dilation : dilation + height, dilation : dilation + width]
-    d_kernel = lax.scan(kernel_row, None, jnp.arange(3))[1]
-    return dx.astype(x.dtype), d_kernel.astype(kernel.dtype)
-
-
-conv3x3_by_taps.defvjp(_taps_forward, _taps_backward)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def conv3x3_by_strips(
     x: jax.Array, kernel: jax.Array, dilation: int, precision: lax.Precision
 ) -> jax.Array:
@@ -304,8 +250,3 @@ def _wide(x: jax.Array) -> jnp.dtype:
 
 def _pad(x: jax.Array, dilation: int) -> jax.Array:
     return jnp.pad(x, ((0, 0), (dilation, dilation), (dilation, dilation), (0, 0)))
-
-
-def _corner(tap: jax.Array, dilation: int) -> tuple[int | jax.Array, ...]:
-    """Returns where in the padded picture a tap's input begins."""
-    return 0, tap // 3 * dilation, tap % 3 * dilation, 0
