@@ -190,7 +190,8 @@ def with_doctor(
     error: DataError, config: "Config", recipe: str, overrides: Sequence[str]
 ) -> DataError:
     """Returns an error of a run's data that also names the command that shows all faults."""
-    is_told = any(text in error.fix for text in ("deeplab doctor", "--config."))
+    told = ("deeplab doctor", "deeplab preview", "--config.")
+    is_told = any(text in error.fix for text in told)
     if is_told or cluster.is_initialized() or not os.path.isdir(config.data.root):
         return error  # the fault is not in the files, or perhaps in those of another host
     kept = [text for text in overrides if text.startswith(_OF_DATA)]

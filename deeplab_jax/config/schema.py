@@ -181,6 +181,14 @@ class DataConfig:
         is_free=True,
         is_local=True,
     )
+    transforms: tuple[str, ...] = field(
+        (),
+        "augmentation in its order, a transform each: a name, with values such as"
+        ' "rotate(degrees=15)", or a function of your own, "package.module:function", which is'
+        " found in the recipe's folder, too; deeplab preview shows the result; empty: scale, crop,"
+        " flip, photometric, as the reference",
+        Accepted("transforms of the list below, functions, or empty"),
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
