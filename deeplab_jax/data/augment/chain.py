@@ -102,9 +102,11 @@ class Chain:
             classes = tuple(self._class(c) for c in spec.values["classes"])
             draw = self._draw if self._is_scaled else None
             return CopyPaste(self._dataset, classes, spec.values["chance"], draw)
-        own = {"scale": self._scale, "crop": self._crop, "flip": transforms.random_flip,
-               "photometric": _photometric}  # fmt: skip
-        operation: Callable[..., Sample] = own.get(spec.name) or getattr(named, spec.name)
+        own: dict[str, Callable[..., Sample]] = {
+            "scale": self._scale, "crop": self._crop, "flip": transforms.random_flip,
+            "photometric": _photometric,
+        }  # fmt: skip
+        operation = own.get(spec.name) or getattr(named, spec.name)
         return _Plain(operation, spec.values)
 
     def _class(self, wanted: int | str) -> int:
