@@ -44,11 +44,8 @@ def build(preview: Preview) -> str:
 def _headline(preview: Preview) -> Html:
     data, dataset = preview.config.data, preview.dataset
     size = " x ".join(map(str, data.crop_size))
-    about = f"The first {len(preview.pairs)} of {NUMBER} samples that a run with seed"
-    about += f" {preview.config.seed} sees, of {len(dataset)} in {dataset.name}/{dataset.split};"
-    about += f" {size} pixels (height x width)"
-    if preview.config.train.steps * preview.config.train.batch_size in range(1, NUMBER):
-        about += "; the run is shorter"
+    about = f"The first {NUMBER} samples that a run with seed {preview.config.seed} sees, of"
+    about += f" {len(dataset)} in {dataset.name}/{dataset.split}; {size} pixels (height x width)"
     help_ = "Left a sample as it is on the disk, right as the network gets it. Pixels that the loss"
     help_ += " ignores have a black and white outline and no colour; padding is grey."
     notes = [
@@ -128,7 +125,8 @@ def _panel(image: np.ndarray, label: np.ndarray, preview: Preview, words: str) -
     image[(cv2.dilate(void, _RING) != void)] = 255
     image[(cv2.erode(void, _RING) != void)] = 0
     classes = Image.fromarray(np.where(cv2.dilate(void, _RING), np.uint8(IGNORE_INDEX), label))
-    classes.putpalette(preview.dataset.palette.tobytes())
+    # All 256 colours: Pillow drops the transparency of one that is not there.
+    classes.putpalette(preview.dataset.palette.tobytes().ljust(3 * 256, b"\0"))
     photo = data_uri(Image.fromarray(image), "JPEG")
     over = data_uri(classes, "PNG", transparency=IGNORE_INDEX)
     pictures = tag("img", src=photo, alt=words), tag("img", src=over, alt="", class_="classes")
