@@ -34,7 +34,7 @@ VERBS = {
     "bench": "time training, inference and reading on this machine, beside PyTorch",
     "selftest": "compare the numbers of this jax and these devices with PyTorch's: a minute",
     "doctor": "check a data set before training, and propose a recipe",
-    "preview": "write a page with what the network will see: samples before and after augmentation",
+    "preview": "a page with what the network will see: samples before and after augmentation",
     "demo": "draw a small data set, train on it, evaluate, predict: minutes on a CPU",
     "recipes": "list the recipes that come with the package, or copy one for editing",
     "prepare": "put downloaded data sets into their layouts; decode a recipe's data once",

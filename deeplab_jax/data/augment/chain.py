@@ -19,7 +19,7 @@ from deeplab_jax.data.augment import functions, named
 from deeplab_jax.data.augment.functions import Function
 from deeplab_jax.data.augment.named import Sample
 from deeplab_jax.data.dataset import Dataset
-from deeplab_jax.errors import ConfigError, DataError
+from deeplab_jax.errors import ConfigError, DataError, shorten
 
 _Size = tuple[int, ...]
 _TRIES = 20  # samples in which `copy_paste` searches for a class
@@ -116,7 +116,7 @@ class Chain:
         if wanted in names:
             return names.index(wanted)
         near = difflib.get_close_matches(wanted, names, 1)
-        fix = f"did you mean {near[0]}?" if near else f"classes are {', '.join(names[:10])}"
+        fix = f"did you mean {near[0]}?" if near else f"the classes are {shorten(names)}"
         raise ConfigError(f"{FIELD}, copy_paste", f"there is no class {wanted!r}", fix)
 
     def _scale(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> Sample:

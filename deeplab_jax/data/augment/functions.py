@@ -16,15 +16,14 @@ from typing import Any
 import cv2
 import numpy as np
 
-from deeplab_jax.config import IGNORE_INDEX
-from deeplab_jax.config.transforms import FIELD, FOLDERS
+from deeplab_jax.config import IGNORE_INDEX, transforms
+from deeplab_jax.config.transforms import FIELD
 from deeplab_jax.errors import ConfigError, DataError, clip
 
 Function = Callable[[np.ndarray, np.ndarray, np.random.Generator], Any]
 
 _DEFINE = "define it as `def f(image, label, rng): ...; return image, label`"
-# The words `deeplab preview` also keep the doctor, who sees no function, out of the line.
-_CORRECT = "correct the function; `deeplab preview --config FILE` shows what it returns"
+_CORRECT = "correct the function, and try it: deeplab preview --config RECIPE"
 
 
 def find(text: str) -> Function:
@@ -39,7 +38,7 @@ def find(text: str) -> Function:
     """
     module_name, _, name = text.partition(":")
     where = f"{FIELD}, {text}"
-    own = list(dict.fromkeys([*reversed(FOLDERS), os.getcwd()]))
+    own = list(dict.fromkeys([*reversed(transforms.FOLDERS), os.getcwd()]))
     sys.path += [folder for folder in own if folder not in sys.path]
     importlib.invalidate_caches()  # for a file written after another of its folder was imported
     try:
@@ -55,7 +54,8 @@ def find(text: str) -> Function:
     _check_not_hidden(module_name, getattr(module, "__file__", None), own, where)
     function = getattr(module, name, None)
     if not callable(function):
-        what = f"{module_name} has no function {name}" if function is None else "is no function"
+        what = f"{module_name} has no function {name}"
+        what += "" if function is None else f": that is {type(function).__name__}"
         names = [key for key, value in vars(module).items() if inspect.isfunction(value)]
         near = difflib.get_close_matches(name, names, 1)
         fix = f"did you mean {module_name}:{near[0]}?" if near else _DEFINE
@@ -121,7 +121,7 @@ def apply(
     try:
         result = function(sample[0].copy(), sample[1].copy(), rng)
     except Exception as error:  # a user's function may raise anything
-        fix = f"{_CORRECT}; its traceback: DEEPLAB_DEBUG=1"
+        fix = f"{_CORRECT}; DEEPLAB_DEBUG=1 shows the traceback"
         is_called_wrongly = isinstance(error, TypeError) and _depth(error) == 1
         fix = _DEFINE if is_called_wrongly else fix
         what = f"fails on {sample_name} with {_told(error)}"
