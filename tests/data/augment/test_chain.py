@@ -1,13 +1,14 @@
 """Chains of transforms, and batches that are made with them."""
 
 import dataclasses
+import sys
 import threading
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from deeplab_jax.config import freeze, get_config
+from deeplab_jax.config import freeze, get_config, transforms
 from deeplab_jax.data import TrainBatch, open_dataset
 from deeplab_jax.data.augment.chain import Chain, check_transforms
 from deeplab_jax.errors import ConfigError, DataError
@@ -78,10 +79,14 @@ def test_batches_are_a_function_of_seed_and_step(dataset, read, assert_equal, wh
 
 
 @pytest.mark.process("starts reading processes")
-def test_worker_processes_change_nothing(dataset, read, assert_equal, whole):
-    assert_equal(read(dataset, names=ALL, num_workers=2), whole)
-    own = read(dataset, names=("scale", "crop"), transform=darken)
-    assert_equal(read(dataset, names=("scale", "crop"), transform=darken, num_workers=1), own)
+def test_worker_processes_change_nothing(dataset, read, assert_equal, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(transforms, "FOLDERS", [str(tmp_path)])
+    text = "def shade(image, label, rng):\n    return image // 2, label\n"
+    (tmp_path / "own_chain.py").write_text(text)  # which the processes import, too
+    own = {"names": (*ALL, "own_chain:shade"), "transform": darken, "stop": 3}
+    assert_equal(read(dataset, **own, num_workers=2), read(dataset, **own))
+    del sys.modules["own_chain"]
 
 
 def test_a_function_that_is_handed_over_comes_last(dataset, read):
