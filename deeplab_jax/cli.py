@@ -34,6 +34,7 @@ VERBS = {
     "bench": "time training, inference and reading on this machine, beside PyTorch",
     "selftest": "compare the numbers of this jax and these devices with PyTorch's: a minute",
     "doctor": "check a data set before training, and propose a recipe",
+    "preview": "a page with what the network will see: samples before and after augmentation",
     "demo": "draw a small data set, train on it, evaluate, predict: minutes on a CPU",
     "recipes": "list the recipes that come with the package, or copy one for editing",
     "prepare": "put downloaded data sets into their layouts; decode a recipe's data once",
@@ -56,7 +57,7 @@ _OTHERS = {"infer": "predict", "inference": "predict", "segment": "predict", "te
            "-V": "--version", "-v": "--version", "benchmark": "bench",
            "profile": "bench", "speed": "bench"}  # fmt: skip
 _OF_DATA = ("--config.data.", "--config.model.num_classes=")  # what the doctor looks at
-_ROOMS = ("demo", "doctor", "report", "selftest")  # folders, with `main` in `__main__`
+_ROOMS = ("demo", "doctor", "preview", "report", "selftest")  # folders, with `main` in `__main__`
 # Groups whose verbs are one module; its `main` takes the verb as the first argument.
 _GROUPS = {
     "config": "deeplab_jax.config.__main__",
@@ -191,7 +192,8 @@ def with_doctor(
     error: DataError, config: "Config", recipe: str, overrides: Sequence[str]
 ) -> DataError:
     """Returns an error of a run's data that also names the command that shows all faults."""
-    is_told = any(text in error.fix for text in ("deeplab doctor", "--config."))
+    told = ("deeplab doctor", "deeplab preview", "--config.")
+    is_told = any(text in error.fix for text in told)
     if is_told or cluster.is_initialized() or not os.path.isdir(config.data.root):
         return error  # the fault is not in the files, or perhaps in those of another host
     kept = [text for text in overrides if text.startswith(_OF_DATA)]

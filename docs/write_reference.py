@@ -1,4 +1,4 @@
-"""Writes docs/cli.md from every verb's `--help`, and docs/config.md from the fields.
+"""Writes docs/cli.md from every verb's `--help`, and docs/config.md from the fields and transforms.
 
 python docs/write_reference.py
 """
@@ -11,7 +11,7 @@ from itertools import groupby
 from pathlib import Path
 
 from deeplab_jax import cli
-from deeplab_jax.config import catalogue, schema
+from deeplab_jax.config import catalogue, schema, transforms
 
 DOCS = Path(__file__).resolve().parent
 _COLUMNS = "100"  # of the help texts
@@ -28,6 +28,17 @@ the terminal: `deeplab config fields WORD`. A recipe sets `c.train.lr = 0.02`; t
 `--config.train.lr=0.02`, lists as `512,1024`, and an empty value as `--config.data.split_file=`.
 The defaults are those of the template for a folder of one's own; the recipes of the table set their
 own (`deeplab config show voc_r50_os16`).
+"""
+_TRANSFORMS = """
+## Transforms
+
+What `data.transforms` may list, each at most once. In a recipe
+`c.data.transforms = ("scale", "crop", "flip", "rotate(degrees=15)", "photometric")`; on the command
+line `--config.data.transforms="scale,crop,flip,rotate(degrees=15),photometric"`. What is larger
+than `data.crop_size` after the last is cut about its centre, what is smaller is padded.
+
+| transform | what it does | values |
+| --- | --- | --- |
 """
 
 
@@ -72,6 +83,14 @@ def _sections() -> Iterator[str]:
             default = f"`{row.default}`" if row.default else "(empty)"
             cells = (f"`{row.name}`", default, row.unit, row.accepted, row.text)
             yield f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |\n"
+    yield _TRANSFORMS
+    for name, transform in transforms.NAMED.items():
+        values = ", ".join(
+            f"`{key}`{'' if value.default is None else f'={value.default}'}: {value.text}"
+            f" ({value.rule.accepted})"
+            for key, value in transform.parameters.items()
+        )
+        yield f"| `{name}` | {transform.text} | {values.replace('|', '/')} |\n"
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ ORDER = (
     {"dry_run", "doctor", "demo"},
     {"account", "benchmark", "selftest"},
     {"report"},
+    {"preview"},
     {"cli"},
     {"convert"},
     {

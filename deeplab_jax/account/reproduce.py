@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from deeplab_jax.config import Config
+from deeplab_jax.config.transforms import FIELD
 from deeplab_jax.distributed import mesh as mesh_lib
 from deeplab_jax.errors import CheckpointError, ConfigError, DataError
 from deeplab_jax.training import workdir as workdir_lib
@@ -163,9 +164,10 @@ def repeat(workdir: Path, config: Config, most: int) -> tuple[list[Compared], li
     with tempfile.TemporaryDirectory() as place:
         try:
             setup = gather(config, place)
-        except (DataError, CheckpointError) as error:
+        except (DataError, CheckpointError, ConfigError) as error:
             folder = logged[0].entry.get("folder")
-            if folder is None or Path(folder) == Path.cwd():
+            is_place = not isinstance(error, ConfigError) or error.where.startswith(FIELD)
+            if folder is None or not is_place or Path(folder) == Path.cwd():
                 raise
             fix = f"{error.fix}; the run began in the folder {folder}"
             raise type(error)(error.where, error.what, fix) from error
@@ -195,6 +197,8 @@ def _check_same(workdir: Path, there: Mapping[str, Any], here: Mapping[str, Any]
         what = f"the run trained on {old.get(name)}, and the training split is now {new[name]}"
         fix = "restore the data, or say where they are: --config.data.root=DIR"
         raise DataError(str(workdir), what, fix)
+    functions = [entry.get("transforms") or {} for entry in (there, here)]
+    workdir_lib.check_same_functions(workdir, *functions)
     before, now = (entry.get("init") or "none" for entry in (there, here))
     if before != now:
         what = f"the run began with weights {before}, and there are now {now}"

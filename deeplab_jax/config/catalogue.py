@@ -41,6 +41,11 @@ _COMMON = {
     "data.resize_base": "base_size resize img_scale resize_to",
     "data.scale_range": "scale ratio_range scale_factor random_scale multi_scale_range",
     "data.num_workers": "workers n_workers num_proc dataloader_workers threads",
+    "data.transforms": "augment augmentation augmentations aug augs transform train_pipeline"
+    " train_transforms albumentations color_jitter colorjitter photometric photometric_distortion"
+    " rotate rotation degrees random_rotate vflip vertical_flip flipud fliplr random_flip cutout"
+    " random_erasing erasing copy_paste copypaste class_mix classmix blur gaussian_blur jpeg"
+    " brightness contrast saturation hue hsv_h hsv_s hsv_v",
     "train.batch_size": "bs batch global_batch samples_per_gpu batch_size_per_gpu train_batch_size"
     " per_device_train_batch_size micro_batch",
     "train.gradient_accumulation": "accumulate accumulation grad_accum accumulation_steps"
@@ -78,7 +83,7 @@ _COMMON = {
 }
 _MEANINGS = {word: key for key, words in _COMMON.items() for word in words.split()}
 # What other tools have and this one does not; a similar field would mislead.
-_ABSENT = """activation augment augmentation class_weight class_weights clip clip_grad device
+_ABSENT = """activation class_weight class_weights clip clip_grad device
  devices ema gpu gpus grad_clip label_smoothing loss lr_scheduler mean optimizer patience schedule
  scheduler std sync_bn tpu warmup warmup_epochs warmup_iters warmup_steps"""
 _FILLERS = "a an and as at by each for from in is its of on or the to with config"

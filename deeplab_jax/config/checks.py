@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from deeplab_jax.config import patterns
+from deeplab_jax.config import patterns, transforms
 from deeplab_jax.config.rules import is_integers
 from deeplab_jax.config.schema import (
     Config,
@@ -43,6 +43,9 @@ def validate(config: Config, recipe: Mapping[str, Any] = MappingProxyType({})) -
     _check_classes(config.data, config.model.num_classes)
     _check_layout(config.data)
     _check_masks(config.data, config.model.num_classes)
+    data = config.data
+    usual = DataConfig().scale_range
+    transforms.check(data.transforms, data.scale_range, usual, config.model.num_classes)
     _check_windows(config.eval)
     _check_train(config.train)
     _check_height(config.data.crop_size[0], config.model.output_stride, config.mesh.spatial)

@@ -4,12 +4,14 @@ import ast
 import difflib
 import importlib.util
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from deeplab_jax.config import transforms
 from deeplab_jax.config.faults import DEFINES, explain
 from deeplab_jax.config.forms import flatten, from_dict, from_flat, unknown_key
 from deeplab_jax.config.schema import Config, fields
@@ -63,7 +65,8 @@ def load_recipe(path: str, overrides: Sequence[str] = ()) -> Config:
 
     Args:
       path: a Python file that defines `get_config()`, the name of a recipe in the package, such as
-        "ade20k_r50_os16", or the work directory of a run.
+        "ade20k_r50_os16", or the work directory of a run. Its folder is one of those where
+        functions that it names as transforms are searched for.
       overrides: "--config.train.lr=0.02" and the like, applied in order.
 
     Raises:
@@ -91,7 +94,10 @@ def load_recipe(path: str, overrides: Sequence[str] = ()) -> Config:
     if missing:
         raise ConfigError(str(path), f"its configuration lacks {shorten(missing)}", fix)
     _check_list(overrides)
-    return apply_overrides(config, [f"--config.name={file.stem}", *overrides])
+    checked = apply_overrides(config, [f"--config.name={file.stem}", *overrides])
+    if any(spec.is_function for spec in transforms.parse_all(checked.data.transforms)):
+        transforms.FOLDERS.append(str(file.parent.absolute()))
+    return checked
 
 
 def is_run(path: str) -> bool:
@@ -151,13 +157,26 @@ def parse_value(name: str, text: str, current: Any) -> Any:
         if kind is bool:
             return _BOOLEANS[text.lower()]
         if kind is tuple:
-            parts = text.strip("()[] ").split(",")
+            has_calls = re.search(r"\w\(", text)  # as transforms have, whose last ")" is theirs
+            parts = _split(text.strip("[] " if has_calls else "()[] "))
             return tuple(_parse_element(part.strip()) for part in parts if part.strip())
         return kind(text)
     except (ValueError, KeyError):
         what, example = _KINDS[kind]
         what = f"{text!r} is not {what}"
         raise ConfigError(f"--config.{name}", what, f"give one such as {example}") from None
+
+
+def _split(text: str) -> list[str]:
+    """Returns the parts of a text between its commas outside of brackets."""
+    parts, depth = [""], 0
+    for char in text:
+        depth += (char in "([") - (char in ")]")
+        if char == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += char
+    return parts
 
 
 def _parse_element(text: str) -> Any:

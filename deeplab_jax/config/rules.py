@@ -43,6 +43,24 @@ def positive(text: str) -> Accepted:
     return Accepted(text, lambda value: 0 < value < math.inf)
 
 
+def within(low: float, high: float, whole: bool = False) -> Accepted:
+    """Accepts numbers, with `whole` only whole ones, from `low` to `high`; no other type."""
+    if whole:
+        return Accepted(
+            f"a whole number, {low} to {high}", lambda v: type(v) is int and low <= v <= high
+        )
+    return Accepted(
+        f"a number, {low} to {high}", lambda v: type(v) in (int, float) and low <= v <= high
+    )
+
+
+def is_share(name: str) -> Accepted:
+    """Accepts 0 < value <= 1; no other type."""
+    return Accepted(
+        f"0 < {name} <= 1", lambda value: type(value) in (int, float) and 0 < value <= 1
+    )
+
+
 def is_integers(value: Any, count: int) -> bool:
     """Tells whether `value` holds exactly `count` positive integers."""
     return len(value) == count and all(type(v) is int and v > 0 for v in value)

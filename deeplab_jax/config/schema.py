@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from deeplab_jax.config import rules
+from deeplab_jax.config import rules, transforms
 from deeplab_jax.config.rules import Accepted, field
 
 IGNORE_INDEX = 255
@@ -180,6 +180,14 @@ class DataConfig:
         unit="processes",
         is_free=True,
         is_local=True,
+    )
+    transforms: tuple[str, ...] = field(
+        (),
+        "augmentation in its order, a transform each: a name, with values such as"
+        ' "rotate(degrees=15)", or a function of your own, "package.module:function", which is'
+        " found in the recipe's folder, too; deeplab preview shows the result; empty: scale, crop,"
+        " flip, photometric, as the reference",
+        Accepted(f"{', '.join(transforms.NAMED)}, functions, or empty"),
     )
 
 

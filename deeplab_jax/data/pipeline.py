@@ -14,6 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from deeplab_jax.data import transforms, workers
+from deeplab_jax.data.augment.chain import Chain
+from deeplab_jax.data.augment.functions import Function
 from deeplab_jax.data.dataset import Dataset
 
 _MAX_THREADS = 8
@@ -67,20 +69,27 @@ def _permutation(seed: int, epoch: int, num_samples: int) -> np.ndarray:
 def train_batches(
     dataset: Dataset, *, seed: int, batch_size: int, steps_per_epoch: int, start: int, stop: int,
     rows: Sequence[int], crop_size: tuple[int, int], resize_base: tuple[int, int],
-    scale_range: tuple[float, float], num_workers: int,
+    scale_range: tuple[float, float], num_workers: int, names: Sequence[str] = (),
+    transform: Function | None = None,
 ) -> Iterator[TrainBatch]:  # fmt: skip
     """Yields the given rows of the batches of steps start, ..., stop - 1, in order.
 
     `batch_size` counts the rows of a step over all hosts, `crop_size` is (height, width),
     `resize_base` the (long, short) side that scale 1 fits an image into, `scale_range` (smallest,
     largest). With `num_workers` 0 threads of this process read. Batches do not depend on it.
+    `names` are those of `config.data.transforms`; `transform` is a function like those that it may
+    name, and comes last. `augment.chain.check_transforms` tries both before.
 
     Raises:
+      ConfigError: a function or class that `names` holds is not there.
       DataError: a sample cannot be used.
       ReaderError: a reading process died, or reading a sample does not end.
     """
     order = SampleOrder(len(dataset), seed, batch_size, steps_per_epoch)
-    load = BatchLoader(dataset, order, tuple(rows), crop_size, resize_base, scale_range)
+    chain = None  # the reference's
+    if names or transform is not None:
+        chain = Chain(dataset, names, transform, crop_size, resize_base, scale_range)
+    load = BatchLoader(dataset, order, tuple(rows), crop_size, resize_base, scale_range, chain)
     steps, name_of = range(start, stop), dataset.source.names
     if num_workers:
         yield from workers.in_processes(load, steps, num_workers, name_of)
@@ -98,6 +107,7 @@ class BatchLoader:
     crop_size: tuple[int, int]
     resize_base: tuple[int, int]
     scale_range: tuple[float, float]
+    chain: Chain | None = None  # None: the reference's transforms
 
     def __call__(self, step: int) -> TrainBatch:
         """Returns the rows of a step."""
@@ -107,11 +117,21 @@ class BatchLoader:
         for i, row in enumerate(self.rows):
             index[i], rng = self.order.locate(int(step), row)
             with workers.reading(index[i]):
-                *_, box[i] = transforms.train_transform(
-                    *self.dataset.read(int(index[i])), rng, crop_size=self.crop_size,
-                    resize_base=self.resize_base, scale_range=self.scale_range,
-                    out=(batch.image[i], batch.label[i]))  # fmt: skip
+                out = (batch.image[i], batch.label[i])
+                *_, box[i] = self.augment(self.dataset.read(int(index[i])), rng, index[i], out)
         return batch
+
+    def augment(
+        self, sample: tuple[np.ndarray, np.ndarray], rng: np.random.Generator, index: int,
+        out: tuple[np.ndarray, np.ndarray] | None = None,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
+        """Returns image, label and box, as `transforms.place` does, of the sample at `index`."""
+        if self.chain is None:
+            return transforms.train_transform(
+                *sample, rng, crop_size=self.crop_size, resize_base=self.resize_base,
+                scale_range=self.scale_range, out=out,
+            )  # fmt: skip
+        return transforms.place(*self.chain(sample, rng, int(index)), self.crop_size, out)
 
 
 def num_threads() -> int:

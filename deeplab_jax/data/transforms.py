@@ -17,7 +17,6 @@ Window = tuple[slice, slice]  # rows and columns, both ends given
 _LEVELS = np.arange(256, dtype=np.uint8)
 _CROP_TRIES = 10
 _MAX_CLASS_SHARE = 0.75  # of the valid pixels of a crop
-_BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = 32, (0.5, 1.5), (0.5, 1.5), 18
 
 
 def fit_size(height: int, width: int, base: tuple[int, int]) -> tuple[int, int]:
@@ -70,12 +69,16 @@ def random_size(
 
 
 def random_window(
-    label: np.ndarray, rng: np.random.Generator, crop_size: tuple[int, int]
+    label: np.ndarray,
+    rng: np.random.Generator,
+    crop_size: tuple[int, int],
+    max_share: float = _MAX_CLASS_SHARE,
 ) -> Window:
     """Returns a window of at most `crop_size` in which no class dominates, if ten tries find one.
 
-    A try is accepted if it holds two classes or more and none covers 0.75 of its valid pixels.
-    Without one the tenth is accepted; if it has no valid pixel, the window is the whole label.
+    A try is accepted if it holds two classes or more and none covers `max_share` of its valid
+    pixels. Without one the tenth is accepted; if it has no valid pixel, the window is the whole
+    label.
     """
     height, width = label.shape
     h, w = min(crop_size[0], height), min(crop_size[1], width)
@@ -85,39 +88,44 @@ def random_window(
         counts = cv2.calcHist([label[window]], [0], None, [256], [0, 256]).ravel()  # no copy
         counts = counts[:IGNORE_INDEX].astype(np.int64)  # faster than bincount
         valid = counts.sum()
-        if np.count_nonzero(counts) > 1 and counts.max() / valid < _MAX_CLASS_SHARE:
+        if np.count_nonzero(counts) > 1 and counts.max() / valid < max_share:
             break
     return window if valid else (slice(0, height), slice(0, width))
 
 
 def random_flip(
-    image: np.ndarray, label: np.ndarray, rng: np.random.Generator
+    image: np.ndarray, label: np.ndarray, rng: np.random.Generator, chance: float = 0.5
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns both mirrored left-right, or neither, with equal chance."""
-    if rng.random() > 0.5:
+    """Returns both mirrored left-right with that chance, else neither."""
+    if rng.random() > chance:
         return image, label
     return cv2.flip(image, 1), cv2.flip(label, 1)
 
 
-def photometric_distortion(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def photometric_distortion(
+    image: np.ndarray, rng: np.random.Generator, brightness: float = 32, contrast: float = 0.5,
+    saturation: float = 0.5, hue: int = 18,
+) -> np.ndarray:  # fmt: skip
     """Returns the image with brightness, contrast, saturation and hue each changed by a coin.
 
-    A further coin decides whether contrast comes second or last.
+    The changes are uniform: brightness by up to `brightness` levels, contrast and saturation by a
+    factor 1 - x to 1 + x, hue, of 180, by -hue to hue - 1; hue 0 stays. A further coin decides
+    whether contrast comes second or last.
     """
     levels = _LEVELS  # consecutive changes compose to one look-up table
     if rng.integers(0, 2):
-        levels = adjust_brightness(levels, rng.uniform(-_BRIGHTNESS, _BRIGHTNESS))
+        levels = adjust_brightness(levels, rng.uniform(-brightness, brightness))
     is_contrast_early = rng.integers(0, 2)
     if is_contrast_early and rng.integers(0, 2):
-        levels = adjust_contrast(levels, rng.uniform(*_CONTRAST))
+        levels = adjust_contrast(levels, rng.uniform(1 - contrast, 1 + contrast))
     if rng.integers(0, 2):
-        image = adjust_saturation(_look_up(image, levels), rng.uniform(*_SATURATION))
-        levels = _LEVELS
-    if rng.integers(0, 2):
-        image = adjust_hue(_look_up(image, levels), int(rng.integers(-_HUE, _HUE)))
+        factor = rng.uniform(1 - saturation, 1 + saturation)
+        image, levels = adjust_saturation(_look_up(image, levels), factor), _LEVELS
+    if rng.integers(0, 2) and hue:
+        image = adjust_hue(_look_up(image, levels), int(rng.integers(-hue, hue)))
         levels = _LEVELS
     if not is_contrast_early and rng.integers(0, 2):
-        levels = adjust_contrast(levels, rng.uniform(*_CONTRAST))
+        levels = adjust_contrast(levels, rng.uniform(1 - contrast, 1 + contrast))
     return _look_up(image, levels)
 
 

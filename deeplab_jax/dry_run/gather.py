@@ -17,6 +17,7 @@ from jax.stages import Compiled
 
 from deeplab_jax.config import PUBLISHED_IMAGES, Config, DataConfig, get_config, warnings
 from deeplab_jax.data import open_dataset
+from deeplab_jax.data.augment.chain import check_transforms
 from deeplab_jax.distributed import mesh as mesh_lib
 from deeplab_jax.dry_run import flops, hours, text
 from deeplab_jax.dry_run import hardware as hardware_lib
@@ -146,9 +147,13 @@ def find_inputs(config: Config, workdir: Path) -> Inputs:
             notes += _attempt(errors, check_init, config, names) or []
         elif dataset:
             _attempt(errors, workdir_lib.check_same_data, workdir, begin.saved, dataset)
+    functions = _attempt(errors, check_transforms, dataset, data) if dataset else None
+    if begin and begin.saved and functions is not None:
+        same = workdir_lib.check_same_functions
+        _attempt(errors, same, workdir, begin.saved.functions, functions)
     start = begin.step if begin else None
     first = None
-    if dataset and plan:
+    if dataset and plan and functions is not None:
         unreadable: list[DeepLabError] = []
         rows = range(config.train.batch_size)
         batches = read_batches(config, dataset, plan, range(1), rows, num_workers=0)  # in threads

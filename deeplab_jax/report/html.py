@@ -1,7 +1,11 @@
-"""Building of markup: every child that is not `Html` is escaped."""
+"""Building of markup: every child that is not `Html` is escaped; pictures become data URIs."""
 
+import base64
+import io
 from collections.abc import Iterable, Sequence
 from html import escape
+
+from PIL import Image
 
 DASH = "\N{EN DASH}"  # in place of an undefined number
 _VOID = ("br", "img", "input")
@@ -72,3 +76,10 @@ def scroller(inner: Html, label: str) -> Html:
     )
     box = tag("div", inner, class_="scroller", tabindex=0, role="region", aria_label=label)
     return join([hint, box])
+
+
+def data_uri(picture: Image.Image, kind: str, **options: object) -> str:
+    """Returns a picture as JPEG or PNG in a data URI; `options` are those of Pillow."""
+    file = io.BytesIO()
+    picture.save(file, kind, quality=80, optimize=True, **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"

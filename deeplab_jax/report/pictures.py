@@ -1,7 +1,5 @@
 """Pictures for the page: the worst and best images with truth and prediction, as data URIs."""
 
-import base64
-import io
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -13,6 +11,7 @@ from deeplab_jax.config import IGNORE_INDEX
 from deeplab_jax.data import Dataset
 from deeplab_jax.evaluation import metrics
 from deeplab_jax.evaluation.summary import Evaluation
+from deeplab_jax.report.html import data_uri
 
 NUMBER = 6  # worst images, and as many best ones
 MAX_BYTES = 4_000_000  # embedded size of all pictures
@@ -101,10 +100,5 @@ def _embed(scored: ScoredImage, side: int) -> Picture:
         cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST_EXACT)
         for labels in (scored.truth, scored.prediction)
     ]
-    return Picture(scored, _uri(image, "JPEG"), *(_uri(part, "PNG") for part in labels))
-
-
-def _uri(array: np.ndarray, kind: str) -> str:
-    file = io.BytesIO()
-    Image.fromarray(array).save(file, kind, quality=80, optimize=True)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
+    photo = data_uri(Image.fromarray(image), "JPEG")
+    return Picture(scored, photo, *(data_uri(Image.fromarray(part), "PNG") for part in labels))

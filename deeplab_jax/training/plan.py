@@ -82,4 +82,5 @@ def read_batches(
         resize_base=data.resize_base,
         scale_range=data.scale_range,
         num_workers=num_workers,
+        names=data.transforms,
     )

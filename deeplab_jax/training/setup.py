@@ -6,7 +6,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from deeplab_jax import checkpoint
 from deeplab_jax.config import Config, flatten, freeze, is_local, warnings
 from deeplab_jax.data import Dataset, open_dataset
+from deeplab_jax.data.augment.chain import check_transforms
 from deeplab_jax.distributed import hosts
 from deeplab_jax.distributed import mesh as mesh_lib
 from deeplab_jax.distributed.shared_dir import check_shared
@@ -49,6 +50,7 @@ class RunSetup:
       is_asked: whether the user named that step, so that no other is taken.
       is_restart: whether the user lets a run begin anew where no step is good.
       notes: a line for each setting that is legal but probably a mistake.
+      functions: fingerprints of the user's transforms, by name.
       check_lock: raises ResourceError if the work directory's lock was lost; set by `claim`.
     """
 
@@ -63,6 +65,7 @@ class RunSetup:
     is_asked: bool = False
     is_restart: bool = False
     notes: tuple[str, ...] = ()
+    functions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     check_lock: Callable[[], None] = lambda: None
 
     @property
@@ -103,6 +106,7 @@ class RunSetup:
             data=self.dataset.fingerprint(),
             left_out=self.saved.left_out if self.saved else (),
             losses=self.saved.losses if self.saved else (),
+            functions=dict(self.functions),
         )
 
 
@@ -145,6 +149,7 @@ def gather(
         setup = _look(frozen, path, step, restart)
         facts["training data"] = setup.dataset.fingerprint()
         facts["validation data"] = setup.validation.fingerprint()
+        facts["transforms"] = dict(setup.functions)
         facts["last good step"] = setup.step
         facts["damaged steps"] = sorted(setup.begin.damaged)
         facts["later steps"] = setup.begin.replaced
@@ -159,6 +164,12 @@ def _look(config: Config, workdir: Path, step: int | str | None, restart: bool) 
     mesh, model = mesh_lib.mesh_of(config), build_model(config.model)
     notes = warnings(config)
     begin = workdir_lib.choose(workdir, config, step, restart)
+    functions = check_transforms(dataset, data)
+    if begin.saved is not None:
+        workdir_lib.check_same_functions(workdir, begin.saved.functions, functions)
+    for name in (name for name, digest in functions.items() if not digest):
+        note = f"the source of the transform {name} cannot be read, so a continued run cannot tell"
+        notes.append(f"{note} whether it has changed")
     if begin.saved is None:
         notes += check_init(config, dataset.class_names)
     elif not data.max_bad_samples:  # otherwise `claim` does, without the bad samples
@@ -169,7 +180,7 @@ def _look(config: Config, workdir: Path, step: int | str | None, restart: bool) 
     plan = make_plan(config, len(dataset))
     return RunSetup(
         config, workdir, dataset, validation, plan, mesh, model, begin,
-        step is not None, restart, tuple(notes),
+        step is not None, restart, tuple(notes), functions,
     )  # fmt: skip
 
 
@@ -236,6 +247,7 @@ def start_entry(setup: RunSetup, began: float | None) -> dict[str, Any]:
         "devices": hosts.devices(),
         "data": {name: dataset.fingerprint() for name, dataset in data.items()},
         "init": init_fingerprint(setup.config) if setup.step is None else None,
+        "transforms": dict(setup.functions),
     }
 
 

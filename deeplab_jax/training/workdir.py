@@ -180,3 +180,22 @@ def check_same_data(workdir: Path, info: checkpoint.Info, dataset: Dataset) -> N
     elif info.data != dataset.fingerprint():
         what = f"trained on {info.data}, and its training split is now {dataset.fingerprint()}"
         raise ConfigError(str(workdir), what, "restore the data, or choose another --workdir")
+
+
+def check_same_functions(
+    workdir: Path, before: Mapping[str, str], functions: Mapping[str, str]
+) -> None:
+    """Refuses to continue with other transforms of the user's.
+
+    `before` and `functions` hold their fingerprints by name, of the run and of now.
+
+    Raises:
+      ConfigError: one was added or dropped, or its source has changed since the run began.
+    """
+    for name in dict.fromkeys([*before, *functions]):
+        old, new = before.get(name, "no such transform"), functions.get(name, "no such transform")
+        if old != new:
+            what = f"trained with the transform {name} of source {old or 'unknown'}, and it is now"
+            fix = "restore the file that defines it, or choose another --workdir, where"
+            fix += f" --config.init.checkpoint={workdir} begins with its weights"
+            raise ConfigError(str(workdir), f"{what} {new or 'unknown'}", fix)

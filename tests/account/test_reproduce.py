@@ -121,6 +121,7 @@ def test_verb_refuses_in_one_line(call, tmp_path, argv, told):
     [
         ({"data": {"training": "9 images (x)"}}, 3, "the run trained on 9 images (x), and the"),
         ({"init": "step 3 (x)"}, 4, "the run began with weights step 3 (x), and there are now no"),
+        ({"transforms": {"own:f": "1"}}, 2, "the transform own:f of source 1, and it is now no"),
         ({"folder": "/elsewhere"}, 3, "--config.data.root=DIR; the run began in the folder /else"),
     ],
 )

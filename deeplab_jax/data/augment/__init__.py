@@ -1,0 +1,1 @@
+"""The transforms of `config.data.transforms`: named ones and functions of the user's."""

@@ -1,0 +1,1 @@
+"""`deeplab preview`: a page with the first training samples before and after augmentation."""
