@@ -1,7 +1,7 @@
 """Check of a JSON value against the `evaluation.json` that this version writes."""
 
 from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 import numpy as np
 
@@ -50,7 +50,7 @@ def _fault_of_type(value: Any, kind: Any, place: str) -> str:
 def _is_of(value: Any, kind: Any) -> bool:
     """Tells whether a value has the type of an annotation, without the fields of objects."""
     items = get_args(kind)
-    if isinstance(kind, UnionType):
+    if get_origin(kind) in (Union, UnionType):
         return value is None or _is_of(value, items[0])
     if get_origin(kind) is list:
         return isinstance(value, list) and all(_is_of(item, items[0]) for item in value)
@@ -64,7 +64,7 @@ def _is_of(value: Any, kind: Any) -> bool:
 
 def _words(kind: Any, plural: str = "") -> str:
     items = get_args(kind)
-    if isinstance(kind, UnionType):
+    if get_origin(kind) in (Union, UnionType):
         return f"{_words(items[0], plural)} or null"
     if get_origin(kind) is list:
         return f"list{plural} of {_words(items[0], 's')}"

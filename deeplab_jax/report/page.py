@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from importlib.resources import files
 from string import Template
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -79,6 +79,7 @@ def build(content: PageContent) -> str:
         pictures=_pictures(content),
         classes=_classes(result),
         confusions=_confusions(result),
+        calibration=_calibration(result),
         measurement=_measurement(result),
         curves=_curves(content),
         hours=_hours(content.hours),
@@ -109,18 +110,69 @@ def _measurement(result: Evaluation) -> Html:
     if interval["low"] is not None:
         how = f"{interval['method']}; too narrow if images resemble each other, as frames of a film"
         how += " do; a class's takes two images with the class"
-    means = f"accuracy {percent(result['mean_accuracy'])}, precision "
-    means += f"{percent(result['mean_precision'])}, F1 {percent(result['mean_f1'])}"
     about = [
         (level, how),
         ("Protocol", result["protocol"]),
         ("Weights", f"step {result['step']} of {result['checkpoint']}"),
         ("Pixel accuracy", percent(result["pixel_accuracy"])),
-        (f"Mean{reading.over_classes(result) or ' over classes'}", means),
-        ("Frequency-weighted IoU", percent(result["frequency_weighted_iou"])),
+        (f"Mean{reading.over_classes(result) or ' over classes'}", _means(result, "macro")),
+        ("Weighted by true pixels", _means(result, "weighted")),
         ("One class everywhere", f"{percent(result['best_constant_mean_iou'])} mean IoU at best"),
+        ("Boundary IoU", _boundary(result)),
     ]  # fmt: skip
+    if (loss := result.get("loss")) is not None:
+        about.append(("Cross entropy", f"{loss:.4f}, mean over images"))
     return tag("dl", *(join([tag("dt", k), tag("dd", v)]) for k, v in about))
+
+
+def _means(result: Evaluation, kind: Literal["macro", "weighted"]) -> str:
+    """Returns means over classes in words."""
+    if "means" not in result:
+        return DASH
+    names = {"iou": "IoU", "precision": "precision", "recall": "recall", "f1": "F1"}
+    values: dict[str, Any] = {**result["means"][kind]}
+    text = ", ".join(f"{name} {percent(values[key])}" for key, name in names.items())
+    return f"{text} ({'macro' if kind == 'macro' else 'frequency-weighted'})"
+
+
+def _boundary(result: Evaluation) -> str:
+    """Returns the mean boundary IoU with its definition."""
+    if result.get("boundary_iou") is None:
+        return DASH
+    near = percent(result["boundary_ratio"])
+    text = f"{percent(result['boundary_iou'])}, mean over classes: IoU of the pixels within {near}"
+    return f"{text} of the image's diagonal of a mask's boundary (Cheng et al., CVPR 2021)"
+
+
+def _calibration(result: Evaluation) -> Html:
+    """Returns the reliability diagram, and its numbers as a table."""
+    found = result.get("calibration")
+    if found is None or found["expected_calibration_error"] is None:
+        return tag("p", "This evaluation holds no confidences: evaluate again.")
+    filled = [part for part in found["bins"] if part["pixels"]]
+    total = sum(part["pixels"] for part in filled)
+    over = sum(
+        part["pixels"] * ((part["confidence"] or 0) - (part["accuracy"] or 0)) for part in filled
+    )
+    words = f"Expected calibration error {percent(found['expected_calibration_error'])}: how far "
+    words += "the probability of the predicted class is from the share of pixels that are right, "
+    words += "on average over pixels, in 15 bins (Guo et al., ICML 2017). The network is "
+    words += (
+        f"{'over' if over > 0 else 'under'}confident by {percent(abs(over) / total)} on average."
+    )
+    rows = [
+        [
+            f"{100 * part['low']:.1f} to {percent(part['high'])}",
+            percent(part["pixels"] / total, 2),
+            percent(part["confidence"]),
+            percent(part["accuracy"]),
+        ]
+        for part in filled
+    ]
+    head = ["Confidence", "Of all pixels", "Mean confidence", "Right"]
+    numbers = table(head, rows, "Pixels by confidence", "numbers")
+    pair = tag("div", plots.reliability(found["bins"]), numbers, class_="pair")
+    return join([tag("p", words), pair])
 
 
 def _classes(result: Evaluation) -> Html:
@@ -128,7 +180,8 @@ def _classes(result: Evaluation) -> Html:
     iou, share = result["iou"], result["frequency"]
     most = max([*share, 1e-9])
     order = sorted(range(len(iou)), key=lambda c: (iou[c] is None, iou[c] or 0, -share[c]))
-    others = result["accuracy"], result["precision"], result["f1"]
+    near = result.get("boundary_iou_per_class", [None] * len(iou))
+    others = near, result["precision"], result["accuracy"], result["f1"]
     rows = [
         [
             join([_swatch(c), result["class_names"][c]]),
@@ -141,8 +194,8 @@ def _classes(result: Evaluation) -> Html:
         for c in order
     ]
     level = percent(result["mean_iou_interval"]["level"], 0)
-    head = ["Class", "IoU", f"{level} interval", "Share of true pixels", "Accuracy", "Precision"]
-    head += ["F1", "Most wrong pixels in"]
+    head = ["Class", "IoU", f"{level} interval", "Share of true pixels", "Boundary IoU"]
+    head += ["Precision", "Recall", "F1", "Most wrong pixels in"]
     return table(head, rows, "Scores of each class", "numbers wide")
 
 
