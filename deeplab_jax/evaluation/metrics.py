@@ -122,12 +122,12 @@ def bootstrap_iou(
     scores = np.concatenate(parts)
     images = (areas[:, 1:].sum(1) > 0).sum(0)  # of each class
     for c in np.flatnonzero(images > 1):
-        ends[c] = _middle(scores[:, c], level)
-    low, high = _middle(mean(scores), level)
+        ends[c] = middle(scores[:, c], level)
+    low, high = middle(mean(scores), level)
     return Interval(float(low), float(high), level, method), ends
 
 
-def _middle(scores: np.ndarray, level: float) -> np.ndarray:
+def middle(scores: np.ndarray, level: float) -> np.ndarray:
     """Returns the ends of the middle `level` of the finite scores; NaN if there is none."""
     defined = scores[np.isfinite(scores)]  # a resample may have ignored pixels only
     if not defined.size:
