@@ -30,6 +30,7 @@ ORDER = (
         "train",
         "evaluate",
         "predict",
+        "compare",
         "goodput",
         "reproduce",
         "bench",

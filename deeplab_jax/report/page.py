@@ -1,9 +1,6 @@
 """The page: sections in a template, with inline style and script."""
 
-import json
 from collections.abc import Sequence
-from importlib.resources import files
-from string import Template
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -12,16 +9,15 @@ from deeplab_jax.account import text as account_text
 from deeplab_jax.account.goodput import Account
 from deeplab_jax.config import Config, flatten
 from deeplab_jax.config.checks import as_text
-from deeplab_jax.data.colors import safe_palette
 from deeplab_jax.evaluation.summary import Ends, Evaluation
 from deeplab_jax.report import plots, reading
+from deeplab_jax.report.figures import controls, figure, fill, swatch
 from deeplab_jax.report.html import DASH, Html, join, percent, scroller, table, tag
 from deeplab_jax.report.pictures import Picture
 from deeplab_jax.training.log import Log
 
 _MAX_MATRIX = 30  # classes
 _TOP = 20  # listed confusions; half as many beside a matrix
-_LAYERS = ("Image", "Truth", "Prediction", "Errors")
 
 
 class Hours(NamedTuple):
@@ -63,18 +59,11 @@ class PageContent(NamedTuple):
 def build(content: PageContent) -> str:
     """Returns the page as HTML that loads no other file."""
     result = content.evaluation
-    folder = files("deeplab_jax.report")
-    parts = {name: folder.joinpath(name).read_text("utf-8") for name in ("style.css", "script.js")}
-    palettes = {
-        "own": content.palette.tolist(),
-        "safe": safe_palette(len(result["class_names"])).tolist(),
-    }
     score = f"{percent(result['mean_iou'])} mean IoU{reading.over_classes(result)}"
-    return Template(folder.joinpath("template.html").read_text("utf-8")).substitute(
-        title=tag("title", f"{content.config.name}: {score}"),
-        style=parts["style.css"],
-        script=parts["script.js"],
-        palettes=json.dumps(palettes),
+    return fill(
+        "template.html",
+        f"{content.config.name}: {score}",
+        content.palette,
         headline=_headline(content),
         pictures=_pictures(content),
         classes=_classes(result),
@@ -184,7 +173,7 @@ def _classes(result: Evaluation) -> Html:
     others = near, result["precision"], result["accuracy"], result["f1"]
     rows = [
         [
-            join([_swatch(c), result["class_names"][c]]),
+            join([swatch(c), result["class_names"][c]]),
             _bar(iou[c] or 0, "", percent(iou[c])),
             _ends(result["iou_interval"][c]),
             _bar(share[c] / most, "second", percent(share[c], 2)),
@@ -210,64 +199,16 @@ def _bar(share: float, class_: str, text: str) -> Html:
     return join([plots.bar(share, class_), tag("span", text, class_="value")])
 
 
-def _swatch(number: int) -> Html:
-    return tag("span", class_="swatch", data_class=number, aria_hidden="true")
-
-
 def _pictures(content: PageContent) -> Html:
     if not content.pictures:
         return tag("p", "No pictures, see the note at the top.")
-    worst = [_figure(picture) for picture in content.pictures if picture.scored.is_worst]
-    best = [_figure(picture) for picture in content.pictures if not picture.scored.is_worst]
+    worst = [figure(picture) for picture in content.pictures if picture.scored.is_worst]
+    best = [figure(picture) for picture in content.pictures if not picture.scored.is_worst]
     groups = [tag("h3", "Worst"), tag("div", *worst, class_="grid samples")]
     if best:
         groups += [tag("h3", "Best"), tag("div", *best, class_="grid samples")]
-    return join([_controls(content), *groups])
-
-
-def _controls(content: PageContent) -> Html:
-    buttons = [_button(name, data_layer=i) for i, name in enumerate(_LAYERS)]
-    slider = tag("input", type="range", id="layer", min=0, max=3, step=0.02, value=2,
-                 aria_label="Wipe from image over truth and prediction to errors")  # fmt: skip
-    layers = tag("div", slider, tag("div", *buttons, class_="stops"), class_="layers")
-    key = []
-    if not np.array_equal(content.palette, safe_palette(len(content.palette))):
-        box = tag("input", type="checkbox", id="safe")
-        key.append(tag("label", box, "Colours safe for colour blindness"))
-    key += [
-        tag("span", tag("span", class_="swatch missed"), "wrong, or missed of the chosen class"),
-        tag("span", tag("span", class_="swatch false"), "wrongly said to be the chosen class"),
-    ]
-    legend = tag("div", *_legend(content), class_="legend", id="legend", role="group",
-                 aria_label="Classes; press one to see it alone")  # fmt: skip
-    top = tag("div", layers, tag("div", *key, class_="key"), class_="row")
-    return tag("div", top, legend, class_="controls")
-
-
-def _legend(content: PageContent) -> list[Html]:
-    """Returns a button for each class in a picture."""
-    images = [picture.scored for picture in content.pictures]
-    shown = set().union(*(np.unique(part) for x in images for part in (x.truth, x.prediction)))
     names, iou = content.evaluation["class_names"], content.evaluation["iou"]
-    return [
-        _button(_swatch(c), names[c], " ", tag("small", percent(iou[c], 0)), data_class=c)
-        for c in range(len(names))
-        if c in shown
-    ]
-
-
-def _button(*children: object, **data: object) -> Html:
-    return tag("button", *children, type="button", **data, aria_pressed="false")
-
-
-def _figure(picture: Picture) -> Html:
-    name, score = picture.scored.name, percent(picture.scored.mean_iou)
-    words = f"{name}, {score} mean IoU"
-    image = tag("img", src=picture.image, alt=words)
-    canvas = tag("canvas", role="img", aria_label=words, hidden=True)
-    caption = tag("figcaption", tag("span", name), " ", tag("b", score))
-    uris = {"data_truth": picture.truth, "data_prediction": picture.prediction}
-    return tag("figure", image, canvas, caption, class_="sample", **uris)
+    return join([controls(content.pictures, content.palette, names, iou), *groups])
 
 
 def _confusions(result: Evaluation) -> Html:
