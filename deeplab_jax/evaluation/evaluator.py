@@ -185,7 +185,7 @@ class Evaluator:
             return None
         ids = tuple(self._dataset.ids[index] for index in indices)
         names, protocol = self._dataset.class_names, str(self.engine.protocol)
-        confusion, images = _gather([totals[k] for k in own], positions, len(names))
+        confusion, images = gather([totals[k] for k in own], positions, len(names))
         return EvalResult(
             confusion, names, len(ids), ids, images.areas, protocol, images.boundary.sum(0),
             self._ratio, images.bins.sum(0), images.cross_entropy,
@@ -250,7 +250,7 @@ class _Rounds:
         self.answer = self._poll.ask(int(wants_to_stop))
 
 
-class _Images(NamedTuple):
+class Images(NamedTuple):
     """`ImageTotals` of N images, with areas (N, 3, C) in place of confusion matrices."""
 
     areas: np.ndarray
@@ -274,9 +274,9 @@ def _in_threads(
             yield future.result()
 
 
-def _gather(
+def gather(
     totals: Sequence[ImageTotals], positions: Sequence[int], size: int
-) -> tuple[np.ndarray, _Images]:
+) -> tuple[np.ndarray, Images]:
     """Returns the confusion matrix (size, size) over all hosts, and of each image what is kept."""
     shapes = (3, size), (3, size), (BINS, 3), ()
     ends = np.cumsum([math.prod(shape) for shape in shapes])
@@ -290,7 +290,7 @@ def _gather(
         images[hosts.own_share(positions, host)] = values[size * size :].reshape(-1, ends[-1])
     parts = zip(np.split(images, ends[:-1], 1), shapes, strict=True)
     areas, near, bins, sums = (part.reshape(-1, *shape) for part, shape in parts)
-    return confusion, _Images(areas, near, bins, sums.view(np.float64))
+    return confusion, Images(areas, near, bins, sums.view(np.float64))
 
 
 def _as_row(image: ImageTotals) -> np.ndarray:

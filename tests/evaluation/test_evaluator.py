@@ -10,9 +10,11 @@ import pytest
 from deeplab_jax.config import freeze, get_config
 from deeplab_jax.data import open_dataset
 from deeplab_jax.data.transforms import fit_size
+from deeplab_jax.evaluation import evaluator
 from deeplab_jax.evaluation.boundary import boundary_areas
 from deeplab_jax.evaluation.evaluator import Evaluator
 from deeplab_jax.inference.buckets import Buckets
+from deeplab_jax.inference.counting import BINS
 from deeplab_jax.models import build_model
 from deeplab_jax.models.preprocess import MEAN, STD
 
@@ -147,3 +149,33 @@ def test_order_and_choice_of_images_are_the_callers(config, draw_variables):
         )
         answers = iter([False, True])
         assert evaluator(variables, should_stop=lambda: next(answers)) is None
+
+
+def test_images_of_two_hosts_are_put_together(monkeypatch):
+    rng, positions = np.random.default_rng(0), [3, 0, 4, 1, 2]
+    images = [
+        evaluator.ImageTotals(
+            rng.integers(0, 2**40, (CLASSES, CLASSES)),
+            rng.integers(0, 2**40, (3, CLASSES)),
+            rng.integers(0, 2**40, (BINS, 3)),
+            rng.normal(),
+        )
+        for _ in positions
+    ]
+    told = []
+
+    def tell(data):
+        told.append(data)
+        return told
+
+    monkeypatch.setattr(evaluator.hosts, "own_share", lambda items, host=0: items[host::2])
+    monkeypatch.setattr(evaluator.hosts, "all_gather_bytes", tell)
+    for host in (0, 1):
+        own = [images[position] for position in positions[host::2]]
+        confusion, got = evaluator.gather(own, positions, CLASSES)
+    np.testing.assert_array_equal(confusion, sum(image.confusion for image in images))
+    for number, image in enumerate(images):
+        np.testing.assert_array_equal(got.areas[number, 0], image.confusion.diagonal())
+        np.testing.assert_array_equal(got.boundary[number], image.boundary)
+        np.testing.assert_array_equal(got.bins[number], image.bins)
+        assert got.cross_entropy[number] == image.cross_entropy
