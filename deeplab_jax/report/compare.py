@@ -117,6 +117,12 @@ def draw(pairs: Sequence[Pair], overrides: Sequence[str]) -> Comparison:
             ]
             own += both
         drawn.append(own)
+    changed = [image.name for images in drawn for image in images if not image.is_as_evaluated()]
+    if changed:
+        notes.append(
+            f"{len(changed)} pictures score otherwise than in the evaluation, first {changed[0]}: "
+            "the data or the checkpoint have changed since. Evaluate again."
+        )
     return Comparison(pairs, palette, drawn, notes)
 
 

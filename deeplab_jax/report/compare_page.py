@@ -75,7 +75,7 @@ def _classes(pair: Pair) -> Html:
     ]
     head = ["Class", pair.first.name, pair.second.name, "Difference, points"]
     head += [f"{100 * comparison.LEVEL:.0f} % interval", "Beside 0"]
-    return join([tag("h3", pair.verdict), table(head, rows, "IoU of each class", "numbers")])
+    return join([_title(pair), table(head, rows, "IoU of each class", "numbers")])
 
 
 def _images(found: Comparison) -> Html:
@@ -86,19 +86,22 @@ def _images(found: Comparison) -> Html:
         iou = [_or_none(value) for value in found.pairs[0].scores[0].iou]
         parts.append(controls(pictures, found.palette, names, iou))
     for pair, drawn in zip(found.pairs, found.drawn, strict=True):
-        parts.append(tag("h3", pair.verdict))
+        parts.append(_title(pair))
         own, pictures = pictures[: len(drawn)], pictures[len(drawn) :]
-        if own:
-            parts.append(tag("div", *map(figure, own), class_="grid samples"))
-        for title, images in zip(("Winners", "Losers"), pair.most(LISTED), strict=True):
-            head = [f"{title} of {pair.second.name}", pair.first.name, pair.second.name]
+        kinds = zip(("better", "worse"), pair.most(LISTED), strict=True)
+        for kind, images in kinds:
+            title = f"{pair.second.name} is {kind}"
+            head = [title, pair.first.name, pair.second.name, "Difference, points"]
             rows = [_image_row(pair, i) for i in images]
-            text = (
-                f"No image of {pair.second.name} is {'better' if title == 'Winners' else 'worse'}."
-            )
-            head.append("Difference, points")
-            parts.append(table(head, rows, title, "numbers") if rows else tag("p", text))
+            parts.append(table(head, rows, title, "numbers") if rows else tag("p", f"{title}: no."))
+            is_worse = kind == "worse"
+            shown = [figure(picture) for picture in own if picture.scored.is_worst == is_worse]
+            parts += [tag("div", *shown, class_="grid samples")] if shown else []
     return join(parts)
+
+
+def _title(pair: Pair) -> Html:
+    return tag("h3", f"{pair.second.name} against {pair.first.name}")
 
 
 def _image_row(pair: Pair, image: int) -> list[str]:

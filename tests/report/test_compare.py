@@ -175,7 +175,9 @@ def test_pictures_of_both_sides(call, saved_run, parse, tmp_path, monkeypatch):
     code, out, err = call("compare", "3.json", "7.json", "--by", "image")
     assert (code, err) == (0, "")
     assert "no pictures" not in out
-    figures = parse((tmp_path / "compare.html").read_text()).of("figure", class_="sample")
+    page = parse((tmp_path / "compare.html").read_text())
+    assert "score otherwise" not in page.text
+    figures = page.of("figure", class_="sample")
     assert len(figures) == 6  # three images, both sides
     masks = {figure["data-prediction"] for figure in figures}
     assert len(masks) > 3
