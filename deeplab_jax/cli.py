@@ -29,6 +29,7 @@ VERBS = {
     "evaluate": "measure a checkpoint's mean IoU on a validation set",
     "predict": "segment images: masks, overlays, probabilities, submissions",
     "report": "write a page about an evaluation: classes, images, confusions, curves",
+    "compare": "tell whether one evaluation is better than another: interval, classes, images",
     "goodput": "where the wall time of a run went: steps, waiting, lost work, stopped",
     "reproduce": "repeat the first steps of a run and compare their losses",
     "bench": "time training, inference and reading on this machine, beside PyTorch",
@@ -55,7 +56,7 @@ _OTHERS = {"infer": "predict", "inference": "predict", "segment": "predict", "te
            "val": "evaluate", "validate": "evaluate", "fit": "train", "resume": "train",
            "check": "doctor", "export": "convert to-pytorch", "version": "--version",
            "-V": "--version", "-v": "--version", "benchmark": "bench",
-           "profile": "bench", "speed": "bench"}  # fmt: skip
+           "profile": "bench", "speed": "bench", "diff": "compare"}  # fmt: skip
 _OF_DATA = ("--config.data.", "--config.model.num_classes=")  # what the doctor looks at
 _ROOMS = ("demo", "doctor", "preview", "report", "selftest")  # folders, with `main` in `__main__`
 # Groups whose verbs are one module; its `main` takes the verb as the first argument.

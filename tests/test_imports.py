@@ -31,6 +31,7 @@ ORDER = (
         "train",
         "evaluate",
         "predict",
+        "compare",
         "goodput",
         "reproduce",
         "bench",

@@ -44,10 +44,14 @@ def mean(values: np.ndarray) -> np.ndarray:
     return _ratio(np.where(is_defined, values, 0).sum(-1), is_defined.sum(-1))
 
 
-def frequency_weighted_iou(areas: np.ndarray) -> np.ndarray:
-    """Returns the mean IoU weighted by each class's true pixels, float64 (...)."""
+def weighted_mean(values: np.ndarray, areas: np.ndarray) -> np.ndarray:
+    """Returns the mean over classes weighted by their true pixels, float64 (...).
+
+    Undefined values count as 0, as in scikit-learn's "weighted". Of IoU this is the frequency
+    weighted IoU of Long et al., CVPR 2015.
+    """
     truth = areas[..., 1, :]
-    return _ratio((truth * np.nan_to_num(iou(areas))).sum(-1), truth.sum(-1))
+    return _ratio((truth * np.nan_to_num(values)).sum(-1), truth.sum(-1))
 
 
 def mean_in_words(iou: Sequence[float | None] | np.ndarray) -> str:
@@ -118,12 +122,12 @@ def bootstrap_iou(
     scores = np.concatenate(parts)
     images = (areas[:, 1:].sum(1) > 0).sum(0)  # of each class
     for c in np.flatnonzero(images > 1):
-        ends[c] = _middle(scores[:, c], level)
-    low, high = _middle(mean(scores), level)
+        ends[c] = middle(scores[:, c], level)
+    low, high = middle(mean(scores), level)
     return Interval(float(low), float(high), level, method), ends
 
 
-def _middle(scores: np.ndarray, level: float) -> np.ndarray:
+def middle(scores: np.ndarray, level: float) -> np.ndarray:
     """Returns the ends of the middle `level` of the finite scores; NaN if there is none."""
     defined = scores[np.isfinite(scores)]  # a resample may have ignored pixels only
     if not defined.size:

@@ -96,7 +96,7 @@ def evaluate_checkpoint(
         began = time.perf_counter()
         result = _evaluate(segmenter, dataset)
         seconds = time.perf_counter() - began
-        text = json.dumps(_content(segmenter, dataset, result, overrides), indent=1) + "\n"
+        text = _as_text(_content(segmenter, dataset, result, overrides))
         file = json_file or path / EVALUATION_FILE
         if hosts.is_primary():  # before anything is shown: a screen may fail
             _write(file, text)
@@ -121,6 +121,7 @@ def _show(segmenter: Segmenter, dataset: Dataset, result: EvalResult, seconds: f
     print_table(result)
     scores = result.summary()
     print(f"mean IoU {metrics.mean_in_words(scores['iou'])}{_in_words(scores)}")
+    print(_further_in_words(scores))
     place = f"{result.num_images} images of {dataset.name}/{dataset.split}"
     print(f"step {segmenter.step}, {place}, {seconds:.1f} s")
     print(f"protocol: {result.protocol}")
@@ -136,6 +137,33 @@ def _in_words(scores: Summary) -> str:
     if constant is not None:
         parts.append(f"one class everywhere {100 * constant:.2f}")
     return f" ({'; '.join(parts)})" if parts else ""
+
+
+def _further_in_words(scores: Summary) -> str:
+    """Returns boundary IoU, calibration error and cross entropy in one line."""
+    near = 100 * scores["boundary_ratio"]
+    error, loss = scores["calibration"]["expected_calibration_error"], scores["loss"]
+    values = [
+        f"boundary IoU {metrics.mean_in_words(scores['boundary_iou_per_class'])}"
+        f" (within {near:g} % of the diagonal)"
+    ]
+    values += [] if error is None else [f"expected calibration error {100 * error:.2f} %"]
+    values += [] if loss is None else [f"cross entropy {loss:.4f}"]
+    return ", ".join(values)
+
+
+def _as_text(content: Evaluation) -> str:
+    """Returns JSON with one line for each field, row of a matrix, and image."""
+    lines = []
+    for key, value in content.items():
+        if isinstance(value, list) and value and isinstance(value[0], list | dict):
+            text = "[\n  " + ",\n  ".join(map(json.dumps, value)) + "\n ]"
+        elif isinstance(value, dict):
+            text = json.dumps(value, indent=1).replace("\n", "\n ")  # no string holds a line break
+        else:
+            text = json.dumps(value)
+        lines.append(f" {json.dumps(key)}: {text}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def _write(file: Path, text: str) -> None:

@@ -16,12 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.stages import Compiled
-from jax.typing import ArrayLike
 
 from deeplab_jax.config import IGNORE_INDEX
 from deeplab_jax.data.pictures.windows import WindowedImage
 from deeplab_jax.errors import DataError, DeepLabError
+from deeplab_jax.inference import counting
 from deeplab_jax.inference.buckets import Buckets, Shape, Size
+from deeplab_jax.inference.counting import ImageCounts, PixelCounts
+from deeplab_jax.inference.counting import confusion_matrix as confusion_matrix
 from deeplab_jax.inference.memory import TooLargeError, check_memory, free_memory
 from deeplab_jax.inference.prediction import Window
 from deeplab_jax.inference.protocol import EvalProtocol, Picture, View
@@ -134,9 +136,10 @@ def _add(is_soft: bool, term: _Term) -> jax.Array:
     return x if term.total is None else term.total + x
 
 
-def _count(is_soft: bool, counts: jax.Array, label: np.ndarray, term: _Term) -> jax.Array:
-    prediction = jnp.argmax(_add(is_soft, term), -1)
-    return counts + confusion_matrix(prediction, label, counts.shape[0])
+def _count(
+    is_soft: bool, is_probability: bool, counts: PixelCounts, label: np.ndarray, term: _Term
+) -> tuple[PixelCounts, jax.Array]:
+    return counting.add(counts, _add(is_soft, term), label, is_probability)
 
 
 def _decide(is_soft: bool, is_probability: bool, term: _Term) -> tuple[jax.Array, jax.Array]:
@@ -179,7 +182,7 @@ class Engine:
         late = is_soft and is_slide  # windows are resized to themselves before the softmax
         quiet = compile_cache.without_alarms()
         self._add = quiet(jax.jit(partial(_add, late)))
-        self._count = quiet(jax.jit(partial(_count, late)))
+        self._count = quiet(jax.jit(partial(_count, late, is_soft)))
         self._decide = quiet(jax.jit(partial(_decide, late, is_soft)))
 
     def load(self, variables: Variables) -> "Engine":
@@ -196,23 +199,24 @@ class Engine:
         """Returns the shapes of the network for an image of a size."""
         return sorted(map(self.buckets.shape, self.protocol.input_sizes(size)))
 
-    def count(self, items: Iterable[Item[Key]]) -> Iterator[tuple[Key, np.ndarray]]:
-        """Yields (key, confusion matrix int32 (C, C)) of each image, in order."""
-        zeros = np.zeros((self._num_classes, self._num_classes), np.int32)
+    def count(self, items: Iterable[Item[Key]]) -> Iterator[tuple[Key, ImageCounts]]:
+        """Yields (key, counts) of each image, in order."""
+        zeros = counting.zeros(self._num_classes, self._piece[0], self._dtype)
 
-        def begin(item: Item[Key], device: jax.Device) -> _Job[np.ndarray]:
+        def begin(item: Item[Key], device: jax.Device) -> _Job[ImageCounts]:
             assert item.label is not None
             truth, counts = item.label, jax.device_put(zeros, device)
 
-            def take(window: Window, term: _Term) -> jax.Array:
+            def decide(window: Window, term: _Term) -> tuple[jax.Array]:
                 nonlocal counts
                 label = np.full(self._piece, IGNORE_INDEX, np.uint8)
                 part = truth[window]
                 label[: part.shape[0], : part.shape[1]] = part
-                counts = self._count(counts, label, term)
-                return counts
+                counts, prediction = self._count(counts, label, term)
+                return (prediction,)
 
-            return _Job(take, lambda: np.asarray(counts))
+            job = _assemble(decide, item, device)
+            return _Job(job.take, lambda: counting.read(counts, *job.finish()))
 
         return self._run(items, begin)
 
@@ -225,14 +229,14 @@ class Engine:
         damaged where it is read late, `refuse` is called with its key and the error before the next
         image is yielded; without `refuse` the error is raised.
         """
-        return self._run(items, partial(_assemble, self._decide), refuse)
+        return self._run(items, partial(_assemble, lambda _, term: self._decide(term)), refuse)
 
     def scores(self, items: Iterable[Item[Key]]) -> Iterator[tuple[Key, list[np.ndarray]]]:
         """Yields (key, [scores (*size, C)]) in order, as large arrays on the host.
 
         Scores are logits, or probabilities if the protocol says softmax first.
         """
-        return self._run(items, partial(_assemble, lambda term: (self._add(term),)))
+        return self._run(items, partial(_assemble, lambda _, term: (self._add(term),)))
 
     def probabilities(self, item: Item[Any], give: Callable[[Window, np.ndarray], None]) -> None:
         """Calls give(window, probabilities float32 (h, w, C)) piece by piece.
@@ -378,14 +382,14 @@ class Engine:
 
 
 def _assemble(
-    decide: Callable[[_Term], tuple[jax.Array, ...]], item: Item[Any], device: jax.Device
+    decide: Callable[[Window, _Term], tuple[jax.Array, ...]], item: Item[Any], device: jax.Device
 ) -> _Job[list[np.ndarray]]:
     """Returns the job that joins the arrays of an image's pieces on the host."""
     pieces: deque[tuple[Window, tuple[jax.Array, ...]]] = deque()
     whole: list[np.ndarray] = []
 
     def take(window: Window, term: _Term) -> jax.Array:
-        pieces.append((window, result := decide(term)))
+        pieces.append((window, result := decide(window, term)))
         if len(pieces) > _MAX_PIECES:
             join()
         return result[0]
@@ -444,25 +448,3 @@ class _Logits:
 
 def _size(image: Picture) -> Size:
     return image.shape[0], image.shape[1]
-
-
-def confusion_matrix(
-    prediction: ArrayLike, label: ArrayLike, num_classes: int, ignore_index: int = 255
-) -> jax.Array:
-    """Counts pixels by true and predicted class; runs under `jit`.
-
-    Args:
-      prediction: int, any shape, values in [0, num_classes).
-      label: int, same shape, values in [0, num_classes) or `ignore_index`.
-      num_classes: C.
-      ignore_index: label of pixels that do not count.
-
-    Returns:
-      int32 (C, C); row = truth, column = prediction. Add matrices over images in int64 before
-      taking any ratio.
-    """
-    overflow = num_classes * num_classes
-    label, prediction = jnp.asarray(label, jnp.int32), jnp.asarray(prediction, jnp.int32)
-    cell = jnp.where(label == ignore_index, overflow, label * num_classes + prediction)
-    counts = jnp.bincount(cell.ravel(), length=overflow + 1)[:overflow]
-    return counts.reshape(num_classes, num_classes).astype(jnp.int32)

@@ -1,10 +1,7 @@
 """The page: sections in a template, with inline style and script."""
 
-import json
 from collections.abc import Sequence
-from importlib.resources import files
-from string import Template
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -12,16 +9,15 @@ from deeplab_jax.account import text as account_text
 from deeplab_jax.account.goodput import Account
 from deeplab_jax.config import Config, flatten
 from deeplab_jax.config.checks import as_text
-from deeplab_jax.data.colors import safe_palette
 from deeplab_jax.evaluation.summary import Ends, Evaluation
 from deeplab_jax.report import plots, reading
+from deeplab_jax.report.figures import controls, figure, fill, swatch
 from deeplab_jax.report.html import DASH, Html, join, percent, scroller, table, tag
 from deeplab_jax.report.pictures import Picture
 from deeplab_jax.training.log import Log
 
 _MAX_MATRIX = 30  # classes
 _TOP = 20  # listed confusions; half as many beside a matrix
-_LAYERS = ("Image", "Truth", "Prediction", "Errors")
 
 
 class Hours(NamedTuple):
@@ -63,22 +59,16 @@ class PageContent(NamedTuple):
 def build(content: PageContent) -> str:
     """Returns the page as HTML that loads no other file."""
     result = content.evaluation
-    folder = files("deeplab_jax.report")
-    parts = {name: folder.joinpath(name).read_text("utf-8") for name in ("style.css", "script.js")}
-    palettes = {
-        "own": content.palette.tolist(),
-        "safe": safe_palette(len(result["class_names"])).tolist(),
-    }
     score = f"{percent(result['mean_iou'])} mean IoU{reading.over_classes(result)}"
-    return Template(folder.joinpath("template.html").read_text("utf-8")).substitute(
-        title=tag("title", f"{content.config.name}: {score}"),
-        style=parts["style.css"],
-        script=parts["script.js"],
-        palettes=json.dumps(palettes),
+    return fill(
+        "template.html",
+        f"{content.config.name}: {score}",
+        content.palette,
         headline=_headline(content),
         pictures=_pictures(content),
         classes=_classes(result),
         confusions=_confusions(result),
+        calibration=_calibration(result),
         measurement=_measurement(result),
         curves=_curves(content),
         hours=_hours(content.hours),
@@ -109,18 +99,69 @@ def _measurement(result: Evaluation) -> Html:
     if interval["low"] is not None:
         how = f"{interval['method']}; too narrow if images resemble each other, as frames of a film"
         how += " do; a class's takes two images with the class"
-    means = f"accuracy {percent(result['mean_accuracy'])}, precision "
-    means += f"{percent(result['mean_precision'])}, F1 {percent(result['mean_f1'])}"
     about = [
         (level, how),
         ("Protocol", result["protocol"]),
         ("Weights", f"step {result['step']} of {result['checkpoint']}"),
         ("Pixel accuracy", percent(result["pixel_accuracy"])),
-        (f"Mean{reading.over_classes(result) or ' over classes'}", means),
-        ("Frequency-weighted IoU", percent(result["frequency_weighted_iou"])),
+        (f"Mean{reading.over_classes(result) or ' over classes'}", _means(result, "macro")),
+        ("Weighted by true pixels", _means(result, "weighted")),
         ("One class everywhere", f"{percent(result['best_constant_mean_iou'])} mean IoU at best"),
+        ("Boundary IoU", _boundary(result)),
     ]  # fmt: skip
+    if (loss := result.get("loss")) is not None:
+        about.append(("Cross entropy", f"{loss:.4f}, mean over images"))
     return tag("dl", *(join([tag("dt", k), tag("dd", v)]) for k, v in about))
+
+
+def _means(result: Evaluation, kind: Literal["macro", "weighted"]) -> str:
+    """Returns means over classes in words."""
+    if "means" not in result:
+        return DASH
+    names = {"iou": "IoU", "precision": "precision", "recall": "recall", "f1": "F1"}
+    values: dict[str, Any] = {**result["means"][kind]}
+    text = ", ".join(f"{name} {percent(values[key])}" for key, name in names.items())
+    return f"{text} ({'macro' if kind == 'macro' else 'frequency-weighted'})"
+
+
+def _boundary(result: Evaluation) -> str:
+    """Returns the mean boundary IoU with its definition."""
+    if result.get("boundary_iou") is None:
+        return DASH
+    near = percent(result["boundary_ratio"])
+    text = f"{percent(result['boundary_iou'])}, mean over classes: IoU of the pixels within {near}"
+    return f"{text} of the image's diagonal of a mask's boundary (Cheng et al., CVPR 2021)"
+
+
+def _calibration(result: Evaluation) -> Html:
+    """Returns the reliability diagram, and its numbers as a table."""
+    found = result.get("calibration")
+    if found is None or found["expected_calibration_error"] is None:
+        return tag("p", "This evaluation holds no confidences: evaluate again.")
+    filled = [part for part in found["bins"] if part["pixels"]]
+    total = sum(part["pixels"] for part in filled)
+    over = sum(
+        part["pixels"] * ((part["confidence"] or 0) - (part["accuracy"] or 0)) for part in filled
+    )
+    words = f"Expected calibration error {percent(found['expected_calibration_error'])}: how far "
+    words += "the probability of the predicted class is from the share of pixels that are right, "
+    words += "on average over pixels, in 15 bins (Guo et al., ICML 2017). The network is "
+    words += (
+        f"{'over' if over > 0 else 'under'}confident by {percent(abs(over) / total)} on average."
+    )
+    rows = [
+        [
+            f"{100 * part['low']:.1f} to {percent(part['high'])}",
+            percent(part["pixels"] / total, 2),
+            percent(part["confidence"]),
+            percent(part["accuracy"]),
+        ]
+        for part in filled
+    ]
+    head = ["Confidence", "Of all pixels", "Mean confidence", "Right"]
+    numbers = table(head, rows, "Pixels by confidence", "numbers")
+    pair = tag("div", plots.reliability(found["bins"]), numbers, class_="pair")
+    return join([tag("p", words), pair])
 
 
 def _classes(result: Evaluation) -> Html:
@@ -128,10 +169,11 @@ def _classes(result: Evaluation) -> Html:
     iou, share = result["iou"], result["frequency"]
     most = max([*share, 1e-9])
     order = sorted(range(len(iou)), key=lambda c: (iou[c] is None, iou[c] or 0, -share[c]))
-    others = result["accuracy"], result["precision"], result["f1"]
+    near = result.get("boundary_iou_per_class", [None] * len(iou))
+    others = near, result["precision"], result["accuracy"], result["f1"]
     rows = [
         [
-            join([_swatch(c), result["class_names"][c]]),
+            join([swatch(c), result["class_names"][c]]),
             _bar(iou[c] or 0, "", percent(iou[c])),
             _ends(result["iou_interval"][c]),
             _bar(share[c] / most, "second", percent(share[c], 2)),
@@ -141,8 +183,8 @@ def _classes(result: Evaluation) -> Html:
         for c in order
     ]
     level = percent(result["mean_iou_interval"]["level"], 0)
-    head = ["Class", "IoU", f"{level} interval", "Share of true pixels", "Accuracy", "Precision"]
-    head += ["F1", "Most wrong pixels in"]
+    head = ["Class", "IoU", f"{level} interval", "Share of true pixels", "Boundary IoU"]
+    head += ["Precision", "Recall", "F1", "Most wrong pixels in"]
     return table(head, rows, "Scores of each class", "numbers wide")
 
 
@@ -157,64 +199,16 @@ def _bar(share: float, class_: str, text: str) -> Html:
     return join([plots.bar(share, class_), tag("span", text, class_="value")])
 
 
-def _swatch(number: int) -> Html:
-    return tag("span", class_="swatch", data_class=number, aria_hidden="true")
-
-
 def _pictures(content: PageContent) -> Html:
     if not content.pictures:
         return tag("p", "No pictures, see the note at the top.")
-    worst = [_figure(picture) for picture in content.pictures if picture.scored.is_worst]
-    best = [_figure(picture) for picture in content.pictures if not picture.scored.is_worst]
+    worst = [figure(picture) for picture in content.pictures if picture.scored.is_worst]
+    best = [figure(picture) for picture in content.pictures if not picture.scored.is_worst]
     groups = [tag("h3", "Worst"), tag("div", *worst, class_="grid samples")]
     if best:
         groups += [tag("h3", "Best"), tag("div", *best, class_="grid samples")]
-    return join([_controls(content), *groups])
-
-
-def _controls(content: PageContent) -> Html:
-    buttons = [_button(name, data_layer=i) for i, name in enumerate(_LAYERS)]
-    slider = tag("input", type="range", id="layer", min=0, max=3, step=0.02, value=2,
-                 aria_label="Wipe from image over truth and prediction to errors")  # fmt: skip
-    layers = tag("div", slider, tag("div", *buttons, class_="stops"), class_="layers")
-    key = []
-    if not np.array_equal(content.palette, safe_palette(len(content.palette))):
-        box = tag("input", type="checkbox", id="safe")
-        key.append(tag("label", box, "Colours safe for colour blindness"))
-    key += [
-        tag("span", tag("span", class_="swatch missed"), "wrong, or missed of the chosen class"),
-        tag("span", tag("span", class_="swatch false"), "wrongly said to be the chosen class"),
-    ]
-    legend = tag("div", *_legend(content), class_="legend", id="legend", role="group",
-                 aria_label="Classes; press one to see it alone")  # fmt: skip
-    top = tag("div", layers, tag("div", *key, class_="key"), class_="row")
-    return tag("div", top, legend, class_="controls")
-
-
-def _legend(content: PageContent) -> list[Html]:
-    """Returns a button for each class in a picture."""
-    images = [picture.scored for picture in content.pictures]
-    shown = set().union(*(np.unique(part) for x in images for part in (x.truth, x.prediction)))
     names, iou = content.evaluation["class_names"], content.evaluation["iou"]
-    return [
-        _button(_swatch(c), names[c], " ", tag("small", percent(iou[c], 0)), data_class=c)
-        for c in range(len(names))
-        if c in shown
-    ]
-
-
-def _button(*children: object, **data: object) -> Html:
-    return tag("button", *children, type="button", **data, aria_pressed="false")
-
-
-def _figure(picture: Picture) -> Html:
-    name, score = picture.scored.name, percent(picture.scored.mean_iou)
-    words = f"{name}, {score} mean IoU"
-    image = tag("img", src=picture.image, alt=words)
-    canvas = tag("canvas", role="img", aria_label=words, hidden=True)
-    caption = tag("figcaption", tag("span", name), " ", tag("b", score))
-    uris = {"data_truth": picture.truth, "data_prediction": picture.prediction}
-    return tag("figure", image, canvas, caption, class_="sample", **uris)
+    return join([controls(content.pictures, content.palette, names, iou), *groups])
 
 
 def _confusions(result: Evaluation) -> Html:

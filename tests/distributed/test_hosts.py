@@ -15,6 +15,7 @@ from deeplab_jax import checkpoint
 from deeplab_jax.config.recipe import load_recipe
 from deeplab_jax.data.classes import colormap
 from deeplab_jax.models import build_model, init_variables
+from deeplab_jax.report.checking import find_fault
 
 TRAIN = [sys.executable, "-m", "deeplab_jax.train"]
 SECONDS = 300  # by which any run here has ended
@@ -249,6 +250,11 @@ def test_run_goes_on_with_other_hosts_and_devices_and_ends_as_on_one(root, envir
     assert [text.count("\nnext: ") for text in outputs] == [1, 0]
     two = json.loads(numbers.read_text())
     assert two["num_images"] == 5
+    assert find_fault(two) == ""  # images' counts are the matrix's
+    pixels = sum(part["pixels"] for part in two["calibration"]["bins"])
+    assert pixels == np.sum(two["confusion"])
+    assert two["loss"] > 0
+    assert two["boundary_iou"] is not None
     assert {key: two[key] for key in ("mean_iou", "pixel_accuracy", "iou")} == {
         key: scores[1][-1][key] for key in ("mean_iou", "pixel_accuracy", "iou")
     }

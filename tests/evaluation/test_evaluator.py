@@ -1,5 +1,7 @@
 """Counts are those of an evaluator in plain NumPy, to the last one."""
 
+import itertools
+
 import cv2
 import jax
 import numpy as np
@@ -8,8 +10,11 @@ import pytest
 from deeplab_jax.config import freeze, get_config
 from deeplab_jax.data import open_dataset
 from deeplab_jax.data.transforms import fit_size
+from deeplab_jax.evaluation import evaluator
+from deeplab_jax.evaluation.boundary import boundary_areas
 from deeplab_jax.evaluation.evaluator import Evaluator
 from deeplab_jax.inference.buckets import Buckets
+from deeplab_jax.inference.counting import BINS
 from deeplab_jax.models import build_model
 from deeplab_jax.models.preprocess import MEAN, STD
 
@@ -54,9 +59,19 @@ def resize(x, size):
     return x
 
 
+def plain_calibration_error(confidence, is_right):
+    """Guo et al.: 15 bins, open below, closed above."""
+    error, edges = 0, np.linspace(0, 1, 16)
+    for low, high in itertools.pairwise(edges):
+        is_in = (confidence > low) & (confidence <= high)
+        if is_in.any():
+            error += is_in.mean() * abs(is_right[is_in].mean() - confidence[is_in].mean())
+    return error
+
+
 def count_plainly(model, variables, dataset, base):
-    """Returns the confusion matrix of each image."""
-    matrices = []
+    """Returns each image's confusion matrix, cross entropy and boundary areas, and the error."""
+    matrices, losses, boundaries, confidences, hits = [], [], [], [], []
     apply = jax.jit(lambda x: model.apply(variables, x).logits)
     for index in range(len(dataset)):
         image, label = dataset.read(index)
@@ -64,13 +79,22 @@ def count_plainly(model, variables, dataset, base):
             size = fit_size(*label.shape, base)
             image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
         normal = (image.astype(np.float32) - MEAN) * (1 / STD)
-        prediction = resize(np.asarray(apply(normal[None])[0]), label.shape).argmax(-1)
+        logits = resize(np.asarray(apply(normal[None])[0]), label.shape)
+        prediction = logits.argmax(-1)
         matrix = np.zeros((CLASSES, CLASSES), int)
         for truth, ours in zip(label.ravel(), prediction.ravel(), strict=True):
             if truth != 255:
                 matrix[truth, ours] += 1
         matrices.append(matrix)
-    return np.array(matrices)
+        probability = np.exp(logits - logits.max(-1, keepdims=True))
+        probability = (probability / probability.sum(-1, keepdims=True))[label != 255]
+        truth = label[label != 255]
+        losses.append(-np.log(probability[np.arange(len(truth)), truth]).mean())
+        confidences.append(probability.max(-1))
+        hits.append(probability.argmax(-1) == truth)
+        boundaries.append(boundary_areas(prediction.astype(np.uint8), label, CLASSES))
+    error = plain_calibration_error(np.concatenate(confidences), np.concatenate(hits))
+    return np.array(matrices), np.array(losses), np.array(boundaries), error
 
 
 _RESIZED = pytest.mark.parity(
@@ -86,7 +110,7 @@ def test_counts_equal_plain_numpys(config, draw_variables, base):
         evaluator = Evaluator(model, dataset, base)
         evaluator.engine.buckets = Buckets(limit=2)
         result = evaluator(variables)
-        expected = count_plainly(model, variables, dataset, base)
+        expected, losses, boundaries, error = count_plainly(model, variables, dataset, base)
     assert len(evaluator.engine.programs) <= 2
     np.testing.assert_array_equal(result.confusion, expected.sum(0))
     assert np.count_nonzero(result.confusion.sum(0)) > 2  # not one class everywhere
@@ -94,6 +118,16 @@ def test_counts_equal_plain_numpys(config, draw_variables, base):
     np.testing.assert_array_equal(result.per_image[:, 0], np.diagonal(expected, axis1=1, axis2=2))
     np.testing.assert_array_equal(result.per_image[:, 1], expected.sum(2))
     np.testing.assert_array_equal(result.per_image[:, 2], expected.sum(1))
+    scores = result.summary()
+    assert scores["loss"] == pytest.approx(losses.mean(), rel=1e-12)
+    areas = boundaries.sum(0)
+    np.testing.assert_array_equal(result.boundary, areas)
+    iou = areas[0] / (areas[1] + areas[2] - areas[0])
+    np.testing.assert_allclose(scores["boundary_iou_per_class"], iou, rtol=1e-14)
+    assert scores["boundary_iou"] == pytest.approx(iou.mean(), rel=1e-14)
+    got = scores["calibration"]
+    assert got["expected_calibration_error"] == pytest.approx(error, abs=1 / 15 / 4096 / 2)
+    assert sum(part["pixels"] for part in got["bins"]) == expected.sum()
     assert result.image_ids == tuple(dataset.ids)
     assert result.confusion.dtype == result.per_image.dtype == np.int64
 
@@ -117,3 +151,33 @@ def test_order_and_choice_of_images_are_the_callers(config, draw_variables):
         )
         answers = iter([False, True])
         assert evaluator(variables, should_stop=lambda: next(answers)) is None
+
+
+def test_images_of_two_hosts_are_put_together(monkeypatch):
+    rng, positions = np.random.default_rng(0), [3, 0, 4, 1, 2]
+    images = [
+        evaluator.ImageTotals(
+            rng.integers(0, 2**40, (CLASSES, CLASSES)),
+            rng.integers(0, 2**40, (3, CLASSES)),
+            rng.integers(0, 2**40, (BINS, 3)),
+            rng.normal(),
+        )
+        for _ in positions
+    ]
+    told = []
+
+    def tell(data):
+        told.append(data)
+        return told
+
+    monkeypatch.setattr(evaluator.hosts, "own_share", lambda items, host=0: items[host::2])
+    monkeypatch.setattr(evaluator.hosts, "all_gather_bytes", tell)
+    for host in (0, 1):
+        own = [images[position] for position in positions[host::2]]
+        confusion, got = evaluator.gather(own, positions, CLASSES)
+    np.testing.assert_array_equal(confusion, sum(image.confusion for image in images))
+    for number, image in enumerate(images):
+        np.testing.assert_array_equal(got.areas[number, 0], image.confusion.diagonal())
+        np.testing.assert_array_equal(got.boundary[number], image.boundary)
+        np.testing.assert_array_equal(got.bins[number], image.bins)
+        assert got.cross_entropy[number] == image.cross_entropy

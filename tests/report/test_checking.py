@@ -5,6 +5,7 @@ import pytest
 
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.evaluation import metrics
+from deeplab_jax.evaluation.summary import Evaluation
 from deeplab_jax.report import write
 
 
@@ -47,6 +48,17 @@ DAMAGES = [
     (_set("mean_iou_interval", "low", "x"), "mean_iou_interval.low is not a number from 0 to 1"),
     (_set("step", "latest"), "step is not a whole number from 0"),
     (_set("overrides", [1]), "overrides is not a list of texts"),
+    (_set("loss", -1.0), "loss is not a number from 0 or null"),
+    (_set("boundary_iou", 2.0), "boundary_iou is not a number from 0 to 1 or null"),
+    (
+        lambda r: r["boundary_iou_per_class"].pop(),
+        "class_names has 5 entries, boundary_iou_per_class has 4",
+    ),
+    (_set("calibration", "bins", 0, "pixels", 0.5), "calibration.bins[0].pixels is not a whole"),
+    (_set("means", "macro", {}), "means.macro.iou is missing"),
+    (_set("images", 0, "areas", {"7": [1, 1, 1]}), "images has areas that are not three numbers"),
+    (_set("images", 0, "areas", {"0": [1, 1]}), "images has areas that are not three numbers"),
+    (_set("images", 0, "areas", {}), "areas of images are not confusion's"),
     (_set("config", "train", "lr", "x"), "config: "),
 ]
 
@@ -67,7 +79,11 @@ def test_no_field_of_an_evaluation_may_be_missing_or_null_but_scores(content, tm
     path = tmp_path / "evaluation.json"
     path.write_text(json.dumps(content.evaluation))
     assert write.read_evaluation(path) == content.evaluation
-    older = {k: v for k, v in content.evaluation.items() if k != "num_classes_in_mean"}
+    newer = Evaluation.__optional_keys__
+    older = {k: v for k, v in content.evaluation.items() if k not in newer}
+    older["images"] = [
+        {k: v for k, v in image.items() if k != "areas"} for image in older["images"]
+    ]
     path.write_text(json.dumps(older))  # as version 0.2 wrote it
     assert write.read_evaluation(path) == older
     for name in older:

@@ -58,11 +58,29 @@ def test_page_is_described_for_screen_readers(html, content, parse):
     assert all(image["alt"] for image in got.of("img"))
     assert all(canvas["aria-label"] for canvas in got.of("canvas"))
     plots_ = [svg for svg in got.of("svg") if svg.get("aria-hidden") != "true"]
-    assert len(plots_) == 3
-    assert "2 at step 0" in plots_[0]["aria-label"]
+    assert len(plots_) == 4
+    assert plots_[0]["aria-label"].startswith("Reliability diagram")
+    assert "2 at step 0" in plots_[1]["aria-label"]
     assert got.of("input", id="layer")[0]["aria-label"]
     ids = {attributes.get("id") for _, attributes in got.elements}
     assert all(link["href"][1:] in ids for link in got.of("a"))
+
+
+def test_page_tells_calibration_boundaries_and_means(html, content, parse):
+    text = parse(html).text.replace("\N{NO-BREAK SPACE}", " ")
+    # 100 pixels: 33.3 % sure, 50 % right; 300 pixels: 100 % sure, 90 % right.
+    assert "Expected calibration error 11.7 %" in text
+    assert "overconfident by 3.3 % on average" in text
+    assert "26.7 to 33.3 %25.00 %33.3 %50.0 %" in text
+    means = content.evaluation["means"]
+    for kind, name in (("macro", "macro"), ("weighted", "frequency-weighted")):
+        f1 = 100 * means[kind]["f1"]
+        assert re.search(rf"recall \d+\.\d %, F1 {f1:.1f} % \({name}\)", text)
+    assert (
+        f"Boundary IoU{100 * content.evaluation['boundary_iou']:.1f} %, mean over classes" in text
+    )
+    older = {k: v for k, v in content.evaluation.items() if k not in ("calibration", "means")}
+    assert "holds no confidences" in page.build(content._replace(evaluation=older))
 
 
 def test_embedded_pictures_hold_the_classes_themselves(html, content, parse):
