@@ -198,6 +198,12 @@ def with_doctor(
     return DataError(error.where, error.what, f"{error.fix}; see all: {command}")
 
 
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """Adds the flag that chooses between the weights of a step."""
+    text = "of a run with train.ema_half_life: the average (default), or the weights as trained"
+    parser.add_argument("--weights", choices=("ema", "raw"), help=text)
+
+
 class Parser(argparse.ArgumentParser):
     """argparse that raises `ConfigError` and separates `--config.x=y`."""
 

@@ -111,10 +111,11 @@ def _measurement(result: Evaluation) -> Html:
         how += " do; a class's takes two images with the class"
     means = f"accuracy {percent(result['mean_accuracy'])}, precision "
     means += f"{percent(result['mean_precision'])}, F1 {percent(result['mean_f1'])}"
+    kind = {"ema": "average until ", "raw": "as trained at "}.get(result.get("weights", ""), "")
     about = [
         (level, how),
         ("Protocol", result["protocol"]),
-        ("Weights", f"step {result['step']} of {result['checkpoint']}"),
+        ("Weights", f"{kind}step {result['step']} of {result['checkpoint']}"),
         ("Pixel accuracy", percent(result["pixel_accuracy"])),
         (f"Mean{reading.over_classes(result) or ' over classes'}", means),
         ("Frequency-weighted IoU", percent(result["frequency_weighted_iou"])),
