@@ -248,6 +248,10 @@ class Parser(argparse.ArgumentParser):
         wanted = [a for a in self._actions if a.required or "--data" in a.option_strings]
         if self._first and wanted and wanted[0].option_strings:
             fix = f"did you mean {wanted[0].option_strings[0]} {self._first}?"
+        # Of other tools a path; the values may be listed in quotes.
+        if (path := re.search(r"argument --weights: invalid choice: '(.*?)'", message)) and names:
+            message = message.partition(":")[0] + f": must be ema or raw, got {path[1]}"
+            fix = f"did you mean --checkpoint {path[1]}?"
         if bare := re.search(r"unrecognized arguments: (config\.\S+)", message):
             fix = f"did you mean --{bare[1]}?"
         raise ConfigError(self.prog, message, fix)

@@ -310,7 +310,7 @@ class TrainConfig:
         "steps after which a step's weights count half in an exponential average of weights and"
         " statistics, which is evaluated, kept as best, predicted with, exported and converted;"
         " about a tenth of the run smooths its last steps; 0: off",
-        rules.at_least(0),
+        Accepted("0, or 1 or more", lambda value: value == 0 or 1 <= value < math.inf),
         unit="steps",
     )
 
