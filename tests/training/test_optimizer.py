@@ -138,8 +138,8 @@ def test_schedules_in_words():
 def test_optimisers_equal_pytorchs_with_groups_of_parameters(name):
     """Clipping, another rate for heads, and no decay of norms, which PyTorch takes as groups."""
     torch = pytest.importorskip("torch")
-    train = train_config(f"optimizer={name}", "clip_norm=2", "decay_norms=false", "lr=0.1",
-                         "head_lr_factor=3", "weight_decay=0.2", "freeze=backbone.stem")  # fmt: skip
+    changes = "clip_norm=2", "decay_norms=false", "lr=0.1", "head_lr_factor=3", "weight_decay=0.2"
+    train = train_config(f"optimizer={name}", *changes, "freeze=backbone.stem")
     rng = np.random.default_rng(0)
     shapes = {("backbone", "kernel"): (3, 2), ("backbone", "scale"): (2,),
               ("aspp", "kernel"): (2, 2), ("aspp", "bias"): (2,)}  # fmt: skip
@@ -154,8 +154,10 @@ def test_optimisers_equal_pytorchs_with_groups_of_parameters(name):
     reference = make[name](groups)
     optimizer, schedule = build_optimizer(train, TOTAL)
     stem = {"kernel": jnp.ones(2)}
-    params = {room: {leaf: jnp.asarray(v) for (own, leaf), v in values.items() if own == room}
-              for room in ("backbone", "aspp")}  # fmt: skip
+    params = {
+        room: {leaf: jnp.asarray(value) for (own, leaf), value in values.items() if own == room}
+        for room in ("backbone", "aspp")
+    }
     learning = {"backbone": {"layer1_0": params["backbone"]}, "aspp": params["aspp"]}
     state = optimizer.init(learning | {"backbone": learning["backbone"] | {"stem": stem}})
     for step in range(6):
@@ -210,5 +212,5 @@ def test_average_is_the_weighted_mean_of_all_steps(half_life):
 def test_average_in_float32_forgets_what_was_before_the_first_step():
     average = begin_average({"a": jnp.full(3, 1e3, jnp.float32)}, {})
     average = next_average(average, {"a": jnp.arange(3, dtype=jnp.float32)}, {}, 1e6)
-    np.testing.assert_allclose(average["params"]["a"], np.arange(3), atol=1e-3)
+    np.testing.assert_allclose(average["params"]["a"], np.arange(3), atol=1e-4)
     assert average["params"]["a"].dtype == jnp.float32
