@@ -213,7 +213,7 @@ def test_the_estimate_is_near_the_compilers_figure(dtype, compile_run):
 def test_frozen_modules_cost_no_gradient_and_a_forward_pass_alone(tiny):
     frozen = change(tiny, "train.freeze=backbone.stem,backbone.layer1,backbone.layer2")
     kept, less = (estimate_lib.kept_bytes(c, "gpu") for c in (tiny, frozen))
-    assert less.maps < 0.5 * kept.maps  # the largest feature maps are those of the first layers
+    assert less.maps < 0.6 * kept.maps  # large maps are those of the first layers
     _, (learning, still, *_) = estimate_lib.traced_loss(frozen, "gpu")
     assert {*still["backbone"]} == {"stem", "layer1_0", "layer1_1", "layer2_0", "layer2_1"}
     assert not {*still["backbone"]} & {*learning["backbone"]}
