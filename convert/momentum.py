@@ -15,11 +15,13 @@ from convert import MAX_ITERATION, shown
 from convert.dialects import is_floating
 from convert.keymap import Tree, Variables, leaves, to_tensors, to_variables
 from convert.source import PyTorchFile
-from deeplab_jax.config import Config
-from deeplab_jax.errors import CheckpointError, shorten
+from deeplab_jax.config import Config, TrainConfig
+from deeplab_jax.config.checks import as_text
+from deeplab_jax.errors import CheckpointError, ConfigError, shorten
 from deeplab_jax.training.optimizer import build_optimizer
 
 BUFFER = "momentum_buffer"
+_PLAIN_FIELDS = ("optimizer", "decay_norms", "head_lr_factor", "freeze")
 _RECIPE_FIX = "name the file of an SGD run with momentum, or leave out --optimizer"
 _PLAIN = {"nesterov": False, "dampening": 0, "maximize": False}  # what ours does not do
 
@@ -121,6 +123,18 @@ def _read_buffers(
     return buffers
 
 
+def _check_plain(config: Config, names: tuple[str, ...], fix: str = "") -> None:
+    """Refuses an optimiser that is not PyTorch's SGD with one group of parameters."""
+    for name in names:
+        value, plain = (getattr(train, name) for train in (config.train, TrainConfig()))
+        if value != plain:
+            what = (
+                f"is {as_text(value)}; momenta are PyTorch's with {as_text(plain) or 'none'} alone"
+            )
+            flag = f"give --config.train.{name}={as_text(plain)}"
+            raise ConfigError(f"config.train.{name}", what, fix or flag)
+
+
 def run_items(
     where: str, variables: Variables, progress: Progress, config: Config
 ) -> dict[str, Tree]:
@@ -128,7 +142,9 @@ def run_items(
 
     Raises:
       CheckpointError: a value is too large for its type.
+      ConfigError: the recipe's optimiser has another state than PyTorch's SGD, or a run averages.
     """
+    _check_plain(config, (*_PLAIN_FIELDS, "ema_half_life"))
     dtype = np.float64 if config.model.dtype == "float64" else np.float32
     momentum = progress.momentum
     if momentum is None:
@@ -161,7 +177,9 @@ def to_optimizer(
 
     Raises:
       CheckpointError: there is no momentum, or none for these parameters.
+      ConfigError: the run's optimiser has another state than PyTorch's SGD.
     """
+    _check_plain(config, _PLAIN_FIELDS, "leave out --optimizer")
     trace = optax.tree_utils.tree_get(items["opt_state"], "trace")
     if trace is None:
         fix = "leave out --optimizer"

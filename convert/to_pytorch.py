@@ -40,6 +40,7 @@ def main(argv: list[str]) -> None:
     add("--dialect", metavar="NAME", help=text)
     text = "also momentum and iteration of a run, for torch.optim.SGD"
     add("--optimizer", action="store_true", help=text)
+    cli.add_weights(parser)
     args, overrides = parser.parse(argv)
     if overrides:
         raise ConfigError(overrides[0], "there is no such argument", f"see {parser.prog} --help")
@@ -51,17 +52,21 @@ def main(argv: list[str]) -> None:
     from convert.momentum import to_optimizer
     from deeplab_jax import checkpoint
 
-    names = ["params", "batch_stats", *(["opt_state"] if args.optimizer else [])]
-
     def read(step: int) -> "tuple[Info, dict[str, Any]]":
         info = checkpoint.read_info(args.checkpoint, step)
         if args.optimizer and info.kind != "run":
             what = f"is of kind {info.kind}, which has no optimiser's state"
             raise CheckpointError(args.checkpoint, what, "leave out --optimizer, or give a run")
+        kind = checkpoint.weights_of(info, args.weights)
+        if args.optimizer and kind == "ema":
+            what = "writes the average of the weights, which has no momentum"
+            raise ConfigError("--optimizer", what, "add --weights raw, or leave it out")
+        names = checkpoint.item_names(info, args.weights)
+        names = (*names, "opt_state") if args.optimizer else names
         return info, checkpoint.read_arrays(args.checkpoint, step, names)
 
     info, items = checkpoint.with_step(args.checkpoint, args.step, read)
-    variables = {name: items[name] for name in names[:2]}
+    variables = checkpoint.network(items)
     tensors, dialect, depth = to_state_dict(args.checkpoint, variables, info, args.dialect)
     optimizer = None
     if args.optimizer:
@@ -69,7 +74,9 @@ def main(argv: list[str]) -> None:
         total, _ = _schedule(info)
         optimizer = to_optimizer(items, info.config, info.step, total, dialect)
     write(args.output, tensors, info, dialect, optimizer)
-    print(f"{args.checkpoint}, step {info.step}: {describe(dialect, depth)}")
+    kind = checkpoint.weights_of(info, args.weights)
+    of_kind = f", {kind} weights" if kind else ""
+    print(f"{args.checkpoint}, step {info.step}{of_kind}: {describe(dialect, depth)}")
     if optimizer is not None:
         lr = optimizer["param_groups"][0]["lr"]
         note = "" if total is not None else " of the first step: the schedule's end is not known"

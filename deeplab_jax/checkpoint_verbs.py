@@ -108,13 +108,14 @@ def _export(argv: Sequence[str]) -> None:
     parser = _parser("export", "runs/mine --step best --output weights/mine")
     parser.add_argument("--step", metavar="S", default="latest", help=_STEP)
     parser.add_argument("--output", metavar="DIR", required=True, help="a new directory")
+    cli.add_weights(parser)
     args = _parse(parser, argv)
     if not args.output:  # which would be the current folder
         raise ConfigError("--output", "is empty", "give a path")
     steps.check(args.dir, args.step)
     from deeplab_jax.checkpoint.manage import export
 
-    info = export(args.dir, args.step, args.output)
+    info = export(args.dir, args.step, args.output, args.weights)
     print(f"{args.dir}, step {info.step}: weights without the optimiser's state")
     cli.finish(args.output, "evaluate", "--checkpoint", args.output)
 

@@ -202,6 +202,12 @@ def with_doctor(
     return DataError(error.where, error.what, f"{error.fix}; see all: {command}")
 
 
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """Adds the flag that chooses between the weights of a step."""
+    text = "of a run with train.ema_half_life: the average (default), or the weights as trained"
+    parser.add_argument("--weights", choices=("ema", "raw"), help=text)
+
+
 class Parser(argparse.ArgumentParser):
     """argparse that raises `ConfigError` and separates `--config.x=y`."""
 
@@ -246,6 +252,10 @@ class Parser(argparse.ArgumentParser):
         wanted = [a for a in self._actions if a.required or "--data" in a.option_strings]
         if self._first and wanted and wanted[0].option_strings:
             fix = f"did you mean {wanted[0].option_strings[0]} {self._first}?"
+        # Of other tools a path; the values may be listed in quotes.
+        if (path := re.search(r"argument --weights: invalid choice: '(.*?)'", message)) and names:
+            message = message.partition(":")[0] + f": must be ema or raw, got {path[1]}"
+            fix = f"did you mean --checkpoint {path[1]}?"
         if bare := re.search(r"unrecognized arguments: (config\.\S+)", message):
             fix = f"did you mean --{bare[1]}?"
         raise ConfigError(self.prog, message, fix)

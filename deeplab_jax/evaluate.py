@@ -31,6 +31,7 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument("--step", default="latest", help="latest, best or a number")
     parser.add_argument("--json", metavar="FILE", help="where the numbers go, and FILE_report.html")
+    cli.add_weights(parser)
     parser.add_argument("--config.x", metavar="VALUE", help="any field of the checkpoint's recipe")
     cluster.add_arguments(parser)
     args, overrides = parser.parse(argv)
@@ -45,12 +46,13 @@ def main(argv: list[str]) -> None:
     from deeplab_jax.report.write import write_evaluated
 
     try:
-        result = evaluate_checkpoint(args.checkpoint, args.step, overrides, json_file)
+        result = evaluate_checkpoint(args.checkpoint, args.step, overrides, json_file, args.weights)
     except DataError as error:
         raise _with_doctor(error, args.checkpoint, args.step, overrides) from error
     page = write_evaluated(*result, json_file)
     if hosts.is_primary():
         how = [] if args.step == "latest" else ["--step", args.step]
+        how += ["--weights", args.weights] if args.weights else []
         how += [text for text in overrides if text.startswith("--config.eval.")]
         cli.finish(
             page, "predict", "--checkpoint", args.checkpoint, *how, "IMAGES", "--output", "out"

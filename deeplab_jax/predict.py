@@ -28,6 +28,7 @@ def main(argv: list[str]) -> None:
         "--checkpoint", metavar="DIR", required=True, help="a run's directory, or converted weights"
     )
     parser.add_argument("--step", default="latest", help="latest, best or a number")
+    cli.add_weights(parser)
     parser.add_argument("--output", metavar="DIR", required=True, help="where results go")
     parser.add_argument(
         "--format",
@@ -62,6 +63,7 @@ def main(argv: list[str]) -> None:
         force=args.force,
         legend=args.legend,
         skip_existing=args.skip_existing,
+        weights=args.weights,
     )
     for error in errors:
         cli.render(error)

@@ -10,7 +10,6 @@ compared with its checksums, so that a step changed on the disk is refused.
 from deeplab_jax.checkpoint.description import Info
 from deeplab_jax.checkpoint.folder import check_link, set_aside, set_aside_before
 from deeplab_jax.checkpoint.reading import (
-    EVAL_ITEMS,
     find_step,
     misfits,
     read_arrays,
@@ -20,6 +19,14 @@ from deeplab_jax.checkpoint.reading import (
     with_step,
 )
 from deeplab_jax.checkpoint.saver import Saver, save_once
+from deeplab_jax.checkpoint.weights import (
+    EVAL_ITEMS,
+    WEIGHTS,
+    abstract_items,
+    item_names,
+    network,
+    weights_of,
+)
 from deeplab_jax.utils.steps import (
     FORMAT,
     finished,
@@ -33,16 +40,20 @@ from deeplab_jax.utils.steps import (
 __all__ = [
     "EVAL_ITEMS",
     "FORMAT",
+    "WEIGHTS",
     "Info",
     "Saver",
+    "abstract_items",
     "check_link",
     "find_step",
     "finished",
     "folder_of",
     "is_finished",
     "is_good",
+    "item_names",
     "latest_step",
     "misfits",
+    "network",
     "read_arrays",
     "read_info",
     "read_shapes",
@@ -51,5 +62,6 @@ __all__ = [
     "set_aside",
     "set_aside_before",
     "step_path",
+    "weights_of",
     "with_step",
 ]

@@ -23,8 +23,9 @@ class Info:
     """Describes a checkpoint.
 
     Attributes:
-      kind: "run" (items params, batch_stats, opt_state), "weights" (params, batch_stats) or
-        "backbone" (params and batch_stats of the backbone alone).
+      kind: "run" (items params, batch_stats, opt_state, and ema where it averages weights),
+        "weights" (params, batch_stats) or "backbone" (params and batch_stats of the backbone
+        alone).
       config: the resolved configuration; None where there was none (a backbone).
       class_names: one per class; empty for a backbone, or where they are not known.
       palette: uint8 (C, 3), RGB; as many as names.

@@ -22,7 +22,7 @@ _REMOVED = re.compile(r"[0-9]+\.removed(\.[0-9]+)?")
 _DAMAGED = re.compile(r"[0-9]+\.damaged(\.[0-9]+)?")
 _SET_ASIDE = re.compile(r"[0-9]+\.(damaged|replaced)(\.[0-9]+)?")
 # What a step may hold.
-_NAMES = {"params", "batch_stats", "opt_state", "orbax.checkpoint"}
+_NAMES = {"params", "batch_stats", "opt_state", "ema", "orbax.checkpoint"}
 _NAMES |= {steps.DESCRIPTION, steps.COMPLETE}
 
 

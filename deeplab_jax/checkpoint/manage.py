@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from deeplab_jax.checkpoint import description, folder, listing, reading
+from deeplab_jax.checkpoint import description, folder, listing, reading, weights
 from deeplab_jax.checkpoint.description import Info
 from deeplab_jax.checkpoint.saver import save_once
 from deeplab_jax.config import flatten
@@ -55,12 +55,19 @@ def remove(path: str | os.PathLike, names: Sequence[str], force: bool = False) -
     return list(names)
 
 
-def export(path: str | os.PathLike, step: int | str, output: str | os.PathLike) -> Info:
+def export(
+    path: str | os.PathLike,
+    step: int | str,
+    output: str | os.PathLike,
+    kind: str | None = None,
+) -> Info:
     """Writes a step without the optimiser's state as a checkpoint; returns its description.
 
-    Every array is compared with its checksum, as it is read and again in the copy.
+    Every array is compared with its checksum, as it is read and again in the copy. `kind` is
+    that which `weights.weights_of` is asked for.
 
     Raises:
+      ConfigError: as `weights.weights_of`.
       CheckpointError: the step is a backbone, is damaged, or `output` holds a checkpoint.
       ResourceError: `output` cannot be written.
     """
@@ -70,7 +77,8 @@ def export(path: str | os.PathLike, step: int | str, output: str | os.PathLike) 
         if info.kind == "backbone":
             what = "is a backbone, which has no optimiser's state to leave out"
             raise CheckpointError(str(path), what, "use it as it is")
-        return info, reading.read_arrays(path, number, reading.EVAL_ITEMS.values())
+        names = weights.item_names(info, kind)
+        return info, weights.network(reading.read_arrays(path, number, names))
 
     info, items = reading.with_step(path, step, read)
     counters = info.counters

@@ -29,8 +29,6 @@ from deeplab_jax.utils.places import is_address, is_taken
 from deeplab_jax.utils.steps import check, damaged, step_path
 from deeplab_jax.utils.trees import PyTree, by_path, differences
 
-EVAL_ITEMS = {"params": "params", "batch_stats": "batch_stats"}  # variable -> item of a step
-
 T = TypeVar("T")
 
 _CHOICES = 5  # times that a step is chosen while a run removes the chosen ones

@@ -62,6 +62,23 @@ _COMMON = {
     "train.on_nonfinite": "on_nan nan_policy terminate_on_nan abort_on_nan skip_nan crash_on_nan"
     " halt_on_nan",
     "train.spike_factor": "spike spike_threshold loss_spike",
+    "train.momentum": "beta1 b1",
+    "train.optimizer": "optim optimizer_name optimizer_type opt solver",
+    "train.schedule": "scheduler lr_scheduler lr_schedule lr_policy schedule_type sched lr_config"
+    " param_scheduler",
+    "train.step_epochs": "milestones decay_epochs lr_steps lr_milestones",
+    "train.step_factor": "gamma lr_gamma decay_rate lr_decay",
+    "train.warmup_steps": "warmup warmup_iters num_warmup_steps warm_up warmup_epochs warmup_ratio",
+    "train.clip_norm": "clip clip_grad grad_clip gradient_clip max_grad_norm max_norm"
+    " gradient_clip_val clip_grad_norm grad_clip_norm",
+    "train.decay_norms": "norm_decay_mult no_decay_norms norm_weight_decay bias_decay"
+    " bias_decay_mult weight_decay_norm",
+    "train.head_lr_factor": "head_lr head_lr_mult lr_mult head_lr_multiplier decoder_lr"
+    " lr_multiplier backbone_lr paramwise_cfg",
+    "train.freeze": "frozen frozen_stages freeze_backbone freeze_at freeze_layers freeze_encoder"
+    " freeze_stages",
+    "train.ema_half_life": "ema ema_decay model_ema average averaging use_ema weight_averaging swa"
+    " polyak model_ema_decay",
     "mesh.spatial": "space mesh.space spatial_partition spatial_shards model_parallel",
     "mesh.check_every_steps": "check_every replica_check",
     "mesh.check_hardware": "sdc sdc_check sdc_checker enable_sdc_checker silent_corruption",
@@ -83,9 +100,8 @@ _COMMON = {
 }
 _MEANINGS = {word: key for key, words in _COMMON.items() for word in words.split()}
 # What other tools have and this one does not; a similar field would mislead.
-_ABSENT = """activation class_weight class_weights clip clip_grad device
- devices ema gpu gpus grad_clip label_smoothing loss lr_scheduler mean optimizer patience schedule
- scheduler std sync_bn tpu warmup warmup_epochs warmup_iters warmup_steps"""
+_ABSENT = """activation class_weight class_weights device devices gpu gpus label_smoothing loss mean
+ patience std sync_bn tpu"""
 _FILLERS = "a an and as at by each for from in is its of on or the to with config"
 
 

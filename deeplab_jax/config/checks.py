@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Any
 
 from deeplab_jax.config import patterns, transforms
-from deeplab_jax.config.rules import is_integers
+from deeplab_jax.config.rules import BACKBONE_PARTS, HEADS, is_integers
 from deeplab_jax.config.schema import (
     Config,
     DataConfig,
@@ -48,6 +48,8 @@ def validate(config: Config, recipe: Mapping[str, Any] = MappingProxyType({})) -
     transforms.check(data.transforms, data.scale_range, usual, config.model.num_classes)
     _check_windows(config.eval)
     _check_train(config.train)
+    _check_schedule(config.train)
+    _check_learning(config)
     _check_height(config.data.crop_size[0], config.model.output_stride, config.mesh.spatial)
     _check_init(config.init)
 
@@ -180,9 +182,6 @@ def _check_windows(protocol: EvalConfig) -> None:
 
 
 def _check_train(train: TrainConfig) -> None:
-    accepted = f"0 to config.train.lr ({train.lr})"
-    fix = "lower it, or raise config.train.lr"
-    _require("train.min_lr", train.min_lr, 0 <= train.min_lr <= train.lr, accepted, fix)
     batch, groups, parts = train.batch_size, train.loss_groups, train.gradient_accumulation
     if batch < 2 * parts:
         few = "must be at least 2" if parts == 1 else f"must be at least 2 x {parts} parts"
@@ -201,6 +200,60 @@ def _check_train(train: TrainConfig) -> None:
                 f"{batch} does not divide into config.train.{name}={count} {text}",
                 f"use {nearest}, or set config.train.{name}=1",
             )
+
+
+def _check_schedule(train: TrainConfig) -> None:
+    kind, defaults = train.schedule, TrainConfig()
+    for key, kinds in (
+        ("min_lr", ("poly", "cosine")),
+        ("poly_power", ("poly",)),
+        ("step_epochs", ("step",)),
+        ("step_factor", ("step",)),
+    ):
+        value, default = getattr(train, key), getattr(defaults, key)
+        accepted = f"{as_text(default) or 'empty'} with config.train.schedule={kind}"
+        fix = f"leave it out, or set --config.train.schedule={kinds[0]}"
+        _require(f"train.{key}", value, kind in kinds or value == default, accepted, fix)
+    if kind in ("poly", "cosine"):
+        accepted = f"0 to config.train.lr ({train.lr})"
+        fix = "lower it, or raise config.train.lr"
+        _require("train.min_lr", train.min_lr, 0 <= train.min_lr <= train.lr, accepted, fix)
+    if kind == "step":
+        accepted, fix = (
+            "0 with config.train.schedule=step",
+            "give the length as config.train.epochs",
+        )
+        _require("train.steps", train.steps, train.steps == 0, accepted, fix)
+        epochs = train.step_epochs
+        accepted = f"epochs below config.train.epochs ({train.epochs})"
+        fix = f"name some: --config.train.step_epochs={max(1, train.epochs // 2)}"
+        is_good = bool(epochs) and epochs[-1] < train.epochs
+        _require("train.step_epochs", epochs, is_good, accepted, fix)
+    is_short = not train.steps or train.warmup_steps < train.steps
+    accepted = f"below config.train.steps ({train.steps})"
+    fix = f"lower it: --config.train.warmup_steps={train.steps // 10}"
+    _require("train.warmup_steps", train.warmup_steps, is_short, accepted, fix)
+
+
+def _check_learning(config: Config) -> None:
+    """Checks what learns, how fast, and what is averaged."""
+    train = config.train
+    heads = set(HEADS) - {*train.freeze}
+    backbone = {f"backbone.{part}" for part in BACKBONE_PARTS} - {*train.freeze}
+    has_backbone = bool(backbone) and "backbone" not in train.freeze
+    fix = "leave out what is to learn"
+    _require("train.freeze", train.freeze, has_backbone or bool(heads), "fewer modules", fix)
+    is_used = train.head_lr_factor == 1 or (has_backbone and bool(heads))
+    accepted = "1 where config.train.freeze holds the whole backbone, or all heads"
+    fix = "set config.train.lr alone"
+    _require("train.head_lr_factor", train.head_lr_factor, is_used, accepted, fix)
+    is_used, accepted = train.decay_norms or train.weight_decay > 0, "true without weight decay"
+    fix = "leave it out, or set config.train.weight_decay"
+    _require("train.decay_norms", train.decay_norms, is_used, accepted, fix)
+    is_used = not config.eval.both_weights or train.ema_half_life > 0
+    accepted = "false with config.train.ema_half_life=0: there is one kind of weights"
+    fix = "leave it out, or set config.train.ema_half_life"
+    _require("eval.both_weights", config.eval.both_weights, is_used, accepted, fix)
 
 
 def _check_height(height: int, stride: int, spatial: int) -> None:
@@ -226,6 +279,20 @@ def _check_init(init: InitConfig) -> None:
 
 def warnings(config: Config) -> list[str]:
     """Returns a line for each setting that is legal but probably a mistake."""
+    return [*_small_maps(config), *_frozen_noise(config)]
+
+
+def _frozen_noise(config: Config) -> list[str]:
+    frozen = [name for name in config.train.freeze if name.startswith("backbone")]
+    if not frozen or config.init.checkpoint or config.init.backbone != "none":
+        return []
+    return [
+        f"config.train.freeze={','.join(frozen)} keeps weights that are drawn at random: name"
+        " trained ones, --config.init.backbone=DIR or --config.init.checkpoint=DIR"
+    ]
+
+
+def _small_maps(config: Config) -> list[str]:
     stride = config.model.output_stride
     height, width = (-(-side // stride) for side in config.data.crop_size)
     rate = max(config.model.atrous_rates)

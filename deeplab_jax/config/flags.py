@@ -18,7 +18,8 @@ _READERS = ("deeplab evaluate", "deeplab predict", "deeplab report")
 _OF_A_RUN = ("deeplab report", "deeplab goodput", "deeplab reproduce")  # which has no flag
 _READ = ("data.", "eval.", "model.dtype")
 _EXAMPLES = {"model.dtype": "bfloat16", "init.backbone": "DIR", "init.checkpoint": "DIR",
-             "data.root": "DIR"}  # fmt: skip
+             "data.root": "DIR", "train.ema_half_life": "STEPS",
+             "train.warmup_steps": "STEPS"}  # fmt: skip
 # What other tools call a flag; the verb's own are tried in this order.
 _FLAGS = {
     "--config": "cfg cfg_file conf config_file recipe yaml",
@@ -72,7 +73,9 @@ def unknown_flag(name: str, value: str, prog: str, flags: Collection[str]) -> Co
     if close and not key:
         return ConfigError(name, what, f"did you mean {close[0]}?")
     if "--config.x" in flags and (key := key or suggest(word, names)):
-        return ConfigError(name, what, f"did you mean --config.{key}={_fitting(key, value)}?")
+        has_other_unit = "epoch" in word and "epoch" not in key
+        given = _fitting(key, "" if has_other_unit else value)
+        return ConfigError(name, what, f"did you mean --config.{key}={given}?")
     return ConfigError(name, what, f"see {prog} --help")
 
 

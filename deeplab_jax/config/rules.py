@@ -126,6 +126,24 @@ WIDTH = Accepted(
     lambda value: value % 2 == 0 and 1 <= value <= MAX_CHANNELS,
 )
 CHANNELS = Accepted(f"1 to {MAX_CHANNELS}", lambda value: 1 <= value <= MAX_CHANNELS)
+BACKBONE_PARTS = ("stem", "layer1", "layer2", "layer3", "layer4")
+HEADS = ("aspp", "decoder", "classifier", "aux_head", "aux_classifier")  # all but the backbone
+MODULES = ("backbone", *(f"backbone.{part}" for part in BACKBONE_PARTS), *HEADS)
+FROZEN = Accepted(
+    f"different modules of {', '.join(MODULES)}, none within another; or empty",
+    lambda value: (
+        all(name in MODULES for name in value)
+        and len(set(value)) == len(value)
+        and not any("backbone" in value and name.startswith("backbone.") for name in value)
+    ),
+    "name modules such as --config.train.freeze=backbone.stem,backbone.layer1",
+)
+EPOCHS = Accepted(
+    "positive whole numbers, each greater than the one before, or empty",
+    lambda value: (
+        all(type(v) is int and v > 0 for v in value) and list(value) == sorted(set(value))
+    ),
+)
 SEED = Accepted("0 to 4294967295", lambda value: 0 <= value < 2**32)
 BOOLEAN = Accepted("true or false")
 WINDOW = Accepted("2 positive integers with config.eval.mode=slide, empty with whole")

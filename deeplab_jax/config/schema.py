@@ -217,13 +217,26 @@ class TrainConfig:
     steps: int = field(
         0, "length of the run in optimiser steps; 0: by epochs", rules.at_least(0), unit="steps"
     )
-    lr: float = field(0.01, "learning rate at the first step", rules.positive("a positive rate"))
-    min_lr: float = field(1e-4, "learning rate where the schedule ends", Accepted("0 to train.lr"))
+    lr: float = field(
+        0.01, "learning rate where the schedule begins", rules.positive("a positive rate")
+    )
+    min_lr: float = field(
+        1e-4,
+        "learning rate where the schedule ends; poly and cosine only",
+        Accepted("0 to train.lr"),
+    )
     poly_power: float = field(
         0.9, "power of the poly schedule", rules.positive("a positive number")
     )
-    momentum: float = field(0.9, "momentum of SGD", rules.fraction("momentum"))
-    weight_decay: float = field(5e-4, "weight decay, on every parameter", rules.at_least(0))
+    momentum: float = field(
+        0.9, "momentum of SGD, beta1 of AdamW (its beta2 is 0.999)", rules.fraction("momentum")
+    )
+    weight_decay: float = field(
+        5e-4,
+        "weight decay, on every parameter, unless decay_norms is false: part of the gradient with"
+        " SGD; AdamW shrinks parameters by the learning rate times it",
+        rules.at_least(0),
+    )
     aux_weight: float = field(0.4, "weight of the auxiliary head's loss", rules.at_least(0))
     on_nonfinite: str = field(
         "stop",
@@ -245,6 +258,68 @@ class TrainConfig:
         " on_nonfinite=rollback its batch is left out; 0: off",
         Accepted("0, or more than 1", lambda value: value == 0 or 1 < value < math.inf),
         is_free=True,
+    )
+    optimizer: str = field(
+        "sgd",
+        "SGD with momentum, or AdamW, whose learning rate is some hundred times smaller",
+        rules.one_of("sgd", "adamw"),
+    )
+    schedule: str = field(
+        "poly",
+        "learning rate over the steps: (1 - share of the run)^poly_power (poly) or half a cosine"
+        " wave (cosine) from lr to min_lr, lr (constant), or lr times step_factor at each of"
+        " step_epochs (step)",
+        rules.one_of("poly", "cosine", "constant", "step", text="poly, cosine, constant, step"),
+    )
+    step_epochs: tuple[int, ...] = field(
+        (),
+        "epochs after which the learning rate is multiplied by step_factor; schedule=step only",
+        rules.EPOCHS,
+        unit="epochs",
+    )
+    step_factor: float = field(
+        0.1,
+        "factor of the learning rate at each of step_epochs; schedule=step only",
+        Accepted("0 < factor < 1", lambda value: 0 < value < 1),
+    )
+    warmup_steps: int = field(
+        0,
+        "steps in which the learning rate rises in equal parts to lr, before poly and cosine begin;"
+        " of use with AdamW, large batches and new heads; 0: none",
+        rules.at_least(0),
+        unit="steps",
+    )
+    clip_norm: float = field(
+        0.0,
+        "largest norm of the whole gradient, before weight decay; a larger gradient is scaled down"
+        " to it; of use where single batches spoil a run; 0: off",
+        rules.at_least(0),
+    )
+    decay_norms: bool = field(
+        True,
+        "weight decay on norms and biases too, as the table has it; false: on kernels alone",
+        rules.BOOLEAN,
+    )
+    head_lr_factor: float = field(
+        1.0,
+        "factor of the learning rate outside the backbone, such as 10 for new heads on a trained"
+        " backbone",
+        rules.positive("a positive number"),
+    )
+    freeze: tuple[str, ...] = field(
+        (),
+        'modules that do not learn, such as "backbone" or "backbone.stem,backbone.layer1": their'
+        " parameters and statistics stay, and their norms use the running statistics; for few"
+        " images",
+        rules.FROZEN,
+    )
+    ema_half_life: float = field(
+        0.0,
+        "steps after which a step's weights count half in an exponential average of weights and"
+        " statistics, which is evaluated, kept as best, predicted with, exported and converted;"
+        " about a tenth of the run smooths its last steps; 0: off",
+        Accepted("0, or 1 or more", lambda value: value == 0 or 1 <= value < math.inf),
+        unit="steps",
     )
 
 
@@ -310,6 +385,13 @@ class EvalConfig:
     )
     flip: bool = field(False, "average with the mirrored image, too", rules.BOOLEAN)
     softmax_first: bool = field(False, "resize probabilities, not logits", rules.BOOLEAN)
+    both_weights: bool = field(
+        False,
+        "while a run trains, evaluate the weights of the step too, beside their average; with"
+        " train.ema_half_life only",
+        rules.BOOLEAN,
+        is_free=True,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

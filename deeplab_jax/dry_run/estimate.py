@@ -20,6 +20,7 @@ from deeplab_jax.dry_run.hardware import Hardware
 from deeplab_jax.models import build_model
 from deeplab_jax.training.state import State, abstract_state
 from deeplab_jax.training.step import make_loss
+from deeplab_jax.utils.trees import divide, merged
 
 TRACED_IMAGES = 2  # with one image, a norm over pooled features would see a single value
 _SUMS_PER_NORM = 1.7  # all-reduces: one forward, one backward; parallel branches share theirs
@@ -64,9 +65,10 @@ def estimate(config: Config, hardware: Hardware) -> Estimate:
     temporaries = maps * kept.maps + pictures * kept.pictures
     temporaries *= images / train.gradient_accumulation
     temporaries += kept.kernels if hardware.kind == "gpu" else 0
-    temporaries += gradients * state["params"]
+    learning = item_bytes(divide(abstract_state(config)["params"], train.freeze)[0])
+    temporaries += gradients * sum(learning.values())
     if train.gradient_accumulation > 1:  # the sum over parts
-        temporaries += state["params"]
+        temporaries += sum(learning.values())
     collectives = {}
     if hardware.num_devices > 1:
         collectives["all-reduce"] = _sums(config, is_split=data > 1 and spatial > 1)
@@ -114,15 +116,24 @@ def _group(config: Config, array: jax.core.ShapedArray) -> str:
 
 
 def traced_loss(config: Config, kind: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """Returns the training loss of `TRACED_IMAGES` images, and abstract arguments for it."""
-    loss = make_loss(build_model(config.model, kind), config.train.aux_weight, use_dropout=True)
+    """Returns the training loss of `TRACED_IMAGES` images, and abstract arguments for it.
+
+    The first argument holds the parameters that learn, the second the frozen ones.
+    """
+    model = build_model(config.model, kind).clone(frozen=config.train.freeze)
+    loss = make_loss(model, config.train.aux_weight, use_dropout=True)
     state = abstract_state(config)
+    learning, frozen = divide(state["params"], config.train.freeze)
     size = (TRACED_IMAGES, *config.data.crop_size)
     images = jax.ShapeDtypeStruct((*size, 3), jnp.float32)
     labels = jax.ShapeDtypeStruct(size, jnp.int32)
     weights = jax.ShapeDtypeStruct((TRACED_IMAGES,), jnp.float32)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    return loss, (state["params"], state["batch_stats"], (images, labels, weights), key)
+
+    def of_parts(learning: Any, frozen: Any, *rest: Any) -> Any:
+        return loss(merged(learning, frozen), *rest)
+
+    return of_parts, (learning, frozen, state["batch_stats"], (images, labels, weights), key)
 
 
 def _sums(config: Config, is_split: bool) -> tuple[int, int]:
@@ -132,7 +143,8 @@ def _sums(config: Config, is_split: bool) -> tuple[int, int]:
     """
     item = jnp.dtype(config.model.dtype).itemsize
     norms = size = 0
-    for path, leaf in jax.tree_util.tree_leaves_with_path(abstract_state(config)["params"]):
+    learning, _ = divide(abstract_state(config)["params"], config.train.freeze)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(learning):
         is_norm = path[-1].key == "scale"
         norms += is_norm
         size += 4 * leaf.size * leaf.dtype.itemsize if is_norm else 0  # two sums each way

@@ -54,12 +54,13 @@ class RunFacts:
     hardware: Hardware  # all devices of the run
     mesh: tuple[int, int]  # (data, spatial): groups sharing the batch, devices sharing an image
     parameters: dict[str, int]  # numbers by part of the network
+    learning: int  # number of parameters that are not frozen
     macs: dict[str, int]  # multiply-adds of one image, forward, by part
     state: dict[str, int]  # bytes by item
     memory: DeviceMemory  # what one device needs and has
     step_time: StepTime | None  # None where it cannot even be guessed
     inputs: Inputs
-    rates: dict[int, float]  # {percent of the steps: learning rate}; empty without known steps
+    rates: dict[float, float]  # {percent of the steps: learning rate}; empty without known steps
     disk_needed: int  # bytes
     disk_free: int | None  # bytes on the disk of the work directory; None of a bucket
     workdir: Path  # work directory; need not exist

@@ -15,6 +15,7 @@ from jax.extend import core
 
 from deeplab_jax.config import Config
 from deeplab_jax.models import build_model, init_variables
+from deeplab_jax.utils.trees import PyTree, divide
 
 PARTS = ("stem", "layer1", "layer2", "layer3", "layer4", "ASPP branches", "ASPP merge", "decoder",
          "classifier", "auxiliary head")  # fmt: skip
@@ -41,15 +42,41 @@ def count_macs(config: Config) -> dict[str, int]:
 
 
 def step_macs(config: Config, macs: dict[str, int]) -> int:
-    """Returns the MACs of a training step from `count_macs`; `model.remat` runs forward again."""
+    """Returns the MACs of a training step from `count_macs`; `model.remat` runs forward again.
+
+    A frozen part has no gradient of kernels, and before all that learns none at all.
+    """
     again = {f"layer{layer}" for layer in config.model.remat}
-    image = sum(number * (TRAINING + (part in again)) for part, number in macs.items())
+    learning = {part_of(path) for path in _paths(_learning(config))}
+    begun, image = False, 0
+    for part, number in macs.items():
+        begun |= part in learning
+        passes = TRAINING if part in learning else 2 if begun else 1
+        image += number * (passes + (part in again and begun))
     return image * config.train.batch_size
+
+
+def count_learning(config: Config) -> int:
+    """Returns the number of parameters that are not frozen."""
+    return sum(leaf.size for leaf in jax.tree.leaves(_learning(config)))
+
+
+def _learning(config: Config) -> PyTree:
+    return divide(_abstract_params(config), config.train.freeze)[0]
+
+
+def _abstract_params(config: Config) -> PyTree:
+    return jax.eval_shape(lambda: init_variables(build_model(config.model), 0))["params"]
+
+
+def _paths(tree: PyTree) -> list[list[str]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return [[entry.key for entry in path] for path, _ in leaves]
 
 
 def count_parameters(config: Config) -> dict[str, int]:
     """Returns {part: number of parameters}, in the order of `PARTS`."""
-    params = jax.eval_shape(lambda: init_variables(build_model(config.model), 0))["params"]
+    params = _abstract_params(config)
     numbers = dict.fromkeys(PARTS, 0)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         numbers[part_of([entry.key for entry in path])] += leaf.size

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import jax
+import numpy as np
 from jax.stages import Compiled
 
 from deeplab_jax.config import PUBLISHED_IMAGES, Config, DataConfig, get_config, warnings
@@ -29,7 +30,7 @@ from deeplab_jax.errors import DataError, DeepLabError, ResourceError
 from deeplab_jax.training import workdir as workdir_lib
 from deeplab_jax.training.bad_samples import without_listed
 from deeplab_jax.training.init_weights import check_init
-from deeplab_jax.training.optimizer import build_optimizer
+from deeplab_jax.training.optimizer import build_schedule
 from deeplab_jax.training.plan import make_plan, read_batches
 from deeplab_jax.training.state import abstract_state
 from deeplab_jax.utils import compile_cache
@@ -42,7 +43,7 @@ _T = TypeVar("_T")
 _USABLE = {"gpu": 0.75, "tpu": 0.94, "cpu": 0.8}
 _FRACTION = "XLA_PYTHON_CLIENT_MEM_FRACTION"
 _LOG_BYTES = 300  # of a line of the log, at most
-_MARKS = (0, 25, 50, 75, 100)  # percent of the steps
+_MARKS = np.linspace(0, 100, 49)  # percent of the steps
 
 
 def dry_run(config: Config, workdir: str, hardware: str | None) -> None:
@@ -82,8 +83,8 @@ def gather(config: Config, workdir: str, hardware: str | None) -> RunFacts:
     needed = (config.checkpoint.keep + 2) * sum(state.values()) + lines * _LOG_BYTES
     rates = {}
     if total:
-        _, schedule = build_optimizer(config.train, total)
-        rates = {mark: float(schedule(round((total - 1) * mark / 100))) for mark in _MARKS}
+        schedule = build_schedule(config.train, total)
+        rates = {float(at): float(schedule(round((total - 1) * at / 100))) for at in _MARKS}
     disk_free = None
     if not is_address(path):
         absolute = path.absolute()
@@ -113,8 +114,8 @@ def gather(config: Config, workdir: str, hardware: str | None) -> RunFacts:
         inputs = replace(inputs, warnings=notes, errors=rest)
     return RunFacts(
         config=config, hardware=chosen, mesh=mesh, parameters=flops.count_parameters(config),
-        macs=macs, state=state, memory=memory, step_time=step_time, inputs=inputs,
-        rates=rates, disk_needed=needed,
+        learning=flops.count_learning(config), macs=macs, state=state, memory=memory,
+        step_time=step_time, inputs=inputs, rates=rates, disk_needed=needed,
         disk_free=disk_free, workdir=path,
     )  # fmt: skip
 

@@ -9,10 +9,12 @@ from deeplab_jax.dry_run import cycles, flops
 from deeplab_jax.dry_run.compiled import CompiledStep
 from deeplab_jax.dry_run.facts import RunFacts
 from deeplab_jax.dry_run.hardware import GIB
+from deeplab_jax.training.optimizer import describe_schedule
 from deeplab_jax.utils.machine import describe
 
 _MIB = 2**20
 _MAX_CLASSES = 6  # named of the first image
+_HEIGHT = 5  # lines of a plot
 _COLLECTIVES = {
     "all-reduce": "sums over all devices: gradients and norms' statistics",
     "collective-permute": "rows passed to the neighbouring device",
@@ -23,7 +25,7 @@ _COLLECTIVES = {
 
 
 def render(facts: RunFacts) -> list[str]:
-    """Returns the lines of the report, about 40; 15 more with the TPU's compiler."""
+    """Returns the lines of the report, about 45; 15 more with the TPU's compiler."""
     lines = [f"{facts.config.name} on {facts.hardware.name}: a dry run, nothing is written", ""]
     for section in (_network, _memory, _cycles, _layout, _schedule, _disk, _first_image, _remarks):
         lines += section(facts)
@@ -41,9 +43,13 @@ def _network(facts: RunFacts) -> Iterator[str]:
     parts = {part: (facts.parameters[part], macs) for part, macs in facts.macs.items()}
     for part, (number, mac) in (parts | {"all": (numbers, macs)}).items():
         yield f"  {part:20}{number / 1e6:14.2f}{mac / 1e9:14.2f}"
+    frozen = ", ".join(facts.config.train.freeze)
+    text = f"   (frozen: {frozen})" if frozen else ""
+    yield f"  {'that learn':20}{facts.learning / 1e6:14.2f}{text}"
     batch, remat = facts.config.train.batch_size, facts.config.model.remat
     tflop = 2 * flops.step_macs(facts.config, facts.macs) / 1e12
     again = f", layers {', '.join(map(str, sorted(remat)))} once more" if remat else ""
+    again += ", frozen parts less" if frozen else ""
     text = f"{tflop:.1f} TFLOP, {tflop / facts.hardware.num_devices:.2f} a device (ours, counted:"
     yield _row("a training step", f"{text} 2 x {flops.TRAINING} x GMAC x {batch} images{again})")
     yield ""
@@ -54,8 +60,10 @@ def _memory(facts: RunFacts) -> Iterator[str]:
     first, *more = memory.source.splitlines()
     yield _row("memory of a device", first)
     yield from (_row("", line) for line in more)
-    names = {"params": "parameters", "opt_state": "momentum", "batch_stats": "norms' statistics"}
-    kept = " + ".join(f"{names[k]} {state[k] / _MIB:.1f}" for k in names)
+    moments = "momentum" if facts.config.train.optimizer == "sgd" else "moments"
+    names = {"params": "parameters", "opt_state": moments, "batch_stats": "norms' statistics",
+             "ema": "average"}  # fmt: skip
+    kept = " + ".join(f"{names[k]} {state[k] / _MIB:.1f}" for k in names if k in state)
     yield _row("  state", f"{sum(state.values()) / _MIB:.0f} MiB: {kept}")
     yield _row("  feature maps etc.", f"{step.temporaries / _MIB:.0f} MiB while a step runs")
     needed = f"{step.needed / GIB:.2f} GiB, the batch included"
@@ -122,9 +130,21 @@ def _schedule(facts: RunFacts) -> Iterator[str]:
             whole = describe(left * step.low, left * step.high)
             yield _row("time of the run", f"{whole} for {left} steps, without evaluations")
     if facts.rates:
-        rates = ", ".join(f"{rate:.2g}" for rate in facts.rates.values())
-        marks = ", ".join(map(str, facts.rates))
-        yield _row("learning rate", f"{rates} at {marks} % (poly {train.poly_power})")
+        marks = {int(at): rate for at, rate in facts.rates.items() if at % 25 == 0}
+        rates = ", ".join(f"{rate:.2g}" for rate in marks.values())
+        places = ", ".join(map(str, marks))
+        yield _row("learning rate", f"{rates} at {places} % ({describe_schedule(train)})")
+        yield from plot(list(facts.rates.values()))
+
+
+def plot(values: Sequence[float]) -> Iterator[str]:
+    """Yields the lines of a plot of positive values, from 0 to the largest, one a column."""
+    largest = max(values)
+    heights = [round((_HEIGHT - 1) * value / largest) for value in values]
+    for height in reversed(range(_HEIGHT)):
+        label = {_HEIGHT - 1: f"{largest:.2g}", 0: "0"}.get(height, "")
+        marks = "".join("*" if own == height else " " for own in heights)
+        yield f"{label:>20} |{marks}".rstrip()
 
 
 def _disk(facts: RunFacts) -> Iterator[str]:

@@ -26,7 +26,11 @@ EVALUATION_FILE = "evaluation.json"  # in the checkpoint directory
 
 
 def evaluate(
-    checkpoint: str | os.PathLike, *, step: int | str = "latest", overrides: Sequence[str] = ()
+    checkpoint: str | os.PathLike,
+    *,
+    step: int | str = "latest",
+    overrides: Sequence[str] = (),
+    weights: str | None = None,
 ) -> Evaluation:
     """Evaluates a checkpoint on the validation split of its configuration.
 
@@ -37,6 +41,7 @@ def evaluate(
       checkpoint: work directory of a run, or the output of a converter.
       step: a number, "latest" or "best".
       overrides: changes to the checkpoint's configuration, such as "--config.eval.flip=true".
+      weights: "ema" or "raw" of a run that averages its weights; its average by default.
 
     Returns:
       The content of `evaluation.json`; scores are fractions, None where undefined.
@@ -44,7 +49,7 @@ def evaluate(
     Raises:
       DeepLabError: as `evaluate_checkpoint`.
     """
-    return evaluate_checkpoint(checkpoint, step, overrides)[1]
+    return evaluate_checkpoint(checkpoint, step, overrides, weights=weights)[1]
 
 
 def evaluate_checkpoint(
@@ -52,6 +57,7 @@ def evaluate_checkpoint(
     step: int | str = "latest",
     overrides: Sequence[str] = (),
     json_file: Path | None = None,
+    weights: str | None = None,
 ) -> tuple[Segmenter, Evaluation]:
     """Evaluates a checkpoint on the validation split of its configuration.
 
@@ -63,6 +69,7 @@ def evaluate_checkpoint(
       step: a number, "latest" or "best".
       overrides: changes to the checkpoint's configuration, such as "--config.eval.flip=true".
       json_file: the JSON file; `evaluation.json` in `path` by default.
+      weights: "ema" or "raw" of a run that averages its weights; its average by default.
 
     Returns:
       The evaluated network, whose engine has compiled what the data set needs, and the content of
@@ -81,8 +88,8 @@ def evaluate_checkpoint(
             if json_file and hosts.is_primary():
                 check_place(json_file, "--json")
             path = as_place(path)
-            segmenter = load(path, step, overrides)
-            facts["step"] = segmenter.step
+            segmenter = load(path, step, overrides, weights)
+            facts["step"], facts["kind of weights"] = segmenter.step, segmenter.weights
             if hosts.are_multiple():
                 with compile_cache.without_alarms():
                     facts["weights"] = hex(int(jax.jit(checksum)(segmenter.variables)))
@@ -123,7 +130,8 @@ def _show(segmenter: Segmenter, dataset: Dataset, result: EvalResult, seconds: f
     print(f"mean IoU {metrics.mean_in_words(scores['iou'])}{_in_words(scores)}")
     print(_further_in_words(scores))
     place = f"{result.num_images} images of {dataset.name}/{dataset.split}"
-    print(f"step {segmenter.step}, {place}, {seconds:.1f} s")
+    kind = f", {segmenter.weights} weights" if segmenter.weights else ""
+    print(f"step {segmenter.step}{kind}, {place}, {seconds:.1f} s")
     print(f"protocol: {result.protocol}")
 
 
@@ -178,7 +186,7 @@ def _write(file: Path, text: str) -> None:
 def _content(
     segmenter: Segmenter, dataset: Dataset, result: EvalResult, overrides: Sequence[str]
 ) -> Evaluation:
-    return {
+    content: Evaluation = {
         "checkpoint": str(segmenter.path),
         "step": segmenter.step,
         "dataset": dataset.name,
@@ -188,6 +196,9 @@ def _content(
         "config": to_dict(segmenter.config),
         "environment": environment(),
     }
+    if segmenter.weights:
+        content["weights"] = segmenter.weights
+    return content
 
 
 def print_table(result: EvalResult) -> None:

@@ -138,10 +138,14 @@ class Summary(Scores, Further):
 
 
 class Evaluation(Summary):
-    """The content of `evaluation.json`; `deeplab_jax.report` refuses any other."""
+    """The content of `evaluation.json`; `deeplab_jax.report` refuses any other.
+
+    `weights` is "ema" or "raw" where the step holds both.
+    """
 
     checkpoint: str
     step: int
+    weights: NotRequired[str]
     dataset: str
     split: str
     overrides: list[str]

@@ -39,6 +39,7 @@ def predict_files(
     force: bool = False,
     legend: bool = False,
     skip_existing: bool = False,
+    weights: str | None = None,
 ) -> list[DataError]:
     """Segments images and writes the results; shows progress and, at the end, the speed.
 
@@ -52,6 +53,7 @@ def predict_files(
       force: replace results that exist.
       legend: add a legend to each overlay.
       skip_existing: leave out images whose results are complete, and replace incomplete ones.
+      weights: "ema" or "raw" of a run that averages its weights; its average by default.
 
     Returns:
       The errors of images that could not be used, in the order of images.
@@ -81,7 +83,7 @@ def predict_files(
         steps.check(checkpoint, step)  # before JAX loads
         from deeplab_jax.inference.segmenter import load
 
-        model = load(checkpoint, step, overrides)
+        model = load(checkpoint, step, overrides, weights)
         prediction.check_classes(formats, model.class_names)
         _check_sources(there, model.source)
     if there:
@@ -123,8 +125,8 @@ def _check_sources(
             is_path = key in ("file", "checkpoint")
             if got != value and not (is_path and _same(str(got), str(value))):
                 fix = "choose another --output, or replace all with --force"
-                if key == "step":
-                    fix = f"go on with --step {got}, or replace all with --force"
+                if key in ("step", "weights") and got is not None:
+                    fix = f"go on with --{key} {got}, or replace all with --force"
                 raise ConfigError(str(path), f"is of {key} {got}, not {value}", fix)
 
 

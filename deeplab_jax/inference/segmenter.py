@@ -70,10 +70,18 @@ class Segmenter:
       palette: uint8 (C, 3), RGB.
       model: the network.
       variables: {"params", "batch_stats"}, on one device.
+      weights: "ema" or "raw", of a step that holds both; else "".
     """
 
-    def __init__(self, path: Path, info: checkpoint.Info, config: Config, variables: Variables):
-        self.path, self.step, self.config = path, info.step, config
+    def __init__(
+        self,
+        path: Path,
+        info: checkpoint.Info,
+        config: Config,
+        variables: Variables,
+        weights: str = "",
+    ):
+        self.path, self.step, self.config, self.weights = path, info.step, config, weights
         self.class_names, self.palette = info.class_names, info.palette
         self.model, self.variables = build_model(config.model), variables
         self._logits = jax.jit(partial(network_logits, self.model))
@@ -214,9 +222,10 @@ class Segmenter:
 
     @property
     def source(self) -> dict[str, str | int]:
-        """Origin of the labels: "checkpoint", "step" and "protocol"."""
+        """Origin of the labels: "checkpoint", "step", "protocol", and "weights" where two exist."""
         protocol = str(self.engine.protocol)
-        return {"checkpoint": str(self.path), "step": self.step, "protocol": protocol}
+        kind = {"weights": self.weights} if self.weights else {}
+        return {"checkpoint": str(self.path), "step": self.step, "protocol": protocol, **kind}
 
     def _prediction(self, origin: _Origin, arrays: Sequence[np.ndarray]) -> Prediction:
         return Prediction(
@@ -260,7 +269,12 @@ def _names_classes(config: Config) -> bool:
     return data.dataset == "folder" and (has_file or bool(data.class_names))
 
 
-def load(path: str | Path, step: int | str = "latest", overrides: Sequence[str] = ()) -> Segmenter:
+def load(
+    path: str | Path,
+    step: int | str = "latest",
+    overrides: Sequence[str] = (),
+    weights: str | None = None,
+) -> Segmenter:
     """Loads a checkpoint for evaluation and prediction.
 
     Args:
@@ -268,17 +282,18 @@ def load(path: str | Path, step: int | str = "latest", overrides: Sequence[str] 
       step: a number, "latest" or "best".
       overrides: changes to the checkpoint's configuration, such as
         "--config.eval.resize_base=240,180"; "--config.data.class_names=road,sky" names the classes.
+      weights: "ema" or "raw" of a run that averages its weights; its average by default.
 
     Raises:
       CheckpointError: there is no such checkpoint or step, it does not fit, or is not what was
         saved; no other step is taken in its place.
-      ConfigError: an override cannot be used.
+      ConfigError: an override cannot be used, or the step does not hold two kinds of weights.
     """
     compile_cache.enable()
-    return checkpoint.with_step(path, step, lambda number: _load(path, number, overrides))
+    return checkpoint.with_step(path, step, lambda number: _load(path, number, overrides, weights))
 
 
-def _load(path: str | Path, step: int, overrides: Sequence[str]) -> Segmenter:
+def _load(path: str | Path, step: int, overrides: Sequence[str], weights: str | None) -> Segmenter:
     info = checkpoint.read_info(path, step)
     if info.config is None or info.kind == "backbone":
         what = "holds a backbone, not a segmentation network"
@@ -291,7 +306,7 @@ def _load(path: str | Path, step: int, overrides: Sequence[str]) -> Segmenter:
     model = build_model(config.model)
     abstract = jax.eval_shape(lambda: init_variables(model, 0))
     abstract = placed(abstract, SingleDeviceSharding(jax.local_devices()[0]))
-    items = {item: abstract[variable] for variable, item in checkpoint.EVAL_ITEMS.items()}
-    restored = checkpoint.restore(path, step, items, allow_cast=True)
-    variables = {variable: restored[item] for variable, item in checkpoint.EVAL_ITEMS.items()}
-    return Segmenter(as_place(path), info, config, variables)
+    items = checkpoint.abstract_items(info, abstract, weights)
+    variables = checkpoint.network(checkpoint.restore(path, step, items, allow_cast=True))
+    kind = checkpoint.weights_of(info, weights)
+    return Segmenter(as_place(path), info, config, variables, kind)

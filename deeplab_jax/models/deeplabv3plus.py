@@ -104,6 +104,8 @@ class DeepLabV3Plus(nn.Module):
       low_level_channels: channels of the decoder's shortcut.
       aux_channels: channels of the auxiliary head.
       dropout_rate: share of whole channels dropped before each classifier.
+      frozen: modules whose norms use the running statistics in training too, such as "aspp" or
+        "backbone.layer1".
     """
 
     num_classes: int
@@ -119,6 +121,7 @@ class DeepLabV3Plus(nn.Module):
     low_level_channels: int = 48
     aux_channels: int = 512
     dropout_rate: float = 0.1
+    frozen: tuple[str, ...] = ()
 
     @nn.compact
     def __call__(
@@ -143,6 +146,10 @@ class DeepLabV3Plus(nn.Module):
           Logits of both heads. Under `jit` a head whose result is not used costs nothing.
         """
         policy = self.policy
+
+        def is_trained(name: str) -> bool:
+            return is_train and name not in self.frozen
+
         x = images.astype(policy.dtype)
         backbone = ResNet(
             self.depth,
@@ -152,18 +159,22 @@ class DeepLabV3Plus(nn.Module):
             self.stem,
             self.multi_grid,
             self.remat,
+            tuple(name.removeprefix("backbone.") for name in self.frozen),
             name="backbone",
         )
-        low_level, _, middle, top = backbone(x, is_train, valid_size)
+        low_level, _, middle, top = backbone(x, is_trained("backbone"), valid_size)
         top_valid_size = ops.strided_size(valid_size, self.output_stride)
         aspp = ASPP(self.head_channels, self.atrous_rates, policy, name="aspp")
-        x = aspp(top, is_train, top_valid_size)
+        x = aspp(top, is_trained("aspp"), top_valid_size)
         decoder = Decoder(self.head_channels, self.low_level_channels, policy, name="decoder")
-        x = decoder(x, low_level, is_train, (top_valid_size, ops.strided_size(valid_size, 4)))
+        valid_sizes = top_valid_size, ops.strided_size(valid_size, 4)
+        x = decoder(x, low_level, is_trained("decoder"), valid_sizes)
         rate = self.dropout_rate
         classifier = Classifier(self.num_classes, rate, policy, name="classifier")
         logits = classifier(x, use_dropout)
         aux_head = ConvBNReLU(self.aux_channels, policy, 3, name="aux_head")
-        aux = aux_head(middle, is_train, ops.strided_size(valid_size, self.output_stride))
+        aux = aux_head(
+            middle, is_trained("aux_head"), ops.strided_size(valid_size, self.output_stride)
+        )
         aux_classifier = Classifier(self.num_classes, rate, policy, name="aux_classifier")
         return Output(logits, aux_classifier(aux, use_dropout))

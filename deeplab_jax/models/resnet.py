@@ -107,6 +107,8 @@ class ResNet(nn.Module):
       stem: "deep" (three 3x3 convolutions) or "7x7".
       multi_grid: dilations of the last layer's blocks in place of its own; () for none.
       remat: layers (1 to 4) whose blocks are computed again in the backward pass.
+      frozen: parts, "stem" or "layer1" to "layer4", whose norms use the running statistics in
+        training too.
     """
 
     depth: int
@@ -116,6 +118,7 @@ class ResNet(nn.Module):
     stem: str = "deep"
     multi_grid: tuple[int, ...] = ()
     remat: tuple[int, ...] = ()
+    frozen: tuple[str, ...] = ()
 
     @nn.compact
     def __call__(
@@ -123,8 +126,9 @@ class ResNet(nn.Module):
     ) -> tuple[jax.Array, ...]:
         """Returns the feature maps of layers 1 to 4, NHWC."""
         stem = Stem(self.width, self.stem, self.policy, name="stem")
-        in_blocks = stem.in_blocks(x, is_train, valid_size)
-        x = stem(x, is_train, valid_size)
+        is_trained = is_train and "stem" not in self.frozen
+        in_blocks = stem.in_blocks(x, is_trained, valid_size)
+        x = stem(x, is_trained, valid_size)
         # Zeros change no maximum, as ReLU leaves nothing negative.
         x = x if in_blocks else ops.mask_padding(x, ops.strided_size(valid_size, 2))
         x = ops.max_pool3x3_blocks(x) if in_blocks else ops.max_pool3x3(x)
@@ -133,6 +137,7 @@ class ResNet(nn.Module):
         maps = []
         for layer, dilations in enumerate(self.dilations()):
             stride = _STRIDES[self.output_stride][layer]
+            is_trained = is_train and f"layer{layer + 1}" not in self.frozen
             is_kept = layer + 1 not in self.remat
             layer_block = block if is_kept else nn.remat(block, static_argnums=(2,))
             for index, dilation in enumerate(dilations):
@@ -143,7 +148,7 @@ class ResNet(nn.Module):
                     dilation,
                     self.policy,
                     name=f"layer{layer + 1}_{index}",
-                )(x, is_train, valid_size)
+                )(x, is_trained, valid_size)
                 valid_size = ops.strided_size(valid_size, own)
             maps.append(x)
         return tuple(maps)

@@ -99,10 +99,11 @@ def _measurement(result: Evaluation) -> Html:
     if interval["low"] is not None:
         how = f"{interval['method']}; too narrow if images resemble each other, as frames of a film"
         how += " do; a class's takes two images with the class"
+    kind = {"ema": "average until ", "raw": "as trained at "}.get(result.get("weights", ""), "")
     about = [
         (level, how),
         ("Protocol", result["protocol"]),
-        ("Weights", f"step {result['step']} of {result['checkpoint']}"),
+        ("Weights", f"{kind}step {result['step']} of {result['checkpoint']}"),
         ("Pixel accuracy", percent(result["pixel_accuracy"])),
         (f"Mean{reading.over_classes(result) or ' over classes'}", _means(result, "macro")),
         ("Weighted by true pixels", _means(result, "weighted")),

@@ -42,7 +42,7 @@ def write_again(folder: Path, output: Path, overrides: Sequence[str]) -> None:
         raise _unusable(numbers, f"config: {clip(str(error))}") from error
     config = apply_overrides(config, overrides)
     try:
-        segmenter = load(folder, evaluation["step"], overrides)
+        segmenter = load(folder, evaluation["step"], overrides, evaluation.get("weights"))
     except DeepLabError as error:
         _check_absent(output, error)
         palette, notes = safe_palette(config.model.num_classes), [_no_pictures(error)]

@@ -149,8 +149,10 @@ def load_checkpoint(state: State, config: Config) -> State:
 
     def read(step: int) -> tuple[checkpoint.Info, dict[str, PyTree]]:
         info = checkpoint.read_info(path, step)
-        abstract = placed(_wanted(config, info), state["step"].sharding)
-        return info, checkpoint.restore(path, step, abstract, allow_cast=True)
+        wanted = placed(_wanted(config, info), state["step"].sharding)
+        abstract = checkpoint.abstract_items(info, wanted)
+        restored = checkpoint.restore(path, step, abstract, allow_cast=True)
+        return info, checkpoint.network(restored)
 
     info, loaded = _latest(path, read)
     skipped = _CLASSIFIERS if config.init.head == "skip" else ()
@@ -163,6 +165,7 @@ def load_checkpoint(state: State, config: Config) -> State:
     scores = info.metrics or {}
     score = scores.get("mean_iou")
     origin = f"step {info.step}" if info.kind == "run" else info.kind
+    origin += ", average of its weights" if checkpoint.weights_of(info) else ""
     if score is not None:
         over = over_classes(scores.get("num_classes_in_mean", 0), scores.get("num_classes", 0))
         origin += f", mean IoU {100 * score:.2f} %{over}"

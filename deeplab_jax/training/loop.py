@@ -49,7 +49,13 @@ from deeplab_jax.training.setup import (
     restore_or_init,
 )
 from deeplab_jax.training.signals import Stop, interrupted, remembered
-from deeplab_jax.training.state import State, eval_variables, tree_hash, without_step
+from deeplab_jax.training.state import (
+    State,
+    eval_variables,
+    raw_variables,
+    tree_hash,
+    without_step,
+)
 from deeplab_jax.training.step import Metrics, make_train_step
 from deeplab_jax.training.validation import Validation
 from deeplab_jax.utils import compile_cache
@@ -412,9 +418,12 @@ class Run:
 
     def _evaluate(self, step: int) -> dict[str, float] | None:
         """Evaluates; None when asked to stop, and the continued run evaluates."""
-        began, variables = time.perf_counter(), eval_variables(self._whole())
+        began, state = time.perf_counter(), self._whole()
+        raw = raw_variables(state) if self.config.eval.both_weights else None
         with self.account.during("evaluation"):
-            metrics = self.validation.evaluate(step, variables, lambda: bool(self.stop))
+            metrics = self.validation.evaluate(
+                step, eval_variables(state), lambda: bool(self.stop), raw
+            )
         if metrics is None:
             self.agreed = max(hosts.all_gather(self.stop[0] if self.stop else 0))
             return None

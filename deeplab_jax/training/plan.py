@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from deeplab_jax.config import Config
 from deeplab_jax.data import Dataset, TrainBatch, train_batches
-from deeplab_jax.errors import DataError
+from deeplab_jax.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ def make_plan(config: Config, num_samples: int) -> Plan:
 
     Raises:
       DataError: the images do not fill one batch.
+      ConfigError: the run ends before its warm-up.
     """
     per_epoch = steps_per_epoch(config, num_samples)
     if per_epoch < 1:
@@ -56,6 +57,10 @@ def make_plan(config: Config, num_samples: int) -> Plan:
         fix = f"lower it: --config.train.batch_size={size}, or add images"
         raise DataError(str(config.data.root), what, fix)
     total = total_steps(config, num_samples)
+    if config.train.warmup_steps >= total:
+        what = f"must be below the run's {total} steps, got {config.train.warmup_steps}"
+        fix = f"lower it: --config.train.warmup_steps={total // 10}"
+        raise ConfigError("config.train.warmup_steps", what, fix)
     save_every = config.checkpoint.every_steps or per_epoch
     return Plan(total, per_epoch, save_every, config.eval.every_epochs * per_epoch)
 

@@ -29,7 +29,7 @@ from deeplab_jax.training import workdir as workdir_lib
 from deeplab_jax.training.bad_samples import leave_out
 from deeplab_jax.training.init_weights import check_init, init_fingerprint, load_init
 from deeplab_jax.training.plan import Plan, make_plan
-from deeplab_jax.training.state import State, draw_state, restore_state
+from deeplab_jax.training.state import State, draw_state, restore_state, with_average
 from deeplab_jax.utils import environment
 from deeplab_jax.utils.places import as_place
 
@@ -327,4 +327,4 @@ def _init(setup: RunSetup) -> State:
     config = setup.config
     with hosts.sync_errors():
         state = draw_state(setup.model, config, setup.plan.total, setup.mesh)
-        return load_init(state, config)
+        return with_average(load_init(state, config), config.train, mesh_lib.replicated(setup.mesh))

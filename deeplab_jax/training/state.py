@@ -3,13 +3,16 @@
     step         int32 scalar: optimiser steps done
     params       parameters, float32 or wider
     batch_stats  running statistics of the norms
-    opt_state    state of the optimiser
+    opt_state    state of the optimiser, for the parameters that learn
+    ema          with `train.ema_half_life`: the average of what learns, see `optimizer.average`
 
 There is no random state: every draw is a function of the seed and the step.
 """
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +22,12 @@ from jax.sharding import Mesh
 from jax.tree_util import keystr, tree_leaves_with_path
 
 from deeplab_jax import checkpoint
-from deeplab_jax.config import Config
+from deeplab_jax.config import Config, TrainConfig
 from deeplab_jax.distributed.mesh import replicated
 from deeplab_jax.models import DeepLabV3Plus, build_model, init_variables
-from deeplab_jax.training.optimizer import build_optimizer
+from deeplab_jax.training.optimizer import begin_average, build_optimizer
 from deeplab_jax.utils import compile_cache
-from deeplab_jax.utils.trees import PyTree, placed
+from deeplab_jax.utils.trees import PyTree, divide, placed
 
 State = dict[str, PyTree]
 
@@ -45,7 +48,7 @@ def draw_state(model: DeepLabV3Plus, config: Config, total_steps: int, mesh: Mes
         compiler_options=options,
     )
     with compile_cache.without_alarms():
-        return init()
+        return with_average(init(), config.train, replicated(mesh))
 
 
 def initial_state(variables: dict[str, PyTree], optimizer: optax.GradientTransformation) -> State:
@@ -58,8 +61,23 @@ def initial_state(variables: dict[str, PyTree], optimizer: optax.GradientTransfo
     }
 
 
+def with_average(
+    state: State, train: TrainConfig, whole: jax.sharding.Sharding | None = None
+) -> State:
+    """Returns the state with the average of no step, placed as `whole`, where the run averages."""
+    if not train.ema_half_life:
+        return state
+    parts = [divide(state[name], train.freeze)[0] for name in ("params", "batch_stats")]
+    return state | {"ema": jax.jit(begin_average, out_shardings=whole)(*parts)}
+
+
 def eval_variables(state: State) -> dict[str, PyTree]:
-    """Returns {"params", "batch_stats"} for evaluation and export."""
+    """Returns {"params", "batch_stats"} for evaluation and export: the averages, if there are."""
+    return checkpoint.network(state)
+
+
+def raw_variables(state: State) -> dict[str, PyTree]:
+    """Returns {"params", "batch_stats"} as they are trained."""
     return {variable: state[item] for variable, item in checkpoint.EVAL_ITEMS.items()}
 
 
@@ -84,7 +102,8 @@ def _number(step: int, whole: jax.sharding.Sharding) -> jax.Array:
 def without_step(state: State) -> State:
     """Returns the state after a step whose batch is left out.
 
-    Only the counters go on: the number of steps, and the schedule's, which is equal to it.
+    Only the counters go on: the number of steps, and the schedule's, which is equal to it. The
+    average and AdamW's moments count the batches that they have seen.
     """
     step = int(state["step"]) + 1
 
@@ -92,8 +111,12 @@ def without_step(state: State) -> State:
         return _number(step, state["step"].sharding)
 
     # Two arrays: a donated state must not hold one twice.
-    opt_state = optax.tree_utils.tree_set(state["opt_state"], count=count())
+    opt_state = optax.tree_utils.tree_set(state["opt_state"], _is_of_schedule, count=count())
     return state | {"step": count(), "opt_state": opt_state}
+
+
+def _is_of_schedule(path: Sequence[Any], _: Any) -> bool:
+    return getattr(path[-1], "tuple_name", "") == "ScaleByScheduleState"
 
 
 def not_finite(state: State) -> list[str]:
@@ -116,7 +139,9 @@ def abstract_state(config: Config) -> dict[str, PyTree]:
     """Returns the shapes and types of a run's state."""
     model = build_model(config.model)
     optimizer, _ = build_optimizer(config.train, 1)
-    return jax.eval_shape(lambda: init_state(model, optimizer, config.seed))
+    return jax.eval_shape(
+        lambda: with_average(init_state(model, optimizer, config.seed), config.train)
+    )
 
 
 def tree_hash(tree: PyTree) -> str:

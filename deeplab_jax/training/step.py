@@ -12,9 +12,9 @@ from deeplab_jax.distributed import mesh as mesh_lib
 from deeplab_jax.models import DeepLabV3Plus, build_model
 from deeplab_jax.models.preprocess import preprocess
 from deeplab_jax.training.losses import row_weights, segmentation_loss
-from deeplab_jax.training.optimizer import build_optimizer, joint_norm
+from deeplab_jax.training.optimizer import build_optimizer, joint_norm, next_average
 from deeplab_jax.training.state import State
-from deeplab_jax.utils.trees import PyTree
+from deeplab_jax.utils.trees import PyTree, divide, merged
 
 Metrics = dict[str, jax.Array]
 # (params, batch_stats, batch, key of dropout) -> (loss, (new batch_stats, losses))
@@ -89,41 +89,54 @@ def make_loss(model: DeepLabV3Plus, aux_weight: float, use_dropout: bool) -> Los
     return loss_fn
 
 
+def of_learning(loss_fn: LossFunction, frozen: PyTree) -> LossFunction:
+    """Returns the loss as a function of the parameters that learn; `frozen` are the others."""
+    return lambda params, *rest: loss_fn(merged(params, frozen), *rest)
+
+
 def make_update(
     model: DeepLabV3Plus, config: Config, total_steps: int, *, use_dropout: bool = True
 ) -> Callable[[State, jax.Array, jax.Array], tuple[State, Metrics]]:
     """Builds the pure function that does one step.
 
     Args:
-      model: the network.
+      model: the network; `train.freeze` says which of its modules are frozen.
       config: the run's configuration, of which `seed` and `train` are read.
       total_steps: T of the schedule.
       use_dropout: off for comparing with another implementation.
 
     Returns:
       update(state, images float32 (B, H, W, 3), labels int32 (B, H, W)) -> (state, metrics), where
-      metrics are scalars: "loss", "loss_main", "loss_aux" (weighted), "lr", "grad_norm" and the
-      boolean "is_finite", which covers these, the new weights and the new statistics.
+      metrics are scalars: "loss", "loss_main", "loss_aux" (weighted), "lr" (of the schedule),
+      "grad_norm" (of what learns, before it is clipped) and the boolean "is_finite", which covers
+      these, the new weights and the new statistics.
     """
     optimizer, schedule = build_optimizer(config.train, total_steps)
     train = config.train
+    model = model.clone(frozen=train.freeze)
     loss_fn = make_loss(model, train.aux_weight, use_dropout)
     global_norm = joint_norm if model.policy.platform == "cpu" else optax.global_norm
 
     def update(state: State, images: jax.Array, labels: jax.Array) -> tuple[State, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), state["step"])
         batch = images, labels, row_weights(labels, train.loss_groups)
+        learning, frozen = divide(state["params"], train.freeze)
+        loss_of, parts = of_learning(loss_fn, frozen), train.gradient_accumulation
         grads, batch_stats, losses = gradients(
-            loss_fn, train.gradient_accumulation, state["params"], state["batch_stats"], batch, key
+            loss_of, parts, learning, state["batch_stats"], batch, key
         )
-        updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
+        updates, opt_state = optimizer.update(grads, state["opt_state"], learning)
         grad_norm = global_norm(grads)
         new_state = {
             "step": state["step"] + 1,
-            "params": optax.apply_updates(state["params"], updates),
+            "params": merged(optax.apply_updates(learning, updates), frozen),
             "batch_stats": batch_stats,
             "opt_state": opt_state,
         }
+        if train.ema_half_life:
+            params, _ = divide(new_state["params"], train.freeze)
+            stats, _ = divide(batch_stats, train.freeze)
+            new_state["ema"] = next_average(state["ema"], params, stats, train.ema_half_life)
         # The new weights and statistics too: squares overflow while the loss is still finite.
         size = losses["loss"] + grad_norm + global_norm((new_state["params"], batch_stats))
         metrics = {

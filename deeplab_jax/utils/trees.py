@@ -1,6 +1,6 @@
-"""JAX's nested containers of arrays: their type, their placement, and differences of two."""
+"""JAX's nested containers of arrays: their type, placement and parts, and differences of two."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, TypeAlias
 
 import jax
@@ -16,6 +16,40 @@ def placed(tree: PyTree, sharding: jax.sharding.Sharding) -> PyTree:
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
     )
+
+
+def divide(tree: PyTree, modules: Collection[str]) -> tuple[PyTree, PyTree]:
+    """Returns the rest of a tree, and its part in some modules.
+
+    Args:
+      tree: nested dictionaries by module, such as "backbone", then "layer1_0".
+      modules: names such as "aspp" or "backbone.layer1", which has "layer1_0", "layer1_1", ...
+    """
+    if not modules:
+        return tree, {}
+    rest: dict[str, PyTree] = {}
+    part: dict[str, PyTree] = {}
+    for name, value in tree.items():
+        start = f"{name}."
+        within = {key.removeprefix(start) for key in modules if key.startswith(start)}
+        if name in modules or name.partition("_")[0] in modules:
+            part[name] = value
+        elif within:
+            pair = divide(value, within)
+            for whole, piece in zip((rest, part), pair, strict=True):
+                if piece:
+                    whole[name] = piece
+        else:
+            rest[name] = value
+    return rest, part
+
+
+def merged(one: PyTree, other: PyTree) -> PyTree:
+    """Returns the union of two trees of nested dictionaries; common leaves are of `other`."""
+    if not (isinstance(one, Mapping) and isinstance(other, Mapping)):
+        return other
+    common = {key: merged(one[key], other[key]) for key in one.keys() & other.keys()}
+    return {**one, **other, **common}
 
 
 def differences(

@@ -51,7 +51,14 @@ def test_common_names_are_no_fields_and_mean_one_each():
         ("mesh.space", "mesh.spatial"),
         ("model.aspp_channels", "model.head_channels"),  # by its words
         ("optim.momentun", "train.momentum"),  # by spelling
-        ("warmup_steps", None),  # there is none, and no other field would do
+        ("warmup_steps", "train.warmup_steps"),
+        ("lr_scheduler", "train.schedule"),
+        ("train.milestones", "train.step_epochs"),
+        ("model_ema", "train.ema_half_life"),
+        ("train.grad_clip", "train.clip_norm"),
+        ("frozen_stages", "train.freeze"),
+        ("backbone_lr", "train.head_lr_factor"),
+        ("sync_bn", None),  # there is none, and no other field would do
         ("zzz", None),
     ],
 )

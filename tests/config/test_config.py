@@ -3,6 +3,7 @@ import json
 import pytest
 
 from deeplab_jax import config
+from deeplab_jax.config import rules
 from deeplab_jax.config.forms import unknown_key
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.training.plan import steps_per_epoch, total_steps
@@ -123,6 +124,18 @@ def test_templates_are_valid(dataset, depth, output_stride):
         ("model__head_channels", 2 * 10**18, "1 to 65536"),
         ("model__low_level_channels", 65537, "1 to 65536"),
         ("model__aux_channels", 65537, "1 to 65536"),
+        ("train__optimizer", "adam", "sgd or adamw"),
+        ("train__schedule", "linear", "poly, cosine, constant, step"),
+        ("train__step_epochs", (3, 2), "each greater than the one before"),
+        ("train__step_epochs", (3,), "empty with config.train.schedule=poly"),
+        ("train__step_factor", 0.5, "0.1 with config.train.schedule=poly"),
+        ("train__step_factor", 1.0, "0 < factor < 1"),
+        ("train__clip_norm", -1.0, "0 or more"),
+        ("train__freeze", ("backbone.layer5",), "different modules of backbone, backbone.stem"),
+        ("train__freeze", ("backbone", "backbone.stem"), "none within another"),
+        ("train__freeze", (3,), "different modules of"),
+        ("train__ema_half_life", 0.999, "0, or 1 or more"),
+        ("eval__both_weights", True, "false with config.train.ema_half_life=0"),
     ],
 )
 def test_value_that_cannot_be_used_is_named_with_what_is_accepted(field, bad, accepted):
@@ -130,6 +143,39 @@ def test_value_that_cannot_be_used_is_named_with_what_is_accepted(field, bad, ac
         config.validate(changed(**{field: bad}))
     assert error.value.where == "config." + field.replace("__", ".")
     assert accepted in error.value.what
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "accepted"),
+    [
+        ({"schedule": "constant", "min_lr": 1e-5}, "min_lr", "0.0001 with"),
+        ({"schedule": "cosine", "poly_power": 1.0}, "poly_power", "0.9 with"),
+        ({"schedule": "step"}, "step_epochs", "epochs below config.train.epochs (60)"),
+        ({"schedule": "step", "step_epochs": (60,)}, "step_epochs", "epochs below"),
+        ({"schedule": "step", "step_epochs": (3,), "steps": 9}, "steps", "0 with"),
+        ({"steps": 9, "warmup_steps": 9}, "warmup_steps", "below config.train.steps (9)"),
+        ({"decay_norms": False, "weight_decay": 0.0}, "decay_norms", "true without weight decay"),
+        ({"freeze": ("backbone", *rules.HEADS)}, "freeze", "fewer modules"),
+        ({"freeze": ("backbone",), "head_lr_factor": 2.0}, "head_lr_factor", "1 where"),
+        ({"freeze": rules.HEADS, "head_lr_factor": 2.0}, "head_lr_factor", "1 where"),
+    ],
+)
+def test_field_that_another_makes_meaningless_is_refused(fields, field, accepted):
+    with pytest.raises(ConfigError) as error:
+        config.validate(changed(**{f"train__{name}": value for name, value in fields.items()}))
+    assert error.value.where == f"config.train.{field}"
+    assert accepted in error.value.what
+
+
+def test_rates_below_the_default_end_suit_a_constant_rate():
+    config.validate(changed(train__lr=6e-5, train__schedule="constant"))
+
+
+def test_frozen_weights_that_are_drawn_are_warned_of():
+    c = config.freeze(changed(train__freeze=("backbone.stem",)))
+    assert "keeps weights that are drawn at random" in config.warnings(c)[-1]
+    c = changed(train__freeze=("backbone.stem",), init__backbone="weights/r50")
+    assert config.warnings(config.freeze(c)) == []
 
 
 @pytest.mark.parametrize(

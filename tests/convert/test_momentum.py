@@ -10,14 +10,14 @@ import pytest
 
 from convert import keymap, replay
 from convert.dialects import infer
-from convert.momentum import Progress, read_progress
+from convert.momentum import Progress, read_progress, run_items, to_optimizer
 from convert.pth import read_pth, write_pth, write_safetensors
 from convert.source import PyTorchFile
 from deeplab_jax import checkpoint, cli
 from deeplab_jax.config import freeze, get_config
 from deeplab_jax.config.recipe import load_recipe
 from deeplab_jax.distributed import mesh as mesh_lib
-from deeplab_jax.errors import CheckpointError
+from deeplab_jax.errors import CheckpointError, ConfigError
 from deeplab_jax.models import build_model
 from deeplab_jax.training.state import eval_variables, restore_state
 from deeplab_jax.training.step import make_update
@@ -222,6 +222,22 @@ def test_refusals_are_one_line_and_leave_nothing(make_run, import_run):
     made.assert_refused(import_run(path), 4, f"error: {path}: its SGD has momentum 0.5, and")
     result = import_run(path, "--config.train.momentum=0.5")
     assert result[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "plain"),
+    [("optimizer=adamw", "sgd"), ("decay_norms=false", "true"), ("head_lr_factor=2", "1.0"),
+     ("freeze=backbone", "none"), ("ema_half_life=9", "0.0")],
+)  # fmt: skip
+def test_optimiser_that_pytorchs_is_not_is_refused(narrow_config, change, plain):
+    config, field = narrow_config(f"train.{change}"), change.partition("=")[0]
+    with pytest.raises(ConfigError, match=f"PyTorch's with {plain} alone") as caught:
+        run_items("x", {}, Progress(), config)
+    assert caught.value.where == f"config.train.{field}"
+    assert f"--config.train.{field}=" in caught.value.fix
+    if field != "ema_half_life":  # the weights as trained have their momentum
+        with pytest.raises(ConfigError, match="leave out --optimizer"):
+            to_optimizer({}, config, 1, None, "sssegmentation")
 
 
 def test_safetensors_have_no_optimiser(make_tensors, import_run, tmp_path):

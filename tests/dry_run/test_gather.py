@@ -11,7 +11,7 @@ import pytest
 from deeplab_jax.config import get_config
 from deeplab_jax.config.recipe import apply_overrides
 from deeplab_jax.dry_run import estimate as estimate_lib
-from deeplab_jax.dry_run import gather, hardware
+from deeplab_jax.dry_run import flops, gather, hardware
 from deeplab_jax.dry_run import text as text_lib
 from deeplab_jax.errors import ConfigError, DataError, ResourceError
 from deeplab_jax.train import main
@@ -208,3 +208,46 @@ def test_the_estimate_is_near_the_compilers_figure(dtype, compile_run):
     assert 1 / 1.5 < ours.temporaries / theirs.temporaries < 1.5
     reduced, wanted = (got.collectives["all-reduce"][1] for got in (ours, theirs))
     assert 1 / 1.5 < reduced / wanted < 1.5
+
+
+def test_frozen_modules_cost_no_gradient_and_a_forward_pass_alone(tiny):
+    frozen = change(tiny, "train.freeze=backbone.stem,backbone.layer1,backbone.layer2")
+    kept, less = (estimate_lib.kept_bytes(c, "gpu") for c in (tiny, frozen))
+    assert less.maps < 0.6 * kept.maps  # large maps are those of the first layers
+    _, (learning, still, *_) = estimate_lib.traced_loss(frozen, "gpu")
+    assert {*still["backbone"]} == {"stem", "layer1_0", "layer1_1", "layer2_0", "layer2_1"}
+    assert not {*still["backbone"]} & {*learning["backbone"]}
+    macs = flops.count_macs(tiny)
+    fewer = 2 * tiny.train.batch_size * (macs["stem"] + macs["layer1"] + macs["layer2"])
+    assert flops.step_macs(tiny, macs) - flops.step_macs(frozen, macs) == fewer
+    # Behind a layer that learns, the gradient passes through.
+    later = change(tiny, "train.freeze=backbone.layer4")
+    fewer = tiny.train.batch_size * macs["layer4"]
+    assert flops.step_macs(tiny, macs) - flops.step_macs(later, macs) == fewer
+    numbers = flops.count_parameters(tiny)
+    assert flops.count_learning(later) == sum(numbers.values()) - numbers["layer4"]
+
+
+def test_schedule_is_drawn_and_what_learns_is_told(tiny, tmp_path, no_compilers):
+    changes = "schedule=cosine", "warmup_steps=2", "ema_half_life=5", "freeze=backbone.stem"
+    tiny = change(tiny, *(f"train.{text}" for text in changes), "train.optimizer=adamw")
+    lines = text_lib.render(gather.gather(tiny, str(tmp_path / "run"), "h200"))
+    text = "\n".join(lines)
+    assert "(frozen: backbone.stem)" in text
+    assert " + moments " in text
+    assert " + average " in text
+    first = next(k for k, line in enumerate(lines) if line.startswith("learning rate"))
+    assert lines[first].endswith("% (cosine after 2 steps of warm-up)")
+    assert lines[first + 1].startswith("                0.01 |")
+    assert lines[first + 5].startswith("                   0 |")
+    assert sum(line.count("*") for line in lines[first + 1 : first + 6]) == 49
+
+
+def test_plot_has_a_mark_a_column_from_zero_to_the_largest():
+    assert [*text_lib.plot([4.0, 3.0, 2.0, 1.0, 0.0])] == [
+        "                   4 |*",
+        "                     | *",
+        "                     |  *",
+        "                     |   *",
+        "                   0 |    *",
+    ]

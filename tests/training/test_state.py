@@ -4,17 +4,21 @@ import numpy as np
 import pytest
 
 from deeplab_jax.config import get_config
+from deeplab_jax.config.recipe import apply_overrides
 from deeplab_jax.training.optimizer import build_optimizer
-from deeplab_jax.training.state import initial_state, not_finite, without_step
+from deeplab_jax.training.state import initial_state, not_finite, with_average, without_step
 
 
-@pytest.fixture
-def state():
-    """A state of two arrays after three steps."""
-    optimizer, _ = build_optimizer(get_config("folder", 18, 16).train, 10)
+@pytest.fixture(params=["sgd", "adamw"])
+def state(request):
+    """A state of two arrays after three steps, with AdamW also their average."""
+    changes = [f"--config.train.optimizer={request.param}"]
+    changes += ["--config.train.ema_half_life=2"] if request.param == "adamw" else []
+    train = apply_overrides(get_config("folder", 18, 16), changes).train
+    optimizer, _ = build_optimizer(train, 10)
     ones = jnp.ones(3)
     variables = {"params": {"a": {"kernel": ones}, "b": ones}, "batch_stats": {"norm": ones}}
-    state = initial_state(variables, optimizer)
+    state = with_average(initial_state(variables, optimizer), train)
     for _ in range(3):
         _, opt_state = optimizer.update(state["params"], state["opt_state"], state["params"])
         state |= {"step": state["step"] + 1, "opt_state": opt_state}
