@@ -37,6 +37,7 @@ class Info:
       left_out: numbers of the run's steps whose batch is left out, in the order they were found;
         some may still lie ahead.
       losses: losses of the last steps, oldest first, where the run looks for spikes.
+      class_weights: of a run that computed them from its training labels; else empty.
     """
 
     kind: str
@@ -50,6 +51,7 @@ class Info:
     drawn: str = ""
     left_out: tuple[int, ...] = ()
     losses: tuple[float, ...] = ()
+    class_weights: tuple[float, ...] = ()
 
     @property
     def num_batches(self) -> int:
@@ -152,6 +154,7 @@ def _info(fields: Mapping[str, Any]) -> Info:
         drawn=fields.get("drawn", ""),
         left_out=tuple(fields.get("left_out", ())),
         losses=tuple(fields.get("losses", ())),
+        class_weights=tuple(fields.get("class_weights", ())),
     )
 
 

@@ -18,6 +18,7 @@ from deeplab_jax.distributed import mesh as mesh_lib
 from deeplab_jax.dry_run.flops import arrays
 from deeplab_jax.dry_run.hardware import Hardware
 from deeplab_jax.models import build_model
+from deeplab_jax.training.losses.class_weights import resolved
 from deeplab_jax.training.state import State, abstract_state
 from deeplab_jax.training.step import make_loss
 
@@ -115,7 +116,7 @@ def _group(config: Config, array: jax.core.ShapedArray) -> str:
 
 def traced_loss(config: Config, kind: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """Returns the training loss of `TRACED_IMAGES` images, and abstract arguments for it."""
-    loss = make_loss(build_model(config.model, kind), config.train.aux_weight, use_dropout=True)
+    loss = make_loss(build_model(config.model, kind), resolved(config), use_dropout=True)
     state = abstract_state(config)
     size = (TRACED_IMAGES, *config.data.crop_size)
     images = jax.ShapeDtypeStruct((*size, 3), jnp.float32)

@@ -27,6 +27,7 @@ from deeplab_jax.models import DeepLabV3Plus, build_model
 from deeplab_jax.training import workdir as workdir_lib
 from deeplab_jax.training.bad_samples import leave_out
 from deeplab_jax.training.init_weights import check_init, init_fingerprint, load_init
+from deeplab_jax.training.losses import class_weights
 from deeplab_jax.training.plan import Plan, make_plan
 from deeplab_jax.training.state import State, draw_state, restore_state
 from deeplab_jax.utils import environment
@@ -50,6 +51,7 @@ class RunSetup:
       is_restart: whether the user lets a run begin anew where no step is good.
       notes: a line for each setting that is legal but probably a mistake.
       check_lock: raises ResourceError if the work directory's lock was lost; set by `claim`.
+      class_weights: of the loss, where the run computes them from its labels; set by `claim`.
     """
 
     config: Config
@@ -64,6 +66,12 @@ class RunSetup:
     is_restart: bool = False
     notes: tuple[str, ...] = ()
     check_lock: Callable[[], None] = lambda: None
+    class_weights: tuple[float, ...] = ()
+
+    @property
+    def step_config(self) -> Config:
+        """The configuration of the training step, with numbers for class weights."""
+        return class_weights.resolved(self.config, self.class_weights)
 
     @property
     def step(self) -> int | None:
@@ -103,6 +111,7 @@ class RunSetup:
             data=self.dataset.fingerprint(),
             left_out=self.saved.left_out if self.saved else (),
             losses=self.saved.losses if self.saved else (),
+            class_weights=self.class_weights,
         )
 
 
@@ -200,7 +209,7 @@ def claim(setup: RunSetup) -> Iterator[RunSetup]:
         with hosts.sync_errors():
             workdir_lib.write_config(setup.workdir, setup.config)
         if not setup.is_done:
-            setup = dataclasses.replace(setup, notes=(*setup.notes, *_label_notes(setup)))
+            setup = with_counts(setup)
         yield setup
 
 
@@ -239,14 +248,26 @@ def start_entry(setup: RunSetup, began: float | None) -> dict[str, Any]:
     }
 
 
-def _label_notes(setup: RunSetup) -> list[str]:
-    """Returns what the masks' counts say against training or evaluating on them."""
-    notes = []
+def with_counts(setup: RunSetup) -> RunSetup:
+    """Returns the setup with what follows from the masks' counts: class weights, and notes.
+
+    A continued run keeps the class weights it began with.
+    """
+    notes, weights = list(setup.notes), ()
     for dataset in dict.fromkeys((setup.dataset, setup.validation)):
-        pixels = label_counts.count_labels(dataset, setup.workdir)
+        counts = label_counts.count_all(dataset, setup.workdir)
         is_training = dataset is setup.dataset
-        notes += label_counts.warnings(pixels, dataset, setup.config.data, is_training)
-    return notes
+        if is_training and (kind := setup.config.loss.class_weighting) != "none":
+            weights = class_weights.compute(kind, counts)
+        pixels, data = counts.pixels, setup.config.data
+        notes += label_counts.warnings(pixels, dataset, data, is_training)
+    if weights and setup.saved and setup.saved.class_weights not in ((), weights):
+        weights = setup.saved.class_weights
+        notes.append(
+            f"the masks of split {setup.dataset.split} hold other pixels of each class than when the"
+            " run began: it keeps its class weights. Restore the masks, or choose another --workdir"
+        )
+    return dataclasses.replace(setup, notes=tuple(notes), class_weights=weights)
 
 
 def restore_or_init(setup: RunSetup) -> tuple[RunSetup, State]:

@@ -7,7 +7,12 @@ import numpy as np
 from deeplab_jax.models import ops
 
 
-def row_weights(labels: jax.Array, num_groups: int, ignore_index: int = 255) -> jax.Array:
+def row_weights(
+    labels: jax.Array,
+    num_groups: int,
+    ignore_index: int = 255,
+    class_weights: tuple[float, ...] = (),
+) -> jax.Array:
     """Returns the weights of rows that make the loss the mean of the groups' means.
 
     Args:
@@ -15,10 +20,11 @@ def row_weights(labels: jax.Array, num_groups: int, ignore_index: int = 255) -> 
       num_groups: contiguous groups of rows of the batch, each averaged over its own valid pixels
         as the reference's processes do; must divide B.
       ignore_index: label of pixels that do not count.
+      class_weights: one a class, for a mean weighted by class; empty: 1 each.
 
     Returns:
-      (B,): 1 / (number of groups x valid pixels of the row's group); any finite value in a group
-      without valid pixels.
+      (B,): 1 / (number of groups x sum of the class weights of the valid pixels of the row's
+      group); any finite value in a group without valid pixels.
     """
     batch = labels.shape[0]
     # A mask of members, not a reshape: rows may lie on other devices than their group's others.
@@ -26,6 +32,12 @@ def row_weights(labels: jax.Array, num_groups: int, ignore_index: int = 255) -> 
     is_member = group[None] == np.arange(num_groups)[:, None]  # (G, B)
     # One sum over rows and pixels: where both are split, two sums are two all-reduces.
     is_valid = is_member[..., None, None] & (labels != ignore_index)[None]  # (G, B, H, W)
+    if class_weights:  # counts of each class are exact, whichever devices add them
+        each = [jnp.sum(is_valid & (labels == c)[None], (1, 2, 3)) for c in range(len(class_weights))]
+        terms = [w * n for w, n in zip(class_weights, each, strict=True)]
+        total = sum(terms[1:], terms[0]).reshape(-1, 1)
+        weights = jnp.where(total > 0, 1 / (num_groups * jnp.where(total > 0, total, 1)), 0)
+        return jnp.sum(jnp.where(is_member, weights, 0), 0)
     counts = jnp.sum(is_valid, (1, 2, 3)).reshape(-1, 1)
     return jnp.sum(jnp.where(is_member, 1 / (num_groups * jnp.maximum(counts, 1)), 0), 0)
 
