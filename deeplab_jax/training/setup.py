@@ -253,7 +253,8 @@ def with_counts(setup: RunSetup) -> RunSetup:
 
     A continued run keeps the class weights it began with.
     """
-    notes, weights = list(setup.notes), ()
+    notes = list(setup.notes)
+    weights: tuple[float, ...] = ()
     for dataset in dict.fromkeys((setup.dataset, setup.validation)):
         counts = label_counts.count_all(dataset, setup.workdir)
         is_training = dataset is setup.dataset
@@ -264,8 +265,8 @@ def with_counts(setup: RunSetup) -> RunSetup:
     if weights and setup.saved and setup.saved.class_weights not in ((), weights):
         weights = setup.saved.class_weights
         notes.append(
-            f"the masks of split {setup.dataset.split} hold other pixels of each class than when the"
-            " run began: it keeps its class weights. Restore the masks, or choose another --workdir"
+            f"the masks of split {setup.dataset.split} have changed since the run began; it keeps"
+            " its class weights. Restore the masks, or choose another --workdir"
         )
     return dataclasses.replace(setup, notes=tuple(notes), class_weights=weights)
 

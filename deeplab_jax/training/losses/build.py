@@ -19,9 +19,7 @@ Losses = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], dict[str, jax.Ar
 
 def weights_of(labels: jax.Array, config: Config) -> jax.Array:
     """Returns the weights of a batch's rows, (B,); see `row_weights`."""
-    return row_weights(
-        labels, config.train.loss_groups, class_weights=config.loss.class_weights
-    )
+    return row_weights(labels, config.train.loss_groups, class_weights=config.loss.class_weights)
 
 
 def build_loss(config: Config, platform: str, loss: UserLoss | None = None) -> Losses:
@@ -79,8 +77,10 @@ def _of_user(loss: UserLoss, platform: str) -> Losses:
         logits: jax.Array, aux_logits: jax.Array, labels: jax.Array, weights: jax.Array
     ) -> dict[str, jax.Array]:
         with jax.named_scope("loss"):
-            heads = (ops.resize_bilinear(x, labels.shape[1:], platform) for x in (logits, aux_logits))
-            value = jnp.asarray(loss(*heads, labels, weights))
+            size = labels.shape[1:]
+            main = ops.resize_bilinear(logits, size, platform)
+            aux = ops.resize_bilinear(aux_logits, size, platform)
+            value = jnp.asarray(loss(main, aux, labels, weights))
         if value.shape or not jnp.issubdtype(value.dtype, jnp.floating):
             what = f"returned {value.dtype} of shape {value.shape}, not one floating-point number"
             name = getattr(loss, "__name__", "loss")

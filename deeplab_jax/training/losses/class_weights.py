@@ -19,9 +19,9 @@ def compute(kind: str, counts: LabelCounts) -> tuple[float, ...]:
       that hold c. A class that is rare because few images have it weighs less than by "inverse".
       Source: Eigen and Fergus 2015 (Predicting Depth, Surface Normals and Semantic Labels).
     - "effective_number": (1 - b) / (1 - b^n[c]), scaled to a sum of P. Source: Cui et al. 2019
-      (Class-Balanced Loss), sec. 3 and 4, whose b = 1 - 1 / N has N as a free parameter; here N is the mean
-      of n over the P classes. So classes above it weigh nearly alike, and rare ones nearly as by
-      "inverse".
+      (Class-Balanced Loss), sec. 3 and 4, whose b = 1 - 1 / N has N as a free parameter;
+      here N is the mean of n over the P classes. So classes above it weigh nearly alike, and rare
+      ones nearly as by "inverse".
 
     The loss is divided by the sum of its pixels' weights, so that a common factor changes nothing.
 

@@ -30,14 +30,16 @@ def row_weights(
     # A mask of members, not a reshape: rows may lie on other devices than their group's others.
     group = np.arange(batch) // (batch // num_groups)
     is_member = group[None] == np.arange(num_groups)[:, None]  # (G, B)
+    if class_weights:
+        classes = jnp.arange(len(class_weights)).reshape(1, 1, 1, -1)
+        # Whole numbers are exact, whichever devices add them.
+        counts = jnp.sum(labels[..., None] == classes, (1, 2))  # (B, C)
+        rows = jnp.sum(counts * jnp.asarray(class_weights).reshape(1, -1), 1)
+        totals = jnp.sum(jnp.where(is_member, rows[None], 0), 1, keepdims=True)  # (G, 1)
+        shares = 1 / (num_groups * jnp.where(totals > 0, totals, 1))
+        return jnp.sum(jnp.where(is_member, shares, 0), 0)
     # One sum over rows and pixels: where both are split, two sums are two all-reduces.
     is_valid = is_member[..., None, None] & (labels != ignore_index)[None]  # (G, B, H, W)
-    if class_weights:  # counts of each class are exact, whichever devices add them
-        each = [jnp.sum(is_valid & (labels == c)[None], (1, 2, 3)) for c in range(len(class_weights))]
-        terms = [w * n for w, n in zip(class_weights, each, strict=True)]
-        total = sum(terms[1:], terms[0]).reshape(-1, 1)
-        weights = jnp.where(total > 0, 1 / (num_groups * jnp.where(total > 0, total, 1)), 0)
-        return jnp.sum(jnp.where(is_member, weights, 0), 0)
     counts = jnp.sum(is_valid, (1, 2, 3)).reshape(-1, 1)
     return jnp.sum(jnp.where(is_member, 1 / (num_groups * jnp.maximum(counts, 1)), 0), 0)
 

@@ -21,8 +21,8 @@ def cross_entropy(
 ) -> jax.Array:
     """Returns each pixel's cross entropy, weighted by class and with smoothed labels.
 
-    (1 - e) w[y] (-log p[y]) + e / C sum over c of w[c] (-log p[c]), for label y, class weights w and
-    smoothing e. Divided by the sum of w[y] over valid pixels, which `row_weights` does, it is
+    (1 - e) w[y] (-log p[y]) + e / C sum over c of w[c] (-log p[c]), for label y, class weights w
+    and smoothing e. Divided by the sum of w[y] over valid pixels, which `row_weights` does, it is
     PyTorch's `cross_entropy(weight=w, label_smoothing=e)`.
 
     Source: label smoothing, Szegedy et al. 2016 (Rethinking the Inception Architecture), sec. 7.

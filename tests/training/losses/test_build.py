@@ -82,6 +82,6 @@ def test_what_would_not_act_is_refused():
     with pytest.raises(ConfigError, match=r"config.loss: .* drop the fields of config.loss"):
         losses(recipe(dice=1.0), loss=lambda *args: jnp.zeros(()))
     config = recipe(class_weighting="inverse")
-    with pytest.raises(ConfigError, match="--config.loss.class_weights=W0"):
+    with pytest.raises(ConfigError, match=r"--config\.loss\.class_weights=W0"):
         losses(config)
     assert resolved(config).loss.class_weights == (1, 1, 1)

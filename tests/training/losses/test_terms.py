@@ -24,7 +24,7 @@ def _float64():
 
 
 def drawn(classes, case="usual"):
-    """Returns logits (4, 5, 7, C) and labels; the groups hold other classes and numbers of pixels."""
+    """Returns logits (4, 5, 7, C) and labels; each group holds other classes."""
     rng = np.random.default_rng(classes)
     logits = 2 * rng.standard_normal((4, 5, 7, classes))
     labels = rng.integers(0, classes, (4, 5, 7))
@@ -101,13 +101,10 @@ def ours(logits, labels, recipe, dtype=jnp.float64, num_groups=GROUPS):
 
 
 ALONE = {
-    "smoothing": {"label_smoothing": 0.1},
     "class weights": {"class_weights": WEIGHTS, "label_smoothing": 0.2},
     "ohem": {"ohem_threshold": 0.3},
     "ohem, min kept": {"ohem_threshold": 0.01, "ohem_min_kept": 8, "class_weights": WEIGHTS},
-    "ohem, all kept": {"ohem_threshold": 1.0, "ohem_min_kept": 100},
     "ohem, more than there are": {"ohem_threshold": 1e-9, "ohem_min_kept": 100},
-    "focal": {"cross_entropy": 0.0, "focal": 1.0},
     "focal, gamma 1/2": {"cross_entropy": 0, "focal": 2, "focal_gamma": 0.5,
                          "class_weights": WEIGHTS},
     "dice": {"cross_entropy": 0.0, "dice": 1.0},
@@ -122,7 +119,8 @@ CASES = [(2, "usual"), (4, "empty group"), (4, "one class"), (2, "one pixel")]
 
 
 @pytest.mark.parametrize(
-    ("name", "classes", "case"), [(name, 4, "usual") for name in ALONE] + [("all", *c) for c in CASES]
+    ("name", "classes", "case"),
+    [(name, 4, "usual") for name in ALONE] + [("all", *c) for c in CASES],
 )
 def test_value_and_gradient_equal_pytorchs(name, classes, case):
     changes = dict(ALONE[name])
@@ -150,7 +148,8 @@ def test_large_logits_are_finite_in_float32(name):
         logits = 1e4 * np.sign(logits)
         value, gradient = ours(logits, labels, LossConfig(**ALONE[name]), jnp.float32)
     assert value.dtype == np.float32
-    assert np.isfinite(value) and value > 0
+    assert np.isfinite(value)
+    assert value > 0
     assert np.isfinite(gradient).all()
 
 
