@@ -37,6 +37,15 @@ def test_terms_of_plain_cross_entropy_are_the_table_s_loss():
         np.testing.assert_allclose(got[name], value, rtol=1e-12)
 
 
+def test_parts_of_a_batch_sum_to_the_whole():
+    config = recipe(focal=1.0, label_smoothing=0.1, class_weights=(1.0, 2.0, 0.0))
+    arrays = [*map(jnp.asarray, drawn())]
+    weights = weights_of(arrays[-1], config)
+    compute = build_loss(config, "cpu")
+    parts = [compute(*(x[k::2] for x in (*arrays, weights)))["loss"] for k in range(2)]
+    np.testing.assert_allclose(sum(parts), compute(*arrays, weights)["loss"], rtol=1e-12)
+
+
 def test_four_devices_agree_with_one():
     expected = on_devices.value_and_gradient(1, 1)
     assert on_devices.error(on_devices.value_and_gradient(2, 2), expected) < 1e-12
