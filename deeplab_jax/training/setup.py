@@ -116,13 +116,17 @@ class RunSetup:
 
 
 def describe(setup: RunSetup) -> str:
-    """Returns a run in one line: data, length, devices, work directory."""
-    config, plan = setup.config, setup.plan
+    """Returns a run in one line: data, length, devices, class weights, work directory."""
+    config, plan, weights = setup.config, setup.plan, ""
+    if setup.class_weights:
+        pairs = sorted(zip(setup.class_weights, setup.dataset.class_names, strict=True))
+        ends = (f"{weight:.3g} ({name})" for weight, name in (pairs[0], pairs[-1]))
+        weights = f" class weights {' to '.join(ends)},"
     return (
         f"{config.name}: {len(setup.dataset)} training and {len(setup.validation)} validation"
         f" images, {config.model.num_classes} classes, {plan.total} steps of"
-        f" {config.train.batch_size}, {setup.mesh.size} x {jax.default_backend()}, work directory"
-        f" {setup.workdir}"
+        f" {config.train.batch_size}, {setup.mesh.size} x {jax.default_backend()},{weights}"
+        f" work directory {setup.workdir}"
     )
 
 

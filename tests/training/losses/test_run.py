@@ -9,7 +9,7 @@ from deeplab_jax import checkpoint
 from deeplab_jax.data.images import read_label, write_png
 from deeplab_jax.evaluation.label_counts import count_all
 from deeplab_jax.training.losses.class_weights import compute
-from deeplab_jax.training.setup import claim, gather
+from deeplab_jax.training.setup import claim, describe, gather
 from deeplab_jax.training.workdir import Start
 
 
@@ -21,6 +21,7 @@ def test_a_run_computes_its_class_weights_once(tiny_config, tmp_path):
         assert setup.class_weights == setup.info.class_weights == weights
         assert setup.step_config.loss.class_weights == weights
         assert not setup.notes
+        assert f", class weights {min(weights):.3g} (" in describe(setup)
         info = setup.info
     for known, num_notes in ((weights, 0), ((1.0, 2.0, 3.0, 4.0), 1)):
         saved = dataclasses.replace(info, class_weights=known)
