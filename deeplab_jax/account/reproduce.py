@@ -22,7 +22,13 @@ from deeplab_jax.errors import CheckpointError, ConfigError, DataError
 from deeplab_jax.training import workdir as workdir_lib
 from deeplab_jax.training.bad_samples import without_listed
 from deeplab_jax.training.plan import make_plan, read_batches
-from deeplab_jax.training.setup import RunSetup, gather, restore_or_init, start_entry
+from deeplab_jax.training.setup import (
+    RunSetup,
+    gather,
+    restore_or_init,
+    start_entry,
+    with_counts,
+)
 from deeplab_jax.training.step import make_train_step
 from deeplab_jax.utils import compile_cache
 from deeplab_jax.utils.progress import counting
@@ -175,6 +181,8 @@ def repeat(workdir: Path, config: Config, most: int) -> tuple[list[Compared], li
         setup = replace(setup, dataset=dataset, plan=make_plan(config, len(dataset)))
         here = start_entry(setup, None)
         _check_same(workdir, logged[0].entry, here)
+        if config.loss.class_weighting != "none":
+            setup = with_counts(setup)
         with counting(len(logged), "steps repeated") as count:
             losses = []
             for loss in _losses(setup, len(logged)):
@@ -212,7 +220,7 @@ def _losses(setup: RunSetup, steps: int) -> Iterator[float]:
     rows = mesh_lib.local_rows(setup.mesh, config.train.batch_size)
     workers = config.data.num_workers
     batches = read_batches(config, setup.dataset, plan, range(steps), rows, workers)
-    train_step = make_train_step(config, plan.total, setup.mesh)
+    train_step = make_train_step(setup.step_config, plan.total, setup.mesh)
     _, state = restore_or_init(setup)
     compiling: AbstractContextManager = compile_cache.compiling("the training step", is_told=True)
     for _, on_device in mesh_lib.to_devices(batches, setup.mesh, config.train.batch_size):

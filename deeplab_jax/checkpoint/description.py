@@ -39,6 +39,7 @@ class Info:
         some may still lie ahead.
       losses: losses of the last steps, oldest first, where the run looks for spikes.
       functions: fingerprints of the user's transforms, by name; "" where there is no source.
+      class_weights: of a run that computed them from its training labels; else empty.
     """
 
     kind: str
@@ -53,6 +54,7 @@ class Info:
     left_out: tuple[int, ...] = ()
     losses: tuple[float, ...] = ()
     functions: dict[str, str] = dataclasses.field(default_factory=dict)
+    class_weights: tuple[float, ...] = ()
 
     @property
     def num_batches(self) -> int:
@@ -156,6 +158,7 @@ def _info(fields: Mapping[str, Any]) -> Info:
         left_out=tuple(fields.get("left_out", ())),
         losses=tuple(fields.get("losses", ())),
         functions=dict(fields.get("functions", {})),
+        class_weights=tuple(fields.get("class_weights", ())),
     )
 
 

@@ -62,6 +62,19 @@ _COMMON = {
     "train.on_nonfinite": "on_nan nan_policy terminate_on_nan abort_on_nan skip_nan crash_on_nan"
     " halt_on_nan",
     "train.spike_factor": "spike spike_threshold loss_spike",
+    "loss.cross_entropy": "loss ce ce_weight criterion loss_type loss_name loss_fn loss_function"
+    " loss_decode cross_entropy_loss",
+    "loss.dice": "dice_loss dice_weight use_dice tversky",
+    "loss.focal": "focal_loss focal_weight use_focal",
+    "loss.lovasz": "lovasz_loss lovasz_softmax lovasz_weight use_lovasz jaccard iou_loss",
+    "loss.focal_gamma": "gamma",
+    "loss.label_smoothing": "smoothing label_smooth smooth_factor label_smoothing_factor",
+    "loss.ohem_threshold": "ohem thresh ohem_thresh use_ohem hard_mining hard_example_mining"
+    " online_hard_example_mining",
+    "loss.ohem_min_kept": "min_kept min_kept_per_image ohem_kept n_min",
+    "loss.class_weights": "class_weight weight_per_class loss_weights pos_weight",
+    "loss.class_weighting": "balanced class_balance class_balancing auto_class_weights"
+    " balance_classes weighting use_class_weights balanced_weights",
     "train.momentum": "beta1 b1",
     "train.optimizer": "optim optimizer_name optimizer_type opt solver",
     "train.schedule": "scheduler lr_scheduler lr_schedule lr_policy schedule_type sched lr_config"
@@ -100,8 +113,7 @@ _COMMON = {
 }
 _MEANINGS = {word: key for key, words in _COMMON.items() for word in words.split()}
 # What other tools have and this one does not; a similar field would mislead.
-_ABSENT = """activation class_weight class_weights device devices gpu gpus label_smoothing loss mean
- patience std sync_bn tpu"""
+_ABSENT = """activation device devices gpu gpus mean patience std sync_bn tpu"""
 _FILLERS = "a an and as at by each for from in is its of on or the to with config"
 
 

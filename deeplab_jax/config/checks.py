@@ -6,12 +6,13 @@ from types import MappingProxyType
 from typing import Any
 
 from deeplab_jax.config import patterns, transforms
-from deeplab_jax.config.rules import BACKBONE_PARTS, HEADS, is_integers
+from deeplab_jax.config.rules import BACKBONE_PARTS, HEADS, are_numbers, is_integers
 from deeplab_jax.config.schema import (
     Config,
     DataConfig,
     EvalConfig,
     InitConfig,
+    LossConfig,
     ModelConfig,
     TrainConfig,
     fields,
@@ -50,6 +51,7 @@ def validate(config: Config, recipe: Mapping[str, Any] = MappingProxyType({})) -
     _check_train(config.train)
     _check_schedule(config.train)
     _check_learning(config)
+    _check_loss(config.loss, config.train, config.model.num_classes)
     _check_height(config.data.crop_size[0], config.model.output_stride, config.mesh.spatial)
     _check_init(config.init)
 
@@ -254,6 +256,47 @@ def _check_learning(config: Config) -> None:
     accepted = "false with config.train.ema_half_life=0: there is one kind of weights"
     fix = "leave it out, or set config.train.ema_half_life"
     _require("eval.both_weights", config.eval.both_weights, is_used, accepted, fix)
+
+
+# Fields of `loss` that act through a term, or another field, alone.
+_ACTS_THROUGH = {
+    "focal_gamma": ("focal",),
+    "label_smoothing": ("cross_entropy",),
+    "ohem_threshold": ("cross_entropy",),
+    "ohem_min_kept": ("ohem_threshold",),
+    "class_weights": ("cross_entropy", "focal"),
+    "class_weighting": ("cross_entropy", "focal"),
+}
+_NO_SUMS = ("dice", "lovasz", "ohem_threshold")  # what is no sum over pixels
+
+
+def _check_loss(loss: LossConfig, train: TrainConfig, num_classes: int) -> None:
+    is_some = any((loss.cross_entropy, loss.dice, loss.focal, loss.lovasz))
+    fix = "give a term a weight: --config.loss.cross_entropy=1"
+    accepted = "above 0 where dice, focal and lovasz are 0"
+    _require("loss.cross_entropy", loss.cross_entropy, is_some, accepted, fix)
+    for key, needed in _ACTS_THROUGH.items():
+        value, default = getattr(loss, key), getattr(LossConfig(), key)
+        is_used = value == default or any(getattr(loss, name) for name in needed)
+        fix = " or ".join(f"config.loss.{name}" for name in needed)
+        fix = f"give {fix} a weight" if needed[0] != "ohem_threshold" else f"set {fix}, such as 0.7"
+        accepted = f"{as_text(default) or 'empty'} without {' and '.join(needed)}"
+        _require(f"loss.{key}", value, is_used, accepted, f"{fix}, or drop this")
+    weights = loss.class_weights
+    is_good = are_numbers(weights) and all(0 <= weight < math.inf for weight in weights)
+    is_good &= not weights or (len(weights) == num_classes and any(weights))
+    accepted = f"{num_classes} numbers, 0 or more and not all 0, or empty"
+    fix = "give one for each class, or --config.loss.class_weighting=inverse"
+    _require("loss.class_weights", weights, is_good, accepted, fix)
+    is_one = not weights or loss.class_weighting == "none"
+    fix = "drop the numbers, or --config.loss.class_weighting=none"
+    _require("loss.class_weights", weights, is_one, "empty with class_weighting", fix)
+    for key in _NO_SUMS:
+        value, parts = getattr(loss, key), train.gradient_accumulation
+        accepted = f"0 with config.train.gradient_accumulation={parts}: it is no sum over its parts"
+        fix = "set config.train.gradient_accumulation=1 with a smaller batch_size, or weigh the"
+        fix += " classes: --config.loss.class_weighting=inverse"
+        _require(f"loss.{key}", value, parts == 1 or not value, accepted, fix)
 
 
 def _check_height(height: int, stride: int, spatial: int) -> None:

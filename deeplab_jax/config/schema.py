@@ -324,6 +324,69 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """The training loss: a weighted sum of terms, the same for both heads (spec section 4)."""
+
+    cross_entropy: float = field(1.0, "weight of the cross entropy; 0: off", rules.at_least(0))
+    dice: float = field(
+        0.0,
+        "weight of the dice loss, the mean over the classes that a batch holds: each class counts"
+        " alike; 0: off",
+        rules.at_least(0),
+    )
+    focal: float = field(
+        0.0,
+        "weight of the focal loss, which turns to pixels that are predicted badly; in place of the"
+        " cross entropy set loss.cross_entropy=0; 0: off",
+        rules.at_least(0),
+    )
+    lovasz: float = field(
+        0.0,
+        "weight of the Lovasz-softmax loss, which approaches the mean IoU of the classes that a"
+        " batch holds, and sorts all its pixels for each class; 0: off",
+        rules.at_least(0),
+    )
+    focal_gamma: float = field(
+        2.0,
+        "power of the focal loss, (1 - p)^gamma; 0 is the cross entropy; focal only",
+        rules.at_least(0),
+    )
+    label_smoothing: float = field(
+        0.0,
+        "share of each label that is spread over all classes; cross_entropy only",
+        rules.fraction("share"),
+    )
+    ohem_threshold: float = field(
+        0.0,
+        "hard pixels alone count: those whose class has less than this probability;"
+        " cross_entropy only; 0: off",
+        Accepted("0 to 1", lambda value: 0 <= value <= 1),
+    )
+    ohem_min_kept: int = field(
+        0,
+        "pixels an image that count at least, the hardest, on average over each loss group;"
+        " ohem_threshold only",
+        rules.at_least(0),
+        unit="pixels",
+    )
+    class_weights: tuple[float, ...] = field(
+        (),
+        "weight of each class in the cross entropy and the focal loss; a common factor changes"
+        " nothing; empty: 1 each, or class_weighting",
+        Accepted("a number, 0 or more, for each class, not all 0, or empty"),
+    )
+    class_weighting: str = field(
+        "none",
+        "how class weights follow from the pixels of each class in the training labels, counted"
+        " when the run begins and kept by it",
+        rules.one_of(
+            "none", "inverse", "median_frequency", "effective_number",
+            text="none, inverse, median_frequency, effective_number",
+        ),
+    )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
     """Division of the work between devices."""
 
@@ -460,6 +523,7 @@ class Config:
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
+    loss: LossConfig = LossConfig()
     mesh: MeshConfig = MeshConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()

@@ -14,7 +14,7 @@ import numpy as np
 
 from deeplab_jax.config import flatten, get_config
 from deeplab_jax.data.classes import CLASS_NAMES
-from deeplab_jax.doctor import depth
+from deeplab_jax.doctor.advice import depth, rare
 from deeplab_jax.doctor.findings import Finding, worst_first
 from deeplab_jax.doctor.hours import Machine, in_words, step_seconds
 from deeplab_jax.doctor.layouts import GuessedLayout
@@ -37,7 +37,7 @@ class Field(NamedTuple):
     """The value of a field and why it is proposed."""
 
     # value of the field's type; None for the path of list files beside the recipe
-    value: str | int | tuple[int, ...] | tuple[str, ...] | None
+    value: str | int | float | tuple[int, ...] | tuple[str, ...] | None
     reason: str  # one sentence
 
 
@@ -88,6 +88,9 @@ def propose(survey: Survey, layout: GuessedLayout, here: Machine) -> Proposal:
     fields |= _depth_fields(survey)
     crop, sizes = _size_fields(survey, train, here)
     fields |= sizes | length_fields(len(train), here, crop)
+    if dataset not in CLASS_NAMES and (few := rare.in_words(survey)):
+        reason = f"{shorten(few, 3)}: dice counts each class alike, cross entropy each pixel"
+        fields["loss.dice"] = Field(1.0, reason)
     reason = "random weights; ImageNet weights learn faster: see docs/convert.md"
     fields["init.backbone"] = Field("none", reason)
     depth, _ = depth_for(here)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from deeplab_jax.config import IGNORE_INDEX
 from deeplab_jax.data.labels import value_ranges
 from deeplab_jax.data.pictures.masks import CHANNELS
-from deeplab_jax.doctor import depth
+from deeplab_jax.doctor.advice import depth, rare
 from deeplab_jax.doctor.findings import NAMED_OTHERWISE, Finding, set_aside, worst_first
 from deeplab_jax.doctor.layouts.matches import num_shared
 from deeplab_jax.doctor.scan import Color, Pair, SampleFacts
@@ -416,6 +416,10 @@ RULES = (
          _masks_of_several),
     Rule("warning", "absent-class", "{n} class{es} never occur{v} in split {split}",
          "{loss}: add images with them, or drop the classes", _absent_classes),
+    Rule("note", "rare-class", "{n} class{es} with under 1 % of the pixels of the training split",
+         "cross entropy counts each pixel alike, and may miss them: --config.loss.dice=1, which "
+         "--write-config proposes, or --config.loss.class_weighting=median_frequency",
+         lambda s: iter(() if s.weighs_classes else rare.in_words(s))),
     Rule("error", "one-class", "the masks hold fewer than two classes",
          "count the background",
          lambda s: [Case()] if len(s.class_names) < 2 and any(f.counts for f in s.facts) else []),

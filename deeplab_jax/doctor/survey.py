@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deeplab_jax.config import IGNORE_INDEX, Config, DataConfig
+from deeplab_jax.config import IGNORE_INDEX, Config, DataConfig, LossConfig
 from deeplab_jax.data import labels
 from deeplab_jax.data.classes import CLASS_NAMES
 from deeplab_jax.data.files import find_files
@@ -45,6 +45,7 @@ class Survey:
     unused_names: tuple[str, ...]  # other such files, each with the reason why it does not fit
     foreign: Counter[str]  # {suffix: number} of files that are no images or masks of the set
     faults: list[Finding]  # findings from before all files were opened
+    weighs_classes: bool = False  # the recipe's loss is other than plain cross entropy
 
     @property
     def root(self) -> Path:
@@ -121,7 +122,8 @@ def survey_recipe(config: Config) -> Survey:
         raise ConfigError("config.data.source", f"is {data.source}, not folder", fix)
     splits = tuple(dict.fromkeys((data.train_split, data.val_split)))
     classes = labels.open_classes(data, config.model.num_classes)
-    return _survey(data, splits, classes, batch_size=config.train.batch_size)
+    found = _survey(data, splits, classes, batch_size=config.train.batch_size)
+    return dataclasses.replace(found, weighs_classes=config.loss != LossConfig())
 
 
 def survey_folder(layout: GuessedLayout) -> Survey:

@@ -18,6 +18,7 @@ from jax.stages import Compiled, Lowered, Wrapped
 from deeplab_jax.config import Config
 from deeplab_jax.distributed import mesh as mesh_lib
 from deeplab_jax.dry_run.cycles import kind_of
+from deeplab_jax.training.losses.class_weights import resolved
 from deeplab_jax.training.state import State, abstract_state
 from deeplab_jax.training.step import make_train_step
 
@@ -65,7 +66,8 @@ def lower_step(config: Config, devices: Sequence[jax.Device]) -> Lowered:
     Raises:
       ConfigError: the batch or the rows of an image do not divide over the devices.
     """
-    step = make_train_step(config, _STEPS, mesh_lib.mesh_of(config, devices))
+    # Class weights, which are not counted yet, are numbers in the program and nothing more.
+    step = make_train_step(resolved(config), _STEPS, mesh_lib.mesh_of(config, devices))
     return cast(Wrapped, step).lower(*abstract_arguments(config))
 
 

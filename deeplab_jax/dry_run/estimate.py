@@ -18,6 +18,7 @@ from deeplab_jax.distributed import mesh as mesh_lib
 from deeplab_jax.dry_run.flops import arrays
 from deeplab_jax.dry_run.hardware import Hardware
 from deeplab_jax.models import build_model
+from deeplab_jax.training.losses.class_weights import resolved
 from deeplab_jax.training.state import State, abstract_state
 from deeplab_jax.training.step import make_loss
 from deeplab_jax.utils.trees import divide, merged
@@ -121,7 +122,7 @@ def traced_loss(config: Config, kind: str) -> tuple[Callable[..., Any], tuple[An
     The first argument holds the parameters that learn, the second the frozen ones.
     """
     model = build_model(config.model, kind).clone(frozen=config.train.freeze)
-    loss = make_loss(model, config.train.aux_weight, use_dropout=True)
+    loss = make_loss(model, resolved(config), use_dropout=True)
     state = abstract_state(config)
     learning, frozen = divide(state["params"], config.train.freeze)
     size = (TRACED_IMAGES, *config.data.crop_size)

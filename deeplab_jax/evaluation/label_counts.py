@@ -9,6 +9,7 @@ import json
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,13 +22,31 @@ from deeplab_jax.errors import DataError, ResourceError, shorten
 from deeplab_jax.utils.atomic import atomic_write
 from deeplab_jax.utils.progress import counting
 
-FILE = "label_counts.json"  # {split: {stamp of its files: [class 0's pixels, ..., ignored ones]}}
+# {split: {stamp of its files: [class 0's pixels, ..., ignored ones, then as `around`]}}
+FILE = "label_counts.json"
 _KEPT = 2  # counts of a split: with its bad samples and without, where both splits are one
 _MOSTLY = 0.9  # share of ignored pixels from which on it is said
 
 
+class LabelCounts(NamedTuple):
+    """Sums over the masks of a split.
+
+    Attributes:
+      pixels: int64 (C + 1,), pixels of class 0, ..., C - 1 and of what is ignored.
+      around: int64 (C,), pixels of any class in the masks that hold class 0, ..., C - 1.
+    """
+
+    pixels: np.ndarray
+    around: np.ndarray
+
+
 def count_labels(dataset: Dataset, folder: Path) -> np.ndarray:
-    """Returns the pixels of class 0, ..., C - 1 and of what is ignored, int64 (C + 1,).
+    """Returns the pixels of class 0, ..., C - 1 and of what is ignored; see `count_all`."""
+    return count_all(dataset, folder).pixels
+
+
+def count_all(dataset: Dataset, folder: Path) -> LabelCounts:
+    """Returns the sums over the masks of a split.
 
     Hosts share the masks; the first keeps the sums in `folder`, which exists.
 
@@ -39,8 +58,10 @@ def count_labels(dataset: Dataset, folder: Path) -> np.ndarray:
     if hosts.is_primary():  # alone: others may see an older file, or other times
         stamp, kept = _stamp(dataset), _read(path)
         known = kept.get(dataset.split, {}).get(stamp)
-    if (known := hosts.all_gather(known)[0]) is not None:
-        return np.array(known, np.int64)
+    size = len(dataset.class_names) + 1
+    known = hosts.all_gather(known)[0]
+    if known is not None and len(known) == 2 * size - 1:  # else of a version without `around`
+        return LabelCounts(*np.split(np.array(known, np.int64), [size]))
     with hosts.sync_errors():
         own = _count(dataset)
     total: list[int] = np.sum(hosts.all_gather(own.tolist()), axis=0).tolist()
@@ -50,20 +71,21 @@ def count_labels(dataset: Dataset, folder: Path) -> np.ndarray:
         # It only saves counting again.
         with suppress(OSError, ResourceError), atomic_write(path) as file:
             file.write(f"{json.dumps(kept)}\n".encode())
-    return np.array(total, np.int64)
+    return LabelCounts(*np.split(np.array(total, np.int64), [size]))
 
 
 def _count(dataset: Dataset) -> np.ndarray:
-    """Returns the sums of this host's share of the masks."""
-    size = len(dataset.class_names) + 1
+    """Returns the sums of this host's share of the masks, `pixels` and then `around`."""
+    size = len(dataset.class_names)
     own = hosts.own_share(range(len(dataset)))
-    total = np.zeros(256, np.int64)
+    total, around = np.zeros(256, np.int64), np.zeros(size, np.int64)
     with counting(len(own), f"masks of split {dataset.split} counted") as count:
         found = in_threads(partial(_of_mask, dataset), own, num_threads(), dataset.source.names)
         for counts in found:
             total += counts
+            around += np.where(counts[:size] > 0, counts[:size].sum(), 0)
             count()
-    return np.append(total[: size - 1], total[IGNORE_INDEX])
+    return np.concatenate([total[:size], total[[IGNORE_INDEX]], around])
 
 
 def _of_mask(dataset: Dataset, index: int) -> np.ndarray:

@@ -147,7 +147,7 @@ class Run:
         self.state: State | None = state
         self.signals, self.stop = signals, signals.received
         signals.saved = setup.start
-        self.train_step = make_train_step(self.config, self.plan.total, setup.mesh)
+        self.train_step = make_train_step(setup.step_config, self.plan.total, setup.mesh)
         self.info = setup.info
         self.left_out = bad_steps.LeftOut(self.config.train, self.info.left_out, self.info.losses)
         self.start = setup.start

@@ -28,6 +28,7 @@ from deeplab_jax.models import DeepLabV3Plus, build_model
 from deeplab_jax.training import workdir as workdir_lib
 from deeplab_jax.training.bad_samples import leave_out
 from deeplab_jax.training.init_weights import check_init, init_fingerprint, load_init
+from deeplab_jax.training.losses import class_weights
 from deeplab_jax.training.plan import Plan, make_plan
 from deeplab_jax.training.state import State, draw_state, restore_state, with_average
 from deeplab_jax.utils import environment
@@ -52,6 +53,7 @@ class RunSetup:
       notes: a line for each setting that is legal but probably a mistake.
       functions: fingerprints of the user's transforms, by name.
       check_lock: raises ResourceError if the work directory's lock was lost; set by `claim`.
+      class_weights: of the loss, where the run computes them from its labels; set by `claim`.
     """
 
     config: Config
@@ -67,6 +69,12 @@ class RunSetup:
     notes: tuple[str, ...] = ()
     functions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     check_lock: Callable[[], None] = lambda: None
+    class_weights: tuple[float, ...] = ()
+
+    @property
+    def step_config(self) -> Config:
+        """The configuration of the training step, with numbers for class weights."""
+        return class_weights.resolved(self.config, self.class_weights)
 
     @property
     def step(self) -> int | None:
@@ -107,17 +115,22 @@ class RunSetup:
             left_out=self.saved.left_out if self.saved else (),
             losses=self.saved.losses if self.saved else (),
             functions=dict(self.functions),
+            class_weights=self.class_weights,
         )
 
 
 def describe(setup: RunSetup) -> str:
-    """Returns a run in one line: data, length, devices, work directory."""
-    config, plan = setup.config, setup.plan
+    """Returns a run in one line: data, length, devices, class weights, work directory."""
+    config, plan, weights = setup.config, setup.plan, ""
+    if setup.class_weights:
+        pairs = sorted(zip(setup.class_weights, setup.dataset.class_names, strict=True))
+        ends = (f"{weight:.3g} ({name})" for weight, name in (pairs[0], pairs[-1]))
+        weights = f" class weights {' to '.join(ends)},"
     return (
         f"{config.name}: {len(setup.dataset)} training and {len(setup.validation)} validation"
         f" images, {config.model.num_classes} classes, {plan.total} steps of"
-        f" {config.train.batch_size}, {setup.mesh.size} x {jax.default_backend()}, work directory"
-        f" {setup.workdir}"
+        f" {config.train.batch_size}, {setup.mesh.size} x {jax.default_backend()},{weights}"
+        f" work directory {setup.workdir}"
     )
 
 
@@ -211,7 +224,7 @@ def claim(setup: RunSetup) -> Iterator[RunSetup]:
         with hosts.sync_errors():
             workdir_lib.write_config(setup.workdir, setup.config)
         if not setup.is_done:
-            setup = dataclasses.replace(setup, notes=(*setup.notes, *_label_notes(setup)))
+            setup = with_counts(setup)
         yield setup
 
 
@@ -251,14 +264,27 @@ def start_entry(setup: RunSetup, began: float | None) -> dict[str, Any]:
     }
 
 
-def _label_notes(setup: RunSetup) -> list[str]:
-    """Returns what the masks' counts say against training or evaluating on them."""
-    notes = []
+def with_counts(setup: RunSetup) -> RunSetup:
+    """Returns the setup with what follows from the masks' counts: class weights, and notes.
+
+    A continued run keeps the class weights it began with.
+    """
+    notes = list(setup.notes)
+    weights: tuple[float, ...] = ()
     for dataset in dict.fromkeys((setup.dataset, setup.validation)):
-        pixels = label_counts.count_labels(dataset, setup.workdir)
+        counts = label_counts.count_all(dataset, setup.workdir)
         is_training = dataset is setup.dataset
-        notes += label_counts.warnings(pixels, dataset, setup.config.data, is_training)
-    return notes
+        if is_training and (kind := setup.config.loss.class_weighting) != "none":
+            weights = class_weights.compute(kind, counts)
+        pixels, data = counts.pixels, setup.config.data
+        notes += label_counts.warnings(pixels, dataset, data, is_training)
+    if weights and setup.saved and setup.saved.class_weights not in ((), weights):
+        weights = setup.saved.class_weights
+        notes.append(
+            f"the masks of split {setup.dataset.split} have changed since the run began; it keeps"
+            " its class weights. Restore the masks, or choose another --workdir"
+        )
+    return dataclasses.replace(setup, notes=tuple(notes), class_weights=weights)
 
 
 def restore_or_init(setup: RunSetup) -> tuple[RunSetup, State]:

@@ -11,7 +11,7 @@ from deeplab_jax.config import Config
 from deeplab_jax.distributed import mesh as mesh_lib
 from deeplab_jax.models import DeepLabV3Plus, build_model
 from deeplab_jax.models.preprocess import preprocess
-from deeplab_jax.training.losses import row_weights, segmentation_loss
+from deeplab_jax.training.losses import UserLoss, build_loss, weights_of
 from deeplab_jax.training.optimizer import build_optimizer, joint_norm, next_average
 from deeplab_jax.training.state import State
 from deeplab_jax.utils.trees import PyTree, divide, merged
@@ -61,8 +61,14 @@ def gradients(
     return total
 
 
-def make_loss(model: DeepLabV3Plus, aux_weight: float, use_dropout: bool) -> LossFunction:
-    """Returns the loss of a step; its batch is (images, labels, weights of `row_weights`)."""
+def make_loss(
+    model: DeepLabV3Plus, config: Config, use_dropout: bool, loss: UserLoss | None = None
+) -> LossFunction:
+    """Returns the loss of a step; its batch is (images, labels, `weights_of` the whole batch).
+
+    `loss` takes the place of `config.loss`; see `build_loss`.
+    """
+    compute = build_loss(config, model.policy.platform, loss)
 
     def loss_fn(
         params: PyTree, batch_stats: PyTree, batch: PyTree, key: jax.Array
@@ -76,14 +82,7 @@ def make_loss(model: DeepLabV3Plus, aux_weight: float, use_dropout: bool) -> Los
             rngs={"dropout": key},
             mutable=["batch_stats"],
         )
-        losses = segmentation_loss(
-            output.logits,
-            output.aux_logits,
-            labels,
-            weights=weights,
-            aux_weight=aux_weight,
-            platform=model.policy.platform,
-        )
+        losses = compute(output.logits, output.aux_logits, labels, weights)
         return losses["loss"], (updated["batch_stats"], losses)
 
     return loss_fn
@@ -95,31 +94,37 @@ def of_learning(loss_fn: LossFunction, frozen: PyTree) -> LossFunction:
 
 
 def make_update(
-    model: DeepLabV3Plus, config: Config, total_steps: int, *, use_dropout: bool = True
+    model: DeepLabV3Plus,
+    config: Config,
+    total_steps: int,
+    *,
+    use_dropout: bool = True,
+    loss: UserLoss | None = None,
 ) -> Callable[[State, jax.Array, jax.Array], tuple[State, Metrics]]:
     """Builds the pure function that does one step.
 
     Args:
       model: the network; `train.freeze` says which of its modules are frozen.
-      config: the run's configuration, of which `seed` and `train` are read.
+      config: the run's configuration, of which `seed`, `train` and `loss` are read.
       total_steps: T of the schedule.
       use_dropout: off for comparing with another implementation.
+      loss: takes the place of `config.loss`; see `build_loss`.
 
     Returns:
       update(state, images float32 (B, H, W, 3), labels int32 (B, H, W)) -> (state, metrics), where
-      metrics are scalars: "loss", "loss_main", "loss_aux" (weighted), "lr" (of the schedule),
-      "grad_norm" (of what learns, before it is clipped) and the boolean "is_finite", which covers
-      these, the new weights and the new statistics.
+      metrics are scalars: those of `build_loss`, "lr" (of the schedule), "grad_norm" (of what
+      learns, before it is clipped) and the boolean "is_finite", which covers these, the new weights
+      and the new statistics.
     """
     optimizer, schedule = build_optimizer(config.train, total_steps)
     train = config.train
     model = model.clone(frozen=train.freeze)
-    loss_fn = make_loss(model, train.aux_weight, use_dropout)
+    loss_fn = make_loss(model, config, use_dropout, loss)
     global_norm = joint_norm if model.policy.platform == "cpu" else optax.global_norm
 
     def update(state: State, images: jax.Array, labels: jax.Array) -> tuple[State, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), state["step"])
-        batch = images, labels, row_weights(labels, train.loss_groups)
+        batch = images, labels, weights_of(labels, config)
         learning, frozen = divide(state["params"], train.freeze)
         loss_of, parts = of_learning(loss_fn, frozen), train.gradient_accumulation
         grads, batch_stats, losses = gradients(
@@ -189,15 +194,15 @@ def is_known(options: dict[str, bool | int], mesh: Mesh) -> bool:
 
 
 def make_train_step(
-    config: Config, total_steps: int, mesh: Mesh
+    config: Config, total_steps: int, mesh: Mesh, *, loss: UserLoss | None = None
 ) -> Callable[..., tuple[State, Metrics]]:
     """Returns the jitted step(state, image, label, box) -> (state, metrics) over the mesh.
 
     The batch, and with `mesh.spatial` its rows of pixels, is split over devices; everything else is
-    replicated. The state is donated.
+    replicated. The state is donated. `loss` takes the place of `config.loss`; see `build_loss`.
     """
     model = build_model(config.model, mesh_lib.platform(mesh))
-    update = make_update(model, config, total_steps)
+    update = make_update(model, config, total_steps, loss=loss)
     whole, rows = mesh_lib.replicated(mesh), mesh_lib.batch_sharding(mesh)
     pictures = mesh_lib.batch_sharding(mesh, has_rows=True)
 

@@ -78,7 +78,7 @@ class Ours:
         self.model = build_model(config.model)
         variables, _ = keymap.to_variables(weights, self.depth)
         self.variables = jax.tree.map(jnp.asarray, variables)
-        loss = make_loss(self.model, config.train.aux_weight, use_dropout=False)
+        loss = make_loss(self.model, config, use_dropout=False)
         self._logits = jax.jit(lambda variables, x: self.model.apply(variables, x).logits)
         self._step = jax.jit(jax.value_and_grad(loss, has_aux=True))
 

@@ -40,7 +40,8 @@ def rewrite(path, change, is_signed):
 
 def as_old(fields):
     """Makes the fields those of a version without checksums."""
-    for name in ("arrays", "drawn", "left_out", "losses", "functions", "sha256"):
+    removed = ("arrays", "class_weights", "drawn", "functions", "left_out", "losses", "sha256")
+    for name in removed:
         fields.pop(name, None)
     fields["format"] = 1
 

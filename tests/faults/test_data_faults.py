@@ -33,7 +33,9 @@ def losses(workdir):
     return [entry["loss"] for entry in map(json.loads, lines) if entry["event"] == "train"]
 
 
-@pytest.mark.process("trains several times; test_losses.py holds a group without a valid pixel")
+@pytest.mark.process(
+    "trains several times; losses/test_plain.py holds a group without a valid pixel"
+)
 def test_ignored_pixels_alone_cost_nothing(tree, train, call, tmp_path):
     for index in range(NUM_TRAIN):
         mask = cv2.imread(str(mask_of(tree, index)), cv2.IMREAD_GRAYSCALE)

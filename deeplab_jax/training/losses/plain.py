@@ -7,7 +7,12 @@ import numpy as np
 from deeplab_jax.models import ops
 
 
-def row_weights(labels: jax.Array, num_groups: int, ignore_index: int = 255) -> jax.Array:
+def row_weights(
+    labels: jax.Array,
+    num_groups: int,
+    ignore_index: int = 255,
+    class_weights: tuple[float, ...] = (),
+) -> jax.Array:
     """Returns the weights of rows that make the loss the mean of the groups' means.
 
     Args:
@@ -15,15 +20,24 @@ def row_weights(labels: jax.Array, num_groups: int, ignore_index: int = 255) -> 
       num_groups: contiguous groups of rows of the batch, each averaged over its own valid pixels
         as the reference's processes do; must divide B.
       ignore_index: label of pixels that do not count.
+      class_weights: one a class, for a mean weighted by class; empty: 1 each.
 
     Returns:
-      (B,): 1 / (number of groups x valid pixels of the row's group); any finite value in a group
-      without valid pixels.
+      (B,): 1 / (number of groups x sum of the class weights of the valid pixels of the row's
+      group); any finite value in a group without valid pixels.
     """
     batch = labels.shape[0]
     # A mask of members, not a reshape: rows may lie on other devices than their group's others.
     group = np.arange(batch) // (batch // num_groups)
     is_member = group[None] == np.arange(num_groups)[:, None]  # (G, B)
+    if class_weights:
+        classes = jnp.arange(len(class_weights)).reshape(1, 1, 1, -1)
+        # Whole numbers are exact, whichever devices add them.
+        counts = jnp.sum(labels[..., None] == classes, (1, 2))  # (B, C)
+        rows = jnp.sum(counts * jnp.asarray(class_weights).reshape(1, -1), 1)
+        totals = jnp.sum(jnp.where(is_member, rows[None], 0), 1, keepdims=True)  # (G, 1)
+        shares = 1 / (num_groups * jnp.where(totals > 0, totals, 1))
+        return jnp.sum(jnp.where(is_member, shares, 0), 0)
     # One sum over rows and pixels: where both are split, two sums are two all-reduces.
     is_valid = is_member[..., None, None] & (labels != ignore_index)[None]  # (G, B, H, W)
     counts = jnp.sum(is_valid, (1, 2, 3)).reshape(-1, 1)
