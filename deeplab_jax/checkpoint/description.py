@@ -32,11 +32,15 @@ class Info:
         each grows by `num_batches`. Empty where the source has none.
       step: optimiser steps done; `Saver.save` sets it.
       metrics: scores of an evaluation at this step, such as {"mean_iou": 0.5}, a fraction; or None.
+        "iou/CLASS" is there where `config.checkpoint.best` names it.
       data: fingerprint of a run's training samples; "" if unknown.
       drawn: what of converted weights was drawn at random, such as "auxiliary head, from seed 0".
       left_out: numbers of the run's steps whose batch is left out, in the order they were found;
         some may still lie ahead.
       losses: losses of the last steps, oldest first, where the run looks for spikes.
+      evaluations: (step, metrics) of the run's evaluations until this step, oldest first.
+      stopped: why the run ended at this step before its plan did; "" where it did not.
+      given: names of what a caller in Python gave to `train`, such as {"loss": "dice"}.
     """
 
     kind: str
@@ -50,6 +54,14 @@ class Info:
     drawn: str = ""
     left_out: tuple[int, ...] = ()
     losses: tuple[float, ...] = ()
+    evaluations: tuple[tuple[int, dict[str, float]], ...] = ()
+    stopped: str = ""
+    given: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def score(self) -> float:
+        """What the best step is chosen by, higher is better; -inf if unknown or not finite."""
+        return score(self.metrics, self.config.checkpoint.best if self.config else "mean_iou")
 
     @property
     def num_batches(self) -> int:
@@ -126,10 +138,13 @@ def read(path: str | os.PathLike, step: int) -> Description:
         raise CheckpointError(where, what, "use the version that wrote it") from error
 
 
-def score(metrics: Mapping[str, float] | None) -> float:
-    """Returns the mean IoU by which the best step is chosen; -inf if unknown or not finite."""
-    value = float((metrics or {}).get("mean_iou", math.nan))
-    return value if math.isfinite(value) else -math.inf
+def score(metrics: Mapping[str, float] | None, name: str) -> float:
+    """Returns what the best step is chosen by, higher is better; -inf if unknown or not finite.
+
+    `name` is `config.checkpoint.best`; a loss is negated.
+    """
+    value = float((metrics or {}).get(name, math.nan))
+    return (-value if name == "loss" else value) if math.isfinite(value) else -math.inf
 
 
 def best(scores: Mapping[int, float]) -> int | None:
@@ -152,6 +167,9 @@ def _info(fields: Mapping[str, Any]) -> Info:
         drawn=fields.get("drawn", ""),
         left_out=tuple(fields.get("left_out", ())),
         losses=tuple(fields.get("losses", ())),
+        evaluations=tuple((step, dict(found)) for step, found in fields.get("evaluations", ())),
+        stopped=fields.get("stopped", ""),
+        given=dict(fields.get("given", {})),
     )
 
 

@@ -57,6 +57,8 @@ _COMMON = {
     "train.on_nonfinite": "on_nan nan_policy terminate_on_nan abort_on_nan skip_nan crash_on_nan"
     " halt_on_nan",
     "train.spike_factor": "spike spike_threshold loss_spike",
+    "train.early_stop": "patience early_stopping early_stopping_patience es_patience"
+    " early_stop_patience",
     "mesh.spatial": "space mesh.space spatial_partition spatial_shards model_parallel",
     "mesh.check_every_steps": "check_every replica_check",
     "mesh.check_hardware": "sdc sdc_check sdc_checker enable_sdc_checker silent_corruption",
@@ -68,8 +70,12 @@ _COMMON = {
     "eval.flip": "mirror hflip horizontal_flip test_flip",
     "checkpoint.every_steps": "save_every save_interval save_freq checkpoint_interval save_period"
     " checkpoint_every save_steps ckpt_every save_every_steps",
+    "checkpoint.best": "monitor save_best best_metric metric_for_best_model key_metric"
+    " best_model_metric",
     "log.every_steps": "log_every log_interval print_freq print_every logging_steps"
     " print_interval log_freq log_steps log_every_n_steps",
+    "log.tensorboard": "tb use_tensorboard tensorboard_logger enable_tensorboard",
+    "log.wandb": "use_wandb wandb_project wandb.project enable_wandb",
     "init.backbone": "pretrained pretrained_backbone backbone_weights imagenet encoder_weights"
     " pretrained_weights imagenet_weights",
     "init.checkpoint": "load_from finetune fine_tune init_from start_from from_checkpoint ckpt"
@@ -79,7 +85,7 @@ _COMMON = {
 _MEANINGS = {word: key for key, words in _COMMON.items() for word in words.split()}
 # What other tools have and this one does not; a similar field would mislead.
 _ABSENT = """activation augment augmentation class_weight class_weights clip clip_grad device
- devices ema gpu gpus grad_clip label_smoothing loss lr_scheduler mean optimizer patience schedule
+ devices ema gpu gpus grad_clip label_smoothing loss lr_scheduler mean optimizer schedule
  scheduler std sync_bn tpu warmup warmup_epochs warmup_iters warmup_steps"""
 _FILLERS = "a an and as at by each for from in is its of on or the to with config"
 

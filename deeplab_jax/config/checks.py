@@ -45,6 +45,7 @@ def validate(config: Config, recipe: Mapping[str, Any] = MappingProxyType({})) -
     _check_masks(config.data, config.model.num_classes)
     _check_windows(config.eval)
     _check_train(config.train)
+    _check_early_stop(config)
     _check_height(config.data.crop_size[0], config.model.output_stride, config.mesh.spatial)
     _check_init(config.init)
 
@@ -198,6 +199,13 @@ def _check_train(train: TrainConfig) -> None:
                 f"{batch} does not divide into config.train.{name}={count} {text}",
                 f"use {nearest}, or set config.train.{name}=1",
             )
+
+
+def _check_early_stop(config: Config) -> None:
+    patience, every = config.train.early_stop, config.eval.every_epochs
+    accepted = f"0, or at least config.eval.every_epochs ({every}): others are not evaluated"
+    fix = f"--config.train.early_stop={every}, or evaluate more often"
+    _require("train.early_stop", patience, not 0 < patience < every, accepted, fix)
 
 
 def _check_height(height: int, stride: int, spatial: int) -> None:

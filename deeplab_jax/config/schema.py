@@ -238,6 +238,13 @@ class TrainConfig:
         Accepted("0, or more than 1", lambda value: value == 0 or 1 < value < math.inf),
         is_free=True,
     )
+    early_stop: int = field(
+        0,
+        "epochs without a better score, of checkpoint.best, after which the run ends; 0: off",
+        Accepted("0, or at least eval.every_epochs", lambda value: value >= 0),
+        unit="epochs",
+        is_free=True,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -322,14 +329,32 @@ class CheckpointConfig:
         unit="steps",
         is_free=True,
     )
+    best: str = field(
+        "mean_iou",
+        "validation score by which a step is the best: mean IoU, boundary IoU, the IoU of a class,"
+        " the highest of it; or the loss, the lowest",
+        rules.SCORE,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LogConfig:
-    """Logging of steps."""
+    """Logging of steps, and where curves go beside log.jsonl and metrics.csv."""
 
     every_steps: int = field(
         10, "steps between lines of the log", rules.at_least(1), unit="steps", is_free=True
+    )
+    tensorboard: bool = field(
+        False,
+        "write curves, pictures and fields for TensorBoard into the work directory",
+        rules.BOOLEAN,
+        is_free=True,
+    )
+    wandb: str = field(
+        "",
+        "project of Weights & Biases that curves, pictures and fields go to; empty: none",
+        Accepted("a name of at most 128 letters, digits, _, . and -, or empty", rules.is_project),
+        is_free=True,
     )
 
 

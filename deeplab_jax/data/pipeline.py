@@ -7,7 +7,7 @@ every host asks for the rows that it needs.
 
 import functools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -67,20 +67,21 @@ def _permutation(seed: int, epoch: int, num_samples: int) -> np.ndarray:
 def train_batches(
     dataset: Dataset, *, seed: int, batch_size: int, steps_per_epoch: int, start: int, stop: int,
     rows: Sequence[int], crop_size: tuple[int, int], resize_base: tuple[int, int],
-    scale_range: tuple[float, float], num_workers: int,
+    scale_range: tuple[float, float], num_workers: int, transform: Callable | None = None,
 ) -> Iterator[TrainBatch]:  # fmt: skip
     """Yields the given rows of the batches of steps start, ..., stop - 1, in order.
 
     `batch_size` counts the rows of a step over all hosts, `crop_size` is (height, width),
     `resize_base` the (long, short) side that scale 1 fits an image into, `scale_range` (smallest,
     largest). With `num_workers` 0 threads of this process read. Batches do not depend on it.
+    `transform`, (image, label, rng) -> (image, label), comes last.
 
     Raises:
       DataError: a sample cannot be used.
       ReaderError: a reading process died, or reading a sample does not end.
     """
     order = SampleOrder(len(dataset), seed, batch_size, steps_per_epoch)
-    load = BatchLoader(dataset, order, tuple(rows), crop_size, resize_base, scale_range)
+    load = BatchLoader(dataset, order, tuple(rows), crop_size, resize_base, scale_range, transform)
     steps, name_of = range(start, stop), dataset.source.names
     if num_workers:
         yield from workers.in_processes(load, steps, num_workers, name_of)
@@ -98,6 +99,7 @@ class BatchLoader:
     crop_size: tuple[int, int]
     resize_base: tuple[int, int]
     scale_range: tuple[float, float]
+    transform: Callable | None = None
 
     def __call__(self, step: int) -> TrainBatch:
         """Returns the rows of a step."""
@@ -111,6 +113,9 @@ class BatchLoader:
                     *self.dataset.read(int(index[i])), rng, crop_size=self.crop_size,
                     resize_base=self.resize_base, scale_range=self.scale_range,
                     out=(batch.image[i], batch.label[i]))  # fmt: skip
+                if self.transform is not None:
+                    sample = self.transform(batch.image[i].copy(), batch.label[i].copy(), rng)
+                    batch.image[i], batch.label[i] = sample
         return batch
 
 

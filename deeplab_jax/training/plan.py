@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from deeplab_jax.config import Config
 from deeplab_jax.data import Dataset, TrainBatch, train_batches
 from deeplab_jax.errors import DataError
+from deeplab_jax.training.extend.given import Transform
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,12 @@ def read_batches(
     steps: range,
     rows: Sequence[int],
     num_workers: int,
+    transform: Transform | None = None,
 ) -> Iterator[TrainBatch]:
-    """Yields the batches of a run's steps, reduced to some of their rows."""
+    """Yields the batches of a run's steps, reduced to some of their rows.
+
+    `transform` is a caller's own; see `train_batches`.
+    """
     data = config.data
     return train_batches(
         dataset,
@@ -82,4 +87,5 @@ def read_batches(
         resize_base=data.resize_base,
         scale_range=data.scale_range,
         num_workers=num_workers,
+        transform=transform,
     )

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from deeplab_jax.config import Config
 from deeplab_jax.distributed import mesh as mesh_lib
-from deeplab_jax.models import DeepLabV3Plus, build_model
+from deeplab_jax.models import DeepLabV3Plus, build_model, ops
 from deeplab_jax.models.preprocess import preprocess
 from deeplab_jax.training.losses import row_weights, segmentation_loss
 from deeplab_jax.training.optimizer import build_optimizer, joint_norm
@@ -61,8 +61,16 @@ def gradients(
     return total
 
 
-def make_loss(model: DeepLabV3Plus, aux_weight: float, use_dropout: bool) -> LossFunction:
-    """Returns the loss of a step; its batch is (images, labels, weights of `row_weights`)."""
+def make_loss(
+    model: DeepLabV3Plus,
+    aux_weight: float,
+    use_dropout: bool,
+    loss: Callable[..., jax.Array] | None = None,
+) -> LossFunction:
+    """Returns the loss of a step; its batch is (images, labels, weights of `row_weights`).
+
+    `loss` takes the place of ours, of logits at the labels' size.
+    """
 
     def loss_fn(
         params: PyTree, batch_stats: PyTree, batch: PyTree, key: jax.Array
@@ -76,6 +84,12 @@ def make_loss(model: DeepLabV3Plus, aux_weight: float, use_dropout: bool) -> Los
             rngs={"dropout": key},
             mutable=["batch_stats"],
         )
+        if loss is not None:
+            heads = (
+                ops.resize_bilinear(x, labels.shape[1:], model.policy.platform) for x in output
+            )
+            value = loss(*heads, labels, weights)
+            return value, (updated["batch_stats"], {"loss": value})
         losses = segmentation_loss(
             output.logits,
             output.aux_logits,
@@ -90,7 +104,12 @@ def make_loss(model: DeepLabV3Plus, aux_weight: float, use_dropout: bool) -> Los
 
 
 def make_update(
-    model: DeepLabV3Plus, config: Config, total_steps: int, *, use_dropout: bool = True
+    model: DeepLabV3Plus,
+    config: Config,
+    total_steps: int,
+    *,
+    use_dropout: bool = True,
+    loss: Callable[..., jax.Array] | None = None,
 ) -> Callable[[State, jax.Array, jax.Array], tuple[State, Metrics]]:
     """Builds the pure function that does one step.
 
@@ -99,6 +118,7 @@ def make_update(
       config: the run's configuration, of which `seed` and `train` are read.
       total_steps: T of the schedule.
       use_dropout: off for comparing with another implementation.
+      loss: takes the place of ours; see `make_loss`.
 
     Returns:
       update(state, images float32 (B, H, W, 3), labels int32 (B, H, W)) -> (state, metrics), where
@@ -107,7 +127,7 @@ def make_update(
     """
     optimizer, schedule = build_optimizer(config.train, total_steps)
     train = config.train
-    loss_fn = make_loss(model, train.aux_weight, use_dropout)
+    loss_fn = make_loss(model, train.aux_weight, use_dropout, loss)
     global_norm = joint_norm if model.policy.platform == "cpu" else optax.global_norm
 
     def update(state: State, images: jax.Array, labels: jax.Array) -> tuple[State, Metrics]:
@@ -176,7 +196,11 @@ def is_known(options: dict[str, bool | int], mesh: Mesh) -> bool:
 
 
 def make_train_step(
-    config: Config, total_steps: int, mesh: Mesh
+    config: Config,
+    total_steps: int,
+    mesh: Mesh,
+    *,
+    loss: Callable[..., jax.Array] | None = None,
 ) -> Callable[..., tuple[State, Metrics]]:
     """Returns the jitted step(state, image, label, box) -> (state, metrics) over the mesh.
 
@@ -184,7 +208,7 @@ def make_train_step(
     replicated. The state is donated.
     """
     model = build_model(config.model, mesh_lib.platform(mesh))
-    update = make_update(model, config, total_steps)
+    update = make_update(model, config, total_steps, loss=loss)
     whole, rows = mesh_lib.replicated(mesh), mesh_lib.batch_sharding(mesh)
     pictures = mesh_lib.batch_sharding(mesh, has_rows=True)
 

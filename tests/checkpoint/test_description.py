@@ -40,7 +40,8 @@ def rewrite(path, change, is_signed):
 
 def as_old(fields):
     """Makes the fields those of a version without checksums."""
-    for name in ("arrays", "drawn", "left_out", "losses", "sha256"):
+    added = ("evaluations", "stopped", "given")
+    for name in ("arrays", "drawn", "left_out", "losses", *added, "sha256"):
         fields.pop(name, None)
     fields["format"] = 1
 
