@@ -215,6 +215,18 @@ def test_only_one_room_imports_orbax():
     assert offenders(own, ["orbax"])
 
 
+def test_loggers_are_imported_on_use_alone():
+    log = PACKAGE / "training" / "log"
+    own = {log / "tensorboard.py", log / "wandb.py"}
+    assert offenders({*PACKAGE.rglob("*.py")} - own, ["tensorboard", "wandb"]) == []
+    assert len({line.split(":")[0] for line in offenders(own, ["tensorboard", "wandb"])}) == 2
+    users = offenders(PACKAGE.rglob("*.py"), [f"deeplab_jax.training.log.{p.stem}" for p in own])
+    assert {line.split(":")[0] for line in users} == {"deeplab_jax/training/log/curves.py"}
+    nodes = ast.parse((log / "curves.py").read_text()).body  # outside functions
+    top = [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
+    assert not {f"deeplab_jax.training.log.{p.stem}" for p in own} & {*top}
+
+
 def test_data_needs_no_jax():
     assert offenders((PACKAGE / "data").rglob("*.py"), ("jax", "flax", "optax")) == []
 

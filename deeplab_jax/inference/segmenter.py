@@ -70,11 +70,12 @@ class Segmenter:
       palette: uint8 (C, 3), RGB.
       model: the network.
       variables: {"params", "batch_stats"}, on one device.
+      given: names of what a Python program gave to the run, such as its data.
     """
 
     def __init__(self, path: Path, info: checkpoint.Info, config: Config, variables: Variables):
         self.path, self.step, self.config = path, info.step, config
-        self.class_names, self.palette = info.class_names, info.palette
+        self.class_names, self.palette, self.given = info.class_names, info.palette, info.given
         self.model, self.variables = build_model(config.model), variables
         self._logits = jax.jit(partial(network_logits, self.model))
 

@@ -274,6 +274,7 @@ def start_entry(setup: RunSetup, began: float | None) -> dict[str, Any]:
         "devices": hosts.devices(),
         "data": {name: dataset.fingerprint() for name, dataset in data.items()},
         "init": init_fingerprint(setup.config) if setup.step is None else None,
+        "given": setup.given.names,
     }
 
 

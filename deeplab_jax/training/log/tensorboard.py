@@ -31,10 +31,10 @@ _SUFFIX = ".deeplab"  # other files of events in the folder are not ours
 
 
 class TensorBoard:
-    """One event file in a folder, without two values of a name at a step.
+    """Event files in a folder, without two values of a name at a step.
 
-    A continued run copies the file up to its step and goes on with the copy, as readers of event
-    files differ in what they drop.
+    A continued run copies what there is up to its step, as readers of event files differ in what
+    they drop.
     """
 
     def __init__(self, folder: Path, start: int, config: Config):
@@ -58,22 +58,25 @@ class TensorBoard:
             self._write(step, Summary(value=[Summary.Value(tag=name, image=image)]))
 
     def go_back(self, step: int) -> None:
-        """Makes the curves end at `step`."""
+        """Makes the curves end at `step`: one file holds what stays, another what follows."""
         self.close()
         folder, beside = self._folder, self._folder / ".next"  # a kill leaves one of them whole
         own = [*folder.glob(f"*{_SUFFIX}"), *beside.glob(f"*{_SUFFIX}")]
         kept = [*_until(step, sorted(own))]
         shutil.rmtree(beside, ignore_errors=True)
-        self._writer = EventFileWriter(str(beside), filename_suffix=_SUFFIX)
-        self._write(0, hparams_pb(_as_fields(self._config), trial_id=str(folder.parent)))
-        for event in kept:
-            self._writer.add_event(event)
-        self._writer.flush()
+        if kept:
+            writer = EventFileWriter(str(beside), filename_suffix=_SUFFIX)
+            for event in kept:
+                writer.add_event(event)
+            writer.close()
         for path in own:
             path.unlink(missing_ok=True)
-        for path in beside.iterdir():
+        for path in beside.iterdir() if kept else ():
             os.replace(path, folder / path.name)
-        beside.rmdir()
+            beside.rmdir()
+        self._writer = EventFileWriter(str(folder), filename_suffix=_SUFFIX)
+        self._write(0, hparams_pb(_as_fields(self._config), trial_id=str(folder.parent)))
+        self._writer.flush()
 
     def sync(self) -> None:
         """Hands what was taken to the disk."""

@@ -1,6 +1,7 @@
 """Curves, pictures and fields in a project of Weights & Biases."""
 
 import json
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -91,7 +92,7 @@ class Wandb:
 
     def _begin(self, points: list[Point]) -> None:
         self._last, self._points = -1, points
-        self._open(wandb.util.generate_id())
+        self._open(secrets.token_hex(4))
         for point in points:
             self._send(point, point.values)
 
