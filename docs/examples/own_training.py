@@ -19,6 +19,7 @@ class Discs:
         return len(self.ids)
 
     def read(self, index):
+        """Returns image and label of a sample."""
         rng = np.random.default_rng([self.seed, index])
         y, x, radius = rng.integers(16, 48), rng.integers(16, 48), rng.integers(8, 16)
         rows, columns = np.ogrid[:64, :64]
@@ -27,6 +28,7 @@ class Discs:
 
 
 def focal(logits, aux_logits, labels, weights):
+    """Cross entropy that counts pixels less, the surer they are right."""
     is_valid = labels != 255
     classes = jnp.where(is_valid, labels, 0)[..., None]
     log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), classes, -1)[..., 0]
@@ -34,11 +36,13 @@ def focal(logits, aux_logits, labels, weights):
 
 
 def stop_when_good(event):
+    """Ends the run at a mean IoU of 0.9."""
     if event.kind == "evaluation" and event.values["mean_iou"] > 0.9:
         return "the mean IoU is above 0.9"
 
 
 def main(config, workdir):
+    """Trains, and returns the scores of the last step."""
     data, own = Discs(16, seed=1), {"loss": focal, "callbacks": [stop_when_good]}
     deeplab_jax.train(config, workdir, train_data=Discs(64, seed=0), val_data=data, **own)
     return deeplab_jax.evaluate(workdir, val_data=data)

@@ -19,7 +19,9 @@ def test_mean_and_deviation_are_of_the_last_and_the_best_steps(tmp_path):
     for seed, found in scores.items():
         with checkpoint.Saver(tmp_path / f"seed_{seed}") as saver:
             for step, mean_iou, loss in found:
-                saver.save(step, items, info, {"mean_iou": mean_iou, "loss": loss, "num_classes": 2})
+                saver.save(
+                    step, items, info, {"mean_iou": mean_iou, "loss": loss, "num_classes": 2}
+                )
     got = summarize(tmp_path, [0, 3])
     assert got == json.loads((tmp_path / "seeds.json").read_text())
     assert got["runs"][0] == {
@@ -27,7 +29,9 @@ def test_mean_and_deviation_are_of_the_last_and_the_best_steps(tmp_path):
         "last": {"step": 20, "mean_iou": 0.4, "loss": 2.0},
         "best": {"step": 10, "mean_iou": 0.5, "loss": 1.0},
     }
-    np.testing.assert_allclose(list(got["last"]["mean_iou"].values()), [0.5, np.std([0, 0.2], ddof=1)])
+    np.testing.assert_allclose(
+        list(got["last"]["mean_iou"].values()), [0.5, np.std([0, 0.2], ddof=1)]
+    )
     np.testing.assert_allclose(list(got["best"]["mean_iou"].values()), [0.55, 0.1 / np.sqrt(2)])
     assert render(got)[:2] == [
         "mean_iou 50.00 +- 14.14 % over 2 seeds, last step of each",
@@ -39,10 +43,16 @@ def test_mean_and_deviation_are_of_the_last_and_the_best_steps(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "text"),
     [
-        (["--seeds", "1,x"], "--seeds: must be different whole numbers, 0 to 4294967295, got '1,x'"),
+        (
+            ["--seeds", "1,x"],
+            "--seeds: must be different whole numbers, 0 to 4294967295, got '1,x'",
+        ),
         (["--seeds", "1,1"], "--seeds: must be different whole numbers"),
         (["--seeds", ""], "--seeds: must be different whole numbers"),
-        (["--seeds", "1,2", "--config.seed=3"], "--config.seed: is what --seeds set - leave it out"),
+        (
+            ["--seeds", "1,2", "--config.seed=3"],
+            "--config.seed: is what --seeds set - leave it out",
+        ),
         (["--seeds", "4,2", "--step", "7"], "--workdir DIR/seed_4 --config.seed=4 without --seeds"),
         (["--seeds", "1,2", "--dry-run"], "--dry-run: is about one run, and --seeds are several"),
     ],

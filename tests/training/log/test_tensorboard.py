@@ -1,5 +1,6 @@
 """Event files: their names, and that a continued run has each point once."""
 
+import importlib
 import sys
 
 import pytest
@@ -9,12 +10,13 @@ from deeplab_jax import config
 from deeplab_jax.training.log.points import Point
 
 pytest.importorskip("tensorboard", reason="the extra [tensorboard] is not installed")
-
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
-
-from deeplab_jax.training.log.tensorboard import TensorBoard
-
+TensorBoard = importlib.import_module("deeplab_jax.training.log.tensorboard").TensorBoard
+EventAccumulator = importlib.import_module(
+    "tensorboard.backend.event_processing.event_accumulator"
+).EventAccumulator
+HParamsPluginData = importlib.import_module(
+    "tensorboard.plugins.hparams.plugin_data_pb2"
+).HParamsPluginData
 CONFIG = config.freeze(config.get_config("folder"))
 
 

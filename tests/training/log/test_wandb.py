@@ -1,5 +1,6 @@
 """Runs of Weights & Biases, offline."""
 
+import importlib
 import json
 
 import pytest
@@ -9,12 +10,9 @@ from deeplab_jax import config
 from deeplab_jax.config.recipe import apply_overrides
 from deeplab_jax.training.log.points import Point
 
-wandb = pytest.importorskip("wandb", reason="the extra [wandb] is not installed")
-
-from wandb.proto.wandb_internal_pb2 import Record
-
-from deeplab_jax.training.log.wandb import Wandb
-
+pytest.importorskip("wandb", reason="the extra [wandb] is not installed")
+Record = importlib.import_module("wandb.proto.wandb_internal_pb2").Record
+Wandb = importlib.import_module("deeplab_jax.training.log.wandb").Wandb
 CONFIG = apply_overrides(config.get_config("folder"), ["--config.log.wandb=mine"])
 
 
