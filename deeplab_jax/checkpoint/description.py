@@ -16,6 +16,7 @@ from deeplab_jax.utils import steps
 from deeplab_jax.utils.trees import PyTree, by_path
 
 KINDS = ("run", "weights", "backbone")
+_LATER = ("evaluations", "stopped", "given")  # left out where empty
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -99,6 +100,7 @@ def write(info: Info, items: Mapping[str, PyTree]) -> dict[str, Any]:
         raise ValueError(f"`kind` must be one of {KINDS}, got {info.kind!r}.")
     _check_classes(info)
     fields = {field.name: getattr(info, field.name) for field in dataclasses.fields(info)}
+    fields = {name: value for name, value in fields.items() if name not in _LATER or value}
     fields["config"] = config_lib.to_dict(info.config) if info.config is not None else None
     found, leaves = checksums(items), by_path(items)
     fields["arrays"] = {

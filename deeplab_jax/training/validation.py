@@ -68,8 +68,8 @@ class Validation:
         if best.startswith("iou/"):
             value = summary["iou"][result.class_names.index(best[4:])]
             metrics |= {} if value is None else {best: value}
-        if best not in ("mean_iou", "loss") and best in metrics:
-            words += f", {best} {100 * metrics[best]:.2f} %"
+        if best not in ("mean_iou", "loss"):
+            words += f", {best} {100 * metrics[best]:.2f} %" if best in metrics else f", no {best}"
         self._display.say(f"step {step}: validation mean IoU {words}")
         self._display.evaluated(result.mean_iou, over=over_classes(*counts.values()))
         if hosts.is_primary():
