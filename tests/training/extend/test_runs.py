@@ -114,7 +114,7 @@ def test_example_runs_stops_and_goes_on_as_if_never_killed(example, tiny_discs, 
 def test_example_is_short_and_runs(example, tiny_discs, tmp_path, repository):
     text = (repository / "docs" / "examples" / "own_training.py").read_text()
     assert len([*filter(str.strip, text.splitlines())]) <= 46
-    got = example.main(changed(tiny_discs, "train.epochs=1"), tmp_path)
+    got = example.main(tiny_discs, tmp_path)
     assert got["class_names"] == ["ground", "disc"]
 
 
@@ -122,7 +122,7 @@ def test_example_is_short_and_runs(example, tiny_discs, tmp_path, repository):
 def test_early_stop_best_class_and_curves_survive_a_kill(tiny_config, tmp_path, monkeypatch):
     """A run whose evaluations get worse ends after its patience, and draws each point once."""
     has_board = importlib.util.find_spec("tensorboard") is not None
-    values = {8: 0.9, 16: 0.5, 24: 0.4}
+    values = {4: 0.9, 8: 0.5, 12: 0.4}
     inner = loop.Validation.evaluate
 
     def scored(self, step, *args):
@@ -131,31 +131,33 @@ def test_early_stop_best_class_and_curves_survive_a_kill(tiny_config, tmp_path, 
 
     monkeypatch.setattr(loop.Validation, "evaluate", scored)
     c = changed(
-        tiny_config, "checkpoint.best=iou/class_1", "train.early_stop=3", "train.steps=40",
+        tiny_config, "checkpoint.best=iou/class_1", "train.early_stop=2", "eval.every_epochs=1",
         "checkpoint.keep=1", f"log.tensorboard={has_board}",
     )  # fmt: skip
 
     def kill(event):
-        if event.kind == "evaluation" and event.step == 16:
+        if event.kind == "evaluation" and event.step == 8:
             raise RuntimeError("killed")
 
     with pytest.raises(RuntimeError, match="killed"):
         loop.train(c, tmp_path, callbacks=[kill])
     result = loop.train(c, tmp_path)
-    assert result["step"] == 24
-    assert result["stopped"].startswith("no better iou/class_1 since step 8, ")
-    assert checkpoint.finished(tmp_path) == [8, 24]  # the best is kept beside the latest
-    assert checkpoint.find_step(tmp_path, "best") == 8
-    assert [step for step, _ in checkpoint.read_info(tmp_path).evaluations] == [8, 16, 24]
+    assert result["step"] == 12
+    assert result["stopped"].startswith("no better iou/class_1 since step 4, ")
+    assert checkpoint.finished(tmp_path) == [4, 12]  # the best is kept beside the latest
+    assert checkpoint.find_step(tmp_path, "best") == 4
+    assert [step for step, _ in checkpoint.read_info(tmp_path).evaluations] == [4, 8, 12]
     evaluated, table = lines_of(tmp_path, "eval"), (tmp_path / "metrics.csv").read_text()
-    assert [line["step"] for line in evaluated] == [8, 16, 24]
-    assert [row.split(",")[0] for row in table.split()[1:]] == [str(k) for k in range(1, 25)]
+    assert [line["step"] for line in evaluated] == [4, 8, 12]
+    assert [row.split(",")[0] for row in table.split()[1:]] == [str(k) for k in range(1, 13)]
     if has_board:
         board = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
-        events = board.EventAccumulator(f"{tmp_path}/tensorboard", purge_orphaned_data=False)
+        events = board.EventAccumulator(
+            f"{tmp_path}/tensorboard", {"tensors": 0, "images": 0}, purge_orphaned_data=False
+        )
         events.Reload()
-        assert [e.step for e in events.Tensors("train/loss")] == [*range(1, 25)]
-        assert [e.step for e in events.Tensors("val/iou/class_1")] == [8, 16, 24]
+        assert [e.step for e in events.Tensors("train/loss")] == [*range(1, 13)]
+        assert [e.step for e in events.Tensors("val/iou/class_1")] == [4, 8, 12]
         assert len(events.Tags()["images"]) == 2  # of two validation images
 
 
