@@ -8,6 +8,8 @@
     deeplab_jax.train(config, "runs/camvid_r50_os16")
     deeplab_jax.evaluate("runs/camvid_r50_os16")["mean_iou"]
 
+Data, loss, transform and callbacks of your own: docs/examples/own_training.py.
+
 JAX is imported when one of these names is first used, not by this import. `train` and `evaluate`
 are these functions, also after the commands `deeplab_jax.train` and `deeplab_jax.evaluate` are
 imported as modules; `from deeplab_jax.train import main` works all the same.

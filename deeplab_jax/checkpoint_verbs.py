@@ -21,6 +21,7 @@ from deeplab_jax.errors import CheckpointError, ConfigError, check_writable, sho
 from deeplab_jax.utils import steps
 
 if TYPE_CHECKING:
+    from deeplab_jax.checkpoint import Info
     from deeplab_jax.checkpoint.listing import Entry
 
 _DIRECTORY = "a checkpoint directory: a run's, or a converter's output"
@@ -177,14 +178,23 @@ def _table(found: "Sequence[Entry]") -> Iterator[str]:
 def _row(entry: "Entry") -> tuple[str, ...]:
     assert entry.described is not None
     info, arrays = entry.described
-    score = (info.metrics or {}).get("mean_iou")
     saved = ""
     if entry.saved is not None:
         saved = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry.saved))
     return (
-        entry.name, info.kind, _megabytes(entry), "" if score is None else f"{100 * score:.2f} %",
+        entry.name, info.kind, _megabytes(entry), _score(info),
         "no" if arrays is None else "yes", saved,
     )  # fmt: skip
+
+
+def _score(info: "Info") -> str:
+    """Returns what the best step is chosen by, with its name unless it is the mean IoU."""
+    name = info.config.checkpoint.best if info.config else "mean_iou"
+    value = (info.metrics or {}).get(name)
+    if value is None:
+        return ""
+    text = f"{value:.4f}" if name == "loss" else f"{100 * value:.2f} %"
+    return text if name == "mean_iou" else f"{name} {text}"
 
 
 def _megabytes(entry: "Entry") -> str:

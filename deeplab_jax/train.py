@@ -5,7 +5,10 @@
 The loop itself is `deeplab_jax.training.loop.train`.
 """
 
+import re
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from deeplab_jax import cli
@@ -21,6 +24,7 @@ _EXAMPLES = """\
   deeplab train --config camvid_r50_os16 --config.data.root=camvid
   deeplab train --config ade20k_r50_os16 --config.init.backbone=DIR --workdir runs/ade
   deeplab train --config voc_r50_os16 --config.init.backbone=none --config.seed=1
+  deeplab train --config camvid_r50_os16 --seeds 0,1,2 --workdir runs/camvid
   deeplab train --config ade20k_r50_os16 --dry-run --hardware v5e:4x4
 The same command again continues where the run stopped."""
 _FIELDS = """\
@@ -61,6 +65,12 @@ def main(argv: list[str]) -> None:
         help="begin at step 0 where every saved step is damaged; they are set aside as N.damaged",
     )
     parser.add_argument(
+        "--seeds",
+        metavar="A,B,...",
+        help="train once with each seed, one after the other, in DIR/seed_A, DIR/seed_B, ...; then"
+        " DIR/seeds.json has mean and standard deviation of the scores",
+    )
+    parser.add_argument(
         "--config.x", metavar="VALUE", help="any field, such as --config.train.lr=0.02"
     )
     parser.add_argument(
@@ -92,6 +102,13 @@ def main(argv: list[str]) -> None:
     if args.step is not None and args.restart:
         what = "goes back to a step, and --restart begins where none is good"
         raise ConfigError("--step", what, "leave out one of them")
+    seeds = None if args.seeds is None else _read_seeds(args.seeds, overrides)
+    for flag in ("--step", "--restart", "--dry-run"):
+        if seeds and getattr(args, flag[2:].replace("-", "_")):
+            fix = (
+                f"name one: --workdir DIR/seed_{seeds[0]} --config.seed={seeds[0]} without --seeds"
+            )
+            raise ConfigError(flag, "is about one run, and --seeds are several", fix)
     if args.dry_run and (args.step is not None or args.restart):
         flag = "--restart" if args.restart else "--step"
         raise ConfigError(flag, "changes nothing about a dry run", "leave it out")
@@ -112,17 +129,54 @@ def main(argv: list[str]) -> None:
         return
     with signals.watched(args.save_within) as stop:
         if cluster.is_alone(args.coordinator, args.num_processes, args.process_id):
-            _check_paths(config, workdir)  # before JAX loads
+            for folder in [workdir] if seeds is None else _folders(workdir, seeds):
+                _check_paths(config, folder)  # before JAX loads
         cluster.initialize(args.coordinator, args.num_processes, args.process_id)
         from deeplab_jax.distributed import hosts
         from deeplab_jax.training.loop import train
 
         try:
-            train(config, workdir, step=args.step, restart=args.restart, stop=stop, began=began)
+            if seeds is None:
+                train(config, workdir, step=args.step, restart=args.restart, stop=stop, began=began)
+            else:
+                _train_each(config, workdir, seeds, stop)
         except DataError as error:
             raise cli.with_doctor(error, config, args.config, overrides) from error
     if hosts.is_primary():
-        cli.finish(workdir, "evaluate", "--checkpoint", workdir)
+        first = workdir if seeds is None else _folders(workdir, seeds)[0]
+        cli.finish(workdir, "evaluate", "--checkpoint", first)
+
+
+def _read_seeds(text: str, overrides: Sequence[str]) -> list[int]:
+    """Returns the seeds of `--seeds`."""
+    words = text.split(",")
+    is_good = all(re.fullmatch("[0-9]{1,10}", word) and int(word) < 2**32 for word in words)
+    seeds = [*map(int, words)] if is_good else []
+    if not seeds or len({*seeds}) < len(seeds):
+        what = f"must be different whole numbers, 0 to {2**32 - 1}, got {text!r}"
+        raise ConfigError("--seeds", what, "give such as --seeds 0,1,2")
+    if any(override.startswith("--config.seed=") for override in overrides):
+        raise ConfigError("--config.seed", "is what --seeds set", "leave it out")
+    return seeds
+
+
+def _folders(workdir: str, seeds: Sequence[int]) -> list[str]:
+    return [f"{workdir.rstrip('/')}/seed_{seed}" for seed in seeds]
+
+
+def _train_each(config: "Config", workdir: str, seeds: Sequence[int], stop: signals.Stop) -> None:
+    """Trains with one seed after the other; runs that are finished are left as they are."""
+    from deeplab_jax.account.seeds import render, summarize
+    from deeplab_jax.distributed import hosts
+    from deeplab_jax.training.loop import train
+    from deeplab_jax.utils.places import as_place
+
+    for seed, place in zip(seeds, _folders(workdir, seeds), strict=True):
+        print(f"seed {seed}:", flush=True)
+        stop.is_orderly = False
+        train(replace(config, seed=seed), place, stop=stop)
+    if hosts.is_primary():
+        print(*render(summarize(as_place(workdir), seeds)), sep="\n", flush=True)
 
 
 def _check_paths(config: "Config", workdir: str) -> None:

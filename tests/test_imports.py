@@ -217,6 +217,19 @@ def test_only_one_room_imports_orbax():
     assert offenders(own, ["orbax"])
 
 
+def test_loggers_are_imported_on_use_alone():
+    log, names = PACKAGE / "training" / "log", ("tensorboard", "wandb")
+    own = {log / f"{name}.py" for name in names}
+    files = {p for p in PACKAGE.rglob("*.py") if any(n in p.read_text() for n in names)} - own
+    assert offenders(files, names) == []
+    assert len({line.split(":")[0] for line in offenders(own, names)}) == 2
+    users = offenders(files, [f"deeplab_jax.training.log.{name}" for name in names])
+    assert {line.split(":")[0] for line in users} == {"deeplab_jax/training/log/curves.py"}
+    nodes = ast.parse((log / "curves.py").read_text()).body  # outside functions
+    top = {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+    assert not top & {f"deeplab_jax.training.log.{name}" for name in names}
+
+
 def test_data_needs_no_jax():
     assert offenders((PACKAGE / "data").rglob("*.py"), ("jax", "flax", "optax")) == []
 

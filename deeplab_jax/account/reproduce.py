@@ -161,11 +161,16 @@ def repeat(workdir: Path, config: Config, most: int) -> tuple[list[Compared], li
       The losses of each step, and what differs between the run's starts and this one.
 
     Raises:
-      ConfigError: the run's log or `env.json` does not tell its first steps.
+      ConfigError: the run's log or `env.json` does not tell its first steps; or a Python program
+        gave its data, loss or transform.
       DataError: the data are not those of the run.
       CheckpointError: the weights that the run began with are not there, or others are.
     """
     logged = first_losses(workdir, most)
+    if given := logged[0].entry.get("given"):
+        what = f"was trained with {', '.join(given)} that a Python program gave"
+        fix = "repeat its first steps with deeplab_jax.train into another folder, compare log.jsonl"
+        raise ConfigError(str(workdir), what, fix)
     compile_cache.enable()
     with tempfile.TemporaryDirectory() as place:
         try:

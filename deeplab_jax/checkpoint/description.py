@@ -16,6 +16,7 @@ from deeplab_jax.utils import steps
 from deeplab_jax.utils.trees import PyTree, by_path
 
 KINDS = ("run", "weights", "backbone")
+_LATER = ("evaluations", "stopped", "given")  # left out where empty
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -33,6 +34,7 @@ class Info:
         each grows by `num_batches`. Empty where the source has none.
       step: optimiser steps done; `Saver.save` sets it.
       metrics: scores of an evaluation at this step, such as {"mean_iou": 0.5}, a fraction; or None.
+        "iou/CLASS" is there where `config.checkpoint.best` names it.
       data: fingerprint of a run's training samples; "" if unknown.
       drawn: what of converted weights was drawn at random, such as "auxiliary head, from seed 0".
       left_out: numbers of the run's steps whose batch is left out, in the order they were found;
@@ -40,6 +42,9 @@ class Info:
       losses: losses of the last steps, oldest first, where the run looks for spikes.
       functions: fingerprints of the user's transforms, by name; "" where there is no source.
       class_weights: of a run that computed them from its training labels; else empty.
+      evaluations: (step, metrics) of the run's evaluations until this step, oldest first.
+      stopped: why the run ended at this step before its plan did; "" where it did not.
+      given: names of what a caller in Python gave to `train`, such as {"loss": "dice"}.
     """
 
     kind: str
@@ -55,6 +60,14 @@ class Info:
     losses: tuple[float, ...] = ()
     functions: dict[str, str] = dataclasses.field(default_factory=dict)
     class_weights: tuple[float, ...] = ()
+    evaluations: tuple[tuple[int, dict[str, float]], ...] = ()
+    stopped: str = ""
+    given: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def score(self) -> float:
+        """What the best step is chosen by, higher is better; -inf if unknown or not finite."""
+        return score(self.metrics, self.config.checkpoint.best if self.config else "mean_iou")
 
     @property
     def num_batches(self) -> int:
@@ -92,6 +105,7 @@ def write(info: Info, items: Mapping[str, PyTree]) -> dict[str, Any]:
         raise ValueError(f"`kind` must be one of {KINDS}, got {info.kind!r}.")
     _check_classes(info)
     fields = {field.name: getattr(info, field.name) for field in dataclasses.fields(info)}
+    fields = {name: value for name, value in fields.items() if name not in _LATER or value}
     fields["config"] = config_lib.to_dict(info.config) if info.config is not None else None
     found, leaves = checksums(items), by_path(items)
     fields["arrays"] = {
@@ -131,10 +145,13 @@ def read(path: str | os.PathLike, step: int) -> Description:
         raise CheckpointError(where, what, "use the version that wrote it") from error
 
 
-def score(metrics: Mapping[str, float] | None) -> float:
-    """Returns the mean IoU by which the best step is chosen; -inf if unknown or not finite."""
-    value = float((metrics or {}).get("mean_iou", math.nan))
-    return value if math.isfinite(value) else -math.inf
+def score(metrics: Mapping[str, float] | None, name: str) -> float:
+    """Returns what the best step is chosen by, higher is better; -inf if unknown or not finite.
+
+    `name` is `config.checkpoint.best`; a loss is negated.
+    """
+    value = float((metrics or {}).get(name, math.nan))
+    return (-value if name == "loss" else value) if math.isfinite(value) else -math.inf
 
 
 def best(scores: Mapping[int, float]) -> int | None:
@@ -159,6 +176,9 @@ def _info(fields: Mapping[str, Any]) -> Info:
         losses=tuple(fields.get("losses", ())),
         functions=dict(fields.get("functions", {})),
         class_weights=tuple(fields.get("class_weights", ())),
+        evaluations=tuple((step, dict(found)) for step, found in fields.get("evaluations", ())),
+        stopped=fields.get("stopped", ""),
+        given=dict(fields.get("given", {})),
     )
 
 

@@ -45,7 +45,8 @@ def find_step(path: str | os.PathLike, step: int | str = "latest") -> int:
 
     Args:
       path: the checkpoint directory.
-      step: a number, "latest", or "best": the highest mean IoU, the later of equals.
+      step: a number, "latest", or "best": the highest score, of `config.checkpoint.best`, the
+        later of equals.
 
     Raises:
       CheckpointError: there is no such step, or no checkpoint; the message lists the steps.
@@ -67,7 +68,7 @@ def _all_scores(path: str | os.PathLike, steps: Sequence[int]) -> dict[int, floa
     found = {}
     for step in steps:
         try:
-            found[step] = description.score(description.read(path, step).info.metrics)
+            found[step] = description.read(path, step).info.score
         except CheckpointError:
             if is_taken(step_path(path, step)):  # not removed meanwhile
                 raise

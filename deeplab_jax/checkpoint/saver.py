@@ -24,8 +24,8 @@ WRITE_SECONDS = 300  # that hosts wait for each other's writes
 class Saver:
     """Saves the steps of one run; keeps the latest ones and the best.
 
-    The best step has the highest finite `metrics["mean_iou"]`, the later of equals; a step saved
-    without metrics is never the best. Older ones are removed when a newer one is on the disk with
+    The best step has the highest finite `Info.score`, the later of equals; a step saved without
+    metrics is never the best. Older ones are removed when a newer one is on the disk with
     all its files and folders. Use it as a context manager: leaving waits for the last save and
     raises what went wrong with it.
 
@@ -141,7 +141,7 @@ class Saver:
         for step in steps.finished(self._path):
             with contextlib.suppress(CheckpointError):  # others stay, and do not count
                 info = description.read(self._path, step).info
-                found[step] = description.score(info.metrics)
+                found[step] = info.score
         if latest not in found:
             raise OSError(errno.EIO, f"step {latest} is not on the disk as it was saved")
         kept = {*sorted(found)[-self._keep :], description.best(found)}

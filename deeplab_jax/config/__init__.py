@@ -1,12 +1,11 @@
 """The configuration of a run: its fields, their checks, the table's rows, recipe files."""
 
 from deeplab_jax.config.checks import LABEL_IDS, TRAIN_IDS, nearest_multiple, validate, warnings
+from deeplab_jax.config.data_schema import DATASETS, DataConfig
 from deeplab_jax.config.forms import difference, flatten, freeze, from_dict, to_dict, to_json
 from deeplab_jax.config.schema import (
-    DATASETS,
     IGNORE_INDEX,
     Config,
-    DataConfig,
     EvalConfig,
     InitConfig,
     LossConfig,

@@ -67,7 +67,7 @@ _COMMON = {
     "loss.dice": "dice_loss dice_weight use_dice tversky",
     "loss.focal": "focal_loss focal_weight use_focal",
     "loss.lovasz": "lovasz_loss lovasz_softmax lovasz_weight use_lovasz jaccard iou_loss",
-    "loss.focal_gamma": "gamma",
+    "loss.focal_gamma": "focal_loss_gamma",
     "loss.label_smoothing": "smoothing label_smooth smooth_factor label_smoothing_factor",
     "loss.ohem_threshold": "ohem thresh ohem_thresh use_ohem hard_mining hard_example_mining"
     " online_hard_example_mining",
@@ -92,6 +92,8 @@ _COMMON = {
     " freeze_stages",
     "train.ema_half_life": "ema ema_decay model_ema average averaging use_ema weight_averaging swa"
     " polyak model_ema_decay",
+    "train.early_stop": "patience early_stopping early_stopping_patience es_patience"
+    " early_stop_patience",
     "mesh.spatial": "space mesh.space spatial_partition spatial_shards model_parallel",
     "mesh.check_every_steps": "check_every replica_check",
     "mesh.check_hardware": "sdc sdc_check sdc_checker enable_sdc_checker silent_corruption",
@@ -103,8 +105,12 @@ _COMMON = {
     "eval.flip": "mirror hflip horizontal_flip test_flip",
     "checkpoint.every_steps": "save_every save_interval save_freq checkpoint_interval save_period"
     " checkpoint_every save_steps ckpt_every save_every_steps",
+    "checkpoint.best": "monitor save_best best_metric metric_for_best_model key_metric"
+    " best_model_metric",
     "log.every_steps": "log_every log_interval print_freq print_every logging_steps"
     " print_interval log_freq log_steps log_every_n_steps",
+    "log.tensorboard": "tb use_tensorboard tensorboard_logger enable_tensorboard",
+    "log.wandb": "use_wandb wandb_project wandb.project enable_wandb",
     "init.backbone": "pretrained pretrained_backbone backbone_weights imagenet encoder_weights"
     " pretrained_weights imagenet_weights",
     "init.checkpoint": "load_from finetune fine_tune init_from start_from from_checkpoint ckpt"
@@ -113,7 +119,7 @@ _COMMON = {
 }
 _MEANINGS = {word: key for key, words in _COMMON.items() for word in words.split()}
 # What other tools have and this one does not; a similar field would mislead.
-_ABSENT = """activation device devices gpu gpus mean patience std sync_bn tpu"""
+_ABSENT = """activation device devices gpu gpus mean std sync_bn tpu"""
 _FILLERS = "a an and as at by each for from in is its of on or the to with config"
 
 

@@ -6,10 +6,10 @@ from types import MappingProxyType
 from typing import Any
 
 from deeplab_jax.config import patterns, transforms
+from deeplab_jax.config.data_schema import DataConfig
 from deeplab_jax.config.rules import BACKBONE_PARTS, HEADS, are_numbers, is_integers
 from deeplab_jax.config.schema import (
     Config,
-    DataConfig,
     EvalConfig,
     InitConfig,
     LossConfig,
@@ -52,6 +52,7 @@ def validate(config: Config, recipe: Mapping[str, Any] = MappingProxyType({})) -
     _check_schedule(config.train)
     _check_learning(config)
     _check_loss(config.loss, config.train, config.model.num_classes)
+    _check_early_stop(config)
     _check_height(config.data.crop_size[0], config.model.output_stride, config.mesh.spatial)
     _check_init(config.init)
 
@@ -297,6 +298,13 @@ def _check_loss(loss: LossConfig, train: TrainConfig, num_classes: int) -> None:
         fix = "set config.train.gradient_accumulation=1 with a smaller batch_size, or weigh the"
         fix += " classes: --config.loss.class_weighting=inverse"
         _require(f"loss.{key}", value, parts == 1 or not value, accepted, fix)
+
+
+def _check_early_stop(config: Config) -> None:
+    patience, every = config.train.early_stop, config.eval.every_epochs
+    accepted = f"0, or at least config.eval.every_epochs ({every}): others are not evaluated"
+    fix = f"--config.train.early_stop={every}, or evaluate more often"
+    _require("train.early_stop", patience, not 0 < patience < every, accepted, fix)
 
 
 def _check_height(height: int, stride: int, spatial: int) -> None:

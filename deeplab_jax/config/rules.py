@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -79,6 +80,11 @@ def are_numbers(value: Any) -> bool:
     return all(isinstance(v, int | float) for v in value)
 
 
+def is_project(value: str) -> bool:
+    """Tells whether Weights & Biases takes `value` as the name of a project, or it is empty."""
+    return re.fullmatch(r"[A-Za-z0-9_.-]{0,128}", value) is not None
+
+
 def mask_values(largest: int) -> Accepted:
     """Accepts different whole numbers, 0 to `largest`."""
     return Accepted(
@@ -146,6 +152,10 @@ EPOCHS = Accepted(
 )
 SEED = Accepted("0 to 4294967295", lambda value: 0 <= value < 2**32)
 BOOLEAN = Accepted("true or false")
+SCORE = Accepted(
+    "mean_iou, loss, boundary_iou, or iou/CLASS with the name of a class",
+    lambda value: value in ("mean_iou", "loss", "boundary_iou") or value[:4] == "iou/" != value,
+)
 WINDOW = Accepted("2 positive integers with config.eval.mode=slide, empty with whole")
 
 

@@ -8,7 +8,8 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from deeplab_jax.config.schema import DATASETS, Config, fields
+from deeplab_jax.config.data_schema import DATASETS
+from deeplab_jax.config.schema import Config, fields
 from deeplab_jax.errors import ConfigError
 
 # Each row: classes, global batch, epochs, crop and resize base (long side, short side).

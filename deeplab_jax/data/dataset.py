@@ -75,6 +75,7 @@ class Dataset:
     label_map: np.ndarray  # int16 (65536,): mask value -> class, 255 (ignored), -1 (invalid)
     source: SampleSource
     notes: tuple[str, ...] = ()  # what was guessed of its lists, a line each
+    mark: str = ""  # what else its fingerprint depends on
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -129,8 +130,9 @@ class Dataset:
         return cv2.LUT(raw, table) if raw.dtype == np.uint8 else table[raw]
 
     def fingerprint(self) -> str:
-        """Returns a text that changes when samples are added, removed or renamed."""
-        digest = hashlib.sha256("\n".join(self.ids).encode()).hexdigest()
+        """Returns a text that changes with `mark`, and with samples added, removed, renamed."""
+        names = [*self.ids, self.mark] if self.mark else self.ids
+        digest = hashlib.sha256("\n".join(names).encode()).hexdigest()
         return f"{len(self)} images ({digest[:12]})"
 
     def select(self, indices: Sequence[int]) -> "Dataset":

@@ -11,8 +11,10 @@ import numpy as np
 
 from deeplab_jax.config import is_local, to_dict
 from deeplab_jax.data import Dataset, open_dataset
+from deeplab_jax.data.sources.given import GivenData, open_given
 from deeplab_jax.distributed import hosts
 from deeplab_jax.distributed.replicas import checksum
+from deeplab_jax.errors import ConfigError
 from deeplab_jax.evaluation import label_counts, metrics
 from deeplab_jax.evaluation.evaluator import EvalResult, Evaluator, counting_images
 from deeplab_jax.evaluation.summary import Evaluation, Summary, environment
@@ -31,6 +33,7 @@ def evaluate(
     step: int | str = "latest",
     overrides: Sequence[str] = (),
     weights: str | None = None,
+    val_data: GivenData | None = None,
 ) -> Evaluation:
     """Evaluates a checkpoint on the validation split of its configuration.
 
@@ -42,6 +45,7 @@ def evaluate(
       step: a number, "latest" or "best".
       overrides: changes to the checkpoint's configuration, such as "--config.eval.flip=true".
       weights: "ema" or "raw" of a run that averages its weights; its average by default.
+      val_data: data set in place of the validation split; see `GivenData`.
 
     Returns:
       The content of `evaluation.json`; scores are fractions, None where undefined.
@@ -49,7 +53,7 @@ def evaluate(
     Raises:
       DeepLabError: as `evaluate_checkpoint`.
     """
-    return evaluate_checkpoint(checkpoint, step, overrides, weights=weights)[1]
+    return evaluate_checkpoint(checkpoint, step, overrides, weights=weights, val_data=val_data)[1]
 
 
 def evaluate_checkpoint(
@@ -58,6 +62,7 @@ def evaluate_checkpoint(
     overrides: Sequence[str] = (),
     json_file: Path | None = None,
     weights: str | None = None,
+    val_data: GivenData | None = None,
 ) -> tuple[Segmenter, Evaluation]:
     """Evaluates a checkpoint on the validation split of its configuration.
 
@@ -70,6 +75,7 @@ def evaluate_checkpoint(
       overrides: changes to the checkpoint's configuration, such as "--config.eval.flip=true".
       json_file: the JSON file; `evaluation.json` in `path` by default.
       weights: "ema" or "raw" of a run that averages its weights; its average by default.
+      val_data: data set in place of the validation split.
 
     Returns:
       The evaluated network, whose engine has compiled what the data set needs, and the content of
@@ -94,7 +100,7 @@ def evaluate_checkpoint(
                 with compile_cache.without_alarms():
                     facts["weights"] = hex(int(jax.jit(checksum)(segmenter.variables)))
             config = segmenter.config
-            dataset = open_dataset(config.data, config.model.num_classes, config.data.val_split)
+            dataset = _open(segmenter, overrides, val_data)
             facts["data"] = dataset.fingerprint()
         pixels = label_counts.count_labels(dataset, path)
         label_counts.refuse_none(pixels, dataset, config.data)
@@ -111,6 +117,21 @@ def evaluate_checkpoint(
         if hosts.is_primary():
             print(f"numbers: {file}")
     return segmenter, json.loads(text)  # with lists for tuples, as in the file
+
+
+def _open(segmenter: Segmenter, overrides: Sequence[str], given: GivenData | None) -> Dataset:
+    """Returns the data set to evaluate on; that of a run on a caller's own must be given again."""
+    config, own = segmenter.config, segmenter.given.get("val_data")
+    split, count = config.data.val_split, config.model.num_classes
+    if given is not None:
+        return open_given(given, "val_data", count, split)
+    if own and not any(text.startswith("--config.data.") for text in overrides):
+        what = f"was evaluated on `val_data` that a Python program gave ({own})"
+        fix = (
+            "call deeplab_jax.evaluate(..., val_data=...), or name a folder: --config.data.root=DIR"
+        )
+        raise ConfigError(str(segmenter.path), what, fix)
+    return open_dataset(config.data, count, split)
 
 
 def _evaluate(segmenter: Segmenter, dataset: Dataset) -> EvalResult:

@@ -71,6 +71,7 @@ class Segmenter:
       model: the network.
       variables: {"params", "batch_stats"}, on one device.
       weights: "ema" or "raw", of a step that holds both; else "".
+      given: names of what a Python program gave to the run, such as its data.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class Segmenter:
         weights: str = "",
     ):
         self.path, self.step, self.config, self.weights = path, info.step, config, weights
-        self.class_names, self.palette = info.class_names, info.palette
+        self.class_names, self.palette, self.given = info.class_names, info.palette, info.given
         self.model, self.variables = build_model(config.model), variables
         self._logits = jax.jit(partial(network_logits, self.model))
 

@@ -1,11 +1,17 @@
-"""Steps that are not finite or whose loss is a spike, and the batches that are left out for it."""
+"""Steps that are not finite or whose loss is a spike, the batches left out, and what can be saved."""
 
 import statistics
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from deeplab_jax.config import TrainConfig
+import jax
+import numpy as np
+
+from deeplab_jax.config import Config, TrainConfig
+from deeplab_jax.data import Dataset
+from deeplab_jax.distributed import hosts
+from deeplab_jax.errors import DataError, Interrupted, NumericError, ReaderError, ResourceError
 from deeplab_jax.training.state import State, not_finite
 
 
@@ -56,8 +62,60 @@ class LeftOut:
             self.losses.append(loss)
 
 
+class Words(NamedTuple):
+    """What is wrong with a step: the numbers at fault, the fault, and the remedy."""
+
+    reason: str
+    what: str
+    fix: str
+
+
+def describe(
+    state: State,
+    left_out: LeftOut,
+    config: Config,
+    start: int,
+    step: int,
+    values: Mapping[str, float],
+) -> Words:
+    """Returns what is wrong with a step that is not finite.
+
+    Args:
+      state: after that step, or the next.
+      left_out: the steps left out until now.
+      config: the run's configuration.
+      start: the step that was restored last, or 0.
+      step: the step's number.
+      values: its metrics.
+    """
+    first = first_not_finite(state, step)
+    reason = f"loss {values['loss']}, gradient norm {values['grad_norm']}"
+    what = f"step {step} is not finite: {reason}, {first}; lr {values['lr']:.3g}"
+    fix = "lower config.train.lr or look at these images"
+    if config.train.on_nonfinite == "stop":
+        fix += "; --config.train.on_nonfinite=rollback leaves such batches out"
+    if start and set(range(start + 1, step)) <= set(left_out.steps):
+        what += f"; it follows the restored step {start}, whose checkpoint may be damaged"
+        fix += "; or go back behind that step: --step N, of `deeplab checkpoint ls`"
+    return Words(reason, what, fix)
+
+
+def images(dataset: Dataset, index: np.ndarray) -> str:
+    """Returns the images of a step in words; every host calls this with its rows."""
+    told = hosts.all_gather([dataset.ids[i] for i in index])
+    return f"images {', '.join(list(dict.fromkeys(i for own in told for i in own))[:8])}"
+
+
 def first_not_finite(state: State, step: int) -> str:
     """Returns the first array that is not finite, in words; `step` is the one at fault."""
     paths = not_finite(state)
     later = ", a step later" if int(state["step"]) > step else ""
     return f"first array {paths[0]} (of {len(paths)}{later})" if paths else "no array by itself"
+
+
+def can_save(reason: Exception | None) -> bool:
+    """Tells whether the state is whole, and all hosts take part in saving it."""
+    if reason is None or isinstance(reason, Interrupted | DataError | ReaderError):
+        return True  # hosts have agreed on these
+    lost = NumericError | ResourceError | jax.errors.JaxRuntimeError
+    return not hosts.are_multiple() and not isinstance(reason, lost)

@@ -4,7 +4,7 @@ import dataclasses
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
@@ -17,21 +17,21 @@ from ml_collections import ConfigDict
 from deeplab_jax import checkpoint
 from deeplab_jax.config import Config
 from deeplab_jax.data import TrainBatch
+from deeplab_jax.data.augment.functions import Function
+from deeplab_jax.data.sources.given import GivenData
 from deeplab_jax.distributed import compiler_faults, hosts, selftest_record
 from deeplab_jax.distributed import mesh as mesh_lib
 from deeplab_jax.distributed.replicas import Replicas
 from deeplab_jax.errors import (
     BadStepError,
-    DataError,
-    Interrupted,
-    NumericError,
-    ReaderError,
-    ResourceError,
 )
 from deeplab_jax.training import bad_steps
+from deeplab_jax.training.extend.events import Callback, Watch
+from deeplab_jax.training.extend.given import Given
 from deeplab_jax.training.log import (
     EARLY,
     Account,
+    Curves,
     Display,
     JsonLog,
     Speed,
@@ -39,6 +39,7 @@ from deeplab_jax.training.log import (
     read_log,
     smooth,
 )
+from deeplab_jax.training.losses import UserLoss
 from deeplab_jax.training.plan import read_batches
 from deeplab_jax.training.setup import (
     RunSetup,
@@ -72,6 +73,11 @@ def train(
     restart: bool = False,
     stop: Stop | None = None,
     began: float | None = None,
+    train_data: GivenData | None = None,
+    val_data: GivenData | None = None,
+    loss: UserLoss | None = None,
+    transform: Function | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> dict[str, int | str]:
     """Trains until the plan is done, continuing what `workdir` already holds.
 
@@ -91,9 +97,15 @@ def train(
       restart: begin anew where steps were saved and none is good; otherwise that is an error.
       stop: what takes signals; by default SIGINT and SIGTERM are remembered from the first step on.
       began: Unix seconds from which on the run's account counts; now by default.
+      train_data: data set in place of the one that `config.data` names; see `GivenData`.
+      val_data: likewise for evaluations.
+      loss: function in place of the recipe's loss; see `losses.build_loss`.
+      transform: function of a sample, after the augmentation; see `data.augment`.
+      callbacks: functions of an `Event`; see `extend.events.Callback`.
 
     Returns:
-      {"step": the plan's last step, "params_sha256": hash of the final parameters}.
+      {"step": the last step, "params_sha256": hash of the final parameters}, and "stopped": why,
+      where the run ended before its plan.
 
     Raises:
       ConfigError: a value cannot be used, or differs from the continued run's; another process
@@ -104,13 +116,16 @@ def train(
       DataError: a data set or sample cannot be used; the state was saved.
       NumericError: the loss, a gradient or the new state is not finite, or the loss is a spike,
         and the batch may not be left out; or devices hold different states; nothing was saved.
+      TypeError: what a caller gives lacks a member, or cannot be called.
+      ValueError: ids or colours of data are not as many as samples or classes.
       Interrupted: Ctrl-C, SIGTERM, or a closed pipe, as in `... | head`; the state was saved.
       ReaderError: a thread or process that reads samples died or hangs; the state was saved.
       ResourceError: a checkpoint could not be written, or another host is gone.
     """
     began = time.time() if began is None else began
     compile_cache.enable()
-    with hosts.watched(workdir), claim(gather(config, workdir, step, restart)) as setup:
+    given = Given(train_data, val_data, loss, transform, tuple(callbacks))
+    with hosts.watched(workdir), claim(gather(config, workdir, step, restart, given)) as setup:
         for note in setup.notes:
             print(f"warning: {note}", flush=True)
         setup, state = restore_or_init(setup)
@@ -118,13 +133,16 @@ def train(
             print(f"continuing at step {setup.start} of {setup.plan.total}", flush=True)
         if setup.is_done:
             what = f"{setup.workdir} holds step {setup.start} of {setup.plan.total}"
+            if setup.stopped:
+                what += f", where it stopped ({setup.stopped}); --step latest goes on"
             print(f"already finished: {what}", flush=True)
             # A kill may have cut off the end of the log.
             left_out = setup.saved.left_out if setup.saved else ()
             with closing(JsonLog(_log_path(setup), setup.start, left_out)) as log:
-                return log_end(log, state)
+                return log_end(log, state, setup.stopped)
         note_start(setup, began)
-        print(*selftest_record.notes(setup.config), describe(setup), sep="\n", flush=True)
+        notes = *given.limits(), *selftest_record.notes(setup.config), describe(setup)
+        print(*notes, sep="\n", flush=True)
         with nullcontext(stop) if stop else remembered() as signals:
             return Run(setup, state, signals).go(began)
 
@@ -147,7 +165,8 @@ class Run:
         self.state: State | None = state
         self.signals, self.stop = signals, signals.received
         signals.saved = setup.start
-        self.train_step = make_train_step(setup.step_config, self.plan.total, setup.mesh)
+        own = {} if setup.given.loss is None else {"loss": setup.given.loss}
+        self.train_step = make_train_step(setup.step_config, self.plan.total, setup.mesh, **own)
         self.info = setup.info
         self.left_out = bad_steps.LeftOut(self.config.train, self.info.left_out, self.info.losses)
         self.start = setup.start
@@ -157,7 +176,12 @@ class Run:
         self.failure: Exception | None = None  # while reading on this host
         self.agreed = 0  # vote that all hosts stop for: a signal's number, or _FAILED
         self.speed = Speed(self.config.train.batch_size)
+        self.watch = Watch(
+            self.config, self.plan.total, self.plan.steps_per_epoch, setup.given.callbacks,
+            self.info.evaluations, setup.stopped,
+        )  # fmt: skip
         self.loss: float | None = None  # smoothed
+        self.values: dict[str, float] = {}  # of the last step that was read
         # (step, row ids, metrics), the metrics still on the device
         self.pending: deque[tuple[int, np.ndarray, Metrics]] = deque()
 
@@ -170,15 +194,22 @@ class Run:
         on_gone = partial(self.stop.append, int(signal.SIGPIPE))
         plan = self.plan
         self.display = Display(plan.total, plan.steps_per_epoch, on_gone, peak_memory)
+        setup, path = self.setup, _log_path(self.setup)
         with hosts.sync_errors():
-            self.log = JsonLog(_log_path(self.setup), self.start, self.left_out.steps)
-            self.validation = Validation(self.setup, self.log, self.display)
-            self._recall()
+            names, is_replaced = setup.dataset.class_names, bool(setup.begin.replaced)
+            self.curves = Curves(  # before the log is cut
+                self.config, path, names, self.start, is_replaced, self.display.say
+            )
+            self.log = JsonLog(path, self.start, self.left_out.steps)
+            self.validation = Validation(setup, self.log, self.curves, self.display)
+            if path is not None:  # the first host alone has the log, and writes the loss
+                self.loss = self.display.recall(read_log(path))
             facts = {"batch_size": self.config.train.batch_size, "devices": hosts.devices()}
             self.account = Account(self.log, began, self.start, facts)
         self._keep(self.setup.step)
         with (
             closing(self.log),
+            closing(self.curves),
             closing(self.account),
             self.display.live(),
             checkpoint.Saver(self.setup.workdir, self.config.checkpoint.keep) as self.saver,
@@ -193,26 +224,11 @@ class Run:
             # Outside the handler: an error in saving must not have the reason as its cause.
             self._save_last(reason)
             self.account.close()
+            at = self.start if self.state is None else int(self.state["step"])
+            self.watch.ended(at, reason, self.display.say)
             if reason is not None:
                 raise reason
-            self.display.say(f"done: {self.plan.total} steps")
-            return log_end(self.log, self._whole())
-
-    def _recall(self) -> None:
-        """Takes the last smoothed loss and the scores from the log of a continued run.
-
-        Only the first host has the log, and it alone writes the loss. Where the run stopped between
-        two logged steps, the steps since the last line are missing in the smoothed loss, which then
-        differs from an uninterrupted run's for some tens of steps.
-        """
-        path = _log_path(self.setup)
-        if path is None:
-            return
-        past = read_log(path)
-        if losses := past.train.get("loss_smoothed"):
-            self.loss = losses[-1][1]
-        scores = [score for _, score in past.eval.get("mean_iou", ())]
-        self.display.evaluated(*scores, over=past.over_classes())
+            return log_end(self.log, self._whole(), self.watch.stopped)
 
     def _steps(self) -> None:
         """Runs the steps that are left, and goes back where a bad step may be left out."""
@@ -223,7 +239,7 @@ class Run:
             self._agree()
             self._stop_if_agreed(self.start)
             self.signals.is_orderly = False
-        while True:
+        while not self.watch.stopped:
             try:
                 return self._steps_from(self.start)
             except BadStepError as bad:
@@ -253,6 +269,8 @@ class Run:
                 if self.agreed:
                     self._read_metrics()
                 self._stop_if_agreed(step)
+                if self.watch.stopped:
+                    return
 
     def _compute(self, step: int, state: State, on_device: Any) -> tuple[State, Metrics]:
         """Starts a step on the devices, and compiles it where it is the process's first."""
@@ -283,6 +301,8 @@ class Run:
         train, steps = self.config.train, (*self.left_out.steps, bad.step)
         with hosts.sync_errors():
             self.log.go_back(self.start, self.left_out.steps)
+            self.curves.go_back(self.start)
+        self.watch.go_back(self.start)
         self.left_out = bad_steps.LeftOut(train, steps, losses)
         self.log.write("rollback", bad.step, {"to": self.start, "reason": bad.reason})
         self.display.say(
@@ -331,9 +351,11 @@ class Run:
         config = self.config
         rows = mesh_lib.local_rows(self.setup.mesh, config.train.batch_size)
         steps = range(start, self.plan.total)
-        workers = config.data.num_workers
+        workers, transform = config.data.num_workers, self.setup.given.transform
         try:
-            yield from read_batches(config, self.setup.dataset, self.plan, steps, rows, workers)
+            yield from read_batches(
+                config, self.setup.dataset, self.plan, steps, rows, workers, transform
+            )
         except Exception as error:
             if not hosts.are_multiple():
                 raise
@@ -347,18 +369,23 @@ class Run:
             with clock("running the first step") if is_first else nullcontext():
                 values = {name: value.item() for name, value in jax.device_get(metrics).items()}
             if not values.pop("is_finite"):
-                raise self._not_finite(step, index, values)
+                words = bad_steps.describe(
+                    self._whole(), self.left_out, self.config, self.start, step, values
+                )
+                images = bad_steps.images(self.setup.dataset, index)
+                raise self._bad_step(step, words.reason, f"{words.what}, {images}", words.fix)
             self.account.step = step
             self._look_for_spike(step, index, values["loss"])
             self.loss = values["loss_smoothed"] = smooth(self.loss, values["loss"])
             if not is_first:  # it compiled
                 self.speed.finished_step()
             values |= self.speed.read()
+            self.values = values
             is_logged = step % self.config.log.every_steps == 0 or is_last
-            if is_logged:
-                self.log.write("train", step, values)
-            elif step <= EARLY:
-                self.log.write("loss", step, {"loss": values["loss"]})
+            if is_logged or step <= EARLY:
+                told = values if is_logged else {"loss": values["loss"]}
+                self.log.write("train" if is_logged else "loss", step, told)
+                self.curves.add(step, told)
             if is_logged or is_first:
                 self.speed.pause()
             # A step's metrics are read before its evaluation.
@@ -366,36 +393,20 @@ class Run:
             left = self.speed.left(self.plan.total - step, evaluations)
             self.display.step(step, values, left, is_last)
 
-    def _not_finite(self, step: int, index: np.ndarray, values: dict[str, float]) -> BadStepError:
-        first = bad_steps.first_not_finite(self._whole(), step)
-        reason = f"loss {values['loss']}, gradient norm {values['grad_norm']}"
-        what = f"step {step} is not finite: {reason}, {first}; lr {values['lr']:.3g}"
-        fix = "lower config.train.lr or look at these images"
-        if self.config.train.on_nonfinite == "stop":
-            fix += "; --config.train.on_nonfinite=rollback leaves such batches out"
-        if self.start and set(range(self.start + 1, step)) <= set(self.left_out.steps):
-            what += f"; it follows the restored step {self.start}, whose checkpoint may be damaged"
-            fix += "; or go back behind that step: --step N, of `deeplab checkpoint ls`"
-        return self._bad_step(step, reason, f"{what}, {self._images(index)}", fix)
-
     def _look_for_spike(self, step: int, index: np.ndarray, loss: float) -> None:
         """Warns of a loss far above those before; raises where its batch is to be left out."""
         usual = self.left_out.usual_loss(loss)
         if usual is not None:
             factor, count = self.config.train.spike_factor, len(self.left_out.losses)
             reason = f"loss {loss:.4g} is over {factor:g} x {usual:.4g}, the median of {count}"
-            what = f"step {step}: {reason} before, {self._images(index)}"
+            images = bad_steps.images(self.setup.dataset, index)
+            what = f"step {step}: {reason} before, {images}"
             if self.config.train.on_nonfinite == "rollback":
                 fix = "look at these images, or raise config.train.spike_factor"
                 raise self._bad_step(step, reason, what, fix)
             self.log.write("spike", step, {"reason": reason})
             self.display.say(f"warning: {what}")
         self.left_out.finished_step(loss)
-
-    def _images(self, index: np.ndarray) -> str:
-        """Returns the images of a step in words; every host calls this."""
-        told = hosts.all_gather([self.setup.dataset.ids[i] for i in index])
-        return f"images {', '.join(list(dict.fromkeys(i for own in told for i in own))[:8])}"
 
     def _bad_step(self, step: int, reason: str, what: str, fix: str) -> BadStepError:
         self.saver.wait()  # a save may be under way
@@ -406,29 +417,33 @@ class Run:
 
     def _do_what_is_due(self, step: int) -> None:
         """Compares devices, evaluates and saves after some steps."""
+        if self.watch.is_epoch_told(step):
+            self._read_metrics()
+            self.watch.epoch_ended(step, self.values)
         every = self.config.mesh.check_every_steps
-        if not self.plan.is_save_due(step):
+        if not (self.plan.is_save_due(step) or self.watch.stopped):
             if every and step % every == 0:
                 self._compare_devices(step)
             return
         self._read_metrics()  # a state that is not finite is never saved
-        metrics = self._evaluate(step) if self.plan.is_eval_due(step) else None
-        self._save(step, metrics)
+        if self.plan.is_eval_due(step) or self.watch.stopped:
+            self._evaluate(step)
+        self._save(step)
         self.speed.pause()
 
-    def _evaluate(self, step: int) -> dict[str, float] | None:
-        """Evaluates; None when asked to stop, and the continued run evaluates."""
+    def _evaluate(self, step: int) -> None:
+        """Evaluates, unless asked to stop; then the continued run does."""
         began, state = time.perf_counter(), self._whole()
         raw = raw_variables(state) if self.config.eval.both_weights else None
         with self.account.during("evaluation"):
-            metrics = self.validation.evaluate(
+            scores = self.validation.evaluate(
                 step, eval_variables(state), lambda: bool(self.stop), raw
             )
-        if metrics is None:
+        if scores is None:
             self.agreed = max(hosts.all_gather(self.stop[0] if self.stop else 0))
-            return None
+            return
         self.speed.evaluated(time.perf_counter() - began)
-        return metrics
+        self.watch.evaluated(step, *scores)
 
     def _compare_devices(self, step: int) -> None:
         """Raises if devices no longer hold the same state."""
@@ -438,26 +453,30 @@ class Run:
         last = checkpoint.latest_step(self.setup.workdir)
         return f"the last saved step, {last}, is kept" if last else "nothing was saved before"
 
-    def _save(self, step: int, metrics: dict[str, float] | None = None) -> None:
+    def _save(self, step: int) -> None:
         if self.config.mesh.check_every_steps:
             self._compare_devices(step)
         with hosts.sync_errors():
             if hosts.is_primary():
                 self.setup.check_lock()
                 self.log.sync()
+                self.curves.sync()
         items = {name: item for name, item in self._whole().items() if name != "step"}
         left_out, losses = self.left_out.steps, tuple(self.left_out.losses)
-        info = dataclasses.replace(self.info, left_out=left_out, losses=losses)
+        info = dataclasses.replace(
+            self.info, left_out=left_out, losses=losses, evaluations=self.watch.evaluations,
+            stopped=self.watch.stopped,
+        )  # fmt: skip
         self.signals.saving(step, partial(checkpoint.is_finished, self.setup.workdir, step))
         with self.account.during("saving"):
-            is_new = self.saver.save(step, items, info, metrics)
+            is_new = self.saver.save(step, items, info, self.watch.metrics_of(step))
         if is_new:
             self.account.saved()
         self._keep(step)
 
     def _save_last(self, reason: Exception | None) -> None:
         """Saves the state of a run that ends for `reason`, if it can, and waits for the disk."""
-        if self.state is not None and _can_save(reason):
+        if self.state is not None and bad_steps.can_save(reason):
             self._read_metrics()
             step = int(self.state["step"])
             if step > self.start:
@@ -466,17 +485,10 @@ class Run:
             self.saver.wait()
 
 
-def _can_save(reason: Exception | None) -> bool:
-    """Tells whether the state is whole, and all hosts take part in saving it."""
-    if reason is None or isinstance(reason, Interrupted | DataError | ReaderError):
-        return True  # hosts have agreed on these
-    lost = NumericError | ResourceError | jax.errors.JaxRuntimeError
-    return not hosts.are_multiple() and not isinstance(reason, lost)
-
-
-def log_end(log: JsonLog, state: State) -> dict[str, int | str]:
-    """Logs and prints the end of a run; returns the result of `train`."""
+def log_end(log: JsonLog, state: State, stopped: str) -> dict[str, int | str]:
+    """Logs and prints the end of a run, and why it stopped; returns the result of `train`."""
     step, digest = int(state["step"]), tree_hash(state["params"])
-    log.write("end", step, {"params_sha256": digest})
+    result = {"params_sha256": digest} | ({"stopped": stopped} if stopped else {})
+    log.write("end", step, result)
     print(f"parameters {digest[:16]}", flush=True)
-    return {"step": step, "params_sha256": digest}
+    return {"step": step, **result}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from deeplab_jax.config import Config
 from deeplab_jax.data import Dataset, TrainBatch, train_batches
+from deeplab_jax.data.augment.functions import Function
 from deeplab_jax.errors import ConfigError, DataError
 
 
@@ -72,8 +73,12 @@ def read_batches(
     steps: range,
     rows: Sequence[int],
     num_workers: int,
+    transform: Function | None = None,
 ) -> Iterator[TrainBatch]:
-    """Yields the batches of a run's steps, reduced to some of their rows."""
+    """Yields the batches of a run's steps, reduced to some of their rows.
+
+    `transform` is a caller's own; see `train_batches`.
+    """
     data = config.data
     return train_batches(
         dataset,
@@ -88,4 +93,5 @@ def read_batches(
         scale_range=data.scale_range,
         num_workers=num_workers,
         names=data.transforms,
+        transform=transform,
     )

@@ -5,6 +5,7 @@
 """
 
 import dataclasses
+import difflib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -12,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from deeplab_jax import checkpoint
 from deeplab_jax.config import Config, flatten, freeze, is_local, warnings
-from deeplab_jax.data import Dataset, open_dataset
+from deeplab_jax.data import Dataset
 from deeplab_jax.data.augment.chain import check_transforms
 from deeplab_jax.distributed import hosts
 from deeplab_jax.distributed import mesh as mesh_lib
@@ -27,12 +29,16 @@ from deeplab_jax.evaluation import label_counts
 from deeplab_jax.models import DeepLabV3Plus, build_model
 from deeplab_jax.training import workdir as workdir_lib
 from deeplab_jax.training.bad_samples import leave_out
+from deeplab_jax.training.extend.given import Given
 from deeplab_jax.training.init_weights import check_init, init_fingerprint, load_init
+from deeplab_jax.training.log.curves import check_curves
 from deeplab_jax.training.losses import class_weights
 from deeplab_jax.training.plan import Plan, make_plan
 from deeplab_jax.training.state import State, draw_state, restore_state, with_average
 from deeplab_jax.utils import environment
 from deeplab_jax.utils.places import as_place
+
+_NOTHING = Given()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +60,7 @@ class RunSetup:
       functions: fingerprints of the user's transforms, by name.
       check_lock: raises ResourceError if the work directory's lock was lost; set by `claim`.
       class_weights: of the loss, where the run computes them from its labels; set by `claim`.
+      given: what a caller in Python brings.
     """
 
     config: Config
@@ -70,6 +77,7 @@ class RunSetup:
     functions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     check_lock: Callable[[], None] = lambda: None
     class_weights: tuple[float, ...] = ()
+    given: Given = _NOTHING
 
     @property
     def step_config(self) -> Config:
@@ -95,12 +103,18 @@ class RunSetup:
     def is_evaluation_owed(self) -> bool:
         """Whether the run stopped or failed while evaluating its latest step."""
         is_evaluated = self.saved is None or self.saved.metrics is not None
-        return not is_evaluated and self.plan.is_eval_due(self.start)
+        return not is_evaluated and (bool(self.stopped) or self.plan.is_eval_due(self.start))
+
+    @property
+    def stopped(self) -> str:
+        """Why the run has ended before its plan; "" if not, or if the user names the step."""
+        return self.saved.stopped if self.saved and not self.is_asked else ""
 
     @property
     def is_done(self) -> bool:
         """Whether nothing is left to do."""
-        return self.start >= self.plan.total and not self.is_evaluation_owed
+        is_over = self.start >= self.plan.total or bool(self.stopped)
+        return is_over and not self.is_evaluation_owed
 
     @property
     def info(self) -> checkpoint.Info:
@@ -116,6 +130,8 @@ class RunSetup:
             losses=self.saved.losses if self.saved else (),
             functions=dict(self.functions),
             class_weights=self.class_weights,
+            evaluations=self.saved.evaluations if self.saved else (),
+            given=self.given.names,
         )
 
 
@@ -139,6 +155,7 @@ def gather(
     workdir: str | Path,
     step: int | str | None = None,
     restart: bool = False,
+    given: Given = _NOTHING,
 ) -> RunSetup:
     """Returns what a run in `workdir` is; leaves nothing there and reads no array.
 
@@ -159,7 +176,8 @@ def gather(
         facts |= hosts.software()
         frozen = freeze(config)
         facts |= {f"config.{k}": v for k, v in flatten(frozen).items() if not is_local(k)}
-        setup = _look(frozen, path, step, restart)
+        setup = _look(frozen, path, step, restart, given)
+        facts["given"] = given.names
         facts["training data"] = setup.dataset.fingerprint()
         facts["validation data"] = setup.validation.fingerprint()
         facts["transforms"] = dict(setup.functions)
@@ -169,23 +187,27 @@ def gather(
     return setup
 
 
-def _look(config: Config, workdir: Path, step: int | str | None, restart: bool) -> RunSetup:
+def _look(
+    config: Config, workdir: Path, step: int | str | None, restart: bool, given: Given
+) -> RunSetup:
     """Returns the setup as this host sees it."""
-    data, num_classes = config.data, config.model.num_classes
-    dataset = open_dataset(data, num_classes, data.train_split)
-    validation = open_dataset(data, num_classes, data.val_split)
+    check_curves(config.log, workdir)
+    dataset, validation = given.open(config)
+    _check_best(config.checkpoint.best, validation)
     mesh, model = mesh_lib.mesh_of(config), build_model(config.model)
     notes = warnings(config)
     begin = workdir_lib.choose(workdir, config, step, restart)
-    functions = check_transforms(dataset, data)
+    tried = check_transforms(dataset, config.data, given.transform)
+    functions = {name: tried[name] for name in config.data.transforms if name in tried}
     if begin.saved is not None:
+        notes += given.check(workdir, begin.saved.given)
         workdir_lib.check_same_functions(workdir, begin.saved.functions, functions)
     for name in (name for name, digest in functions.items() if not digest):
         note = f"the source of the transform {name} cannot be read, so a continued run cannot tell"
         notes.append(f"{note} whether it has changed")
     if begin.saved is None:
         notes += check_init(config, dataset.class_names)
-    elif not data.max_bad_samples:  # otherwise `claim` does, without the bad samples
+    elif not config.data.max_bad_samples:  # otherwise `claim` does, without the bad samples
         workdir_lib.check_same_data(workdir, begin.saved, dataset)
     if jax.config.read("jax_enable_x64") and config.model.dtype != "float64":
         note = "JAX_ENABLE_X64 is set: what is drawn at random, such as dropout, is not what a run"
@@ -193,8 +215,24 @@ def _look(config: Config, workdir: Path, step: int | str | None, restart: bool) 
     plan = make_plan(config, len(dataset))
     return RunSetup(
         config, workdir, dataset, validation, plan, mesh, model, begin,
-        step is not None, restart, tuple(notes), functions,
+        step is not None, restart, tuple(notes), functions, given=given,
     )  # fmt: skip
+
+
+def _check_best(name: str, validation: Dataset, pixels: np.ndarray | None = None) -> None:
+    """Refuses a `checkpoint.best` of a class that is not there, or has none of the `pixels`."""
+    kind, _, wanted = name.partition("/")
+    if kind != "iou":
+        return
+    names = validation.class_names
+    if wanted not in names:
+        near = difflib.get_close_matches(wanted, names, 1)
+        what = f"there is no class {wanted!r} among {', '.join(map(clip, names[:10]))}"
+        fix = f"did you mean iou/{near[0]}?" if near else f"name one, such as iou/{names[-1]}"
+        raise ConfigError("config.checkpoint.best", what, fix)
+    if pixels is not None and not pixels[names.index(wanted)]:
+        what = f"class {wanted} has no pixel in the masks of split {validation.split}"
+        raise ConfigError("config.checkpoint.best", what, "name another score, such as mean_iou")
 
 
 @contextmanager
@@ -261,6 +299,7 @@ def start_entry(setup: RunSetup, began: float | None) -> dict[str, Any]:
         "data": {name: dataset.fingerprint() for name, dataset in data.items()},
         "init": init_fingerprint(setup.config) if setup.step is None else None,
         "transforms": dict(setup.functions),
+        "given": setup.given.names,
     }
 
 
@@ -278,6 +317,8 @@ def with_counts(setup: RunSetup) -> RunSetup:
             weights = class_weights.compute(kind, counts)
         pixels, data = counts.pixels, setup.config.data
         notes += label_counts.warnings(pixels, dataset, data, is_training)
+        if dataset is setup.validation:
+            _check_best(setup.config.checkpoint.best, dataset, pixels)
     if weights and setup.saved and setup.saved.class_weights not in ((), weights):
         weights = setup.saved.class_weights
         notes.append(

@@ -3,7 +3,9 @@
 <workdir>/config.json    the resolved configuration, for people
 <workdir>/env.json       what each start of the run was made with, see `setup.start_entry`
 <workdir>/log.jsonl      see `log.JsonLog`
+<workdir>/metrics.csv    the same numbers, see `log.points`; after each save
 <workdir>/progress.png   see `picture`; after each evaluation
+<workdir>/tensorboard/   event files, and wandb/ and wandb.json, where `config.log` asks for them
 <workdir>/checkpoints/   the latest steps and the best; those set aside as N.damaged or N.replaced
 """
 

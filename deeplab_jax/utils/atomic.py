@@ -12,7 +12,7 @@ from typing import BinaryIO
 from deeplab_jax.utils.locks import try_lock
 from deeplab_jax.utils.places import is_address
 
-_PARTIAL = re.compile(r"\..+\.(json|jsonl|txt|png|jpg|npz|html)\.(\d+)\.tmp")
+_PARTIAL = re.compile(r"\..+\.(json|jsonl|txt|csv|png|jpg|npz|html)\.(\d+)\.tmp")
 
 
 @contextmanager

@@ -92,7 +92,7 @@ def test_override_that_cannot_be_used_is_refused(text, message):
         ("def get_config(): return {}", "get_config() returns dict"),
         (
             "from ml_collections import ConfigDict\ndef get_config(): return ConfigDict()",
-            "its configuration lacks checkpoint.every_steps, checkpoint.keep, data.class_colors",
+            "its configuration lacks checkpoint.best, checkpoint.every_steps, checkpoint.keep",
         ),
         (
             "def get_config():\n    c = config.get_config('voc')\n    c.train.lrr = 1\n    "

@@ -32,6 +32,11 @@ def test_best_score_is_marked_and_the_ground_is_opaque_white():
     assert image.getpixel((0, 0)) == (255, 255, 255)
 
 
+def test_validation_loss_is_drawn_beside_the_training_loss():
+    both = [thirds(picture.draw("tiny", Log(TRAIN, log))) for log in ({}, {"loss": curve(2, 1)})]
+    assert [(a != b).any() for a, b in zip(*both, strict=True)] == [True, False, False]
+
+
 def test_title_says_over_how_many_classes_the_mean_is():
     log = {"mean_iou": curve(0.2), "num_classes_in_mean": curve(149), "num_classes": curve(150)}
     counts = [log | {"num_classes_in_mean": curve(150)}, {"mean_iou": curve(0.2)}, log]

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import jax
 
+from deeplab_jax.training.log.lines import Log
 from deeplab_jax.utils.progress import PLAIN_SECONDS, Screen, View, duration
 
 SMOOTHING = 0.9  # weight of the past, per step, in the smoothed loss and time of a step
@@ -115,6 +116,17 @@ class Display:
         """Adds mean IoUs, fractions, of evaluations in their order; the last is `over_classes`."""
         self._scores += scores
         self._over = over
+
+    def recall(self, log: Log) -> float | None:
+        """Takes the scores of a continued run from its log; returns its last smoothed loss.
+
+        Where the run stopped between two logged steps, the steps since the last line are missing in
+        the smoothed loss, which then differs from an uninterrupted run's for some tens of steps.
+        """
+        scores = [score for _, score in log.eval.get("mean_iou", ())]
+        self.evaluated(*scores, over=log.over_classes())
+        losses = log.train.get("loss_smoothed")
+        return losses[-1][1] if losses else None
 
     def step(
         self, step: int, values: dict[str, float], left: str | None = None, is_last: bool = False

@@ -50,8 +50,12 @@ def draw(title: str, log: Log) -> Image.Image:
     words = "" if best is None else f": best {best[1]:.1f} at step {best[0]:.0f}"
     dots = [_Line(scores, _STRONG, has_dots=True)]
     loss = [_Line(train.get("loss", ()), _FAINT), _Line(train.get("loss_smoothed", ()), _STRONG)]
+    about = "training loss, each logged step and smoothed"
+    if validation := log.eval.get("loss", ()):
+        loss.append(_Line(validation, _BEST, has_dots=True))
+        about = "training loss, smoothed; validation: dots"
     plots = [
-        _Plot("training loss, each logged step and smoothed", loss),
+        _Plot(about, loss),
         _Plot("learning rate", [_Line(train.get("lr", ()), _STRONG)]),
         _Plot(f"validation mean IoU, %{words}", dots, best, log.over_classes().strip()),
     ]

@@ -1,0 +1,130 @@
+"""Data, loss, transform and callbacks that a caller in Python gives to `train`."""
+
+import dataclasses
+import hashlib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from deeplab_jax.config import Config
+from deeplab_jax.data import Dataset, open_dataset
+from deeplab_jax.data.augment.functions import Function
+from deeplab_jax.data.sources.given import GivenData, open_given
+from deeplab_jax.errors import ConfigError
+from deeplab_jax.training.extend.events import Callback
+from deeplab_jax.training.losses import UserLoss
+
+_DATA, _FUNCTIONS = ("train_data", "val_data"), ("loss", "transform")
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """What takes the place of what the configuration names; see `training.loop.train`.
+
+    Raises:
+      TypeError: a function cannot be called.
+    """
+
+    train_data: GivenData | None = None
+    val_data: GivenData | None = None
+    loss: UserLoss | None = None
+    transform: Function | None = None
+    callbacks: tuple[Callback, ...] = ()
+
+    def __post_init__(self) -> None:
+        named = [(name, getattr(self, name)) for name in _FUNCTIONS]
+        for name, function in [*named, *(("callbacks", item) for item in self.callbacks)]:
+            if function is not None and not callable(function):
+                raise TypeError(f"`{name}` must be a function, got {type(function).__name__}.")
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The names of data, loss and transform by argument; a function's has a digest."""
+        found = {name: getattr(self, name) for name in (*_DATA, *_FUNCTIONS)}
+        return {
+            name: f"{name_of(value)}{_digest(value) if name in _FUNCTIONS else ''}"
+            for name, value in found.items()
+            if value is not None
+        }
+
+    def open(self, config: Config) -> tuple[Dataset, Dataset]:
+        """Returns the training and the validation split.
+
+        Raises:
+          DataError: a data set cannot be used.
+          ConfigError: its classes are not those of the configuration.
+          TypeError: `train_data` or `val_data` lacks a member.
+          ValueError: its ids or colours are not as many as samples or classes.
+        """
+        data, count = config.data, config.model.num_classes
+        splits = data.train_split, data.val_split
+        first, second = (
+            open_dataset(data, count, split)
+            if (own := getattr(self, name)) is None
+            else open_given(own, name, count, split)
+            for name, split in zip(_DATA, splits, strict=True)
+        )
+        is_own = self.train_data is not None or self.val_data is not None
+        if is_own and first.class_names != second.class_names:
+            what = f"has the classes {', '.join(second.class_names)}"
+            what += f", and the training data {', '.join(first.class_names)}"
+            raise ConfigError("the validation data", what, "give both the same class names")
+        return first, second
+
+    def check(self, workdir: object, saved: Mapping[str, str]) -> list[str]:
+        """Compares with the names that a continued run was saved with.
+
+        Returns:
+          A line for each function whose text has changed since.
+
+        Raises:
+          ConfigError: a name differs.
+        """
+        notes, own = [], self.names
+        for name in dict.fromkeys((*saved, *own)):
+            before, now = saved.get(name, ""), own.get(name, "")
+            if before.partition(" ")[0] != now.partition(" ")[0]:
+                what = f"was trained with {_told(name, before)}, and now with {_told(name, now)}"
+                fix = f"call deeplab_jax.train with the same {name}, or choose another workdir"
+                raise ConfigError(str(workdir), what, fix)
+            if before != now:
+                notes.append(f"{name} {now.partition(' ')[0]} has changed since the run was saved")
+        return notes
+
+    def limits(self) -> list[str]:
+        """Returns a line for each thing of which a continued run does not notice a change."""
+        lines = []
+        for name in _DATA:
+            if (data := getattr(self, name)) is not None and not hasattr(data, "fingerprint"):
+                lines.append(
+                    f"{name}: {name_of(data)} is known by its ids: other pixels under the same ids"
+                    " are not noticed when the run is continued; give it a fingerprint()"
+                )
+        for name in _FUNCTIONS:
+            if (function := getattr(self, name)) is not None:
+                lines.append(
+                    f"{name}: {name_of(function)} is known by its own text: a change of what it"
+                    " calls is not noticed when the run is continued"
+                )
+        return lines
+
+
+def name_of(value: Any) -> str:
+    """Returns the name of a function, or of an object's class; without its module."""
+    while hasattr(value, "func"):  # functools.partial
+        value = value.func
+    return str(getattr(value, "__qualname__", type(value).__qualname__)).rpartition(">.")[2]
+
+
+def _digest(function: Any) -> str:
+    """Returns a space and a digest of a function's text; "" where there is none."""
+    try:
+        is_code = inspect.isroutine(function) or inspect.isclass(function)
+        text = inspect.getsource(function if is_code else type(function))
+    except (OSError, TypeError):  # typed into an interpreter, or compiled
+        return ""
+    return f" {hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def _told(name: str, value: str) -> str:
+    return f"{name}={value.partition(' ')[0]}" if value else f"no {name} of the caller's"
