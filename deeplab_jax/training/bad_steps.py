@@ -1,4 +1,4 @@
-"""Steps that are not finite or whose loss is a spike, the batches left out, and what can be saved."""
+"""Steps that are not finite or whose loss is a spike, and batches that are left out for it."""
 
 import statistics
 from collections import deque
