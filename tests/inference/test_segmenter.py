@@ -134,7 +134,8 @@ def test_image_that_does_not_fit_is_an_error_in_its_place(draw_variables, tmp_pa
     config = freeze(config)
     variables = draw_variables(build_model(config.model))
     names = tuple("abcde")
-    info = SimpleNamespace(step=1, class_names=names, palette=np.zeros((5, 3), np.uint8))
+    palette = np.zeros((5, 3), np.uint8)
+    info = SimpleNamespace(step=1, class_names=names, palette=palette, given={})
     model = segmenter.Segmenter(tmp_path, info, config, variables)
     files = []
     for number, height in enumerate((40, 45, 50, 45)):
