@@ -182,5 +182,6 @@ def _evaluate(file: Path, evaluation: Evaluation, flags: Sequence[str] = ()) -> 
     fields = {text.partition("=")[0] for text in flags}
     kept = [text for text in evaluation["overrides"] if text.partition("=")[0] not in fields]
     command = ["deeplab", "evaluate", "--checkpoint", str(_checkpoint(file, evaluation))]
-    command += ["--step", str(evaluation["step"]), *kept, *flags]
+    kind = ["--weights", evaluation["weights"]] if "weights" in evaluation else []
+    command += ["--step", str(evaluation["step"]), *kind, *kept, *flags]
     return shlex.join([*command, *([] if file.name == EVALUATION_FILE else ["--json", str(file)])])
