@@ -1,4 +1,4 @@
-"""Steps that are not finite or whose loss is a spike, the batches left out, and what can be saved."""
+"""Steps that are not finite or whose loss is a spike, batches left out, and what can be saved."""
 
 import statistics
 from collections import deque
