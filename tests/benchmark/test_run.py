@@ -4,6 +4,7 @@ import jax
 import pytest
 
 from convert import keymap
+from deeplab_jax.benchmark import rivals
 from deeplab_jax.benchmark.rows import Row, choose
 from deeplab_jax.benchmark.run import COMPILED, EAGER, OURS, Bench
 from deeplab_jax.errors import ConfigError
