@@ -195,7 +195,7 @@ def _look(
     if given.loss is not None:
         check_unused(config)
     dataset, validation = given.open(config)
-    _check_best(config.checkpoint.best, validation)
+    check_best(config.checkpoint.best, validation)
     mesh, model = mesh_lib.mesh_of(config), build_model(config.model)
     notes = warnings(config)
     begin = workdir_lib.choose(workdir, config, step, restart)
@@ -220,7 +220,7 @@ def _look(
     )  # fmt: skip
 
 
-def _check_best(name: str, validation: Dataset, pixels: np.ndarray | None = None) -> None:
+def check_best(name: str, validation: Dataset, pixels: np.ndarray | None = None) -> None:
     """Refuses a `checkpoint.best` of a class that is not there, or has none of the `pixels`."""
     kind, _, wanted = name.partition("/")
     if kind != "iou":
@@ -319,7 +319,7 @@ def with_counts(setup: RunSetup) -> RunSetup:
         pixels, data = counts.pixels, setup.config.data
         notes += label_counts.warnings(pixels, dataset, data, is_training)
         if dataset is setup.validation:
-            _check_best(setup.config.checkpoint.best, dataset, pixels)
+            check_best(setup.config.checkpoint.best, dataset, pixels)
     if weights and setup.saved and setup.saved.class_weights not in ((), weights):
         weights = setup.saved.class_weights
         notes.append(
