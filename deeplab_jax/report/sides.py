@@ -55,7 +55,7 @@ def read_sides(paths: Sequence[str]) -> list[Side]:
     Raises:
       CheckpointError: a folder holds neither an evaluation nor a checkpoint.
       ConfigError: there is no evaluation, only one, one twice, one that an older version wrote, or
-        evaluations differ in data or protocol.
+        evaluations differ in data or protocol, or seeds of one side in the kind of weights.
     """
     files = [file for path in paths for file in _files(path)]
     for number, file in enumerate(files):
@@ -74,6 +74,7 @@ def read_sides(paths: Sequence[str]) -> list[Side]:
     for side in sides:
         for file, evaluation in zip(side.files, side.evaluations, strict=True):
             _check_same(sides[0], file, evaluation)
+            _check_weights(side, file, evaluation)
     for side in sides:
         _check_truth(sides[0], side)
     return sides
@@ -141,6 +142,16 @@ def _check_same(base: Side, file: Path, evaluation: Evaluation) -> None:
         texts = [f"{len(each)} images" for each in (base.ids, ids)]
         fix = _of_data(base, file, evaluation)
         raise _differs(base, file, f"images ({odd} is in one alone)", texts, fix)
+
+
+def _check_weights(side: Side, file: Path, evaluation: Evaluation) -> None:
+    """Refuses a seed of which other weights were evaluated than of the side's first, ema or raw."""
+    one, other = (e.get("weights", "") for e in (side.evaluations[0], evaluation))
+    if one != other:
+        fix = "compare seeds of one recipe"
+        if one and other:
+            fix = f"evaluate alike: {_evaluate(file, {**evaluation, 'weights': one})}"
+        raise _differs(side, file, "weights", [one or "one kind", other or "one kind"], fix)
 
 
 def _check_truth(base: Side, side: Side) -> None:

@@ -118,6 +118,16 @@ def test_seeds_of_a_folder_are_one_side(place, call, tmp_path):
     assert "make one: deeplab evaluate --checkpoint b/seed_1\n" in err
 
 
+def test_seeds_of_one_side_are_of_the_same_weights(place, call):
+    place("a/seed_0", 0.7, weights="ema")
+    place("a/seed_1", 0.7, 1, weights="raw")
+    place("b", 0.7)
+    code, _, err = call("compare", "a", "b")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "differs from a/seed_0/evaluation.json in weights: raw, there ema - evaluate al" in err
+    assert "--checkpoint a/seed_1 --step 7 --weights ema\n" in err
+
+
 def with_eval(evaluation, **fields):
     config = evaluation["config"]
     return {"config": config | {"eval": config["eval"] | fields}}
