@@ -16,13 +16,15 @@ import numpy as np
 
 from deeplab_jax.benchmark import machine
 from deeplab_jax.benchmark.timing import seconds_of
-from deeplab_jax.config import Config
+from deeplab_jax.config import Config, LossConfig, TrainConfig
 from deeplab_jax.data import TrainBatch
 from deeplab_jax.data.images import read_image
 from deeplab_jax.data.transforms import fit_size, resize_image
 from deeplab_jax.inference.protocol import EvalProtocol, read_protocol
 from deeplab_jax.models.preprocess import MEAN, STD
 
+_PLAIN_STEP = ("gradient_accumulation", "optimizer", "clip_norm", "decay_norms", "head_lr_factor",
+               "freeze", "ema_half_life")  # fmt: skip
 _DEFAULTS = {"stem": "deep", "multi_grid": (), "freeze_batch_norm": False, "remat": ()}
 _FORMATS = ("contiguous_format", "channels_last")
 
@@ -45,11 +47,15 @@ def obstacle(platform: str, num_devices: int) -> str:
 
 
 def difference_of_recipe(config: Config) -> str:
-    """Returns the field of a recipe that the network in PyTorch does not have; "" if it has all."""
+    """Returns the field of a recipe that PyTorch's network and step do not have; "" if none."""
     for name, value in _DEFAULTS.items():
         if getattr(config.model, name) != value:
             return f"config.model.{name}"
-    return "" if config.train.gradient_accumulation == 1 else "config.train.gradient_accumulation"
+    usual = TrainConfig()
+    for name in _PLAIN_STEP:
+        if getattr(config.train, name) != getattr(usual, name):
+            return f"config.train.{name}"
+    return "" if config.loss == LossConfig() else "config.loss"
 
 
 class Rival:

@@ -276,7 +276,7 @@ class Bench:
         if self.is_alone or self._obstacle:
             return False
         missing = rivals.difference_of_recipe(config)
-        note = f"{config.name}: no comparison with PyTorch, whose network has no {missing}"
+        note = f"{config.name}: no comparison with PyTorch, whose side has no {missing}"
         if missing and note not in self.notes:
             self.notes.append(note)
         return not missing

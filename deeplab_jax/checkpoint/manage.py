@@ -85,7 +85,14 @@ def export(
     if info.kind == "run":  # whose counters are those before its first step
         norms = {name.rpartition("/")[0] for name in by_path(items["batch_stats"])}
         counters = {norm: counters.get(norm, 0) + info.num_batches for norm in sorted(norms)}
-    exported = dataclasses.replace(info, kind="weights", counters=counters, left_out=(), losses=())
+    metrics = info.metrics
+    if metrics and weights.weights_of(info, kind) == "raw":  # the other scores are the average's
+        raw = metrics.get("mean_iou_raw")
+        metrics = None if raw is None else {"mean_iou": raw}
+    exported = dataclasses.replace(
+        info, kind="weights", counters=counters, metrics=metrics, left_out=(), losses=(),
+        evaluations=(), stopped="",
+    )  # fmt: skip
     save_once(output, items, exported)
     if listing.last_good(output, [info.step]) is None:
         what = f"step {info.step} cannot be read as it was written"

@@ -30,8 +30,10 @@ from deeplab_jax.errors import DataError, DeepLabError, ResourceError
 from deeplab_jax.training import workdir as workdir_lib
 from deeplab_jax.training.bad_samples import without_listed
 from deeplab_jax.training.init_weights import check_init
+from deeplab_jax.training.log.curves import check_curves
 from deeplab_jax.training.optimizer import build_schedule
 from deeplab_jax.training.plan import make_plan, read_batches
+from deeplab_jax.training.setup import check_best
 from deeplab_jax.training.state import abstract_state
 from deeplab_jax.utils import compile_cache
 from deeplab_jax.utils.places import as_place, is_address
@@ -134,7 +136,9 @@ def find_inputs(config: Config, workdir: Path) -> Inputs:
     errors: list[DeepLabError] = []
     data, classes = config.data, config.model.num_classes
     dataset = _attempt(errors, open_dataset, data, classes, data.train_split)
-    _attempt(errors, open_dataset, data, classes, data.val_split)
+    _attempt(errors, check_curves, config.log, workdir)
+    if validation := _attempt(errors, open_dataset, data, classes, data.val_split):
+        _attempt(errors, check_best, config.checkpoint.best, validation)
     if dataset and data.max_bad_samples:
         dataset = _attempt(errors, without_listed, dataset, workdir)
     number = len(dataset) if dataset else _published(data)

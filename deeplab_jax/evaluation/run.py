@@ -100,7 +100,7 @@ def evaluate_checkpoint(
                 with compile_cache.without_alarms():
                     facts["weights"] = hex(int(jax.jit(checksum)(segmenter.variables)))
             config = segmenter.config
-            dataset = _open(segmenter, overrides, val_data)
+            dataset = open_validation(segmenter, overrides, config.data.val_split, val_data)
             facts["data"] = dataset.fingerprint()
         pixels = label_counts.count_labels(dataset, path)
         label_counts.refuse_none(pixels, dataset, config.data)
@@ -119,10 +119,18 @@ def evaluate_checkpoint(
     return segmenter, json.loads(text)  # with lists for tuples, as in the file
 
 
-def _open(segmenter: Segmenter, overrides: Sequence[str], given: GivenData | None) -> Dataset:
-    """Returns the data set to evaluate on; that of a run on a caller's own must be given again."""
+def open_validation(
+    segmenter: Segmenter, overrides: Sequence[str], split: str, given: GivenData | None = None
+) -> Dataset:
+    """Returns a split of a checkpoint's data, or the caller's own data set that is `given`.
+
+    Raises:
+      ConfigError: the run had a caller's own data set, which is not given again, and the overrides
+        name no other.
+      DataError: the data cannot be used.
+    """
     config, own = segmenter.config, segmenter.given.get("val_data")
-    split, count = config.data.val_split, config.model.num_classes
+    count = config.model.num_classes
     if given is not None:
         return open_given(given, "val_data", count, split)
     if own and not any(text.startswith("--config.data.") for text in overrides):

@@ -23,7 +23,6 @@ from deeplab_jax.errors import DataError, DeepLabError
 from deeplab_jax.inference import counting
 from deeplab_jax.inference.buckets import Buckets, Shape, Size
 from deeplab_jax.inference.counting import ImageCounts, PixelCounts
-from deeplab_jax.inference.counting import confusion_matrix as confusion_matrix
 from deeplab_jax.inference.memory import TooLargeError, check_memory, free_memory
 from deeplab_jax.inference.prediction import Window
 from deeplab_jax.inference.protocol import EvalProtocol, Picture, View

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from deeplab_jax.data import open_dataset
 from deeplab_jax.data.colors import safe_palette
 from deeplab_jax.errors import DeepLabError
 from deeplab_jax.evaluation import comparison
+from deeplab_jax.evaluation.run import open_validation
 from deeplab_jax.inference.segmenter import load
 from deeplab_jax.report.pictures import ScoredImage
 from deeplab_jax.report.sides import Side, read_sides
@@ -132,9 +132,8 @@ def _segment(
     """Returns {image: its picture} by a side's first seed, and the palette."""
     evaluation = side.evaluations[0]
     given = [*evaluation["overrides"], *overrides]
-    segmenter = load(side.checkpoint, evaluation["step"], given)
-    config = segmenter.config
-    dataset = open_dataset(config.data, config.model.num_classes, evaluation["split"])
+    segmenter = load(side.checkpoint, evaluation["step"], given, evaluation.get("weights"))
+    dataset = open_validation(segmenter, given, evaluation["split"])
     places = {name: number for number, name in enumerate(dataset.ids)}
     scores = comparison.score(side.areas[:1]).images
     found = {}

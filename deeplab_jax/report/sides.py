@@ -55,7 +55,7 @@ def read_sides(paths: Sequence[str]) -> list[Side]:
     Raises:
       CheckpointError: a folder holds neither an evaluation nor a checkpoint.
       ConfigError: there is no evaluation, only one, one twice, one that an older version wrote, or
-        evaluations differ in data or protocol.
+        evaluations differ in data or protocol, or seeds of one side in the kind of weights.
     """
     files = [file for path in paths for file in _files(path)]
     for number, file in enumerate(files):
@@ -74,6 +74,7 @@ def read_sides(paths: Sequence[str]) -> list[Side]:
     for side in sides:
         for file, evaluation in zip(side.files, side.evaluations, strict=True):
             _check_same(sides[0], file, evaluation)
+            _check_weights(side, file, evaluation)
     for side in sides:
         _check_truth(sides[0], side)
     return sides
@@ -143,6 +144,16 @@ def _check_same(base: Side, file: Path, evaluation: Evaluation) -> None:
         raise _differs(base, file, f"images ({odd} is in one alone)", texts, fix)
 
 
+def _check_weights(side: Side, file: Path, evaluation: Evaluation) -> None:
+    """Refuses a seed of which other weights were evaluated than of the side's first, ema or raw."""
+    one, other = (e.get("weights", "") for e in (side.evaluations[0], evaluation))
+    if one != other:
+        fix = "compare seeds of one recipe"
+        if one and other:
+            fix = f"evaluate alike: {_evaluate(file, {**evaluation, 'weights': one})}"
+        raise _differs(side, file, "weights", [one or "one kind", other or "one kind"], fix)
+
+
 def _check_truth(base: Side, side: Side) -> None:
     """Refuses images whose masks are not those of the first side."""
     differs = (base.areas[:1, :, 1] != side.areas[:, :, 1]).any((0, 2))
@@ -182,5 +193,6 @@ def _evaluate(file: Path, evaluation: Evaluation, flags: Sequence[str] = ()) -> 
     fields = {text.partition("=")[0] for text in flags}
     kept = [text for text in evaluation["overrides"] if text.partition("=")[0] not in fields]
     command = ["deeplab", "evaluate", "--checkpoint", str(_checkpoint(file, evaluation))]
-    command += ["--step", str(evaluation["step"]), *kept, *flags]
+    kind = ["--weights", evaluation["weights"]] if "weights" in evaluation else []
+    command += ["--step", str(evaluation["step"]), *kind, *kept, *flags]
     return shlex.join([*command, *([] if file.name == EVALUATION_FILE else ["--json", str(file)])])

@@ -8,11 +8,10 @@ from deeplab_jax.account.goodput import read_account
 from deeplab_jax.account.utilisation import peak_of, utilisation
 from deeplab_jax.config import Config, from_dict
 from deeplab_jax.config.recipe import apply_overrides
-from deeplab_jax.data import open_dataset
 from deeplab_jax.data.colors import safe_palette
 from deeplab_jax.distributed import hosts
 from deeplab_jax.errors import ConfigError, DeepLabError, clip
-from deeplab_jax.evaluation.run import EVALUATION_FILE
+from deeplab_jax.evaluation.run import EVALUATION_FILE, open_validation
 from deeplab_jax.evaluation.summary import Evaluation
 from deeplab_jax.inference.segmenter import Segmenter, load
 from deeplab_jax.report import checking, page, pictures
@@ -50,7 +49,7 @@ def write_again(folder: Path, output: Path, overrides: Sequence[str]) -> None:
         hours = _hours(folder, config)
         _write(output, page.PageContent(evaluation, config, log, palette, (), notes, hours))
     else:
-        _draw(output, evaluation, segmenter, keeps=True)
+        _draw(output, evaluation, segmenter, overrides, keeps=True)
 
 
 def write_evaluated(
@@ -69,7 +68,7 @@ def write_evaluated(
     if not json_file.is_file() or json_file.parent == Path("/dev"):  # also `--json /dev/stdout > x`
         return None
     if hosts.is_primary():
-        _draw(output, evaluation, segmenter)
+        _draw(output, evaluation, segmenter, evaluation["overrides"])
     return output
 
 
@@ -105,14 +104,21 @@ def _no_pictures(error: DeepLabError) -> str:
     return f"No pictures: {error}."
 
 
-def _draw(output: Path, evaluation: Evaluation, segmenter: Segmenter, keeps: bool = False) -> None:
+def _draw(
+    output: Path,
+    evaluation: Evaluation,
+    segmenter: Segmenter,
+    overrides: Sequence[str],
+    keeps: bool = False,
+) -> None:
     """Writes the page; without pictures, and with the reason, if the data cannot be read.
 
-    With `keeps`, a page that exists is not replaced by one without pictures: the error is raised.
+    `overrides` are those that the segmenter's configuration has. With `keeps`, a page that exists
+    is not replaced by one without pictures: the error is raised.
     """
     config, images, notes = segmenter.config, [], []
     try:
-        dataset = open_dataset(config.data, config.model.num_classes, evaluation["split"])
+        dataset = open_validation(segmenter, overrides, evaluation["split"])
         images = [
             *pictures.worst_and_best(evaluation, dataset, lambda image: segmenter(image).labels)
         ]

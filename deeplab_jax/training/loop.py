@@ -165,8 +165,9 @@ class Run:
         self.state: State | None = state
         self.signals, self.stop = signals, signals.received
         signals.saved = setup.start
-        own = {} if setup.given.loss is None else {"loss": setup.given.loss}
-        self.train_step = make_train_step(setup.step_config, self.plan.total, setup.mesh, **own)
+        self.train_step = make_train_step(
+            setup.step_config, self.plan.total, setup.mesh, setup.given.loss
+        )
         self.info = setup.info
         self.left_out = bad_steps.LeftOut(self.config.train, self.info.left_out, self.info.losses)
         self.start = setup.start
@@ -208,8 +209,8 @@ class Run:
             self.account = Account(self.log, began, self.start, facts)
         self._keep(self.setup.step)
         with (
+            closing(self.curves),  # after the log: metrics.csv holds its last lines
             closing(self.log),
-            closing(self.curves),
             closing(self.account),
             self.display.live(),
             checkpoint.Saver(self.setup.workdir, self.config.checkpoint.keep) as self.saver,

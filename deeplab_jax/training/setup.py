@@ -32,7 +32,7 @@ from deeplab_jax.training.bad_samples import leave_out
 from deeplab_jax.training.extend.given import Given
 from deeplab_jax.training.init_weights import check_init, init_fingerprint, load_init
 from deeplab_jax.training.log.curves import check_curves
-from deeplab_jax.training.losses import class_weights
+from deeplab_jax.training.losses import check_unused, class_weights
 from deeplab_jax.training.plan import Plan, make_plan
 from deeplab_jax.training.state import State, draw_state, restore_state, with_average
 from deeplab_jax.utils import environment
@@ -192,13 +192,14 @@ def _look(
 ) -> RunSetup:
     """Returns the setup as this host sees it."""
     check_curves(config.log, workdir)
+    if given.loss is not None:
+        check_unused(config)
     dataset, validation = given.open(config)
-    _check_best(config.checkpoint.best, validation)
+    check_best(config.checkpoint.best, validation)
     mesh, model = mesh_lib.mesh_of(config), build_model(config.model)
     notes = warnings(config)
     begin = workdir_lib.choose(workdir, config, step, restart)
-    tried = check_transforms(dataset, config.data, given.transform)
-    functions = {name: tried[name] for name in config.data.transforms if name in tried}
+    functions = check_transforms(dataset, config.data, given.transform)
     if begin.saved is not None:
         notes += given.check(workdir, begin.saved.given)
         workdir_lib.check_same_functions(workdir, begin.saved.functions, functions)
@@ -219,7 +220,7 @@ def _look(
     )  # fmt: skip
 
 
-def _check_best(name: str, validation: Dataset, pixels: np.ndarray | None = None) -> None:
+def check_best(name: str, validation: Dataset, pixels: np.ndarray | None = None) -> None:
     """Refuses a `checkpoint.best` of a class that is not there, or has none of the `pixels`."""
     kind, _, wanted = name.partition("/")
     if kind != "iou":
@@ -318,7 +319,7 @@ def with_counts(setup: RunSetup) -> RunSetup:
         pixels, data = counts.pixels, setup.config.data
         notes += label_counts.warnings(pixels, dataset, data, is_training)
         if dataset is setup.validation:
-            _check_best(setup.config.checkpoint.best, dataset, pixels)
+            check_best(setup.config.checkpoint.best, dataset, pixels)
     if weights and setup.saved and setup.saved.class_weights not in ((), weights):
         weights = setup.saved.class_weights
         notes.append(

@@ -194,7 +194,7 @@ def is_known(options: dict[str, bool | int], mesh: Mesh) -> bool:
 
 
 def make_train_step(
-    config: Config, total_steps: int, mesh: Mesh, *, loss: UserLoss | None = None
+    config: Config, total_steps: int, mesh: Mesh, loss: UserLoss | None = None
 ) -> Callable[..., tuple[State, Metrics]]:
     """Returns the jitted step(state, image, label, box) -> (state, metrics) over the mesh.
 

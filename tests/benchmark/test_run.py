@@ -4,6 +4,7 @@ import jax
 import pytest
 
 from convert import keymap
+from deeplab_jax.benchmark import rivals
 from deeplab_jax.benchmark.rows import Row, choose
 from deeplab_jax.benchmark.run import COMPILED, EAGER, OURS, Bench
 from deeplab_jax.errors import ConfigError
@@ -199,3 +200,15 @@ def test_what_was_done_is_shown_however_it_ends(call, tmp_path, monkeypatch, end
     assert "| input | camvid_r18_os16" in out
     assert json.loads((tmp_path / "bench.json").read_text())["cases"]
     assert err.strip().splitlines()[-1].startswith("interrupted" if expected == 130 else "error: ")
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["model.remat=1", "train.optimizer=adamw", "train.freeze=backbone", "train.clip_norm=1",
+     "loss.dice=1"],
+)  # fmt: skip
+def test_a_recipe_that_pytorch_s_side_has_not_is_named(narrow_config, change):
+    assert rivals.difference_of_recipe(narrow_config()) == ""
+    found = rivals.difference_of_recipe(narrow_config(change))
+    assert found
+    assert f"config.{change}".startswith(found)

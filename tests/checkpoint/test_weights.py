@@ -24,7 +24,8 @@ def averaged(narrow_config, draw_variables, tmp_path_factory):
         items = raw | {"ema": {"count": np.array(9, np.int32), **average}}
         path = tmp_path_factory.mktemp("averaged")
         with checkpoint.Saver(path) as saver:
-            saver.save(9, items, checkpoint.Info(kind="run", config=c))
+            scores = {"mean_iou": 0.5, "mean_iou_raw": 0.4, "loss": 1.0}
+            saver.save(9, items, checkpoint.Info(kind="run", config=c), scores)
         seen = {name: merged(raw[name], average[name]) for name in raw}
         return path, c, raw, seen
 
@@ -57,6 +58,8 @@ def test_average_is_exported_converted_and_started_from(averaged, call, tmp_path
         assert call("checkpoint", "export", path, "--output", copy, *weights).code == 0
         _assert_equal(checkpoint.read_arrays(copy, "latest", expected), expected)
         assert deeplab_jax.load(copy).weights == ""
+        score = checkpoint.read_info(copy).metrics["mean_iou"]
+        assert score == (0.4 if weights else 0.5)
         got = call("convert", "to-pytorch", "--checkpoint", path, "--output", file, *weights)
         assert (got.code, got.err) == (0, "")
         assert f"step 9, {weights[-1] if weights else 'ema'} weights: " in got.out

@@ -77,6 +77,11 @@ def test_data_that_are_elsewhere_are_a_warning(tiny, tmp_path, no_compilers, cap
     assert "fits" in text
 
 
+def test_a_best_class_that_is_not_there_is_told(tiny, tmp_path):
+    inputs = gather.find_inputs(change(tiny, "checkpoint.best=iou/clas_1"), tmp_path)
+    assert ["did you mean iou/class_1?" in str(error) for error in inputs.errors] == [True]
+
+
 def test_a_table_row_has_its_published_length_without_data(no_compilers, tmp_path):
     config = change(get_config("ade20k", 18, 16), f"data.root={tmp_path}", "data.crop_size=64,64")
     facts = gather.gather(config, str(tmp_path / "run"), "h200:8")

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from deeplab_jax.evaluation import metrics
-from deeplab_jax.inference.engine import confusion_matrix
+from deeplab_jax.inference.counting import confusion_matrix
 
 
 def test_iou_by_hand():

@@ -17,7 +17,8 @@ from convert.dialects import detect, infer
 from deeplab_jax.config import get_config
 from deeplab_jax.data import transforms
 from deeplab_jax.evaluation import metrics
-from deeplab_jax.inference.engine import confusion_matrix, network_logits
+from deeplab_jax.inference.counting import confusion_matrix
+from deeplab_jax.inference.engine import network_logits
 from deeplab_jax.models import build_model, ops
 from deeplab_jax.models.preprocess import preprocess
 from deeplab_jax.training.losses import row_weights, segmentation_loss

@@ -6,7 +6,8 @@ import pytest
 
 from deeplab_jax.errors import ResourceError
 from deeplab_jax.inference.buckets import Buckets
-from deeplab_jax.inference.engine import Engine, Item, confusion_matrix
+from deeplab_jax.inference.counting import confusion_matrix
+from deeplab_jax.inference.engine import Engine, Item
 from deeplab_jax.inference.protocol import EvalProtocol
 from deeplab_jax.inference.resize import sampling
 from deeplab_jax.models import ComputePolicy, DeepLabV3Plus, ops

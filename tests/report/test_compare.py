@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from deeplab_jax.config import freeze, get_config
+from deeplab_jax.errors import CheckpointError
 from deeplab_jax.evaluation import comparison, metrics
+from deeplab_jax.report import compare
 
 CLASSES = 3
 IDS = tuple(f"<i>{i:02d}" for i in range(30))
@@ -78,6 +80,20 @@ def test_images_are_listed_and_missing_weights_told(place, call, parse, tmp_path
     assert "No pictures: a: " in parse((tmp_path / "compare.html").read_text()).text
 
 
+def test_pictures_are_of_the_weights_that_were_evaluated(place, call, monkeypatch):
+    asked = []
+
+    def load(path, step, overrides, weights):
+        asked.append(weights)
+        raise CheckpointError(str(path), "is not there", "make one")
+
+    monkeypatch.setattr(compare, "load", load)
+    place("a", 0.7, weights="raw")
+    place("b", 0.75)
+    assert call("compare", "a", "b", "--by", "image").code == 0
+    assert asked == ["raw"]
+
+
 def test_seeds_of_a_folder_are_one_side(place, call, tmp_path):
     for side, share in (("a", 0.7), ("b", 0.75)):
         for seed in (0, 1, 10):
@@ -102,6 +118,16 @@ def test_seeds_of_a_folder_are_one_side(place, call, tmp_path):
     assert "make one: deeplab evaluate --checkpoint b/seed_1\n" in err
 
 
+def test_seeds_of_one_side_are_of_the_same_weights(place, call):
+    place("a/seed_0", 0.7, weights="ema")
+    place("a/seed_1", 0.7, 1, weights="raw")
+    place("b", 0.7)
+    code, _, err = call("compare", "a", "b")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "differs from a/seed_0/evaluation.json in weights: raw, there ema - evaluate al" in err
+    assert "--checkpoint a/seed_1 --step 7 --weights ema\n" in err
+
+
 def with_eval(evaluation, **fields):
     config = evaluation["config"]
     return {"config": config | {"eval": config["eval"] | fields}}
@@ -112,6 +138,8 @@ OTHERS = [
     (lambda e: {"class_names": ["x", *NAMES[1:]]}, "in class names: x, </script>, a&b, there sky"),
     (lambda e: with_eval(e, flip=True), "eval.flip=true, there eval.flip=false - evaluate alike: "
      "deeplab evaluate --checkpoint b --step 7 --config.eval.flip=false\n"),
+    (lambda e: with_eval(e, flip=True) | {"weights": "raw"},
+     "--checkpoint b --step 7 --weights raw --config.eval.flip=false\n"),
     (lambda e: with_eval(e, resize_base=[97, 65]), "--step 7 --config.eval.resize_base=\n"),
     (lambda e: {"images": [e["images"][0] | {"id": "z"}, *e["images"][1:]]}, "is in one alone): 3"),
     (lambda e: {"images": [{k: i[k] for k in ("id", "mean_iou")} for i in e["images"]]},

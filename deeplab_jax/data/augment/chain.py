@@ -70,7 +70,9 @@ class Chain:
         return sample
 
     def check(self, most_bad: int) -> dict[str, str]:
-        """Tries the functions on the first sample that can be read; returns their fingerprints.
+        """Tries the functions on the first sample that can be read.
+
+        Returns the fingerprints of those that the recipe names.
 
         With `most_bad`, up to that many samples are passed over; where none of them is good the
         functions are not tried.
@@ -93,7 +95,8 @@ class Chain:
                     step.check(sample, index)
                 sample = step(sample, rng, index)
             break
-        return {step.name: functions.fingerprint(step.function) for step in own}
+        named = (step for step in own if ":" in step.name)  # not that which was handed over
+        return {step.name: functions.fingerprint(step.function) for step in named}
 
     def _step(self, spec: Spec) -> Callable[[Sample, np.random.Generator, int], Sample]:
         if spec.is_function:
@@ -217,9 +220,9 @@ class CopyPaste:
 def check_transforms(
     dataset: Dataset, config: DataConfig, function: Function | None = None
 ) -> dict[str, str]:
-    """Tries a recipe's functions, and one handed over, on a sample; returns their fingerprints.
+    """Tries a recipe's functions, and one handed over, on a sample.
 
-    Fingerprints are those of `functions.fingerprint`, by the functions' names.
+    Returns the `functions.fingerprint` of those that the recipe names, by name.
 
     Raises:
       ConfigError: a function or class is not there; a function does not return what it must, or

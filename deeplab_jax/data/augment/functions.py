@@ -176,21 +176,34 @@ def _depth(error: BaseException) -> int:
     return depth
 
 
-def name_of(function: Function) -> str:
-    """Returns the name of a function that was handed over, for messages."""
-    return str(getattr(function, "__qualname__", type(function).__name__))
+def name_of(value: Any) -> str:
+    """Returns the name of a function, or of an object's class, without its module."""
+    value = _inner(value)
+    return str(getattr(value, "__qualname__", type(value).__qualname__)).rpartition(">.")[2]
 
 
-def fingerprint(function: Function) -> str:
+def fingerprint(function: Callable[..., Any], is_own: bool = False) -> str:
     """Returns twelve digits of the SHA-256 of a function's source; "" where there is none.
 
-    The source is that of the whole file, since a function reads what stands beside it; of one
-    defined in a program's main file it is the function's own.
+    The source is that of the whole file, since a function reads what stands beside it. With
+    `is_own`, or where the file is a program's main file, it is the function's own, or that of an
+    object's class.
     """
+    function = _inner(function)
     try:
         module = inspect.getmodule(function)
-        own = module is None or module.__name__ == "__main__" or not inspect.isfunction(function)
-        text = inspect.getsource(function if own else module)  # type: ignore[arg-type]
-    except (OSError, TypeError):
+        is_own |= module is None or module.__name__ == "__main__"
+        if not is_own and inspect.isfunction(function):
+            text = inspect.getsource(module)  # type: ignore[arg-type]
+        else:
+            is_code = inspect.isroutine(function) or inspect.isclass(function)
+            text = inspect.getsource(function if is_code else type(function))
+    except (OSError, TypeError):  # typed into an interpreter, or compiled
         return ""
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:12]
+
+
+def _inner(function: Any) -> Any:
+    while hasattr(function, "func"):  # functools.partial
+        function = function.func
+    return function

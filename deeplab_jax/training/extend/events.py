@@ -24,8 +24,9 @@ class Event:
       values: of an epoch's last step as in `log.jsonl`, such as "loss"; of an evaluation its scores
         as in `evaluation.json`, such as "mean_iou" and "iou" (a list over classes); else empty.
       evaluations: (step, scores) of all evaluations until now, oldest first, also of those before
-        the run was continued; scores are "mean_iou", "loss" where it is known, and what
-        `config.checkpoint.best` names.
+        the run was continued; scores are "mean_iou", where they are known "loss", "boundary_iou",
+        "mean_iou_raw" (with `config.eval.both_weights`) and what `config.checkpoint.best` names,
+        and the counts "num_classes_in_mean" and "num_classes".
       reason: of a stop before the plan's end, an error's text among them; else "".
     """
 

@@ -1,14 +1,12 @@
 """Data, loss, transform and callbacks that a caller in Python gives to `train`."""
 
 import dataclasses
-import hashlib
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
 from deeplab_jax.config import Config
 from deeplab_jax.data import Dataset, open_dataset
-from deeplab_jax.data.augment.functions import Function
+from deeplab_jax.data.augment.functions import Function, fingerprint, name_of
 from deeplab_jax.data.sources.given import GivenData, open_given
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.training.extend.events import Callback
@@ -109,21 +107,10 @@ class Given:
         return lines
 
 
-def name_of(value: Any) -> str:
-    """Returns the name of a function, or of an object's class; without its module."""
-    while hasattr(value, "func"):  # functools.partial
-        value = value.func
-    return str(getattr(value, "__qualname__", type(value).__qualname__)).rpartition(">.")[2]
-
-
 def _digest(function: Any) -> str:
-    """Returns a space and a digest of a function's text; "" where there is none."""
-    try:
-        is_code = inspect.isroutine(function) or inspect.isclass(function)
-        text = inspect.getsource(function if is_code else type(function))
-    except (OSError, TypeError):  # typed into an interpreter, or compiled
-        return ""
-    return f" {hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    """Returns a space and a digest of a function's own text; "" where there is none."""
+    found = fingerprint(function, is_own=True)
+    return found and f" {found}"
 
 
 def _told(name: str, value: str) -> str:

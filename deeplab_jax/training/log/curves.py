@@ -53,13 +53,19 @@ def check_curves(config: LogConfig, workdir: Path) -> None:
       ConfigError: TensorBoard's files would lie in a bucket.
     """
     for name in ("tensorboard", "wandb"):
-        if getattr(config, name) and importlib.util.find_spec(name) is None:
+        if getattr(config, name) and not _is_installed(name):
             what = f"needs the package {name}, which is not installed"
             raise ResourceError(f"config.log.{name}", what, f"pip install 'deeplab_jax[{name}]'")
     if config.tensorboard and is_address(workdir):
         what = f"cannot be written to a bucket ({workdir})"
         fix = "leave it out, or choose a folder as --workdir; metrics.csv is in the bucket, too"
         raise ConfigError("config.log.tensorboard", what, fix)
+
+
+def _is_installed(name: str) -> bool:
+    """Tells whether there is a package; a mere folder of its name, as wandb makes, is none."""
+    spec = importlib.util.find_spec(name)
+    return spec is not None and spec.origin is not None
 
 
 class Curves:

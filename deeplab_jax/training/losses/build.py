@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from deeplab_jax.config import IGNORE_INDEX, Config, LossConfig
+from deeplab_jax.config import IGNORE_INDEX, Config, LossConfig, TrainConfig
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.models import ops
 from deeplab_jax.training.losses import terms
@@ -44,13 +44,11 @@ def build_loss(config: Config, platform: str, loss: UserLoss | None = None) -> L
         returned.
 
     Raises:
-      ConfigError: `loss` is given, and `config.loss` has terms of its own; or, when it is called,
-        it does not return a scalar; or class weights are to be computed, and were not.
+      ConfigError: as `check_unused`, with `loss`; or, when that is called, it does not return a
+        scalar; or class weights are to be computed, and were not.
     """
     if loss is not None:
-        if config.loss != LossConfig():
-            what = "changes terms, and a loss of your own takes their place"
-            raise ConfigError("config.loss", what, "drop the fields of config.loss, or the loss")
+        check_unused(config)
         return _of_user(loss, platform)
     if config.loss == LossConfig():
         return _plain(config.train.aux_weight, platform)
@@ -59,6 +57,23 @@ def build_loss(config: Config, platform: str, loss: UserLoss | None = None) -> L
         fix = "give the numbers: --config.loss.class_weights=W0,W1,..."
         raise ConfigError("config.loss.class_weighting", what, fix)
     return _of_terms(config, platform)
+
+
+def check_unused(config: Config) -> None:
+    """Refuses fields that a loss of the caller's own leaves without effect.
+
+    Raises:
+      ConfigError: `config.loss` or `config.train.aux_weight` is not its default.
+    """
+    takes = "and a loss of your own takes their place"
+    if config.loss != LossConfig():
+        fix = "drop the fields of config.loss, or the loss"
+        raise ConfigError("config.loss", f"changes terms, {takes}", fix)
+    usual = TrainConfig().aux_weight
+    if config.train.aux_weight != usual:
+        what = f"is {config.train.aux_weight:g} times the auxiliary head's terms, {takes}"
+        fix = f"leave it at {usual:g}, and weigh aux_logits in the loss"
+        raise ConfigError("config.train.aux_weight", what, fix)
 
 
 def _plain(aux_weight: float, platform: str) -> Losses:

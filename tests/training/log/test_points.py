@@ -64,6 +64,15 @@ def test_logger_that_is_not_installed_is_one_line(name, monkeypatch, tmp_path):
     )
 
 
+def test_a_folder_of_a_package_s_name_is_no_package(monkeypatch, tmp_path):
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    (tmp_path / "wandb").mkdir()  # as wandb makes it where it runs
+    c = apply_overrides(config.get_config("folder"), ["--config.log.wandb=mine"])
+    with pytest.raises(ResourceError, match="needs the package wandb"):
+        check_curves(c.log, tmp_path)
+
+
 def test_event_files_in_a_bucket_are_refused():
     pytest.importorskip("tensorboard")
     c = apply_overrides(config.get_config("folder"), ["--config.log.tensorboard=true"])

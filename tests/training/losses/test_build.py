@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import subprocess
 import sys
@@ -90,6 +91,9 @@ def test_a_loss_of_ones_own_that_is_no_scalar_is_refused(value, what):
 def test_what_would_not_act_is_refused():
     with pytest.raises(ConfigError, match=r"config.loss: .* drop the fields of config.loss"):
         losses(recipe(dice=1.0), loss=lambda *args: jnp.zeros(()))
+    config = dataclasses.replace(recipe(), train=dataclasses.replace(recipe().train, aux_weight=0))
+    with pytest.raises(ConfigError, match=r"config.train.aux_weight: is 0 times .* leave it at"):
+        losses(config, loss=lambda *args: jnp.zeros(()))
     config = recipe(class_weighting="inverse")
     with pytest.raises(ConfigError, match=r"--config\.loss\.class_weights=W0"):
         losses(config)
