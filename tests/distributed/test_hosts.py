@@ -337,7 +337,7 @@ def test_sample_that_one_host_cannot_read_ends_all_with_the_same_line(root, envi
     assert "(process 1)" in first[0]
 
 
-@_PAIR
+@pytest.mark.slow("a minute; a sample that cannot be read at the start is in the second tier")
 def test_sample_that_one_host_cannot_read_later_ends_all_with_the_same_saved_step(
     root, environment, tmp_path
 ):

@@ -105,7 +105,7 @@ def as_camvid(root, shared):
                 (Image.fromarray(label) if picture is label else picture).save(path)
 
 
-@pytest.mark.process("trains; what is proposed is checked in test_propose.py")
+@pytest.mark.slow("trains a full network; what is proposed is checked in test_propose.py")
 def test_voc_layout_trains_by_its_proposal(make_tree, tmp_path, monkeypatch):
     root, recipe, workdir = make_tree("voc"), tmp_path / "mine.py", tmp_path / "run"
     monkeypatch.chdir(root.parent)

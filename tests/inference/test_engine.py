@@ -99,7 +99,10 @@ def test_batches_change_nothing(network, monkeypatch):
     assert len(several.programs) == len(one.programs)
 
 
-@pytest.mark.parametrize("softmax_first", [False, pytest.param(True, marks=_MANY_PROGRAMS)])
+_AGAIN = pytest.mark.slow("as many programs again; the golden protocols have softmax first, too")
+
+
+@pytest.mark.parametrize("softmax_first", [False, pytest.param(True, marks=_AGAIN)])
 def test_windows_and_flips_equal_a_plain_loop(network, monkeypatch, softmax_first):
     image, size, crop, stride = picture(0, 50, 45), (61, 80), (32, 48), (20, 30)
     protocol = EvalProtocol("slide", crop, stride, flip=True, softmax_first=softmax_first)

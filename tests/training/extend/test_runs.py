@@ -118,7 +118,7 @@ def test_example_is_short_and_runs(example, tiny_discs, tmp_path, repository):
     assert got["class_names"] == ["ground", "disc"]
 
 
-@pytest.mark.process("trains twice")
+@pytest.mark.slow("trains twice, with extras; the decision to stop is in test_events.py")
 def test_early_stop_best_class_and_curves_survive_a_kill(tiny_config, tmp_path, monkeypatch):
     """A run whose evaluations get worse ends after its patience, and draws each point once."""
     has_board = importlib.util.find_spec("tensorboard") is not None
