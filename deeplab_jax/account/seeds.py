@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from deeplab_jax import checkpoint
+from deeplab_jax.errors import CheckpointError
 from deeplab_jax.utils.atomic import atomic_write
 
 FILE = "seeds.json"
@@ -20,7 +21,8 @@ def summarize(workdir: Path, seeds: Sequence[int]) -> dict[str, Any]:
     Returns:
       "runs": for each seed its "seed", and for "last" and "best", the steps of these names, "step"
       and the validation scores, fractions. "last" and "best" over runs: {score: {"mean", "std"}},
-      the sample standard deviation, null with one seed. Scores that a run lacks are left out.
+      the sample standard deviation, null with one seed. Scores that a run lacks are left out, and
+      "best" of a run has none where no evaluation had a finite score.
 
     Raises:
       CheckpointError: a run has no step.
@@ -30,8 +32,14 @@ def summarize(workdir: Path, seeds: Sequence[int]) -> dict[str, Any]:
     for seed in seeds:
         place, run = workdir / f"seed_{seed}", dict[str, Any](seed=seed)
         for name, step in (("last", "latest"), ("best", "best")):
-            info = checkpoint.read_info(place, step)
-            run[name] = {"step": info.step, **_scores(info)}
+            try:
+                info = checkpoint.read_info(place, step)
+            except CheckpointError:
+                if name == "last":
+                    raise
+                run[name] = {}
+            else:
+                run[name] = {"step": info.step, **_scores(info)}
         runs.append(run)
     spread = {name: _spread([run[name] for run in runs]) for name in ("last", "best")}
     result = {"seeds": list(seeds), "runs": runs, **spread}

@@ -71,8 +71,9 @@ class TensorBoard:
             writer.close()
         for path in own:
             path.unlink(missing_ok=True)
-        for path in beside.iterdir() if kept else ():
-            os.replace(path, folder / path.name)
+        if kept:
+            for path in beside.iterdir():
+                os.replace(path, folder / path.name)
             beside.rmdir()
         self._writer = EventFileWriter(str(folder), filename_suffix=_SUFFIX)
         self._write(0, hparams_pb(_as_fields(self._config), trial_id=str(folder.parent)))
