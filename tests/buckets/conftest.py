@@ -92,6 +92,10 @@ def server(request, tmp_path_factory):
     if missing := [name for name in _NEEDED[scheme] if importlib.util.find_spec(name) is None]:
         pytest.skip(f"needs {', '.join(missing)}: pip install -e '.[dev]'")
     server = Server(scheme, tmp_path_factory.mktemp("bucket"))
+    import fsspec  # here: it may be missing with the packages above
+
+    # Clients that a session's earlier server left would ask it.
+    fsspec.get_filesystem_class(scheme).clear_instance_cache()
     with pytest.MonkeyPatch.context() as patch:
         for name, value in server.environment.items():
             patch.setenv(name, value)
