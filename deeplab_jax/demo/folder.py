@@ -17,8 +17,8 @@ PARTS = ("data", "run", "predictions")  # all that a demo makes
 _STAMP = ".deeplab_demo"
 _WRITTEN = {  # paths in a part, as train, evaluate, report and predict write them
     "run": (
-        r"(config|env|evaluation|label_counts)\.json|log\.jsonl|progress\.png|report\.html|\.lock"
-        r"|bad_samples\.txt",
+        r"(config|env|evaluation|label_counts)\.json|log\.jsonl|metrics\.csv|progress\.png|\.lock"
+        r"|report\.html|bad_samples\.txt",
         r"checkpoints/\d[^/]*/.+",
     ),
     "predictions": (r"\d{4}(_[a-z]+)?\.\w+",),
