@@ -16,7 +16,7 @@ from deeplab_jax.utils import steps
 from deeplab_jax.utils.trees import PyTree, by_path
 
 KINDS = ("run", "weights", "backbone")
-_LATER = ("evaluations", "stopped", "given")  # left out where empty
+_LATER = ("functions", "class_weights", "evaluations", "stopped", "given")  # left out if empty
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

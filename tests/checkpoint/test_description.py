@@ -40,9 +40,8 @@ def rewrite(path, change, is_signed):
 
 def as_old(fields):
     """Makes the fields those of a version without checksums."""
-    removed = ("arrays", "class_weights", "drawn", "functions", "left_out", "losses", "sha256")
-    for name in removed:
-        fields.pop(name, None)
+    for name in ("arrays", "drawn", "left_out", "losses", "sha256"):
+        del fields[name]
     fields["format"] = 1
 
 
