@@ -41,7 +41,7 @@ def rewrite(path, change, is_signed):
 def as_old(fields):
     """Makes the fields those of a version without checksums."""
     for name in ("arrays", "drawn", "left_out", "losses", "sha256"):
-        del fields[name]
+        fields.pop(name, None)
     fields["format"] = 1
 
 
