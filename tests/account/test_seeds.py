@@ -63,7 +63,7 @@ def test_wrong_use_of_seeds_is_one_line(call, flags, text):
     assert text in error
 
 
-@pytest.mark.process("trains twice")
+@pytest.mark.slow("trains twice, and starts twice; scores of seeds are above")
 def test_seeds_are_trained_one_after_the_other_and_not_again(
     call, make_tree, tiny_recipe, tmp_path, compile_quickly
 ):

@@ -1,5 +1,6 @@
 """Buckets of real servers on this machine: one of Google Cloud Storage's protocol, one of S3's."""
 
+import functools
 import importlib.util
 import socket
 import subprocess
@@ -19,6 +20,14 @@ _NEEDED = {
 _PATIENCE = 60.0  # seconds for a server to answer
 
 
+@functools.cache
+def _port(scheme: str) -> str:
+    """Returns a free port, the same in each call: clients of an earlier server are kept."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
 class Server:
     """A server of buckets in a process of its own, which may be stopped and started again.
 
@@ -29,9 +38,7 @@ class Server:
     """
 
     def __init__(self, scheme: str, folder: Path):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
+        port = _port(scheme)
         self.scheme, self._url, self.bucket = scheme, f"http://127.0.0.1:{port}", "test-bucket"
         self._command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", port]
         self._making = (f"{self._url}/{self.bucket}", None, "PUT")
@@ -92,10 +99,6 @@ def server(request, tmp_path_factory):
     if missing := [name for name in _NEEDED[scheme] if importlib.util.find_spec(name) is None]:
         pytest.skip(f"needs {', '.join(missing)}: pip install -e '.[dev]'")
     server = Server(scheme, tmp_path_factory.mktemp("bucket"))
-    import fsspec  # here: it may be missing with the packages above
-
-    # Clients that a session's earlier server left would ask it.
-    fsspec.get_filesystem_class(scheme).clear_instance_cache()
     with pytest.MonkeyPatch.context() as patch:
         for name, value in server.environment.items():
             patch.setenv(name, value)

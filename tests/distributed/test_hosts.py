@@ -424,7 +424,7 @@ def test_stop_while_evaluating_is_common_and_leaves_the_evaluation_owed(
     assert not any(line["event"] == "eval" for line in lines_of(tmp_path))
 
 
-@_PAIR
+@pytest.mark.slow("a minute; the comparison of copies is in test_replicas.py")
 def test_copy_that_drifts_away_on_one_host_stops_all_and_is_never_saved(
     root, environment, tmp_path
 ):

@@ -89,7 +89,7 @@ def train_on(tiny_config, compile_quickly):
         yield train_on
 
 
-_TWO = pytest.mark.parity("one program more; four devices are in the first tier")
+_TWO = pytest.mark.slow("one program more; four devices are in the first tier")
 
 
 @pytest.mark.parametrize("count", [4, pytest.param(2, marks=_TWO)])

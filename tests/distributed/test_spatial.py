@@ -62,7 +62,7 @@ def test_split_rows_compute_what_one_device_does(depth, output_stride):
         assert counts == COLLECTIVES[depth, output_stride, way]
 
 
-@EIGHT_DEVICES
+@pytest.mark.slow("a minute; bands of equal height are in the second tier")
 def test_bands_that_are_uneven_deep_in_the_network_are_exact_too_but_gather():
     # Refused all the same: a prototype's gradient was wrong here, where loss and statistics were
     # right, and what uneven bands need is a gather.

@@ -184,7 +184,7 @@ def test_xla_knows_every_flag(evidence):
     )
 
 
-@pytest.mark.process("runs all stages, several processes and three trainings")
+@pytest.mark.slow("runs all stages, several processes and three trainings: minutes")
 def test_rehearsal(start, tmp_path):
     got = start("--rehearse", "--output", tmp_path)
     logs = "".join(path.read_text() for path in sorted(tmp_path.glob("*.log")))

@@ -75,7 +75,7 @@ def signal_after(monkeypatch):
 @pytest.mark.parametrize(
     "is_whole",
     [
-        pytest.param(False, marks=pytest.mark.process("trains twice and evaluates")),
+        pytest.param(False, marks=pytest.mark.slow("trains twice and evaluates")),
         pytest.param(True, marks=pytest.mark.slow("compiles a step for four devices")),
     ],
 )

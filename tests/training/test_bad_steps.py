@@ -108,7 +108,7 @@ FAULTS = {
 @pytest.mark.parametrize(
     "name",
     [
-        "before any save",
+        pytest.param("before any save", marks=pytest.mark.slow("as the others")),
         pytest.param("twice from one save", marks=pytest.mark.slow("as the others")),
         "the last step",
         pytest.param("a spike", marks=pytest.mark.slow("as the others")),

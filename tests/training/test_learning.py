@@ -111,7 +111,7 @@ def test_what_is_frozen_stays_bit_for_bit_and_the_average_follows_the_rest(narro
     assert [path for path in moments if "layer2_0" in path]
 
 
-@pytest.mark.parity("compiles two programs; one step is in the first tier")
+@pytest.mark.slow("compiles two programs; one step is in the first tier")
 def test_parts_of_a_batch_on_two_devices_equal_the_whole_on_one(narrow, steps):
     with jax.enable_x64(True):
         still = "model.freeze_batch_norm=true"

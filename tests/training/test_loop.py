@@ -292,7 +292,9 @@ def test_ctrl_c_with_reading_processes_saves(tiny, tmp_path, compile_quickly):
 
 
 @MANY_RUNS
-@pytest.mark.parametrize("redirection", ["", "2>&1"])
+@pytest.mark.parametrize(
+    "redirection", ["", pytest.param("2>&1", marks=pytest.mark.slow("as the other"))]
+)
 def test_reader_of_the_output_that_leaves_stops_the_run_as_a_signal_does(
     call, tiny, finished, tmp_path, compile_quickly, redirection
 ):
@@ -311,7 +313,7 @@ def test_reader_of_the_output_that_leaves_stops_the_run_as_a_signal_does(
     assert log_of(workdir) == log_of(finished)
 
 
-@pytest.mark.process("starts six processes")
+@pytest.mark.slow("starts six processes; the cache has tests of its own")
 def test_second_start_compiles_nothing(tiny, tmp_path, compile_quickly):
     environment = compile_quickly | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "programs")}
     folder, steps = tiny[-1].split("=")[1], "--config.train.steps=2"
