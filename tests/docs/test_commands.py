@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 RUN_HERE = ("README.md", "your-data.md", "training.md", "evaluation.md", "checkpoints.md")
 SMALL = (
+    "model.depth=18",
     "model.width=8",
     "model.head_channels=16",
     "model.low_level_channels=4",
