@@ -59,19 +59,20 @@ class Validation:
         if result is None or (raw is not None and beside is None):
             return None
         summary: Mapping[str, Any] = result.summary()
+        of_raw = None if beside is None else beside.summary()
         counts = {
             "num_classes_in_mean": summary["num_classes_in_mean"],
             "num_classes": len(result.class_names),
         }
         scores = {key: summary[key] for key in ("mean_iou", "pixel_accuracy", "iou")}
         more = {key: summary.get(key) for key in ("loss", "boundary_iou")}
-        if beside is not None:
-            more["mean_iou_raw"] = beside.summary()["mean_iou"]
+        if of_raw is not None:
+            more["mean_iou_raw"] = of_raw["mean_iou"]
         more = {key: value for key, value in more.items() if value is not None}
         self._log.write("eval", step, scores | more | counts)
         words = mean_in_words(summary["iou"])
-        if beside is not None:
-            words += f"; weights as trained {mean_in_words(beside.summary()['iou'])}"
+        if of_raw is not None:
+            words += f"; weights as trained {mean_in_words(of_raw['iou'])}"
         words += f", loss {more['loss']:.3f}" if "loss" in more else ""
         metrics = {"mean_iou": result.mean_iou, **more, **counts}
         best = self._setup.config.checkpoint.best

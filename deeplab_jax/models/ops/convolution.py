@@ -90,8 +90,8 @@ def conv3x3(
     if stride == 1 and platform == "gpu" and dilation > 1:
         return conv3x3_by_products(x, kernel, dilation, precision)
     if stride == 1 and platform == "cpu":
-        is_wide = x.dtype in (jnp.float32, jnp.float64)
-        if inputs >= _WIDE and 2 * dilation <= min(x.shape[1:3]) and is_wide:
+        has_digits = x.dtype in (jnp.float32, jnp.float64)  # sums of bfloat16 would lose some
+        if inputs >= _WIDE and 2 * dilation <= min(x.shape[1:3]) and has_digits:
             return conv3x3_winograd(x, kernel, dilation, precision)
         if inputs < _NARROW:
             return conv3x3_by_strips(x, kernel, dilation, precision)
