@@ -16,7 +16,7 @@ from PIL import Image
 
 VOID = 255
 TRAIN, VAL = 160, 32  # images
-SIZES = ((128, 160), (160, 128), (144, 144))  # (height, width)
+SIZES = ((128, 160), (160, 128))  # (height, width)
 RADIUS = (18, 36)  # pixels
 VOID_HALF_WIDTH = 0.7  # pixels to either side of an outline
 JPEG_QUALITY = 92
