@@ -168,7 +168,8 @@ def repeat(workdir: Path, config: Config, most: int) -> tuple[list[Compared], li
       CheckpointError: the weights that the run began with are not there, or others are.
     """
     logged = first_losses(workdir, most)
-    if given := logged[0].entry.get("given"):
+    given = [name for name in logged[0].entry.get("given") or () if name != "callbacks"]
+    if given:
         what = f"was trained with {', '.join(given)} that a Python program gave"
         fix = "repeat its first steps with deeplab_jax.train into another folder, compare log.jsonl"
         raise ConfigError(str(workdir), what, fix)
