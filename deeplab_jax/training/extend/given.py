@@ -45,7 +45,9 @@ class Given:
             for name, value in found.items()
             if value is not None
         }
-        return names | ({_CALLBACKS: ",".join(map(name_of, self.callbacks))} if self.callbacks else {})
+        return names | (
+            {_CALLBACKS: ",".join(map(name_of, self.callbacks))} if self.callbacks else {}
+        )
 
     def open(self, config: Config) -> tuple[Dataset, Dataset]:
         """Returns the training and the validation split.
