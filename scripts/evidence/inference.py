@@ -76,7 +76,7 @@ def _our_labels(config: Config, weights: dict[str, np.ndarray], images: np.ndarr
     @jax.jit
     def labels(variables: Any, images: jax.Array) -> jax.Array:
         logits = network_logits(folded, variables, normalize(images))
-        wide = ops.resize_bilinear(logits, images.shape[1:3])
+        wide = ops.resize_bilinear(logits, images.shape[1:3], model.policy.platform)
         return jnp.argmax(wide, -1).astype(jnp.uint8)
 
     return Way(lambda: labels(variables, x), jax.block_until_ready)
