@@ -37,9 +37,7 @@ def conv3x3_winograd(
     return _convolve(x, kernel, dilation, precision, _ORDER)
 
 
-def _backward(
-    dilation: int, precision: lax.Precision, residuals: Arrays, g: jax.Array
-) -> Arrays:
+def _backward(dilation: int, precision: lax.Precision, residuals: Arrays, g: jax.Array) -> Arrays:
     # Else the compiler keeps the forward pass's elements, four times the map, until here.
     x, kernel, g = lax.optimization_barrier((*residuals, g))
     dx = _convolve(g, kernel, dilation, precision, _REVERSED)
