@@ -85,7 +85,9 @@ def typed(key: str) -> str:
 
 
 def _proposal(key: str, value: Any, recipe: Mapping[str, Any]) -> str:
-    """Returns the fix that proposes the recipe's value, or the default where that is wrong."""
+    """Returns the fix: a near name, else the recipe's value, or the default if that is wrong."""
+    if near := fields()[key].metadata["rule"].near(value):
+        return f"did you mean --config.{key}={near}?"
     origin, example = "recipe's", recipe.get(key, value)
     if example == value:
         origin, example = "default", fields()[key].default
