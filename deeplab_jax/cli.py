@@ -208,6 +208,12 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", choices=("ema", "raw"), help=text)
 
 
+def same_weights(step: int | str, weights: str | None) -> list[str]:
+    """Returns the flags by which another verb takes the same weights."""
+    flags = [] if step == "latest" else ["--step", str(step)]
+    return [*flags, "--weights", weights] if weights else flags
+
+
 class Parser(argparse.ArgumentParser):
     """argparse that raises `ConfigError` and separates `--config.x=y`."""
 

@@ -51,8 +51,7 @@ def main(argv: list[str]) -> None:
         raise _with_doctor(error, args.checkpoint, args.step, overrides) from error
     page = write_evaluated(*result, json_file)
     if hosts.is_primary():
-        how = [] if args.step == "latest" else ["--step", args.step]
-        how += ["--weights", args.weights] if args.weights else []
+        how = cli.same_weights(args.step, args.weights)
         how += [text for text in overrides if text.startswith("--config.eval.")]
         cli.finish(
             page, "predict", "--checkpoint", args.checkpoint, *how, "IMAGES", "--output", "out"

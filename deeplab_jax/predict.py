@@ -69,9 +69,10 @@ def main(argv: list[str]) -> None:
         cli.render(error)
     if errors:
         raise SystemExit(DataError.exit_code)
+    how = cli.same_weights(args.step, args.weights)
     is_evaluated = (as_place(args.checkpoint) / "evaluation.json").is_file()
-    following = ("report", args.checkpoint) if is_evaluated else (
-        "evaluate", "--checkpoint", args.checkpoint
+    following = ("report", args.checkpoint) if is_evaluated and not how else (
+        "evaluate", "--checkpoint", args.checkpoint, *how
     )  # fmt: skip
     cli.finish(args.output, *following)
 

@@ -8,12 +8,13 @@ The loop itself is `deeplab_jax.training.loop.train`.
 import re
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from deeplab_jax import cli
 from deeplab_jax.distributed import cluster
-from deeplab_jax.errors import ConfigError, DataError, check_folder
+from deeplab_jax.errors import ConfigError, DataError, DeepLabError, check_folder
 from deeplab_jax.training import signals
 from deeplab_jax.utils import steps
 
@@ -184,8 +185,14 @@ def _check_paths(config: "Config", workdir: str) -> None:
     from deeplab_jax.data.open import check_root
 
     check_folder(workdir, "--workdir")
-    check_root(config.data)
-    if steps.latest_step(workdir) is None:  # a continued run has its weights
+    latest = steps.latest_step(workdir)
+    is_own = False
+    if latest is not None:
+        with suppress(DeepLabError):
+            is_own = bool(steps.read_description(workdir, latest).get("given"))
+    if not is_own:  # else its data may be a Python program's: `setup.gather` tells
+        check_root(config.data)
+    if latest is None:  # a continued run has its weights
         path = config.init.checkpoint or config.init.backbone  # a recipe names one at most
         if path not in ("", "none"):
             steps.check(path)

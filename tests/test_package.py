@@ -74,7 +74,7 @@ def test_wheel_holds_the_packages_and_their_data_alone(repository, installed):
             str(path.relative_to(repository)) for path in files if path.suffix != ".pyc"
         }  # py.typed and the report's files too
     assert {name for name in names if ".dist-info/" not in name} == expected
-    assert {"deeplab_jax/py.typed", "deeplab_jax/report/template.html"} <= names
+    assert {"deeplab_jax/py.typed", "deeplab_jax/report/frame.html"} <= names
 
 
 @pytest.mark.process("trains, evaluates and predicts from an installed wheel")

@@ -10,11 +10,12 @@ devices changes"). Training amplifies rounding, so later losses are told and not
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from deeplab_jax import checkpoint
 from deeplab_jax.config import Config
 from deeplab_jax.config.transforms import FIELD
 from deeplab_jax.distributed import mesh as mesh_lib
@@ -167,7 +168,8 @@ def repeat(workdir: Path, config: Config, most: int) -> tuple[list[Compared], li
       CheckpointError: the weights that the run began with are not there, or others are.
     """
     logged = first_losses(workdir, most)
-    if given := logged[0].entry.get("given"):
+    given = [name for name in logged[0].entry.get("given") or () if name != "callbacks"]
+    if given:
         what = f"was trained with {', '.join(given)} that a Python program gave"
         fix = "repeat its first steps with deeplab_jax.train into another folder, compare log.jsonl"
         raise ConfigError(str(workdir), what, fix)
@@ -187,7 +189,8 @@ def repeat(workdir: Path, config: Config, most: int) -> tuple[list[Compared], li
         here = start_entry(setup, None)
         _check_same(workdir, logged[0].entry, here)
         if config.loss.class_weighting != "none":
-            setup = with_counts(setup)
+            stored = _stored_class_weights(workdir)
+            setup = replace(setup, class_weights=stored) if stored else with_counts(setup)
         with counting(len(logged), "steps repeated") as count:
             losses = []
             for loss in _losses(setup, len(logged)):
@@ -201,6 +204,14 @@ def repeat(workdir: Path, config: Config, most: int) -> tuple[list[Compared], li
         allowed = tolerance(config.model.dtype, step) if changed else 0.0
         compared.append(Compared(step, entry.loss, loss, allowed))
     return compared, changed
+
+
+def _stored_class_weights(workdir: Path) -> tuple[float, ...]:
+    """Returns the class weights that a run began with; none where no step is left to tell."""
+    for step in reversed(checkpoint.finished(workdir)):
+        with suppress(CheckpointError):
+            return checkpoint.read_info(workdir, step).class_weights
+    return ()
 
 
 def _check_same(workdir: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:

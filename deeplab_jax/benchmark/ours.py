@@ -13,6 +13,7 @@ from deeplab_jax import checkpoint
 from deeplab_jax.benchmark import machine
 from deeplab_jax.benchmark.drawn import draw_batch
 from deeplab_jax.config import Config
+from deeplab_jax.config.transforms import parse_all
 from deeplab_jax.data import Dataset, TrainBatch, open_dataset
 from deeplab_jax.data.classes import colormap
 from deeplab_jax.distributed import mesh as mesh_lib
@@ -187,17 +188,26 @@ def has_data(config: Config) -> bool:
 def training_data(config: Config, drawn: Path) -> tuple[Dataset, Config, str]:
     """Returns the recipe's training split if it is there, else that of drawn pictures.
 
-    With it come the recipe, for the drawn pictures where it is those, and the words for it.
+    With it come the recipe, for the drawn pictures where it is those, and the words for it, with
+    the transforms that are left out: drawn pictures have the names alone that the recipe gives.
     """
     data = config.data
     if has_data(config):
         return open_dataset(data, config.model.num_classes, data.train_split), config, data.root
+    words, kept = "drawn pictures", []
+    for spec in parse_all(data.transforms):
+        names = [c for c in spec.values.get("classes", ()) if isinstance(c, str)]
+        if unknown := [name for name in names if name not in data.class_names]:
+            words += f", without {spec.name} of the class {unknown[0]}, which they do not have"
+        else:
+            kept.append(spec.text)
     plain = type(data)(
         root=str(drawn), crop_size=data.crop_size, resize_base=data.resize_base,
         scale_range=data.scale_range, num_workers=data.num_workers,
+        class_names=data.class_names, transforms=tuple(kept),
     )  # fmt: skip
     config = replace(config, data=plain)
-    return open_dataset(plain, config.model.num_classes, "train"), config, "drawn pictures"
+    return open_dataset(plain, config.model.num_classes, "train"), config, words
 
 
 def read(config: Config, dataset: Dataset, count: int) -> Iterator[TrainBatch]:

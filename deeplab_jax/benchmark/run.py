@@ -244,6 +244,8 @@ class Bench:
         if not ours.has_data(row.config):
             draw_pictures(folder, max(_READ, batch), num_classes=row.config.model.num_classes)
         dataset, config, facts["source"] = ours.training_data(row.config, folder)
+        if config.data.transforms != row.config.data.transforms:
+            self.notes.append(f"{row.config.name}, input: {facts['source']}")
         each, rounds = -(-_READ // batch), facts["rounds"]
         started = config.data.num_workers + 2  # batches that are read ahead
         batches = ours.read(config, dataset, started + rounds * each)

@@ -14,10 +14,9 @@ import numpy as np
 from jax import lax
 
 from deeplab_jax.utils import compile_cache
-from deeplab_jax.utils.trees import PyTree, by_path
+from deeplab_jax.utils.trees import FIRST, GOLDEN, PyTree, by_path, mix
 
-_GOLDEN = np.uint32(0x9E3779B9)  # odd: a place's offset differs from its neighbours' in all bits
-_FIRST, _SECOND = (0x7FEB352D, 0x846CA68B), (0x85EBCA6B, 0xC2B2AE35)  # odd: products are invertible
+_SECOND = 0x85EBCA6B, 0xC2B2AE35  # factors of `mix`
 _BLOCK = 1 << 14  # elements that NumPy mixes at a time: they stay in the cache
 _SMALL = 1 << 16  # elements; a program for each shape takes longer to compile than NumPy to count
 
@@ -52,12 +51,12 @@ def array_sums(array: np.ndarray) -> tuple[int, int]:
     """Returns both sums of an array; uses no device."""
     flat = np.ascontiguousarray(array).reshape(-1)
     size = _width(flat.dtype)
-    offsets = _GOLDEN * np.arange(min(flat.size, _BLOCK), dtype=np.uint32)
+    offsets = GOLDEN * np.arange(min(flat.size, _BLOCK), dtype=np.uint32)
     first = second = 0
     for start in range(0, flat.size, _BLOCK):
         block = flat[start : start + _BLOCK]
         words = block.view(f"u{min(size, 4)}").astype(np.uint32).reshape(len(block), -1).T
-        offset = np.uint32(int(_GOLDEN) * start & 0xFFFFFFFF)
+        offset = np.uint32(int(GOLDEN) * start & 0xFFFFFFFF)
         mixed = _mixed(words[0], words[1] if size == 8 else None, offsets[: len(block)] + offset)
         first += int(mixed[0].sum(dtype=np.uint32))
         second += int(mixed[1].sum(dtype=np.uint32))
@@ -89,7 +88,7 @@ def _device_sums(leaf: jax.Array) -> jax.Array:
     bits = lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * min(size, 4)}"))
     low, high = (bits[..., 0], bits[..., 1].reshape(-1)) if size == 8 else (bits, None)
     low = low.astype(jnp.uint32).reshape(-1)
-    mixed = _mixed(low, high, _GOLDEN * lax.iota(jnp.uint32, low.size))
+    mixed = _mixed(low, high, GOLDEN * lax.iota(jnp.uint32, low.size))
     return jnp.stack([jnp.sum(part, dtype=jnp.uint32) for part in mixed])
 
 
@@ -102,18 +101,11 @@ def _width(dtype: np.dtype) -> int:
 
 def _mixed(low: Any, high: Any, offset: Any) -> tuple[Any, Any]:
     """Returns two words for each element of one word, or two; no two elements have the same."""
-    first = _mix(low + offset, *_FIRST)
+    first = mix(low + offset, *FIRST)
     if high is None:
-        return first, _mix(first + _GOLDEN, *_SECOND)
-    second = _mix(high + first, *_SECOND)
-    return first + _mix(second, *_FIRST), second
-
-
-def _mix(words: Any, one: int, other: int) -> Any:
-    """Returns scrambled 32-bit words, one to one."""
-    words = (words ^ (words >> 16)) * np.uint32(one)
-    words = (words ^ (words >> 15)) * np.uint32(other)
-    return words ^ (words >> 16)
+        return first, mix(first + GOLDEN, *_SECOND)
+    second = mix(high + first, *_SECOND)
+    return first + mix(second, *FIRST), second
 
 
 def mismatches(saved: Mapping[str, str], tree: PyTree) -> list[str]:

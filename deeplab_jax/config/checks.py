@@ -85,7 +85,9 @@ def typed(key: str) -> str:
 
 
 def _proposal(key: str, value: Any, recipe: Mapping[str, Any]) -> str:
-    """Returns the fix that proposes the recipe's value, or the default where that is wrong."""
+    """Returns the fix: a near name, else the recipe's value, or the default if that is wrong."""
+    if near := fields()[key].metadata["rule"].near(value):
+        return f"did you mean --config.{key}={near}?"
     origin, example = "recipe's", recipe.get(key, value)
     if example == value:
         origin, example = "default", fields()[key].default
@@ -219,7 +221,7 @@ def _check_schedule(train: TrainConfig) -> None:
         _require(f"train.{key}", value, kind in kinds or value == default, accepted, fix)
     if kind in ("poly", "cosine"):
         accepted = f"0 to config.train.lr ({train.lr})"
-        fix = "lower it, or raise config.train.lr"
+        fix = f"lower it: --config.train.min_lr={train.lr / 100:g}, or raise config.train.lr"
         _require("train.min_lr", train.min_lr, 0 <= train.min_lr <= train.lr, accepted, fix)
     if kind == "step":
         accepted, fix = (
@@ -330,7 +332,17 @@ def _check_init(init: InitConfig) -> None:
 
 def warnings(config: Config) -> list[str]:
     """Returns a line for each setting that is legal but probably a mistake."""
-    return [*_small_maps(config), *_frozen_noise(config)]
+    return [*_small_maps(config), *_frozen_noise(config), *_flat_rate(config.train)]
+
+
+def _flat_rate(train: TrainConfig) -> list[str]:
+    """Tells of a low rate, such as AdamW's, that the default of `min_lr` keeps from falling."""
+    if train.schedule not in ("poly", "cosine") or train.min_lr <= train.lr / 10:
+        return []
+    return [
+        f"config.train.lr={train.lr:g} falls to config.train.min_lr={train.min_lr:g} alone:"
+        f" --config.train.min_lr={train.lr / 100:g} lets it fall as in the table"
+    ]
 
 
 def _frozen_noise(config: Config) -> list[str]:

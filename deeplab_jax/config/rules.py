@@ -1,6 +1,7 @@
 """How a field of a configuration is declared, and rules that its values keep."""
 
 import dataclasses
+import difflib
 import math
 import re
 from collections.abc import Callable
@@ -16,17 +17,29 @@ class Accepted(NamedTuple):
       accepted: in words, after "must be".
       is_valid: whether a value of the field's type is accepted; by default all are, and
         `checks.validate` compares the value with other fields.
-      fix: what to do; empty: the recipe's value or the default is proposed.
+      fix: what to do; empty: the nearest of `names`, the recipe's value or the default is proposed.
+      names: texts that are accepted.
     """
 
     accepted: str
     is_valid: Callable[[Any], bool] = lambda value: True
     fix: str = ""
+    names: tuple[str, ...] = ()
+
+    def near(self, value: Any) -> str:
+        """Returns the name that a wrong text most likely means; "" where none is near."""
+        word = str(value).lower().replace("-", "_")
+        least = 3  # letters of which a name may be the start, or be started
+        starts = [name for name in self.names if len(word) >= least
+                  and (name.startswith(word) or word.startswith(name))]  # fmt: skip
+        return next(iter(starts or difflib.get_close_matches(word, self.names, 1)), "")
 
 
 def one_of(*values: Any, text: str = "") -> Accepted:
     """Accepts these values; `text` names them."""
-    return Accepted(text or " or ".join(map(str, values)), lambda value: value in values)
+    names = tuple(value for value in values if isinstance(value, str))
+    words = text or " or ".join(map(str, values))
+    return Accepted(words, lambda value: value in values, names=names)
 
 
 def at_least(low: float, text: str = "") -> Accepted:
@@ -149,12 +162,14 @@ EPOCHS = Accepted(
     lambda value: (
         all(type(v) is int and v > 0 for v in value) and list(value) == sorted(set(value))
     ),
+    "name them in order, such as --config.train.step_epochs=30,60",
 )
 SEED = Accepted("0 to 4294967295", lambda value: 0 <= value < 2**32)
 BOOLEAN = Accepted("true or false")
 SCORE = Accepted(
     "mean_iou, loss, boundary_iou, or iou/CLASS with the name of a class",
     lambda value: value in ("mean_iou", "loss", "boundary_iou") or value[:4] == "iou/" != value,
+    names=("mean_iou", "loss", "boundary_iou", "iou/CLASS"),
 )
 WINDOW = Accepted("2 positive integers with config.eval.mode=slide, empty with whole")
 

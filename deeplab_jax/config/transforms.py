@@ -168,6 +168,9 @@ def parse(text: object) -> Spec:
     found = _CALL.fullmatch(text)
     if found is None:
         fix = 'write such as crop, "rotate(degrees=15)" or package.module:function'
+        module, has_dot, function = text.rpartition(".")
+        if has_dot and _FUNCTION.fullmatch(f"{module}:{function}"):
+            fix = f"did you mean {module}:{function}?"
         raise ConfigError(FIELD, f"{clip(text)!r} is no name of a transform", fix)
     name, call = found[1], found[2]
     if name not in NAMED:

@@ -31,7 +31,7 @@ class SampleSource(Protocol):
         ...
 
     def stamp(self, index: int) -> str:
-        """Returns a text that changes when the stored mask does, without reading it."""
+        """Returns a text that changes when the stored mask does, unread; "" if that is unknown."""
         ...
 
     def names(self, index: int) -> tuple[str, str]:

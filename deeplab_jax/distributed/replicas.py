@@ -16,7 +16,7 @@ from jax.sharding import Mesh, PartitionSpec
 from deeplab_jax.distributed import hosts
 from deeplab_jax.errors import NumericError, shorten
 from deeplab_jax.utils import compile_cache
-from deeplab_jax.utils.trees import PyTree
+from deeplab_jax.utils.trees import FIRST, GOLDEN, PyTree, mix
 
 
 def checksum(tree: PyTree) -> jax.Array:
@@ -29,10 +29,7 @@ def checksum(tree: PyTree) -> jax.Array:
     total = jnp.zeros((), jnp.uint32)
     for leaf in jax.tree.leaves(tree):
         words = _words(leaf)
-        mixed = words + np.uint32(0x9E3779B9) * lax.iota(jnp.uint32, words.size)
-        mixed = (mixed ^ (mixed >> 16)) * np.uint32(0x7FEB352D)
-        mixed = (mixed ^ (mixed >> 15)) * np.uint32(0x846CA68B)
-        mixed = mixed ^ (mixed >> 16)
+        mixed = mix(words + GOLDEN * lax.iota(jnp.uint32, words.size), *FIRST)
         total = total * np.uint32(0x9E3779B1) + jnp.sum(mixed, dtype=jnp.uint32)
     return total
 

@@ -89,7 +89,8 @@ def propose(survey: Survey, layout: GuessedLayout, here: Machine) -> Proposal:
     crop, sizes = _size_fields(survey, train, here)
     fields |= sizes | length_fields(len(train), here, crop)
     if dataset not in CLASS_NAMES and (few := rare.in_words(survey)):
-        reason = f"{shorten(few, 3)}: dice counts each class alike, cross entropy each pixel"
+        reason = f"{shorten(few, 3)}: dice counts each class alike, cross entropy each pixel; if"
+        reason += f" they are small things, data.transforms may also be {rare.pasting(survey)}"
         fields["loss.dice"] = Field(1.0, reason)
     reason = "random weights; ImageNet weights learn faster: see docs/convert.md"
     fields["init.backbone"] = Field("none", reason)

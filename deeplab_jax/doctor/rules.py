@@ -417,8 +417,7 @@ RULES = (
     Rule("warning", "absent-class", "{n} class{es} never occur{v} in split {split}",
          "{loss}: add images with them, or drop the classes", _absent_classes),
     Rule("note", "rare-class", "{n} class{es} with under 1 % of the pixels of the training split",
-         "cross entropy counts each pixel alike, and may miss them: --config.loss.dice=1, which "
-         "--write-config proposes, or --config.loss.class_weighting=median_frequency",
+         rare.fix,
          lambda s: iter(() if s.weighs_classes else rare.in_words(s))),
     Rule("error", "one-class", "the masks hold fewer than two classes",
          "count the background",

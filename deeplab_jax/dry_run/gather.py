@@ -29,6 +29,7 @@ from deeplab_jax.dry_run.hardware import Hardware
 from deeplab_jax.errors import DataError, DeepLabError, ResourceError
 from deeplab_jax.training import workdir as workdir_lib
 from deeplab_jax.training.bad_samples import without_listed
+from deeplab_jax.training.extend.given import Given
 from deeplab_jax.training.init_weights import check_init
 from deeplab_jax.training.log.curves import check_curves
 from deeplab_jax.training.optimizer import build_schedule
@@ -135,6 +136,9 @@ def find_inputs(config: Config, workdir: Path) -> Inputs:
     """Checks data, start and schedule as the run would, and goes on after an error."""
     errors: list[DeepLabError] = []
     data, classes = config.data, config.model.num_classes
+    begin = _attempt(errors, workdir_lib.choose, workdir, config)
+    if begin and begin.saved:
+        _attempt(errors, Given().check, workdir, begin.saved.given)
     dataset = _attempt(errors, open_dataset, data, classes, data.train_split)
     _attempt(errors, check_curves, config.log, workdir)
     if validation := _attempt(errors, open_dataset, data, classes, data.val_split):
@@ -144,7 +148,6 @@ def find_inputs(config: Config, workdir: Path) -> Inputs:
     number = len(dataset) if dataset else _published(data)
     plan = None if number is None else _attempt(errors, make_plan, config, number)
     notes = warnings(config)
-    begin = _attempt(errors, workdir_lib.choose, workdir, config)
     if begin is not None:
         notes += [f"step {step} of {workdir} {why}" for step, why in begin.damaged.items()]
         if begin.saved is None:

@@ -126,7 +126,7 @@ def _schedule(facts: RunFacts) -> Iterator[str]:
         yield _row("continues", f"at step {inputs.start}")
     if step := facts.step_time:
         yield _row("time of a step", f"{describe(step.low, step.high)} ({step.basis})")
-        if left := (plan.total if plan else train.steps) - inputs.start:
+        if (left := (plan.total if plan else train.steps) - inputs.start) > 0:
             whole = describe(left * step.low, left * step.high)
             yield _row("time of the run", f"{whole} for {left} steps, without evaluations")
     if facts.rates:

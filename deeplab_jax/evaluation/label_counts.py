@@ -1,7 +1,8 @@
 """Pixels of each class in a split's masks, counted before training or an evaluation.
 
 Masks alone are read. Their counts are kept in `label_counts.json` of the work directory, so that a
-continued run or a later evaluation of the same files counts nothing again.
+continued run or a later evaluation of the same files counts nothing again. A data set of a caller's
+own without `fingerprint()` is counted anew: its ids do not tell its pixels.
 """
 
 import hashlib
@@ -65,7 +66,7 @@ def count_all(dataset: Dataset, folder: Path) -> LabelCounts:
     with hosts.sync_errors():
         own = _count(dataset)
     total: list[int] = np.sum(hosts.all_gather(own.tolist()), axis=0).tolist()
-    if hosts.is_primary():
+    if stamp:
         counts = {**kept.get(dataset.split, {}), stamp: total}
         kept[dataset.split] = dict([*counts.items()][-_KEPT:])
         # It only saves counting again.
@@ -95,13 +96,18 @@ def _of_mask(dataset: Dataset, index: int) -> np.ndarray:
 
 
 def _stamp(dataset: Dataset) -> str:
-    """Returns a text that changes with the samples, their masks' files and the values' meaning."""
+    """Returns a text that changes with the samples, their masks' files and the values' meaning.
+
+    It is "" where the source cannot tell whether a mask has changed.
+    """
     digest = hashlib.sha256(dataset.label_map.tobytes())
     digest.update(f"{dataset.class_names}\n".encode("utf-8", "surrogateescape"))
     digest.update(dataset.palette.tobytes())  # colour masks mean something else by another
     for index, name in enumerate(dataset.ids):
         with suppress(OSError, ValueError):  # no file: reading it will say so
-            name += f"\t{dataset.source.stamp(index)}"
+            if not (stamp := dataset.source.stamp(index)):
+                return ""
+            name += f"\t{stamp}"
         digest.update(f"{name}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 

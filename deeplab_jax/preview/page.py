@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
-from string import Template
 
 import cv2
 import numpy as np
@@ -13,7 +12,7 @@ from deeplab_jax.config import IGNORE_INDEX
 from deeplab_jax.config.transforms import NAMED, REFERENCE, Spec, parse_all
 from deeplab_jax.data.augment.named import MEAN_COLOR
 from deeplab_jax.preview.samples import NUMBER, Pair, Preview
-from deeplab_jax.report.html import Html, data_uri, join, percent, table, tag
+from deeplab_jax.report.html import Html, Section, data_uri, join, page, percent, table, tag
 from deeplab_jax.utils.atomic import atomic_write
 
 _SIDE = 320  # longer side of a picture, pixels
@@ -29,16 +28,30 @@ def write(output: Path, preview: Preview) -> None:
 
 def build(preview: Preview) -> str:
     """Returns the page as HTML."""
-    template = files("deeplab_jax.preview").joinpath("template.html").read_text("utf-8")
-    name = preview.config.name
-    return Template(template).substitute(
-        title=tag("title", f"{name}: what the network will see"),
-        style=files("deeplab_jax.report").joinpath("style.css").read_text("utf-8"),
-        headline=_headline(preview),
-        transforms=_transforms(preview),
-        classes=_classes(preview),
-        samples=tag("div", *(_figure(pair, preview) for pair in preview.pairs), class_="samples"),
+    figures = tag("div", *(_figure(pair, preview) for pair in preview.pairs), class_="samples")
+    samples = join([_layers(), figures])
+    sections = [
+        Section("transforms", "Transforms", "Transforms, in order", _transforms(preview)),
+        Section("classes", "Classes", "Classes", _classes(preview)),
+        Section("samples", "Samples", "Samples before and after", samples),
+    ]
+    title = f"{preview.config.name}: what the network will see"
+    style = files("deeplab_jax.preview").joinpath("style.css").read_text("utf-8")
+    return page(title, _headline(preview), sections, style)
+
+
+def _layers() -> Html:
+    """Returns what chooses between picture and classes, by rules of the style alone."""
+    labels = (
+        tag(
+            "label",
+            tag("input", type="radio", name_="layer", id=layer, checked=layer == "both"),
+            f" {word}",
+        )
+        for layer, word in (("picture", "Picture"), ("both", "Both"), ("labels", "Classes"))
     )
+    choice = tag("fieldset", *labels, aria_label="What is shown")
+    return tag("div", choice, class_="controls")
 
 
 def _headline(preview: Preview) -> Html:

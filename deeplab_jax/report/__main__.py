@@ -39,8 +39,16 @@ def main(argv: list[str]) -> None:
     check_place(output, "--output")
     from deeplab_jax.report.write import write_again
 
-    write_again(folder, output, overrides)
-    cli.finish(output, "predict", "--checkpoint", args.checkpoint, "IMAGES", "--output", "out")
+    evaluation = write_again(folder, output, overrides)
+    is_latest = evaluation["step"] == steps.latest_step(folder)
+    weights = evaluation.get("weights")
+    how = cli.same_weights(
+        "latest" if is_latest else evaluation["step"], "raw" if weights == "raw" else None
+    )
+    how += [text for text in evaluation["overrides"] if text.startswith("--config.eval.")]
+    cli.finish(
+        output, "predict", "--checkpoint", args.checkpoint, *how, "IMAGES", "--output", "out"
+    )
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ import numpy as np
 
 from deeplab_jax.evaluation import comparison
 from deeplab_jax.report.compare import LISTED, METHOD, Comparison, Pair
-from deeplab_jax.report.figures import controls, figure, fill, swatch
-from deeplab_jax.report.html import DASH, Html, join, percent, table, tag
+from deeplab_jax.report.figures import NO_SCRIPT, controls, figure, page_of, swatch
+from deeplab_jax.report.html import DASH, Html, Section, join, percent, table, tag
 from deeplab_jax.report.pictures import embed
 
 if TYPE_CHECKING:
@@ -19,16 +19,15 @@ def build(found: Comparison) -> str:
     """Returns the page as HTML that loads no other file."""
     pairs = found.pairs
     names = [pairs[0].first.name, *(pair.second.name for pair in pairs)]
-    return fill(
-        "comparison.html",
-        f"Comparison of {' and '.join(names)}",
-        found.palette,
-        headline=_headline(found),
-        sides=_sides(pairs),
-        classes=join(_classes(pair) for pair in pairs),
-        images=_images(found),
-        measurement=_measurement(pairs),
-    )
+    classes, images = join(map(_classes, pairs)), join([NO_SCRIPT, _images(found)])
+    sections = [
+        Section("sides", "Sides", "Sides", _sides(pairs)),
+        Section("classes", "Classes", "Classes, largest difference first", classes),
+        Section("images", "Images", "Images, largest difference first", images),
+        Section("measurement", "Measurement", "Measurement", _measurement(pairs)),
+    ]
+    title = f"Comparison of {' and '.join(names)}"
+    return page_of(title, found.palette, _headline(found), sections)
 
 
 def _headline(found: Comparison) -> Html:

@@ -3,32 +3,28 @@
 import json
 from collections.abc import Sequence
 from importlib.resources import files
-from string import Template
 
 import numpy as np
 
 from deeplab_jax.data.colors import safe_palette
-from deeplab_jax.report.html import Html, percent, tag
+from deeplab_jax.report.html import Html, Section, page, percent, tag
 from deeplab_jax.report.pictures import Picture
 
 _LAYERS = ("Image", "Truth", "Prediction", "Errors")
+NO_SCRIPT = tag(
+    "noscript",
+    tag(
+        "p", "Truth, prediction and errors are drawn by a script, which is off here.", class_="note"
+    ),
+)
 
 
-def fill(template: str, title: str, palette: np.ndarray, **sections: Html) -> str:
-    """Returns a page from a template of this room, with the style, the script and palettes inline.
-
-    `palette` is uint8 (C, 3), RGB.
-    """
-    folder = files("deeplab_jax.report")
-    parts = {name: folder.joinpath(name).read_text("utf-8") for name in ("style.css", "script.js")}
+def page_of(title: str, palette: np.ndarray, headline: Html, sections: Sequence[Section]) -> str:
+    """Returns a page with the script that draws pictures; `palette` is uint8 (C, 3), RGB."""
     palettes = {"own": palette.tolist(), "safe": safe_palette(len(palette)).tolist()}
-    return Template(folder.joinpath(template).read_text("utf-8")).substitute(
-        title=tag("title", title),
-        style=parts["style.css"],
-        script=parts["script.js"],
-        palettes=json.dumps(palettes),
-        **sections,
-    )
+    script = files("deeplab_jax.report").joinpath("script.js").read_text("utf-8")
+    data = tag("script", Html(json.dumps(palettes)), type="application/json", id="palettes")
+    return page(title, headline, sections, end=f"{data}\n<script>\n{script}\n</script>")
 
 
 def swatch(number: int) -> Html:

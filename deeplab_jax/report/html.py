@@ -4,6 +4,9 @@ import base64
 import io
 from collections.abc import Iterable, Sequence
 from html import escape
+from importlib.resources import files
+from string import Template
+from typing import NamedTuple
 
 from PIL import Image
 
@@ -38,6 +41,47 @@ def tag(name: str, *children: object, **attributes: object) -> Html:
 def join(children: Iterable[object]) -> Html:
     """Returns the children's markup in a row."""
     return Html("".join(c if isinstance(c, Html) else escape(str(c)) for c in children))
+
+
+class Section(NamedTuple):
+    """A section of a page: its `id`, its name in the list of sections, its title, its content."""
+
+    id: str
+    name: str
+    title: str
+    content: Html
+
+
+def page(
+    title: str, headline: Html, sections: Sequence[Section], style: str = "", end: str = ""
+) -> str:
+    """Returns a page that loads no other file.
+
+    Args:
+      title: of the page, as text.
+      headline: what stands above the sections.
+      sections: in order.
+      style: rules after those that all pages share.
+      end: markup of scripts; without it none may run.
+    """
+    links = (Html(tag("a", section.name, href=f"#{section.id}") + " ") for section in sections)
+    bodies = (
+        Html(tag("section", tag("h2", title), content, id=id_) + "\n")
+        for id_, _, title, content in sections
+    )
+    return Template(_read("frame.html")).substitute(
+        title=tag("title", title),
+        scripts="; script-src 'unsafe-inline'" if end else "",
+        style=_read("style.css") + style,
+        links=join(links).rstrip(),
+        headline=headline,
+        sections=join(bodies).rstrip("\n"),
+        end=end,
+    )
+
+
+def _read(name: str) -> str:
+    return files("deeplab_jax.report").joinpath(name).read_text("utf-8")
 
 
 def percent(value: float | None, digits: int = 1) -> str:

@@ -1,4 +1,4 @@
-"""The page: sections in a template, with inline style and script."""
+"""The page: its sections, with inline style and script."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
@@ -11,8 +11,8 @@ from deeplab_jax.config import Config, flatten
 from deeplab_jax.config.checks import as_text
 from deeplab_jax.evaluation.summary import Ends, Evaluation
 from deeplab_jax.report import plots, reading
-from deeplab_jax.report.figures import controls, figure, fill, swatch
-from deeplab_jax.report.html import DASH, Html, join, percent, scroller, table, tag
+from deeplab_jax.report.figures import NO_SCRIPT, controls, figure, page_of, swatch
+from deeplab_jax.report.html import DASH, Html, Section, join, percent, scroller, table, tag
 from deeplab_jax.report.pictures import Picture
 from deeplab_jax.training.log import Log
 
@@ -60,21 +60,21 @@ def build(content: PageContent) -> str:
     """Returns the page as HTML that loads no other file."""
     result = content.evaluation
     score = f"{percent(result['mean_iou'])} mean IoU{reading.over_classes(result)}"
-    return fill(
-        "template.html",
-        f"{content.config.name}: {score}",
-        content.palette,
-        headline=_headline(content),
-        pictures=_pictures(content),
-        classes=_classes(result),
-        confusions=_confusions(result),
-        calibration=_calibration(result),
-        measurement=_measurement(result),
-        curves=_curves(content),
-        hours=_hours(content.hours),
-        config=_config(content.config),
-        environment=_environment(result),
-    )
+    pictures = join([NO_SCRIPT, _pictures(content)])
+    hours = tag("h3", "Where the hours went"), _hours(content.hours)
+    training, environment = join([_curves(content), *hours]), _environment(result)
+    sections = [
+        Section("pictures", "Images", "Worst and best images", pictures),
+        Section("classes", "Classes", "Classes, worst first", _classes(result)),
+        Section("confusions", "Confusions", "Confusions", _confusions(result)),
+        Section("calibration", "Calibration", "Calibration", _calibration(result)),
+        Section("measurement", "Measurement", "Measurement", _measurement(result)),
+        Section("training", "Training", "Training", training),
+        Section("configuration", "Configuration", "Configuration", _config(content.config)),
+        Section("environment", "Environment", "Environment of the evaluation", environment),
+    ]
+    title = f"{content.config.name}: {score}"
+    return page_of(title, content.palette, _headline(content), sections)
 
 
 def _headline(content: PageContent) -> Html:

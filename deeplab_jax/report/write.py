@@ -21,8 +21,8 @@ from deeplab_jax.utils.atomic import atomic_write
 _LOG = "log.jsonl"  # of a run, in its work directory
 
 
-def write_again(folder: Path, output: Path, overrides: Sequence[str]) -> None:
-    """Writes the page of an evaluated checkpoint.
+def write_again(folder: Path, output: Path, overrides: Sequence[str]) -> Evaluation:
+    """Writes the page of an evaluated checkpoint; returns the evaluation.
 
     `folder` is the checkpoint directory, with `evaluation.json`. Overrides, such as
     "--config.data.root=elsewhere", are applied after the evaluation's own. If the weights or images
@@ -50,6 +50,7 @@ def write_again(folder: Path, output: Path, overrides: Sequence[str]) -> None:
         _write(output, page.PageContent(evaluation, config, log, palette, (), notes, hours))
     else:
         _draw(output, evaluation, segmenter, overrides, keeps=True)
+    return evaluation
 
 
 def write_evaluated(

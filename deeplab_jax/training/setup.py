@@ -194,14 +194,15 @@ def _look(
     check_curves(config.log, workdir)
     if given.loss is not None:
         check_unused(config)
+    begin = workdir_lib.choose(workdir, config, step, restart)
+    # Before the data are opened, which a run with its caller's own data does not have in files.
+    changes = [] if begin.saved is None else given.check(workdir, begin.saved.given)
     dataset, validation = given.open(config)
     check_best(config.checkpoint.best, validation)
     mesh, model = mesh_lib.mesh_of(config), build_model(config.model)
-    notes = warnings(config)
-    begin = workdir_lib.choose(workdir, config, step, restart)
+    notes = warnings(config) + changes
     functions = check_transforms(dataset, config.data, given.transform)
     if begin.saved is not None:
-        notes += given.check(workdir, begin.saved.given)
         workdir_lib.check_same_functions(workdir, begin.saved.functions, functions)
     for name in (name for name, digest in functions.items() if not digest):
         note = f"the source of the transform {name} cannot be read, so a continued run cannot tell"

@@ -1,14 +1,28 @@
-"""JAX's nested containers of arrays: their type, placement and parts, and differences of two."""
+"""JAX's nested containers of arrays: their type, placement, parts, bits, and differences of two."""
 
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from deeplab_jax.errors import shorten
 
 PyTree: TypeAlias = Any  # nested mappings and tuples of arrays, or of their shapes and types
+
+GOLDEN = np.uint32(0x9E3779B9)  # odd: a place's offset differs from its neighbours' in all bits
+FIRST = 0x7FEB352D, 0x846CA68B  # factors of `mix`
+
+
+def mix(words: Any, one: int, other: int) -> Any:
+    """Returns scrambled 32-bit words, one to one; the factors are odd.
+
+    `words` is uint32, of JAX or of NumPy. Saved checksums depend on these bits.
+    """
+    words = (words ^ (words >> 16)) * np.uint32(one)
+    words = (words ^ (words >> 15)) * np.uint32(other)
+    return words ^ (words >> 16)
 
 
 def placed(tree: PyTree, sharding: jax.sharding.Sharding) -> PyTree:

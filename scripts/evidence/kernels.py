@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from deeplab_jax.dry_run import cycles
 from evidence.networks import ade20k, train_step
 from evidence.record import Box, Item, Result
 
@@ -22,23 +23,9 @@ _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _TARGET = re.compile(r'custom_call_target="([^"]*)"')
 _CONTAINERS = ("while", "call", "conditional")  # their time is that of what they call
 _COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective")
-# The first row counts of which a word is in the path of the operation, in the program's own names.
-_KINDS = (
-    ("loss", ("(loss)", "/loss/")),
-    ("depthwise", ("depthwise/conv",)),
-    ("norms", ("/norm/",)),
-    ("convolutions", ("conv_general_dilated", "/conv/")),
-    ("products (1x1 convolutions)", ("dot_general",)),
-    ("classifiers and dropout", ("classifier",)),
-    ("decoder: resize, joining", ("/decoder/",)),
-    ("ASPP: joining, image pool", ("/aspp/",)),
-    ("ReLU, sums, max pool of the backbone", ("DeepLabV3Plus",)),
-)
 # Of kernels that the program does not name, by words of cuDNN's and cuBLAS's.
-_NAMELESS = (
-    ("convolutions", ("fprop", "dgrad", "wgrad", "convol", "cudnn")),
-    ("products (1x1 convolutions)", ("gemm", "nvjet", "cutlass", "cublas")),
-)
+_CONVOLUTIONS = "convolutions and 1x1"
+_NAMELESS = ("fprop", "dgrad", "wgrad", "convol", "cudnn", "gemm", "nvjet", "cutlass", "cublas")
 
 
 class Operation(NamedTuple):
@@ -151,19 +138,15 @@ def summary(
 
 
 def kind_of(kernel: str, operation: Operation) -> str:
-    """Returns the kind of a kernel, with its direction where the program tells."""
+    """Returns the kind of a kernel, as of `cycles`, with its direction where the program tells."""
     path, text = operation.path, f"{operation.opcode} {operation.target} {kernel}".lower()
     if any(word in text for word in _COLLECTIVES):
         return "collectives"
     if operation.opcode in ("copy", "transpose") or "memcpy" in text or "memset" in text:
         return "copies and transposes"
-    direction = "backward" if "transpose(" in path else "forward"
-    if "__cudnn$conv" in operation.target:
-        return f"convolutions, {direction}"
     if not path:
-        named = (kind for kind, words in _NAMELESS if any(word in text for word in words))
-        return next(named, "without a name")
-    for kind, words in _KINDS:
-        if any(word in path for word in words):
-            return f"{kind}, {direction}"
-    return "optimiser, input, running statistics"
+        return _CONVOLUTIONS if any(word in text for word in _NAMELESS) else "without a name"
+    kind, is_backward = cycles.kind_of(path)
+    if "__cudnn$conv" in operation.target:
+        kind = _CONVOLUTIONS
+    return f"{kind}, {'backward' if is_backward else 'forward'}"

@@ -134,7 +134,15 @@ def _inference(items: Result) -> list[str]:
     head = ("bytes to labels", "ours, ms", "torch, ms", "ours / torch", "images/s of ours",
             "share of labels that differ")  # fmt: skip
     bench = {name: item for name, item in items.items() if "cases" in item}
-    return [*_table(head, rows), *([""] if bench else []), *(_bench(bench) if bench else [])]
+    same = [f"{name}: {item['line']}." for name, item in items.items()
+            if "labels_that_differ" in item and "ratio" not in item]  # fmt: skip
+    return [
+        *_table(head, rows),
+        *([""] if same else []),
+        *same,
+        *([""] if bench else []),
+        *(_bench(bench) if bench else []),
+    ]
 
 
 def _flags(items: Result) -> list[str]:

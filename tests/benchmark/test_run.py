@@ -100,6 +100,20 @@ def test_all_cases_and_what_the_page_shows(bench):
     assert any(line.startswith("- folder_r18_os16: reading drawn pictures") for line in lines)
 
 
+@pytest.mark.parametrize("last", ["sign", "other"])
+def test_transforms_are_timed_but_those_of_classes_that_drawn_pictures_lack(narrow_config, last):
+    names = ",".join([*(f"c{k}" for k in range(3)), last])
+    changes = f"data.class_names={names}", "model.num_classes=4"
+    changes += ('data.transforms=scale,crop,copy_paste(classes=["sign"]),vertical_flip',)
+    row = Row(narrow_config(*TINY, *changes), (64, 96))
+    *_, results = Bench(to_tensors, ["input"], is_quick=True, is_alone=True).results([row], "")
+    [case] = results["cases"]
+    check_sides(case, [OURS])
+    told = "drawn pictures, without copy_paste of the class sign, which they do not have"
+    assert case["source"] == ("drawn pictures" if last == "sign" else told)
+    assert (f"folder_r18_os16, input: {told}" in results["notes"]) == (last == "other")
+
+
 def test_no_torch_and_memory_that_runs_out_are_one_line_each(bench, monkeypatch):
     from deeplab_jax.benchmark import ours, rivals
 

@@ -176,6 +176,9 @@ def test_frozen_weights_that_are_drawn_are_warned_of():
     assert "keeps weights that are drawn at random" in config.warnings(c)[-1]
     c = changed(train__freeze=("backbone.stem",), init__backbone="weights/r50")
     assert config.warnings(config.freeze(c)) == []
+    c.train.lr = 2e-4
+    (warning,) = config.warnings(config.freeze(c))
+    assert warning.endswith("--config.train.min_lr=2e-06 lets it fall as in the table")
 
 
 @pytest.mark.parametrize(
@@ -185,7 +188,11 @@ def test_frozen_weights_that_are_drawn_are_warned_of():
         ("data__crop_size", (512,), "such as the default: --config.data.crop_size=512,512"),
         ("model__num_classes", 256, "count the classes, without the ignored one"),
         ("data__class_names", ("a",), "or correct config.model.num_classes"),
-        ("train__lr", 1e-5, "lower it, or raise config.train.lr"),  # below the lowest rate
+        (
+            "train__lr",
+            1e-5,
+            "lower it: --config.train.min_lr=1e-07, or raise config.train.lr",
+        ),  # below the lowest rate
     ],
 )
 def test_value_that_cannot_be_used_gets_advice(field, bad, fix):

@@ -187,3 +187,17 @@ def test_fix_proposes_the_value_of_the_recipe():
         c.model.depth = depth
         with pytest.raises(ConfigError, match=f"use a value such as the {value}"):
             apply_overrides(c, ["--config.model.depth=35"])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "near"),
+    [
+        ("train.schedule=cos", "train.schedule=cosine"),
+        ("train.optimizer=AdamW", "train.optimizer=adamw"),
+        ("loss.class_weighting=inverse_frequency", "loss.class_weighting=inverse"),
+        ("checkpoint.best=miou", "checkpoint.best=mean_iou"),
+    ],
+)
+def test_fix_proposes_the_name_that_is_near(wrong, near):
+    with pytest.raises(ConfigError, match=rf"did you mean --config\.{near}\?"):
+        apply_overrides(config.get_config("folder", 18), [f"--config.{wrong}"])

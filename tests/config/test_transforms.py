@@ -56,6 +56,7 @@ def test_values_have_defaults_and_may_be_given():
         ("zzz", "use one of scale, crop, flip, "),
         ("a b", "'a b' is no name of a transform - write such as crop"),
         ("a:b:c", "is no name of a transform"),
+        ("mine.darker", "did you mean mine:darker?"),
         ("flip,flip", "names flip 2 times"),
         ("flip(chance=0)", "chance must be 0 < chance <= 1, got 0 - write such as "),
         ("flip(chance=True)", "chance must be 0 < chance <= 1, got True"),

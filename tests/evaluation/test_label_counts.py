@@ -7,6 +7,7 @@ import pytest
 
 from deeplab_jax.data import open_dataset
 from deeplab_jax.data.images import read_label, write_png
+from deeplab_jax.data.sources.given import open_given
 from deeplab_jax.errors import DataError
 from deeplab_jax.evaluation import label_counts
 
@@ -42,6 +43,24 @@ def test_changed_files_are_counted_again(opened, tmp_path):
     after = label_counts.count_labels(dataset, tmp_path)
     assert after[0] - before[0] == (label != 0).sum()
     assert after.sum() == before.sum()
+
+
+def test_given_data_without_a_fingerprint_are_counted_anew(tmp_path):
+    class Mine:
+        ids, class_names = ("a",), ("x", "y")
+
+        def __init__(self, value):
+            self.read = lambda index: (np.zeros((2, 3, 3), np.uint8), np.full((2, 3), value))
+
+        def __len__(self):
+            return 1
+
+    sets = [open_given(Mine(value), "train_data", 2, "train") for value in (0, 1)]
+    counts = [label_counts.count_labels(one, tmp_path).tolist() for one in sets]
+    assert counts == [[6, 0, 0], [0, 6, 0]]
+    Mine.fingerprint = lambda self: "1"
+    label_counts.count_labels(open_given(Mine(0), "train_data", 2, "train"), tmp_path)
+    assert len(json.loads((tmp_path / label_counts.FILE).read_text())["train"]) == 1
 
 
 def test_one_split_with_and_without_samples_is_counted_once_each(opened, tmp_path, monkeypatch):

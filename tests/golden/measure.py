@@ -102,7 +102,7 @@ def forward(name, model, variables, is_long=False):
             pairs[key] = recipe.sample_pixels(logits, len(expected)), expected
         if f"{name}/{case}/upsampled" in arrays:
             expected = arrays[f"{name}/{case}/upsampled"]
-            upsampled = ops.resize_bilinear(output.logits, fact["shape"][2:])
+            upsampled = ops.resize_bilinear(output.logits, fact["shape"][2:], "cpu_mesh")
             pairs["upsampled"] = recipe.sample_pixels(upsampled, len(expected)), expected
         if probes:
             pairs |= _probe(extra["intermediates"], probes)
@@ -139,7 +139,7 @@ def whole_image(dtype):
     logits = jax.jit(functools.partial(network_logits, model))(
         variables, draw_images(case["image"], case["input_shape"])
     )
-    scores = ops.resize_bilinear(logits, case["output_size"])
+    scores = ops.resize_bilinear(logits, case["output_size"], "cpu_mesh")
     expected = np.load(recipe.FOLDER / "inference.npz")["whole/scores"]
     return {"scores": (recipe.sample_pixels(scores, len(expected)), expected)}
 

@@ -46,7 +46,7 @@ def plain_scores(network, image, size):
     model, variables = network
     logits = jax.jit(model.apply)(variables, normalize(image)[None]).logits
     assert logits.std() > 0
-    return np.asarray(ops.resize_bilinear(logits, size)[0])
+    return np.asarray(ops.resize_bilinear(logits, size, "cpu_mesh")[0])
 
 
 @_MANY_PROGRAMS

@@ -72,7 +72,10 @@ def test_step_can_be_chosen(saved_run, model, tmp_path, call):
     image = saved_run.images[0]
     for step, number in (("best", 3), ("3", 3), ("latest", 7)):
         argv = ["--checkpoint", saved_run.path, "--step", step, image, "--output", tmp_path / step]
-        assert call("predict", *argv)[0] == 0
+        code, out, _ = call("predict", *argv)
+        assert code == 0
+        told = "" if step == "latest" else f" --step {step}"
+        assert out.splitlines()[-1] == f"next: deeplab evaluate --checkpoint {saved_run.path}{told}"
         assert deeplab_jax.load(saved_run.path, step).step == number
     masks = {step: np.asarray(Image.open(tmp_path / step / f"{image.stem}.png"))
              for step in ("best", "3", "latest")}  # fmt: skip

@@ -230,7 +230,7 @@ def test_resize_equals_pytorch(golden, recipe):
     for case in json.loads((golden / "data.json").read_text())["interp_cases"]:
         x = recipe.draw_image(case["image"], case["input_shape"]).transpose(0, 2, 3, 1)
         expected = arrays[f"{case['name']}/out"]
-        got = ops.resize_bilinear(jnp.asarray(x, jnp.float64), tuple(case["size"]))
+        got = ops.resize_bilinear(jnp.asarray(x, jnp.float64), tuple(case["size"]), "cpu_mesh")
         got = recipe.sample(got.transpose(0, 3, 1, 2), len(expected))
         np.testing.assert_allclose(got, expected, atol=1e-6)
 
@@ -238,7 +238,7 @@ def test_resize_equals_pytorch(golden, recipe):
 def test_gradients_need_no_scatter():
     # A scatter is what the plain gather's gradient would be, 2.5 to 8 times slower.
     for size in ((16, 24), (17, 25)):
-        loss = jax.grad(lambda x, size=size: ops.resize_bilinear(x, size).sum())
+        loss = jax.grad(lambda x, size=size: ops.resize_bilinear(x, size, "cpu_mesh").sum())
         assert "scatter" not in jax.jit(loss).lower(_normal(1, 4, 6, 3)).as_text()
 
 

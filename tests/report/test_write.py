@@ -53,6 +53,14 @@ def test_without_a_checkpoint_the_report_has_no_pictures_and_says_so(call, evalu
     assert "Worst class" in text
 
 
+def test_the_command_after_a_report_takes_the_weights_that_were_evaluated(call, evaluated, content):
+    raw = content.evaluation | {"weights": "raw", "overrides": ["--config.eval.flip=true"]}
+    (evaluated / "evaluation.json").write_text(json.dumps(raw))
+    how = f"--step {raw['step']} --weights raw --config.eval.flip=true"
+    told = f"next: deeplab predict --checkpoint {evaluated} {how} IMAGES --output out"
+    assert call("report", evaluated).out.splitlines()[-1] == told
+
+
 def test_page_with_pictures_is_not_replaced_by_one_without(call, evaluated):
     (evaluated / "report.html").write_text("pictures")
     code, out, err = call("report", evaluated)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 
@@ -16,6 +17,7 @@ def evidence(repository):
     sys.path.insert(0, str(repository / "scripts"))
     import evidence.__main__
     import evidence.flags
+    import evidence.inference
     import evidence.kernels
     import evidence.record
     import evidence.summary
@@ -76,6 +78,15 @@ def test_an_item_that_was_ended_twice_is_given_up(evidence):
     assert record.errors == {"a": "was killed"}
 
 
+def test_labels_that_differ_have_a_limit(evidence):
+    labels = np.zeros(2000, np.uint8)
+    other = labels.copy()
+    for share, is_good in ((2, True), (3, False)):
+        other[:share] = 1
+        assert evidence.inference.judge("float32", labels, other)["is_good"] is is_good
+        assert evidence.inference.judge("bfloat16", labels, other)["is_good"]
+
+
 def test_kernels_of_streams_are_summed_by_kind(evidence, tmp_path):
     program = evidence.kernels.read_program(
         """
@@ -110,7 +121,7 @@ metadata={op_name="jit(s)/transpose(jvp(DeepLabV3Plus))/conv2/norm/mul"}
     got = evidence.kernels.summary(list(evidence.kernels.read_kernels(path)), program, steps=2)
     assert got["kinds"] == pytest.approx(
         {
-            "convolutions, forward": 0.0015,
+            "convolutions and 1x1, forward": 0.0015,
             "norms, backward": 0.001,
             "copies and transposes": 0.00025,
         }

@@ -47,7 +47,7 @@ def find(text: str) -> Function:
         missing = getattr(error, "name", None) or ""
         if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{missing}."):
             what = f"there is no module {missing} in {' or '.join(own)}, nor installed"
-            fix = "correct the name, or put the file into the recipe's folder"
+            fix = "correct the name, or put the file into the recipe's folder or the current one"
             raise ConfigError(where, what, fix) from error
         what = f"importing {module_name} fails with {_told(error)}"
         raise ConfigError(where, what, "correct that module, or install what it needs") from error

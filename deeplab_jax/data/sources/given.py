@@ -73,7 +73,7 @@ class GivenSource:
         return self.read(index)[1]
 
     def stamp(self, index: int) -> str:
-        """Returns the data set's fingerprint, if it has one."""
+        """Returns the data set's fingerprint; "" if it has none."""
         return self.mark
 
     def names(self, index: int) -> tuple[str, str]:

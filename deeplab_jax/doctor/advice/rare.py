@@ -28,6 +28,21 @@ def rare(survey: "Survey") -> dict[str, float]:
     }
 
 
+def pasting(survey: "Survey") -> str:
+    """Returns the value of `config.data.transforms` that pastes the rare classes."""
+    numbers = sorted(int(name.partition(":")[0]) for name in rare(survey))
+    return f"scale,crop,copy_paste(classes={numbers}),flip,photometric"
+
+
+def fix(survey: "Survey") -> str:
+    """Returns what makes training look at the rare classes."""
+    return (
+        "cross entropy counts each pixel alike, and may miss them: --config.loss.dice=1, which"
+        " --write-config proposes, or --config.loss.class_weighting=median_frequency; where they"
+        f' are small things, also "--config.data.transforms={pasting(survey)}"'
+    )
+
+
 def in_words(survey: "Survey") -> list[str]:
     """Returns a phrase for each rare class."""
     return [f"{name} ({100 * share:.2g} % of the pixels)" for name, share in rare(survey).items()]

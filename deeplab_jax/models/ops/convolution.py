@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from deeplab_jax.models.ops.gradients import Arrays, keeping_inputs
 from deeplab_jax.models.ops.pictures import ValidSize, taps
 from deeplab_jax.models.ops.winograd import conv3x3_winograd
-
-Arrays = tuple[jax.Array, jax.Array]
 
 
 def conv1x1(
@@ -161,12 +160,6 @@ def conv3x3_by_products(
     return conv(x, kernel, 1, dilation, precision)
 
 
-def _products_forward(
-    x: jax.Array, kernel: jax.Array, dilation: int, precision: lax.Precision
-) -> tuple[jax.Array, Arrays]:
-    return conv3x3_by_products(x, kernel, dilation, precision), (x, kernel)
-
-
 def _products_backward(
     dilation: int, precision: lax.Precision, residuals: Arrays, g: jax.Array
 ) -> Arrays:
@@ -176,7 +169,7 @@ def _products_backward(
     return dx, jnp.stack(products).reshape(kernel.shape).astype(kernel.dtype)
 
 
-conv3x3_by_products.defvjp(_products_forward, _products_backward)
+conv3x3_by_products.defvjp(keeping_inputs(conv3x3_by_products), _products_backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -189,12 +182,6 @@ def conv3x3_by_strips(
     matrix product.
     """
     return conv(x, kernel, 1, dilation, precision)
-
-
-def _strips_forward(
-    x: jax.Array, kernel: jax.Array, dilation: int, precision: lax.Precision
-) -> tuple[jax.Array, Arrays]:
-    return conv3x3_by_strips(x, kernel, dilation, precision), (x, kernel)
 
 
 def _strips_backward(
@@ -223,7 +210,7 @@ def _strips_backward(
     )
 
 
-conv3x3_by_strips.defvjp(_strips_forward, _strips_backward)
+conv3x3_by_strips.defvjp(keeping_inputs(conv3x3_by_strips), _strips_backward)
 
 
 def _input_gradient(

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from deeplab_jax.models.ops.gradients import Arrays, keeping_inputs
 from deeplab_jax.models.ops.pictures import shift, taps
 
-Arrays = tuple[jax.Array, jax.Array]
 _Slices = tuple[slice, ...]
 _Rectangle = tuple[int, int, _Slices, _Slices]
 
@@ -34,12 +34,6 @@ def depthwise_conv3x3(x: jax.Array, kernel: jax.Array, dilation: int, platform: 
     return form(x, kernel, dilation)
 
 
-def _depthwise_forward(
-    x: jax.Array, kernel: jax.Array, dilation: int, platform: str
-) -> tuple[jax.Array, Arrays]:
-    return depthwise_conv3x3(x, kernel, dilation, platform), (x, kernel)
-
-
 def _depthwise_backward(dilation: int, platform: str, residuals: Arrays, g: jax.Array) -> Arrays:
     x, kernel = residuals
     dx = depthwise_conv3x3(g, kernel[::-1, ::-1], dilation, platform)
@@ -47,7 +41,7 @@ def _depthwise_backward(dilation: int, platform: str, residuals: Arrays, g: jax.
     return dx, gradient(x, g, dilation).astype(kernel.dtype)
 
 
-depthwise_conv3x3.defvjp(_depthwise_forward, _depthwise_backward)
+depthwise_conv3x3.defvjp(keeping_inputs(depthwise_conv3x3), _depthwise_backward)
 
 
 def _by_shifts(x: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:

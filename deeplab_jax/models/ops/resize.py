@@ -11,7 +11,7 @@ from jax import lax
 from deeplab_jax.models.ops.pictures import shift
 
 
-def resize_bilinear(x: jax.Array, size: Sequence[int], platform: str | None = None) -> jax.Array:
+def resize_bilinear(x: jax.Array, size: Sequence[int], platform: str) -> jax.Array:
     """Resizes with half-pixel centres, clamped edges and no antialiasing.
 
     This is PyTorch's `interpolate(mode="bilinear", align_corners=False)`, also when it shrinks.
@@ -19,7 +19,7 @@ def resize_bilinear(x: jax.Array, size: Sequence[int], platform: str | None = No
     Args:
       x: (B, H, W, C), floating point.
       size: (height, width) of the result, in pixels.
-      platform: as in `ComputePolicy`; None picks the forms that suit every platform.
+      platform: as in `ComputePolicy`; picks the form.
 
     Returns:
       (B, *size, C) in the dtype of `x`.

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from deeplab_jax.models.ops.gradients import Arrays, keeping_inputs
+
 _ORDER, _REVERSED = (0, 1, 2, 3), (3, 1, 2, 0)  # of elements; the latter of a reversed kernel's
 
 
@@ -35,18 +37,7 @@ def conv3x3_winograd(
     return _convolve(x, kernel, dilation, precision, _ORDER)
 
 
-def _forward(
-    x: jax.Array, kernel: jax.Array, dilation: int, precision: lax.Precision
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return conv3x3_winograd(x, kernel, dilation, precision), (x, kernel)
-
-
-def _backward(
-    dilation: int,
-    precision: lax.Precision,
-    residuals: tuple[jax.Array, jax.Array],
-    g: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
+def _backward(dilation: int, precision: lax.Precision, residuals: Arrays, g: jax.Array) -> Arrays:
     # Else the compiler keeps the forward pass's elements, four times the map, until here.
     x, kernel, g = lax.optimization_barrier((*residuals, g))
     dx = _convolve(g, kernel, dilation, precision, _REVERSED)
@@ -55,7 +46,7 @@ def _backward(
     return dx, _kernel_gradient(_products(inputs, outputs, 1, 1, precision))
 
 
-conv3x3_winograd.defvjp(_forward, _backward)
+conv3x3_winograd.defvjp(keeping_inputs(conv3x3_winograd), _backward)
 
 
 def _convolve(

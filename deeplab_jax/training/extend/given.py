@@ -13,6 +13,7 @@ from deeplab_jax.training.extend.events import Callback
 from deeplab_jax.training.losses import UserLoss
 
 _DATA, _FUNCTIONS = ("train_data", "val_data"), ("loss", "transform")
+_CALLBACKS = "callbacks"  # change no weight: a continued run may have others
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,19 +32,22 @@ class Given:
 
     def __post_init__(self) -> None:
         named = [(name, getattr(self, name)) for name in _FUNCTIONS]
-        for name, function in [*named, *(("callbacks", item) for item in self.callbacks)]:
+        for name, function in [*named, *((_CALLBACKS, item) for item in self.callbacks)]:
             if function is not None and not callable(function):
                 raise TypeError(f"`{name}` must be a function, got {type(function).__name__}.")
 
     @property
     def names(self) -> dict[str, str]:
-        """The names of data, loss and transform by argument; a function's has a digest."""
+        """Names by argument; those of loss and transform have a digest."""
         found = {name: getattr(self, name) for name in (*_DATA, *_FUNCTIONS)}
-        return {
+        names = {
             name: f"{name_of(value)}{_digest(value) if name in _FUNCTIONS else ''}"
             for name, value in found.items()
             if value is not None
         }
+        return names | (
+            {_CALLBACKS: ",".join(map(name_of, self.callbacks))} if self.callbacks else {}
+        )
 
     def open(self, config: Config) -> tuple[Dataset, Dataset]:
         """Returns the training and the validation split.
@@ -73,14 +77,26 @@ class Given:
         """Compares with the names that a continued run was saved with.
 
         Returns:
-          A line for each function whose text has changed since.
+          A line for each function whose text has changed since, and for other callbacks.
 
         Raises:
           ConfigError: a name differs.
         """
         notes, own = [], self.names
+        if not own and saved.keys() - {_CALLBACKS}:
+            listed = ", ".join(f"{name}={text.partition(' ')[0]}" for name, text in saved.items())
+            call = f"deeplab_jax.train(config, workdir, {', '.join(f'{x}=...' for x in saved)})"
+            what = f"its run was started from Python with {listed}"
+            raise ConfigError(
+                str(workdir), what, f"continue it from Python: {call}, or choose another workdir"
+            )
         for name in dict.fromkeys((*saved, *own)):
             before, now = saved.get(name, ""), own.get(name, "")
+            if name == _CALLBACKS:
+                if before != now:
+                    text = f"callbacks: {before or 'none'} when the run was saved"
+                    notes.append(f"{text}, {now or 'none'} now")
+                continue
             if before.partition(" ")[0] != now.partition(" ")[0]:
                 what = f"was trained with {_told(name, before)}, and now with {_told(name, now)}"
                 fix = f"call deeplab_jax.train with the same {name}, or choose another workdir"

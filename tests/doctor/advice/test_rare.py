@@ -1,8 +1,11 @@
 """Classes of few pixels are named, and a loss is proposed."""
 
+import shlex
+
 import numpy as np
 from PIL import Image
 
+from deeplab_jax.config.recipe import apply_overrides
 from deeplab_jax.data.images import read_label
 
 
@@ -24,7 +27,10 @@ def test_rare_class_is_named_and_a_loss_is_proposed(make_tree, doctor, recipe_of
     assert (code, found["severity"], len(found["items"])) == (0, "note", 1)
     assert found["items"][0].startswith("3: class_3 (0.6")
     assert "--config.loss.dice=1" in found["fix"]
-    assert recipe_of(root, "second.py").loss.dice == 1
+    flag = shlex.split(found["fix"])[-1]
+    assert "copy_paste(classes=[3])" in flag
+    changed = apply_overrides(recipe_of(root, "second.py"), [flag])
+    assert (changed.loss.dice, len(changed.data.transforms)) == (1, 5)
     *_, report = doctor(*recipe_flags(root), "--config.loss.class_weighting=inverse")
     assert "rare-class" not in {f["kind"] for f in report["findings"]}
 

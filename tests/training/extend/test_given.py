@@ -25,6 +25,13 @@ def test_names_of_what_was_given_are_compared():
     assert given.check("runs/a", saved) == ["loss mine has changed since the run was saved"]
     with pytest.raises(ConfigError, match="trained with loss=mine, and now with loss=other - call"):
         Given(Mine(), None, other).check("runs/a", given.names)
+    told = "started from Python with train_data=Mine, loss=mine - .*: deeplab_jax.train"
+    with pytest.raises(ConfigError, match=rf"{told}\(config, workdir, train_data=..., loss=...\)"):
+        Given().check("runs/a", given.names)
+    stops = Given(callbacks=(mine, other))
+    assert stops.names == {"callbacks": "mine,other"}
+    told = "callbacks: mine,other when the run was saved, none now"
+    assert Given().check("runs/a", stops.names) == [told]
     with pytest.raises(ConfigError, match="with train_data=Mine, and now with no train_data of"):
         Given(None, None, mine).check("runs/a", given.names)
     assert len(given.limits()) == 2

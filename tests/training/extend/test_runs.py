@@ -111,11 +111,15 @@ def test_example_runs_stops_and_goes_on_as_if_never_killed(example, tiny_discs, 
 
 
 @pytest.mark.process("trains")
-def test_example_is_short_and_runs(example, tiny_discs, tmp_path, repository):
+def test_example_is_short_and_runs(example, tiny_discs, tmp_path, repository, call):
     text = (repository / "docs" / "examples" / "own_training.py").read_text()
     assert len([*filter(str.strip, text.splitlines())]) <= 46
     got = example.main(tiny_discs, tmp_path)
     assert got["class_names"] == ["ground", "disc"]
+    code, _, err = call("train", "--config", tmp_path, "--workdir", tmp_path)
+    assert code == 2
+    assert "started from Python with train_data=Discs, val_data=Discs, loss=focal, callb" in err
+    assert err.count("\n") == 1
 
 
 @pytest.mark.slow("trains twice, with extras; the decision to stop is in test_events.py")
