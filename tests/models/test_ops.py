@@ -66,9 +66,10 @@ def _conv1x1(x, kernel, stride=1, platform="cpu", dtype=None):
 
 
 @pytest.mark.parametrize("platform", ["cpu", "cpu_mesh"])
+@pytest.mark.parametrize("outputs", [3, 8])
 @pytest.mark.parametrize(("size", "stride"), [((6, 8), 1), ((6, 8), 2), ((7, 5), 2)])
-def test_conv1x1_equals_lax(size, stride, platform):
-    x, kernel = _normal(2, *size, 5), _normal(1, 1, 5, 3, seed=1)
+def test_conv1x1_equals_lax(size, stride, outputs, platform):
+    x, kernel = _normal(2, *size, 5), _normal(1, 1, 5, outputs, seed=1)
     _assert_same_function(
         lambda x, k: _conv1x1(x, k, stride, platform),
         lambda x, k: _lax_conv(x, k, stride, 1),

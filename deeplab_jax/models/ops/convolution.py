@@ -46,11 +46,15 @@ def _over_channels(x: jax.Array, kernel: jax.Array, precision: lax.Precision) ->
 
 
 def _over_channels_backward(precision: lax.Precision, residuals: Arrays, g: jax.Array) -> Arrays:
-    # JAX's gradient of the kernel is (O, I), transposed afterwards. For it XLA computes `g` a
-    # second time on a processor, with the pixels last.
+    # For a product over pixels XLA writes its first operand anew, pixels last, which is slow on a
+    # processor. JAX always takes `g` as the first.
     x, kernel = residuals
     dx = _product(g, kernel, (3,), (1,), precision).astype(x.dtype)
-    return dx, _product(x, g, _PIXELS, _PIXELS, precision).astype(kernel.dtype)
+    if g.size + kernel.size < x.size:
+        dk = _product(g, x, _PIXELS, _PIXELS, precision).T
+    else:
+        dk = _product(x, g, _PIXELS, _PIXELS, precision)
+    return dx, dk.astype(kernel.dtype)
 
 
 _over_channels.defvjp(keeping_inputs(_over_channels), _over_channels_backward)
