@@ -24,7 +24,7 @@ ORDER = (
     {"dry_run", "doctor", "demo"},
     {"account", "benchmark", "selftest"},
     {"report"},
-    {"preview"},
+    {"preview", "export"},
     {"cli"},
     {"convert"},
     {
@@ -37,6 +37,7 @@ ORDER = (
         "bench",
         "prepare",
         "recipes",
+        "verify",
         "checkpoint_verbs",
         "__main__",
     },
