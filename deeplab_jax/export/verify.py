@@ -12,6 +12,7 @@ from deeplab_jax.data.transforms import fit_size, resize_image
 from deeplab_jax.errors import ConfigError, DataError
 from deeplab_jax.evaluation import metrics
 from deeplab_jax.export.write import measure
+from deeplab_jax.inference.buckets import Size
 from deeplab_jax.inference.engine import Engine, Item, Variables
 from deeplab_jax.inference.exported import runtime, standalone
 from deeplab_jax.inference.exported.folder import Exported, read_folder
@@ -24,8 +25,6 @@ from deeplab_jax.utils.progress import counting
 Tensors: TypeAlias = Mapping[str, np.ndarray]
 # Returns our variables of a PyTorch state dict, for a depth and a dialect.
 ToVariables = Callable[[Tensors, int, str], Variables]
-
-_Opener = Callable[[Exported], runtime.Runtime]
 
 
 class _Ours(NamedTuple):
@@ -73,7 +72,8 @@ def verify(
         faults += _tell(name, "sample", found, exported.tolerances)
         results["models"][name] = {"sample": found}
         if ours is not None and data is not None:
-            found, scores = _compare(exported, run, ours, data)
+            only = exported.files[kind].get("size")
+            found, scores = _compare(exported, run, ours, data, only and (only[0], only[1]))
             faults += _tell(name, scores["data"], found, exported.tolerances)
             print(
                 f"{name}: mean IoU {100 * scores['mean_iou']:.2f} %, ours"
@@ -165,9 +165,12 @@ def _read_variables(exported: Exported, to_variables: ToVariables) -> Variables:
 
 
 def _compare(
-    exported: Exported, run: runtime.Runtime, ours: _Ours, root: str
+    exported: Exported, run: runtime.Runtime, ours: _Ours, root: str, only: Size | None
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """Returns the largest differences over a data set, and the scores of both."""
+    """Returns the largest differences over a data set, and the scores of both.
+
+    With `only` images of another size (height, width) are left out.
+    """
     config = apply_overrides(exported.config, [f"--config.data.root={root}"])
     dataset = open_dataset(config.data, config.model.num_classes, config.data.val_split)
     ours.engine.plan(_sizes(exported, dataset))
@@ -182,14 +185,17 @@ def _compare(
     count = config.model.num_classes
     confusion = np.zeros((2, count, count), np.int64)
     largest: dict[str, float] = {}
-    pixels = apart = 0
+    pixels = apart = left_out = 0
     with counting(len(dataset), "images compared") as done:
         for example in eval_examples(dataset, range(len(dataset)), ()):
             image, label = example.image, example.label
             size = label.shape[0], label.shape[1]
+            done()
+            if only is not None and size != only:
+                left_out += 1
+                continue
             fitted = _fitted(exported, image)
-            item = Item(None, image if exported.kind == "labels" else fitted, size)
-            [(_, (labels, confidence))] = theirs.segment([item])
+            [(_, (labels, confidence))] = theirs.segment([Item(None, image, size)])
             [(_, (wanted, own))] = ours.engine.segment([Item(None, fitted, size)])
             got = {"labels": labels, "confidence": confidence}
             found = standalone.differences(got, {"labels": wanted, "confidence": own})
@@ -202,13 +208,17 @@ def _compare(
                     largest[name] = max(largest.get(name, 0.0), value)
             pixels, apart = pixels + label.size, apart + int((labels != wanted).sum())
             confusion += [_confusion(label, x, count) for x in (labels, wanted)]
-            done()
+    place = f"{len(dataset) - left_out} images of {dataset.name}/{dataset.split}"
+    if only is not None and left_out:
+        text = f"has another size than the StableHLO file, {only[0]} x {only[1]}"
+        if not pixels:
+            raise DataError(root, f"every image {text}", "export as onnx, or with their --size")
+        print(f"left out: {left_out} images, each of which {text}", flush=True)
     largest["pixels"] = apart / pixels
-    place = f"{len(dataset)} images of {dataset.name}/{dataset.split}"
     scores = [metrics.mean_iou(matrix) for matrix in confusion]
     return largest, {
         "data": place, "mean_iou": scores[0], "mean_iou_ours": scores[1], "ours": ours.source,
-        "pixels": pixels, "pixels_apart": apart,
+        "pixels": pixels, "pixels_apart": apart, "left_out": left_out,
     }  # fmt: skip
 
 

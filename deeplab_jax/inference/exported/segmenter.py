@@ -2,13 +2,16 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import DTypeLike
 
 from deeplab_jax import checkpoint
+from deeplab_jax.data.transforms import fit_size
 from deeplab_jax.errors import ConfigError, DeepLabError
 from deeplab_jax.inference import inputs
 from deeplab_jax.inference.buckets import Shape, Size
@@ -16,7 +19,8 @@ from deeplab_jax.inference.engine import Engine, Item, Key
 from deeplab_jax.inference.exported.folder import Exported, read_folder
 from deeplab_jax.inference.exported.runtime import Runtime, open_runtime
 from deeplab_jax.inference.prediction import Window
-from deeplab_jax.inference.protocol import TABLE, View
+from deeplab_jax.inference.protocol import EvalProtocol, Picture, View
+from deeplab_jax.inference.resize import sampling
 from deeplab_jax.inference.segmenter import Segmenter
 from deeplab_jax.models import DeepLabV3Plus
 from deeplab_jax.utils.places import as_place
@@ -63,15 +67,31 @@ class ExportedSegmenter(Segmenter):
         return jnp.asarray(self._runtime(np.asarray(images, np.uint8))["logits"])
 
     def _fit(self, size: Size) -> Size:
-        # A file of labels fits the image itself. One of logits would find it fitted.
-        return super()._fit(size) if self.exported.kind == "logits" else size
+        return size  # the file fits the image itself
+
+
+@dataclass(frozen=True)
+class _Protocol(EvalProtocol):
+    """The table's protocol, whose fitting of the image into `base` is the network's part."""
+
+    base: tuple[int, ...] = ()
+
+    def views(self, image: Picture, size: Size, dtype: DTypeLike) -> list[View]:
+        """Returns the image; its logits are those of the fitted image."""
+        (view,) = super().views(image, size, dtype)
+        fitted = fit_size(*view.size, (self.base[0], self.base[1])) if self.base else view.size
+        axes = []
+        for axis, out, side in zip(view.parts[0], size, fitted, strict=True):
+            index, weight = sampling(out, -(-side // 4))
+            axes.append(axis._replace(index=index, weight=weight))
+        return [replace(view, parts=((axes[0], axes[1]),))]
 
 
 class ExportedEngine(Engine):
     """An engine whose network is a file: each image at its own size, one at a time."""
 
     def __init__(self, model: DeepLabV3Plus, exported: Exported, runtime: Runtime):
-        super().__init__(model, TABLE)
+        super().__init__(model, _Protocol(base=exported.config.eval.resize_base))
         self._exported, self._runtime = exported, runtime
 
     def batch_size(self, shape: Shape) -> int:
