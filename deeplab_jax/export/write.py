@@ -117,9 +117,8 @@ def check_output(output: str, force: bool) -> None:
     """
     target = Path(output)
     if not output or is_address(output):
-        raise ConfigError(
-            "--output", f"must be a folder of this machine, got {output!r}", "give one"
-        )
+        what = f"must be a folder of this machine, got {output!r}"
+        raise ConfigError("--output", what, "give a path")
     if target.is_file():
         raise ConfigError(output, "is a file", "choose another --output")
     if not target.is_dir() or not any(target.iterdir()):
