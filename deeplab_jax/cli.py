@@ -61,7 +61,7 @@ _OTHERS = {"infer": "predict", "inference": "predict", "segment": "predict", "te
            "profile": "bench", "speed": "bench", "diff": "compare"}  # fmt: skip
 _OF_DATA = ("--config.data.", "--config.model.num_classes=")  # what the doctor looks at
 # Folders, with `main` in `__main__`.
-_ROOMS = ("demo", "doctor", "export", "preview", "report", "selftest")
+_ROOMS = ("demo", "doctor", "export", "preview", "report", "selftest", "verify")
 # Groups whose verbs are one module; its `main` takes the verb as the first argument.
 _GROUPS = {
     "config": "deeplab_jax.config.__main__",

@@ -25,6 +25,7 @@ ORDER = (
     {"account", "benchmark", "selftest"},
     {"report"},
     {"preview", "export"},
+    {"verify"},
     {"cli"},
     {"convert"},
     {
@@ -37,7 +38,6 @@ ORDER = (
         "bench",
         "prepare",
         "recipes",
-        "verify",
         "checkpoint_verbs",
         "__main__",
     },

@@ -2,7 +2,7 @@
 
     deeplab verify camvid_onnx --data camvid
 
-What is compared is in `deeplab_jax.export.verify`.
+What is compared is in `deeplab_jax.verify.compare`.
 """
 
 import json
@@ -15,8 +15,8 @@ from deeplab_jax.utils import steps
 from deeplab_jax.utils.atomic import atomic_write
 
 if TYPE_CHECKING:
-    from deeplab_jax.export.verify import Tensors
     from deeplab_jax.inference.engine import Variables
+    from deeplab_jax.verify.compare import Tensors
 
 _EXAMPLES = """\
   deeplab verify camvid_onnx
@@ -55,8 +55,8 @@ def main(argv: list[str]) -> None:
         raise ConfigError("--checkpoint", "is compared with on data, and there are none", fix)
     if args.checkpoint:
         steps.check(args.checkpoint)
-    from deeplab_jax.export.verify import verify
     from deeplab_jax.utils import compile_cache
+    from deeplab_jax.verify.compare import verify
 
     compile_cache.enable()
     results, faults = verify(args.dir, _variables, args.data, args.checkpoint)
