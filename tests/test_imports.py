@@ -24,7 +24,8 @@ ORDER = (
     {"dry_run", "doctor", "demo"},
     {"account", "benchmark", "selftest"},
     {"report"},
-    {"preview"},
+    {"preview", "export"},
+    {"verify"},
     {"cli"},
     {"convert"},
     {

@@ -186,7 +186,10 @@ class Engine:
 
     def load(self, variables: Variables) -> "Engine":
         """Sets the weights, of which this host holds the arrays whole, and returns itself."""
-        folded = fold_batch_norm(variables)
+        return self.load_folded(fold_batch_norm(variables))
+
+    def load_folded(self, folded: Variables) -> "Engine":
+        """Sets the weights by what `fold_batch_norm` returned, and returns itself."""
         self._variables = [jax.device_put(folded, device) for device in self._devices]
         return self
 
@@ -236,6 +239,13 @@ class Engine:
         Scores are logits, or probabilities if the protocol says softmax first.
         """
         return self._run(items, partial(_assemble, lambda _, term: (self._add(term),)))
+
+    def logits(self, item: Item[Any]) -> np.ndarray:
+        """Returns the logits (ceil(h/4), ceil(w/4), C) of an image, for one view, the whole."""
+        (view,) = self.protocol.views(item.image, item.size, self._dtype)
+        logits, row = _Logits(self, 0, [view]).get(0, None)
+        height, width = (-(-side // 4) for side in view.size)
+        return np.asarray(logits[row, :height, :width])
 
     def probabilities(self, item: Item[Any], give: Callable[[Window, np.ndarray], None]) -> None:
         """Calls give(window, probabilities float32 (h, w, C)) piece by piece.
@@ -347,7 +357,7 @@ class Engine:
         weight, scale = pad(weight).astype(self._dtype), np.pad(scale, (0, spare))
         return [Axis(pad(index), weight, scale.astype(self._dtype))]
 
-    def _run_network(self, turn: int, views: Sequence[View], shape: Shape, size: Size) -> jax.Array:
+    def run_network(self, turn: int, views: Sequence[View], shape: Shape, size: Size) -> jax.Array:
         """Returns the logits of a batch on device number `turn`; rows beyond `views` mean nothing.
 
         Raises:
@@ -436,7 +446,7 @@ class _Logits:
                 k for k in range(number, end) if k not in self._ready and self._shapes[k] == shape
             ]
             views = [self._views[k] for k in numbers]
-            batch = self._engine._run_network(self._turn, views, shape, self.size)
+            batch = self._engine.run_network(self._turn, views, shape, self.size)
             self._ready |= {k: (batch, row) for row, k in enumerate(numbers)}
         return self._ready[number]
 

@@ -214,12 +214,15 @@ class Segmenter:
             _Origin(Path(file).stem if file else name, file, where, pixels, position or 0)
         )
 
-    def _resized(self, origin: _Origin) -> Item[_Origin]:
-        size = origin.image.shape[0], origin.image.shape[1]
+    def fitted(self, image: Picture) -> tuple[Picture, Size]:
+        """Returns an image resized to the network's input, and its own size."""
+        size = image.shape[0], image.shape[1]
         fitted = self._fit(size)
         # A picture that is read by windows keeps its size.
-        resized = origin.image if fitted == size else resize_image(origin.image[:], fitted)
-        return Item(origin, resized, size)
+        return image if fitted == size else resize_image(image[:], fitted), size
+
+    def _resized(self, origin: _Origin) -> Item[_Origin]:
+        return Item(origin, *self.fitted(origin.image))
 
     @property
     def source(self) -> dict[str, str | int]:
@@ -276,7 +279,7 @@ def load(
     overrides: Sequence[str] = (),
     weights: str | None = None,
 ) -> Segmenter:
-    """Loads a checkpoint for evaluation and prediction.
+    """Loads a checkpoint for evaluation and prediction; see also `loading.load`.
 
     Args:
       path: work directory of a run, or the output of a converter.
