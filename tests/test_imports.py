@@ -25,6 +25,7 @@ ORDER = (
     {"account", "benchmark", "selftest"},
     {"report"},
     {"preview"},
+    {"serve"},
     {"cli"},
     {"convert"},
     {

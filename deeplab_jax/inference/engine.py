@@ -168,6 +168,7 @@ class Engine:
         self.protocol, self.buckets, self.free_memory = protocol, Buckets(), free_memory
         self.should_stop: Callable[[], bool] = lambda: False
         self.programs: dict[ProgramKey, Compiled] = {}
+        self._model = model
         self._refused: dict[ProgramKey, Compiled] = {}  # programs that need too much memory
         policy = model.policy
         self._dtype, self._num_classes = policy.wide_dtype, model.num_classes
@@ -189,6 +190,12 @@ class Engine:
         folded = fold_batch_norm(variables)
         self._variables = [jax.device_put(folded, device) for device in self._devices]
         return self
+
+    def twin(self) -> "Engine":
+        """Returns an engine with the same weights, in memory once, that has compiled nothing."""
+        twin = Engine(self._model, self.protocol)
+        twin._variables = self._variables
+        return twin
 
     def plan(self, sizes: Iterable[Size]) -> None:
         """Chooses shapes for images of these sizes (height, width), one size for each image."""
