@@ -24,11 +24,7 @@ _EXAMPLES = """\
 Needs the extra: pip install 'deeplab_jax[serve]'. Answers are the bytes that deeplab predict writes
 for the image by itself. The first image of a size compiles the network, which takes seconds;
 --size does so at the start. Ctrl-C or SIGTERM: what was accepted is finished; again: at once."""
-_LIBRARIES = {
-    "starlette": "starlette",
-    "uvicorn": "uvicorn",
-    "python_multipart": "python-multipart",
-}
+_LIBRARIES = "starlette", "uvicorn", "python_multipart"
 MAX_PIXELS = 80_000_000  # that of `data.images`, which loads NumPy
 _LOCAL = ("localhost", "127.0.0.1", "[::1]")
 
@@ -50,9 +46,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--port", type=_whole(0, 65535), default=8000, help=text)
     text = "names, separated by commas, by which browsers may call the server, beside its address"
     parser.add_argument("--allow-host", metavar="LIST", default="", help=text)
-    text = (
-        "sizes of images, HEIGHTxWIDTH, to compile for at the start (the recipe's data.crop_size)"
-    )
+    text = "sizes of images, such as 360x480 (height x width), for which the network is compiled at"
+    text += " the start; default: the recipe's data.crop_size"
     parser.add_argument("--size", metavar="LIST", help=text)
     text = "largest image file (20000000)"
     parser.add_argument(
