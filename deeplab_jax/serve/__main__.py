@@ -64,6 +64,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--config.x", metavar="VALUE", help="any field of the checkpoint's recipe")
     args, overrides = parser.parse(argv)
     sizes = _sizes(args.size, args.max_pixels)
+    hosts, is_local = _hosts(args.host, args.allow_host)
     missing = [name for name in _LIBRARIES if importlib.util.find_spec(name) is None]
     if missing:
         what = f"needs {', '.join(missing)}, not installed"
@@ -75,7 +76,6 @@ def main(argv: list[str]) -> None:
 
     with bind(args.host, args.port) as listener:
         model = load(args.checkpoint, args.step, overrides, args.weights)
-        hosts, is_local = _hosts(args.host, args.allow_host)
         limits = Limits(args.max_bytes, args.max_pixels, args.queue, args.timeout, hosts, is_local)
         serve(listener, model, limits, sizes or [model.config.data.crop_size])
 

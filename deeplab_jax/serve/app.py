@@ -1,6 +1,7 @@
 """The routes: a prediction, the server's state, the classes, and the pages."""
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -62,7 +63,9 @@ def build(model: Segmenter, worker: Worker, limits: Limits) -> Guard:
             else:
                 fix = "see /docs for what there is"
                 error = Refusal(error.status_code, "path", "is not there", fix, headers)
-        assert isinstance(error, Refusal)
+        if not isinstance(error, Refusal):
+            fix = "report it; the server's terminal has the details"
+            error = Refusal(500, "server", "has an error", fix)
         return as_answer(error)
 
     routes = [
@@ -71,8 +74,9 @@ def build(model: Segmenter, worker: Worker, limits: Limits) -> Guard:
         Route("/labels", show_labels, methods=["GET"]),
         *(Route(path, show, methods=["GET"]) for path in documents),
     ]
-    handlers = {HTTPException: refuse, Refusal: refuse}
-    app = Starlette(routes=routes, exception_handlers=handlers)  # type: ignore[arg-type]
+    kinds = HTTPException, Refusal, Exception
+    handlers: dict[Any, Any] = dict.fromkeys(kinds, refuse)
+    app = Starlette(routes=routes, exception_handlers=handlers)
     app.router.redirect_slashes = False  # the target would be made of Host
     return Guard(app, limits)
 
@@ -90,7 +94,7 @@ class Predict:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one request; its bytes count until the answer is sent."""
-        with self._budget.held() as held:
+        with self._budget.held() as held, contextlib.suppress(Gone):
             answer = await self._answer(Request(scope, receive), held)
             await answer(scope, receive, send)
 

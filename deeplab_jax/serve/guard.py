@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from deeplab_jax.errors import clip
-from deeplab_jax.serve.limits import DRAIN, Gone, Limits, Refusal
+from deeplab_jax.serve.limits import DRAIN, Limits, Refusal
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -68,7 +68,7 @@ def as_answer(refusal: Refusal) -> Answer:
 
 
 class Guard:
-    """Refuses foreign hosts and origins; answers every error; reads what nobody has read.
+    """Refuses foreign hosts and origins; reads bodies that nobody has read.
 
     A client that sends a large body without looking at the answer would lose it if the connection
     were closed at once. So the answer is sent, and the body read and dropped for some seconds.
@@ -79,7 +79,7 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one request."""
-        is_open, has_begun = True, False  # whether the body goes on; whether an answer has begun
+        is_open = True  # whether the body goes on
         headers = scope["headers"]
 
         async def receive_noted() -> Message:
@@ -93,12 +93,10 @@ class Guard:
                 await receive_noted()
 
         async def send_last(message: Message) -> None:
-            nonlocal has_begun
             if message["type"] == "http.response.start":
-                has_begun = True
                 if is_open and _has_body(headers):
                     message["headers"] = [*message["headers"], (b"connection", b"close")]
-            elif not message["more_body"] and is_open and _has_body(headers):
+            elif not message.get("more_body") and is_open and _has_body(headers):
                 await send({**message, "more_body": True})
                 message = {**message, "body": b""}
                 if not any(name == b"expect" for name, _ in headers):
@@ -109,17 +107,10 @@ class Guard:
         try:
             self._check(headers)
             await self._app(scope, receive_noted, send_last)
-        except Gone:
-            return
-        except Exception as error:
-            refusal = error
-            if not isinstance(error, Refusal):
-                traceback.print_exc(file=sys.stderr)
-                fix = "report it; the server's terminal has the details"
-                refusal = Refusal(500, "server", "has an error", fix)
-            assert isinstance(refusal, Refusal)
-            if not has_begun:
-                await as_answer(refusal)(scope, receive_noted, send_last)
+        except Refusal as refusal:
+            await as_answer(refusal)(scope, receive_noted, send_last)
+        except Exception:  # answered by the application
+            traceback.print_exc(file=sys.stderr)
 
     def _check(self, headers: list[tuple[bytes, bytes]]) -> None:
         hosts = [value.decode("latin-1") for name, value in headers if name == b"host"]

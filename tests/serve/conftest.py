@@ -26,6 +26,7 @@ class Client:
     def __call__(self, method, path, body=None, headers=None):
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         with contextlib.closing(connection):
+            connection.connect()
             with contextlib.suppress(ConnectionError):  # refused before it was all sent
                 connection.request(method, path, body, headers or {})
             answer = connection.getresponse()
