@@ -233,7 +233,7 @@ def _kind(field: Mapping[str, Any]) -> list[str]:
     text = inner.get("description", "")
     if "properties" in inner:
         text = "; ".join(
-            f"{name}: {part.get('description', part.get('items', {}).get('description', ''))}"
+            f"{name}: {part.get('items', part)['description'].rstrip('.')}"
             for name, part in inner["properties"].items()
         )
     kind = f"list of {inner['type']}s" if inner is not field else field["type"]

@@ -116,6 +116,25 @@
     draw();
   }
 
+  function swatch({ color }) {
+    const box = document.createElement("span");
+    box.className = "swatch";
+    box.style.background = `rgb(${color.join(",")})`;
+    return box;
+  }
+
+  async function loadClasses() {
+    if (!classes.length) classes = (await (await fetch("/labels")).json()).classes;
+    $("chips").replaceChildren(
+      ...classes.map((one) => {
+        const item = document.createElement("li");
+        item.append(swatch(one), one.name);
+        return item;
+      }),
+    );
+    $("known").hidden = shown !== null;
+  }
+
   function list() {
     const counts = new Array(256).fill(0);
     for (const index of shown.indices) counts[index] += 1;
@@ -126,34 +145,33 @@
         const button = document.createElement("button");
         button.type = "button";
         button.dataset.id = one.id;
-        const swatch = document.createElement("span");
-        swatch.className = "swatch";
-        swatch.style.background = `rgb(${one.color.join(",")})`;
         const name = document.createElement("span");
         name.className = "name";
         name.textContent = one.name;
         const small = document.createElement("small");
         small.textContent = share(one);
-        button.append(swatch, name, small);
+        button.append(swatch(one), name, small);
         button.addEventListener("click", () => choose(one.id));
         const item = document.createElement("li");
         item.append(button);
         return item;
       }),
     );
-    const first = found.slice(0, 3).map((one) => `${one.name} ${share(one)}`);
-    canvas.setAttribute("aria-label", `The picture under its classes' colours: ${first.join(", ")}`);
+    const first = found.slice(0, 3).map((one) => `${one.name} ${share(one)}`).join(", ");
+    canvas.setAttribute("aria-label", `The picture under its classes' colours: ${first}`);
+    return first;
   }
 
   // Posts the picture; waits and tries again while the server has no time.
-  async function post(blob, signal) {
+  async function post(blob, name, signal) {
     for (let turn = 1; ; turn++) {
       const headers = { "Content-Type": "application/octet-stream" };
       const answer = await fetch("/predict", { method: "POST", body: blob, headers, signal });
       if (answer.ok) return answer.blob();
       const { error } = await answer.json();
       if (answer.status !== 503 || turn === TRIES) {
-        throw new Error(`${error.where}: ${error.what} - ${error.fix}`);
+        const where = error.where === "image" ? name : error.where;
+        throw new Error(`${where}: ${error.what} - ${error.fix}`);
       }
       const seconds = Number(answer.headers.get("Retry-After")) || 2;
       say(`The server ${error.what}; trying again in ${seconds} s`, true);
@@ -168,10 +186,10 @@
     $("result").classList.add("old");
     say(`Segmenting ${name}; a size that is new to the server takes longer`, true);
     try {
-      if (!classes.length) classes = (await (await fetch("/labels", { signal: mine.signal })).json()).classes;
+      await loadClasses();
       const photo = await createImageBitmap(blob).catch(() => null);
       const began = performance.now();
-      const mask = await post(blob, mine.signal);
+      const mask = await post(blob, name, mine.signal);
       const seconds = ((performance.now() - began) / 1000).toFixed(1);
       const read = await readIndices(mask);
       if (mine.signal.aborted) return;
@@ -181,7 +199,7 @@
       canvas.width = width;
       canvas.height = height;
       chosen = null;
-      list();
+      const first = list();
       choose(null);
       URL.revokeObjectURL($("mask").href);
       $("mask").href = URL.createObjectURL(mask);
@@ -191,7 +209,8 @@
       $("result").hidden = false;
       $("give").classList.add("done");
       $("lead").textContent = "Another one: drop it, paste it, or";
-      say(`Done in ${seconds} s`);
+      $("known").hidden = true;
+      say(`Done in ${seconds} s: ${first}`);
     } catch (error) {
       if (mine.signal.aborted) return;
       const isLost = error instanceof TypeError;
@@ -295,5 +314,9 @@
     if (event.dataTransfer.files.length) take(event.dataTransfer.files);
     else fail("That was no file; save the picture and drop the file, or paste the picture itself");
   });
-  document.body.dataset.ready = "true";
+  loadClasses()
+    .catch(() => {}) // said with the first picture
+    .finally(() => {
+      document.body.dataset.ready = "true";
+    });
 })();

@@ -14,7 +14,7 @@ import deeplab_jax
 from deeplab_jax.serve.limits import Limits
 from deeplab_jax.serve.run import Server, bind
 
-LIMITS = Limits(max_bytes=200_000, max_pixels=50_000, queue=8, timeout=1.0)
+LIMITS = Limits(max_bytes=200_000, max_pixels=400_000, queue=8, timeout=1.0)
 
 
 class Client:
@@ -24,7 +24,7 @@ class Client:
         self.port = port
 
     def __call__(self, method, path, body=None, headers=None):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=600)
         with contextlib.closing(connection):
             connection.connect()
             with contextlib.suppress(ConnectionError):  # refused before it was all sent
@@ -50,7 +50,7 @@ class Client:
 
     def raw(self, *parts, pause=0.0):
         """Sends bytes as they are, with pauses between; returns all that comes back."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=30) as connection:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=600) as connection:
             with contextlib.suppress(ConnectionError):
                 for part in parts:
                     connection.sendall(part)

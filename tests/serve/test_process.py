@@ -157,7 +157,7 @@ def test_memory_does_not_grow_in_half_an_hour(served):
 
 def check_growth(served, warm, seconds):
     data = [path.read_bytes() for path in served.run.images]
-    with started(served) as (process, client):
+    with started(served, "--timeout", "600") as (process, client):
         offer(client, data, warm, 0.5)
         before = memory(process)
         count = offer(client, data, seconds, 0.5)
