@@ -3,7 +3,7 @@
     deeplab demo
     python docs/write_pictures.py runs/demo/run
 
-The run has been evaluated, so that its `report.html` is there. All but the first picture need Chromium.
+The run has been evaluated, so that its `report.html` is there. Screenshots need Chromium.
 """
 
 import importlib.util
@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 _TILE, _GAP = (320, 256), 8  # (width, height) and space between, pixels
 _ROWS = 3
 _VIEW = (1100, 1000)  # (width, height) of a screenshot, pixels
-_SERVED = (1100, 860)
+_SERVED = (960, 790)
 
 
 def main() -> None:

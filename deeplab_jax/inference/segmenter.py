@@ -224,7 +224,7 @@ class Segmenter:
 
     def _resized(self, origin: _Origin) -> Item[_Origin]:
         size = origin.image.shape[0], origin.image.shape[1]
-        fitted = self.input_size(size)
+        fitted = self._fit(size)
         # A picture that is read by windows keeps its size.
         resized = origin.image if fitted == size else resize_image(origin.image[:], fitted)
         return Item(origin, resized, size)
@@ -253,12 +253,15 @@ class Segmenter:
         for position, image in enumerate(images):
             try:
                 where = inputs.name_of(image, position)
-                yield self.input_size(inputs.size_of(image, where, self._reading))
+                yield self._fit(inputs.size_of(image, where, self._reading))
             except DataError:
                 continue  # reading the image will report it
 
     def input_size(self, size: Size) -> Size:
         """Returns the size (height, width) of the network's input for an image's size."""
+        return self._fit(size)
+
+    def _fit(self, size: Size) -> Size:
         base = self.config.eval.resize_base
         return fit_size(*size, base) if base else size
 

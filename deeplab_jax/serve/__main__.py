@@ -70,12 +70,12 @@ def main(argv: list[str]) -> None:
         what = f"needs {', '.join(missing)}, not installed"
         raise ResourceError("deeplab serve", what, "pip install 'deeplab_jax[serve]'")
     steps.check(args.checkpoint, args.step)
-    from deeplab_jax.inference.segmenter import load
+    import deeplab_jax
     from deeplab_jax.serve.limits import Limits
     from deeplab_jax.serve.run import bind, serve
 
     with bind(args.host, args.port) as listener:
-        model = load(args.checkpoint, args.step, overrides, args.weights)
+        model = deeplab_jax.load(args.checkpoint, args.step, overrides, args.weights)
         limits = Limits(args.max_bytes, args.max_pixels, args.queue, args.timeout, hosts, is_local)
         serve(listener, model, limits, sizes or [model.config.data.crop_size])
 

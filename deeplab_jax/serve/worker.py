@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from deeplab_jax.errors import DataError, ResourceError, as_resource_error
+from deeplab_jax.errors import ConfigError, DataError, ResourceError, as_resource_error
 from deeplab_jax.inference.buckets import Shape, Size
 from deeplab_jax.inference.prediction import FORMATS, Prediction
 from deeplab_jax.inference.segmenter import Segmenter
@@ -74,6 +74,8 @@ class Job:
             FORMATS[name].write(prediction, file)
         except DataError as error:  # a JPEG has a longest side
             raise too_large("image", error.what, "ask for format=png") from error
+        except ConfigError as error:  # a file of labels has no probabilities
+            raise Refusal(400, "format", error.what, "ask for format=png") from error
         return file.getvalue()
 
 

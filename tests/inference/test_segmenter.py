@@ -226,3 +226,14 @@ def test_the_range_of_16_bits_is_the_checkpoints_or_given(saved_run, tmp_path):
     expected = model((wide // 16).astype(np.uint8))
     for image in (wide, tmp_path / "a.png"):
         np.testing.assert_array_equal(model(image).labels, expected.labels)
+
+
+def test_twin_shares_the_weights_and_no_program(model):
+    image = np.zeros((64, 80, 3), np.uint8)
+    model(image)
+    twin = model.twin()
+    assert model.engine.programs
+    assert not twin.engine.programs
+    assert twin.engine._variables is model.engine._variables
+    assert twin.engine.buckets is not model.engine.buckets
+    assert (twin.step, twin.config) == (model.step, model.config)

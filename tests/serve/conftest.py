@@ -24,7 +24,7 @@ class Client:
         self.port = port
 
     def __call__(self, method, path, body=None, headers=None):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=600)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=3600)
         with contextlib.closing(connection):
             connection.connect()
             with contextlib.suppress(ConnectionError):  # refused before it was all sent
@@ -56,7 +56,7 @@ class Client:
 
     def raw(self, *parts, pause=0.0):
         """Sends bytes as they are, with pauses between; returns all that comes back."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=600) as connection:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=3600) as connection:
             with contextlib.suppress(ConnectionError):
                 for part in parts:
                     connection.sendall(part)
@@ -83,7 +83,7 @@ def served(saved_run, compile_quickly):
     server.worker.start([(65, 97), (97, 65)], ready.set)
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
-    assert ready.wait(120)
+    assert ready.wait(600)
     assert server.worker.error is None
     yield client
     server.stop()

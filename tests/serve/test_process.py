@@ -120,7 +120,7 @@ def test_what_was_accepted_is_finished_before_the_end(running, data):
     begun = threading.Semaphore(0)
 
     def ask(number):
-        connection = http.client.HTTPConnection("127.0.0.1", client.port, timeout=600)
+        connection = http.client.HTTPConnection("127.0.0.1", client.port, timeout=3600)
         with contextlib.closing(connection):
             connection.request("POST", "/predict", data[number % 2])
             begun.release()
@@ -159,7 +159,7 @@ def test_a_second_signal_ends_it_at_once(served):
 @pytest.mark.slow("half a load of a server for 30 minutes")
 @pytest.mark.timeout(3600)
 def test_memory_does_not_grow_in_half_an_hour(served, data):
-    with started(served, "--timeout", "600") as opened:
+    with started(served, "--timeout", "3600") as opened:
         check_growth(*opened, data, warm=60, seconds=1800)
 
 

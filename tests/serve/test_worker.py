@@ -119,6 +119,9 @@ def test_a_fault_ends_neither_others_nor_the_thread(worker, model, held):
     assert codes == [400, 413]
     assert bad[2].result(20)
     assert str(bad[3].exception(20)) == "a bug"
+    unknown = Job(b"8", (2, 2), "npz")  # this network gives no probabilities
+    worker.submit(unknown)
+    assert unknown.future.exception(20).status == 400
     assert submit(worker, b"8", name="mine").result(20).startswith(b'{\n "file": "mine"')
 
 
