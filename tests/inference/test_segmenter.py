@@ -146,7 +146,8 @@ def test_image_that_does_not_fit_is_an_error_in_its_place(draw_variables, tmp_pa
     model.engine.plan = lambda sizes: list(sizes)  # in the files' order
     results = list(model.segment([*files[:2], tmp_path / "none.png", files[3], files[2]]))
     kinds = [type(result) for result in results]
-    assert kinds == [segmenter.Prediction, DataError, DataError, DataError, segmenter.Prediction]
+    large, own = images.TooLargeError, segmenter.Prediction
+    assert kinds == [own, large, DataError, large, own]
     assert str(results[1]).startswith(f"{files[1]}: image of 45 x 48 pixels needs ")
     assert "--config.eval.mode=slide" in str(results[1])
     assert str(results[2]).startswith(str(tmp_path / "none.png"))
