@@ -26,6 +26,7 @@ ORDER = (
     {"report"},
     {"preview", "export"},
     {"verify"},
+    {"serve"},
     {"cli"},
     {"convert"},
     {

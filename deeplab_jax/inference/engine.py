@@ -6,6 +6,7 @@ neither the number of programs nor memory grows with the number of sizes or with
 pixels.
 """
 
+import copy
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -165,18 +166,23 @@ class Engine:
 
     def __init__(self, model: DeepLabV3Plus, protocol: EvalProtocol):
         """Compiles nothing; call `load` before anything else."""
-        self.protocol, self.buckets, self.free_memory = protocol, Buckets(), free_memory
+        self.protocol, self.free_memory, self._model = protocol, free_memory, model
         self.should_stop: Callable[[], bool] = lambda: False
-        self.programs: dict[ProgramKey, Compiled] = {}
-        self._refused: dict[ProgramKey, Compiled] = {}  # programs that need too much memory
-        policy = model.policy
-        self._dtype, self._num_classes = policy.wide_dtype, model.num_classes
+        self._dtype, self._num_classes = model.policy.wide_dtype, model.num_classes
         devices = jax.local_devices()
         # Several of a processor's devices would share its cores.
         self._devices = devices[:1] if devices[0].platform == "cpu" else devices
         self._piece = _PIECE.get(devices[0].platform, _LARGE_PIECE)
-        is_slide, is_soft = protocol.mode == "slide", protocol.softmax_first
-        folded = model.clone(policy=policy._replace(is_folded=True))
+        self._start()
+
+    def _start(self) -> None:
+        """Sets all that grows with the sizes of images."""
+        self.buckets = Buckets()
+        self.programs: dict[ProgramKey, Compiled] = {}
+        self._refused: dict[ProgramKey, Compiled] = {}  # programs that need too much memory
+        is_slide, is_soft = self.protocol.mode == "slide", self.protocol.softmax_first
+        policy = self._model.policy._replace(is_folded=True)
+        folded = self._model.clone(policy=policy)
         self._network = jax.jit(partial(_network, folded, is_soft and not is_slide))
         late = is_soft and is_slide  # windows are resized to themselves before the softmax
         quiet = compile_cache.without_alarms()
@@ -192,6 +198,12 @@ class Engine:
         """Sets the weights by what `fold_batch_norm` returned, and returns itself."""
         self._variables = [jax.device_put(folded, device) for device in self._devices]
         return self
+
+    def twin(self) -> "Engine":
+        """Returns an engine with the same weights, in memory once, that has compiled nothing."""
+        twin = copy.copy(self)
+        twin._start()
+        return twin
 
     def plan(self, sizes: Iterable[Size]) -> None:
         """Chooses shapes for images of these sizes (height, width), one size for each image."""
