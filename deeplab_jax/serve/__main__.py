@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
       DeepLabError: see `deeplab_jax.errors`; `cli.run` prints it.
     """
     parser = cli.Parser("serve", _EXAMPLES)
-    text = "a run's directory, or converted weights"
+    text = "a run's directory, converted weights, or a folder of deeplab export"
     parser.add_argument("--checkpoint", metavar="DIR", required=True, help=text)
     parser.add_argument("--step", default="latest", help="latest, best or a number")
     cli.add_weights(parser)
@@ -69,7 +69,8 @@ def main(argv: list[str]) -> None:
     if missing:
         what = f"needs {', '.join(missing)}, not installed"
         raise ResourceError("deeplab serve", what, "pip install 'deeplab_jax[serve]'")
-    steps.check(args.checkpoint, args.step)
+    if not steps.is_exported(args.checkpoint):
+        steps.check(args.checkpoint, args.step)
     import deeplab_jax
     from deeplab_jax.serve.limits import Limits
     from deeplab_jax.serve.run import bind, serve
