@@ -72,6 +72,6 @@ def _advice():
     (room / "a.py").write_text(source)
     monkeypatch.setattr(script, "ROOT", tmp_path)
     assert [row[3:] for row in script.read_rows()] == [
-        (("{path}",), ("holds {size} bytes, and is new", "holds {size} bytes"), ("copy it again",)),
+        (("{path}",), ("holds {size} bytes", "holds {size} bytes, and is new"), ("copy it again",)),
         (("--flag",), ("is wrong",), ("name one", "see --help")),
     ]
