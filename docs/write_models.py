@@ -10,6 +10,7 @@ those of docs/parity.md, the hours those of docs/training.md; none is measured h
 import argparse
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -117,13 +118,13 @@ to run it. **None of the twelve has been trained to its published figure here**:
 Parameters and GFLOP are those of inference, without the auxiliary head, at the crop's size (1
 multiply-add is 2 FLOP; norms and resizing are not counted). Written by
 `python docs/write_models.py` from the recipes, the compiler's figures ([hardware](../hardware.md)),
-the comparison with PyTorch ([parity](../parity.md)) and the [recipes' hours](../training.md#the-recipes);
-a test compares.
+the comparison with PyTorch ([parity](../parity.md)) and the
+[recipes' hours](../training.md#the-recipes); a test compares.
 
-Which one: output stride 16 costs a third of stride 8 and loses about a point; ResNet-101 gains one
-to two points for about half as much again. For classes of your own start from one of them
-([fine-tuning](../how-to/fine-tuning.md)), and on a processor take `camvid_r18_os16`. Weights and
-data: [links](../links.md).
+Which one: by the published figures output stride 8 gains 0.5 to 1.3 points over 16 for three times
+the arithmetic, ResNet-101 0.5 to 2.0 points over ResNet-50 for a third more. For classes of your own
+start from one of them ([fine-tuning](../how-to/fine-tuning.md)), and on a processor take
+`camvid_r18_os16`. Weights and data: [links](../links.md).
 
 ```{{toctree}}
 :hidden:
@@ -142,61 +143,55 @@ def _card(
 ) -> str:
     dataset, depth, stride = row
     config = read(name)
-    train, data, model = config.train, config.data, config.model
-    images, val_images = PUBLISHED_IMAGES[dataset]
-    high, wide = data.crop_size
-    main_only = known["parameters"] - known["auxiliary"]
-    base = "x".join(map(str, data.resize_base))
-    rates = ", ".join(map(str, model.atrous_rates))
+    high, wide = config.data.crop_size
+    used = (known["parameters"] - known["auxiliary"]) / 1e6
     file = f"deeplabv3plus_resnet{depth}os{stride}_{dataset}_train.pth"
     published = f"{PUBLISHED_MIOU[row]:.2f}"
     backbone = {50: "resnet50_v1c-2cccc1ad.pth", 101: "resnet101_v1c-e67eebb6.pth"}[depth]
+    protocol = "".join(f"| {title} | {text} |\n"
+                       for title, text in _protocol(row, config, backbone, cells[1]))  # fmt: skip
     return f"""# {name}
 
-DeepLabV3+ with ResNet-{depth} at output stride {stride} on {_TITLES[dataset]}: published mean IoU {published} %.
-[All twelve](index.md).
+DeepLabV3+ with ResNet-{depth} at output stride {stride} on {_TITLES[dataset]}: published mean IoU
+{published} %. [All twelve](index.md).
 
 ## Protocol
 
 | | |
 | --- | --- |
-| data | {_TITLES[dataset]}: {images:,} images of `{data.train_split}` to train, {val_images:,} of `{data.val_split}` to evaluate; {model.num_classes} classes |
-| network | ResNet-{depth} with three 3x3 convolutions as its stem (v1c), atrous rates {rates}, heads of {model.head_channels} channels, auxiliary head on stage 3 |
-| starts from | ImageNet weights of the backbone: `{backbone}` |
-| training | crop {high}x{wide} (height x width), batch {train.batch_size}, {train.epochs} epochs = {cells[1]} steps; SGD, rate {train.lr}, momentum {train.momentum}, weight decay {train.weight_decay}, poly {train.poly_power} |
-| augmentation | scale {data.scale_range[0]} to {data.scale_range[1]} of {base}, crop, flip, photometric |
-| loss | softmax cross entropy + {train.aux_weight} x auxiliary, in {train.loss_groups} groups of rows, as eight processes of the reference |
-| evaluation | whole image fitted into {base} (long side x short side), one scale, no flip; logits resized to the label's size |
-
+{protocol}
 ## Results
 
 | | mean IoU, % |
 | --- | --- |
 | published ([sssegmentation]({_ZOO}), `{file}`) | {published} |
-| the published weights, converted and evaluated here | not measured: neither weights nor data could be fetched |
+| the published weights, evaluated here | not measured: weights and data could not be fetched |
 | trained here | not measured |
 
-`python scripts/crosscheck_table.py --data data --weights .` measures the second line where weights and data are there.
+`python scripts/crosscheck_table.py --data data --weights .` measures the second line where weights
+and data are there.
 
 ## What is proven
 
-{_proven(depth, stride, model.num_classes)}
+{_proven(depth, stride, config.model.num_classes)}
 ## What it needs
 
-{main_only / 1e6:.1f} million parameters ({known["parameters"] / 1e6:.1f} with the auxiliary head, which training alone uses). One image of {high}x{wide}
-takes {2 * known["forward_macs"] / 1e9:,.0f} GFLOP forward, a training step {2 * known["step_macs"] / 1e12:.1f} TFLOP (own count, `python docs/write_models.py count`;
-1 multiply-add is 2 FLOP; norms and resizing are not counted).
+{used:.1f} million parameters ({known["parameters"] / 1e6:.1f} with the auxiliary head, which
+training alone uses). One image of {high}x{wide} takes {2 * known["forward_macs"] / 1e9:,.0f} GFLOP
+forward, a training step {2 * known["step_macs"] / 1e12:.1f} TFLOP: own count, 1 multiply-add is 2
+FLOP, norms and resizing not counted (`python docs/write_models.py count`).
 
 {_hardware(name, figures)}
 Hours on one H200 in bfloat16, without evaluations: **{cells[3]}, an estimate**, not measured
-([how](../training.md#the-recipes)). On your machine: the dry run below says it.
+([how](../training.md#the-recipes)). On your machine the dry run below says it.
 
 ## Run it
 
 ```
 deeplab convert from-pytorch --checkpoint {backbone} --output weights/r{depth}_v1c
 deeplab train --config {name} --config.init.backbone=weights/r{depth}_v1c --dry-run
-deeplab train --config {name} --config.init.backbone=weights/r{depth}_v1c --config.model.dtype=bfloat16
+deeplab train --config {name} --config.init.backbone=weights/r{depth}_v1c \\
+    --config.model.dtype=bfloat16
 ```
 
 The published network, evaluated:
@@ -207,9 +202,35 @@ deeplab convert from-pytorch --checkpoint {file} \\
 deeplab evaluate --checkpoint weights/{name}
 ```
 
-Next: [where weights and data are](../links.md), [public data](../public-data.md), [little memory](../how-to/memory.md),
-[fine-tuning](../how-to/fine-tuning.md).
+Next: [where weights and data are](../links.md), [public data](../public-data.md),
+[little memory](../how-to/memory.md), [fine-tuning](../how-to/fine-tuning.md).
 """
+
+
+def _protocol(
+    row: tuple[str, int, int], config: Config, backbone: str, steps: str
+) -> Iterator[tuple[str, str]]:
+    """Yields (title, text): data, network, training and evaluation."""
+    dataset, depth, _ = row
+    images, val_images = PUBLISHED_IMAGES[dataset]
+    train, data, model = config.train, config.data, config.model
+    base = "x".join(map(str, data.resize_base))
+    text = f"{_TITLES[dataset]}: {images:,} images of `{data.train_split}` to train, {val_images:,}"
+    yield "data", f"{text} of `{data.val_split}` to evaluate; {model.num_classes} classes"
+    text = f"ResNet-{depth} whose stem is three 3x3 convolutions (v1c), atrous rates "
+    text += f"{', '.join(map(str, model.atrous_rates))}, heads of {model.head_channels} channels"
+    yield "network", f"{text}, auxiliary head on stage 3"
+    yield "starts from", f"ImageNet weights of the backbone: `{backbone}`"
+    text = f"crop {data.crop_size[0]}x{data.crop_size[1]} (height x width), batch "
+    text += f"{train.batch_size}, {train.epochs} epochs = {steps} steps; SGD, rate {train.lr}, "
+    text += f"momentum {train.momentum}, weight decay {train.weight_decay}, poly "
+    yield "training", f"{text}{train.poly_power} down to {train.min_lr}"
+    low, high = data.scale_range
+    yield "augmentation", f"scale {low} to {high} of {base}, crop, flip, photometric"
+    text = f"softmax cross entropy + {train.aux_weight} x auxiliary, in {train.loss_groups} groups"
+    yield "loss", f"{text} of rows, as eight processes of the reference"
+    text = f"whole image fitted into {base} (long side x short side), one scale, no flip; logits"
+    yield "evaluation", f"{text} resized to the label's size"
 
 
 def _proven(depth: int, stride: int, classes: int) -> str:
@@ -252,9 +273,9 @@ def _hardware(name: str, figures: dict[str, Any]) -> str:
     table = "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
     origin = "; ".join(f"{machine}, {date}, jax {jax}" for date, jax, machine in sorted(origins))
     return f"""{table}
-By the hardware's own compilers without the hardware, of the whole batch: {origin};
-`python docs/write_hardware.py gpu` and `tpu`. Compile times are those of that machine. Nothing was executed;
-other devices: [hardware](../hardware.md).
+By the hardware's own compilers without the hardware, for the whole batch: {origin};
+`python docs/write_hardware.py gpu` and `tpu`. Compile times are those of that machine. Nothing was
+executed; other devices: [hardware](../hardware.md).
 """
 
 
