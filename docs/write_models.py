@@ -110,9 +110,10 @@ def _index(counts: dict[str, dict[str, int]], hours: dict[str, list[str]]) -> st
     return f"""# Models
 
 DeepLabV3+ with ResNet-50 and ResNet-101 at output stride 8 and 16, on three data sets: the twelve
-rows of [sssegmentation's model zoo]({_ZOO}). Each card says how the network is trained and
-evaluated, which figure was published, what is proven here and by which test, what it needs, and how
-to run it. **None of the twelve has been trained to its published figure here**: not measured.
+rows of
+[sssegmentation's model zoo]({_ZOO}).
+Each card says how the network is trained and evaluated, which figure was published, what is proven
+here and by which test, what it needs, and how to run it. **None of the twelve has been trained to its published figure here**: not measured.
 
 {table}
 Parameters and GFLOP are those of inference, without the auxiliary head, at the crop's size (1
@@ -237,6 +238,8 @@ def _proven(depth: int, stride: int, classes: int) -> str:
     lines = ["| against the PyTorch reference | float64 | float32 | PyTorch's own float32 | test |",
              "| --- | --- | --- | --- | --- |"]  # fmt: skip
     test = "`tests/models/test_deeplabv3plus.py`"
+    if depth == 101:  # float64 takes minutes
+        test += " in float32, `tests/golden/write_parity.py` in float64"
     for kind, values in _parity(depth, stride, classes).items():
         shown = [f"{value:.1e}" if value else "-" for value in values]
         lines.append(f"| {kind}, largest difference | {' | '.join(shown)} | {test} |")
@@ -254,6 +257,9 @@ def _proven(depth: int, stride: int, classes: int) -> str:
     )
     lines.append("| schedule, data pipeline, evaluator | [values](../parity.md#everything-else) | |"
                  " | `tests/training`, `tests/data`, `tests/evaluation` |")  # fmt: skip
+    date = re.search(r"write_parity\.py` on ([\d-]+, .*)\.\n", (DOCS / "parity.md").read_text())
+    assert date
+    more += f"\nDifferences: `python tests/golden/write_parity.py`, {date[1]} ([parity](../parity.md)).\n"
     return "\n".join(lines) + "\n" + more
 
 
@@ -271,9 +277,10 @@ def _hardware(name: str, figures: dict[str, Any]) -> str:
                      f"{facts['seconds']:.0f}"])  # fmt: skip
         origins.add((facts["date"], facts["jax"], facts["machine"]))
     table = "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
-    origin = "; ".join(f"{machine}, {date}, jax {jax}" for date, jax, machine in sorted(origins))
+    origin = ";\n".join(f"{machine}, {date}, jax {jax}" for date, jax, machine in sorted(origins))
     return f"""{table}
-By the hardware's own compilers without the hardware, for the whole batch: {origin};
+By the hardware's own compilers without the hardware, for the whole batch, on
+{origin};
 `python docs/write_hardware.py gpu` and `tpu`. Compile times are those of that machine. Nothing was
 executed; other devices: [hardware](../hardware.md).
 """
