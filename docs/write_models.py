@@ -113,7 +113,8 @@ DeepLabV3+ with ResNet-50 and ResNet-101 at output stride 8 and 16, on three dat
 rows of
 [sssegmentation's model zoo]({_ZOO}).
 Each card says how the network is trained and evaluated, which figure was published, what is proven
-here and by which test, what it needs, and how to run it. **None of the twelve has been trained to its published figure here**: not measured.
+here and by which test, what it needs, and how to run it. **None of the twelve has been trained to
+its published figure here**: not measured.
 
 {table}
 Parameters and GFLOP are those of inference, without the auxiliary head, at the crop's size (1
@@ -123,9 +124,9 @@ the comparison with PyTorch ([parity](../parity.md)) and the
 [recipes' hours](../training.md#the-recipes); a test compares.
 
 Which one: by the published figures output stride 8 gains 0.5 to 1.3 points over 16 for three times
-the arithmetic, ResNet-101 0.5 to 2.0 points over ResNet-50 for a third more. For classes of your own
-start from one of them ([fine-tuning](../how-to/fine-tuning.md)), and on a processor take
-`camvid_r18_os16`. Weights and data: [links](../links.md).
+the arithmetic, ResNet-101 0.5 to 2.0 points over ResNet-50 for a third to a half more. For classes
+of your own start from one of them ([fine-tuning](../how-to/fine-tuning.md)), and on a processor
+take `camvid_r18_os16`. Weights and data: [links](../links.md).
 
 ```{{toctree}}
 :hidden:
@@ -259,7 +260,8 @@ def _proven(depth: int, stride: int, classes: int) -> str:
                  " | `tests/training`, `tests/data`, `tests/evaluation` |")  # fmt: skip
     date = re.search(r"write_parity\.py` on ([\d-]+, .*)\.\n", (DOCS / "parity.md").read_text())
     assert date
-    more += f"\nDifferences: `python tests/golden/write_parity.py`, {date[1]} ([parity](../parity.md)).\n"
+    more += f"\nDifferences: `python tests/golden/write_parity.py`, {date[1]}"
+    more += " ([parity](../parity.md)).\n"
     return "\n".join(lines) + "\n" + more
 
 
