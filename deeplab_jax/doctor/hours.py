@@ -1,6 +1,7 @@
 """A guess of a training's hours on this machine, from arithmetic alone: nothing is compiled."""
 
 import shlex
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from deeplab_jax.config import Config
@@ -40,14 +41,15 @@ def in_words(here: Machine, seconds: float) -> str:
     return f"{machine.describe(seconds * least / most, seconds)} on {here.cores} cores, a guess"
 
 
-def of_recipe(here: Machine, config: Config, images: int, recipe: str) -> str:
+def of_recipe(here: Machine, config: Config, images: int, words: Sequence[str]) -> str:
     """Returns a line about the hours of a recipe's training: a guess, or the command that tells.
 
+    `words` name the recipe on the command line, with its overrides.
     A guess is there on a processor alone, for the networks of `MACS_PER_PIXEL`.
     """
     model, train = config.model, config.train
     steps = train.steps or train.epochs * (images // train.batch_size)
-    command = f"deeplab train --config {shlex.quote(recipe)} --dry-run"
+    command = shlex.join(["deeplab", "train", "--config", *words, "--dry-run"])
     length = f"training {steps:,} steps of {train.batch_size} images"
     if here.has_accelerator or (model.output_stride, model.width) != (16, _WIDTH) or not steps:
         return f"{length}; hours here: {command}"

@@ -39,7 +39,8 @@ def run(
     print(text.to_text(found, findings, speed))
     if config:
         images = len(found.of_split(config.data.train_split))
-        print(hours.of_recipe(hours.this_machine(), config, images, source))
+        words = [source, *(overrides or ())]
+        print(hours.of_recipe(hours.this_machine(), config, images, words))
     if json_path:
         text.write_json(json_path, found, findings, speed)
     if layout and recipe_path:
