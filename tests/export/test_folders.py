@@ -222,3 +222,15 @@ def test_other_folders_and_flags_are_refused(call, saved_run, exports, tmp_path)
     assert "--data ROOT" in call("verify", exports.logits, "--checkpoint", saved_run.path).err
     got = call("evaluate", "--checkpoint", exports.logits)
     assert (got.code, "measure it with deeplab verify" in got.err) == (4, True)
+
+
+def test_confidence_may_be_another_in_few_pixels_and_a_number_in_all():
+    labels, wanted = np.zeros((40, 50), np.uint8), np.full((40, 50), 0.5, np.float32)
+    for value, share in ((0.5001, 0), (0.6, 1 / 2000), (np.nan, 1 / 2000)):
+        got = wanted.copy()
+        got[3, 4] = value
+        found = standalone.differences(
+            {"labels": labels, "confidence": got}, {"labels": labels, "confidence": wanted}
+        )
+        assert found == {"pixels": 0, "confidence": pytest.approx(share)}
+    assert standalone.too_large({"confidence": np.nan}, {"confidence": 1e-3}) == ["confidence"]

@@ -29,7 +29,8 @@ class Exported:
       class_names: C names.
       palette: uint8 (C, 3), RGB.
       files: details of each model, by "onnx", "stablehlo" and "safetensors".
-      tolerances: largest differences allowed, by "logits", "confidence" and "pixels".
+      tolerances: differences allowed, by "logits", "confidence" and "pixels", see
+        `standalone.differences`.
       protocol: the evaluation protocol in words.
     """
 
