@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
     text = "names, separated by commas, by which browsers may call the server, beside its address"
     parser.add_argument("--allow-host", metavar="LIST", default="", help=text)
     text = "sizes of images, such as 360x480 (height x width), for which the network is compiled at"
-    text += " the start; default: the recipe's data.crop_size"
+    text += " the start; default: the recipe's data.crop_size, or the size of a StableHLO file"
     parser.add_argument("--size", metavar="LIST", help=text)
     text = "largest image file (20000000)"
     parser.add_argument(
@@ -78,7 +78,7 @@ def main(argv: list[str]) -> None:
     with bind(args.host, args.port) as listener:
         model = deeplab_jax.load(args.checkpoint, args.step, overrides, args.weights)
         limits = Limits(args.max_bytes, args.max_pixels, args.queue, args.timeout, hosts, is_local)
-        serve(listener, model, limits, sizes or [model.config.data.crop_size])
+        serve(listener, model, limits, sizes or [model.usual_size])
 
 
 def _whole(low: int, high: int) -> Callable[[str], int]:

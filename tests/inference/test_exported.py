@@ -1,4 +1,7 @@
+import dataclasses
 import importlib.util
+import io
+import threading
 
 import numpy as np
 import pytest
@@ -6,6 +9,10 @@ import pytest
 import deeplab_jax
 from deeplab_jax import cli
 from deeplab_jax.errors import CheckpointError, ConfigError, DataError
+from deeplab_jax.inference.exported.folder import read_folder
+from deeplab_jax.inference.exported.segmenter import ExportedSegmenter
+from deeplab_jax.inference.prediction import FORMATS
+from deeplab_jax.serve.worker import Job, Worker
 
 pytest.importorskip("onnxruntime")
 pytestmark = [
@@ -44,16 +51,45 @@ def test_results_are_those_of_the_checkpoint(saved_run, exports, model, kind, tm
             use()
 
 
-def test_jax_runs_stablehlo_where_onnxruntime_is_not(saved_run, exports, model, monkeypatch):
+@pytest.fixture
+def without_onnxruntime(monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else find(name)
     )
+
+
+@pytest.mark.usefixtures("without_onnxruntime")
+def test_jax_runs_stablehlo_where_onnxruntime_is_not(saved_run, exports, model):
     exported = deeplab_jax.load(exports("labels"))
     got, other, _ = exported.segment(saved_run.images)
     np.testing.assert_array_equal(got.labels, model(saved_run.images[0]).labels)
     assert isinstance(other, DataError)
     assert "97 x 65 pixels, and the StableHLO file takes 65 x 97" in str(other)
+
+
+@pytest.mark.usefixtures("without_onnxruntime")
+def test_server_answers_with_an_exported_folder(saved_run, exports):
+    exported, ready = deeplab_jax.load(exports("labels")), threading.Event()
+    worker, data = Worker(exported, 2), saved_run.images[0].read_bytes()
+    worker.start([exported.usual_size], ready.set)
+    try:
+        assert ready.wait(100)
+        assert worker.error is None
+        job = Job(data, exported.usual_size, "png")
+        worker.submit(job)
+        wanted = io.BytesIO()
+        FORMATS["palette"].write(exported(data), wanted)
+        assert job.future.result(100) == wanted.getvalue()
+    finally:
+        worker.stop()
+
+
+def test_weights_of_an_average_are_named(exports):
+    folder = read_folder(exports("labels"))
+    averaged = ExportedSegmenter(dataclasses.replace(folder, weights="ema"), dict)
+    assert averaged.source["weights"] == "ema"
+    assert "weights" not in ExportedSegmenter(folder, dict).source
 
 
 def test_command_predicts_with_an_exported_folder(call, saved_run, exports, tmp_path):

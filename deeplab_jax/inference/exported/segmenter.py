@@ -38,7 +38,7 @@ class ExportedSegmenter(Segmenter):
             kind="weights", config=exported.config, step=exported.step,
             class_names=exported.class_names, palette=exported.palette,
         )  # fmt: skip
-        super().__init__(as_place(exported.path), info, exported.config, {})
+        super().__init__(as_place(exported.path), info, exported.config, {}, exported.weights)
         self.exported, self._runtime = exported, runtime
 
     @cached_property
@@ -65,6 +65,12 @@ class ExportedSegmenter(Segmenter):
         if self.exported.kind != "logits":
             raise _has_labels_alone(self.exported)
         return jnp.asarray(self._runtime(np.asarray(images, np.uint8))["logits"])
+
+    @property
+    def usual_size(self) -> Size:
+        """The (height, width) that StableHLO takes, else that of training."""
+        height, width = self.exported.files.get("stablehlo", {}).get("size") or super().usual_size
+        return height, width
 
     def _fit(self, size: Size) -> Size:
         return size  # the file fits the image itself
