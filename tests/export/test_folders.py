@@ -83,6 +83,7 @@ def test_card_shows_the_evaluation_of_the_step(call, saved_run, tmp_path):
         (["--format", "onnx", "--config.eval.scales=0.5,1"], "--config.eval.scales=1"),
         (["--format", "onnx", "--step", "9"], "use one of: 3, 7, latest, best"),
         (["--format", "onnx", "--output", ""], "give a path"),
+        (["--format", "onnx", "--output", "."], "give a path"),
         (["--format", "onnx", "--output", "gs://bucket/x"], "give a path"),
     ],
 )
