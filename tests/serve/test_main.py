@@ -6,6 +6,7 @@ import pytest
 from deeplab_jax.serve.__main__ import _hosts, _sizes
 from deeplab_jax.serve.guard import Guard
 from deeplab_jax.serve.limits import Limits
+from deeplab_jax.serve.run import bind
 
 
 @pytest.mark.parametrize(
@@ -32,7 +33,7 @@ def test_wrong_flags_are_one_line(saved_run, call, arguments, text):
 
 
 def test_a_taken_port_is_named(saved_run, call):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
+    with bind("127.0.0.1", 0) as taken:  # of a server that still loads
         port = taken.getsockname()[1]
         got = call("serve", "--checkpoint", saved_run.path, "--port", port)
     assert got.code == 5
