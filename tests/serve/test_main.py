@@ -16,6 +16,7 @@ from deeplab_jax.serve.run import bind
         (["--queue", "0"], "must be a whole number from 1 to 10000, got 0"),
         (["--max-pixels", "80000001"], "must be a whole number from 1 to 80000000"),
         (["--max-bytes", "1e6"], "must be a whole number"),
+        (["--max-bytes", "268435457"], "must be a whole number from 1 to 268435456"),
         (["--timeout", "0"], "must be seconds from 0.1 to 3600, got 0"),
         (["--size", "360,480"], "--size: must be HEIGHTxWIDTH of 1 to 16000000 pixels, got '360'"),
         (["--size", "5000x5000"], "got '5000x5000' - give such as --size 360x480,720x960"),

@@ -197,9 +197,9 @@ def main(folder: Path) -> int:
         try:
             outputs = run(path, read_png(folder / INPUT)[None])
         except Exception as error:  # a runtime's own: another version, or for other devices
-            package = "onnxruntime" if kind == "onnx" else "jax"
-            is_missing = isinstance(error, ImportError)
-            fix = f"pip install {package}" if is_missing else f"see model_card.md for its {package}"
+            fix = "see model_card.md for versions and devices"
+            if isinstance(error, ImportError):
+                fix = f"pip install {'onnxruntime' if kind == 'onnx' else 'jax'}"
             print(f"{path.name}: not run ({' '.join(str(error).split())[:300]}) - {fix}")
             codes.add(5)
             continue
