@@ -8,7 +8,9 @@ import pytest
 
 import deeplab_jax
 from deeplab_jax import cli
+from deeplab_jax.data.images import TooLargeError
 from deeplab_jax.errors import CheckpointError, ConfigError, DataError
+from deeplab_jax.inference.exported import segmenter
 from deeplab_jax.inference.exported.folder import read_folder
 from deeplab_jax.inference.exported.segmenter import ExportedSegmenter
 from deeplab_jax.inference.prediction import FORMATS
@@ -98,6 +100,17 @@ def test_command_predicts_with_an_exported_folder(call, saved_run, exports, tmp_
     )
     assert (got.code, got.err) == (0, "")
     assert f"next: deeplab verify {exports('labels')}" in got.out
+
+
+@pytest.mark.parametrize("kind", ["labels", "logits"])
+def test_an_image_beyond_memory_is_refused_before_it_runs(saved_run, exports, monkeypatch, kind):
+    model = deeplab_jax.load(exports(kind))
+    monkeypatch.setattr(segmenter, "host_memory", lambda: 2**18)
+    first, other = model.segment([saved_run.images[0], np.zeros((8, 8, 3), np.uint8)])
+    for refused in (first, other):  # both are fitted into 80 x 64 pixels
+        assert isinstance(refused, TooLargeError)
+        assert "GiB in this file" in refused.what
+        assert refused.fix.endswith("shrink the image")
 
 
 def test_what_is_fixed_cannot_be_chosen(exports):
