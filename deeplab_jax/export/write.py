@@ -35,7 +35,6 @@ from deeplab_jax.report.write import read_evaluation
 from deeplab_jax.utils.places import is_address
 
 TOLERANCES = {"logits": 1e-4, "confidence": 1e-3, "pixels": 1e-3}
-FORMATS = ("onnx", "stablehlo", "safetensors")
 _WHOLE = ("mode=whole", "scales=1", "flip=false", "softmax_first=false")
 
 # Writes a safetensors file of a checkpoint; returns the dialect of its names.
@@ -46,7 +45,7 @@ class Request(NamedTuple):
     """What to export.
 
     Attributes:
-      formats: some of `FORMATS`.
+      formats: some of "onnx", "stablehlo" and "safetensors".
       kind: "labels" or "logits".
       size: (height, width) of images for StableHLO; None without it.
       platforms: of StableHLO.
@@ -116,8 +115,8 @@ def check_output(output: str, force: bool) -> None:
       ConfigError: as above, or it is no path, or a file.
     """
     target = Path(output)
-    if not output or is_address(output):
-        what = f"must be a folder of this machine, got {output!r}"
+    if not target.name or is_address(output):
+        what = f"must name a folder of this machine, got {output!r}"
         raise ConfigError("--output", what, "give a path")
     if target.is_file():
         raise ConfigError(output, "is a file", "choose another --output")

@@ -260,6 +260,12 @@ class Segmenter:
             except DataError:
                 continue  # reading the image will report it
 
+    @property
+    def usual_size(self) -> Size:
+        """The (height, width) of images for which a server compiles first: those of training."""
+        height, width = self.config.data.crop_size
+        return height, width
+
     def input_size(self, size: Size) -> Size:
         """Returns the size (height, width) of the network's input for an image's size."""
         return self._fit(size)

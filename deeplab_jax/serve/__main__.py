@@ -26,6 +26,7 @@ for the image by itself. The first image of a size compiles the network, which t
 --size does so at the start. Ctrl-C or SIGTERM: what was accepted is finished; again: at once."""
 _LIBRARIES = "starlette", "uvicorn", "python_multipart"
 MAX_PIXELS = 80_000_000  # that of `data.images`, which loads NumPy
+MAX_BYTES = 2**28  # half of `limits.MEMORY`: more would always be told to come again
 _LOCAL = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -47,12 +48,11 @@ def main(argv: list[str]) -> None:
     text = "names, separated by commas, by which browsers may call the server, beside its address"
     parser.add_argument("--allow-host", metavar="LIST", default="", help=text)
     text = "sizes of images, such as 360x480 (height x width), for which the network is compiled at"
-    text += " the start; default: the recipe's data.crop_size"
+    text += " the start; default: the recipe's data.crop_size, or the size of a StableHLO file"
     parser.add_argument("--size", metavar="LIST", help=text)
-    text = "largest image file (20000000)"
-    parser.add_argument(
-        "--max-bytes", metavar="N", type=_whole(1, 2**31), default=20_000_000, help=text
-    )
+    text = f"largest image file in bytes, at most {MAX_BYTES} (20000000)"
+    kind = _whole(1, MAX_BYTES)
+    parser.add_argument("--max-bytes", metavar="N", type=kind, default=20_000_000, help=text)
     text = f"largest image, at most {MAX_PIXELS} (16000000); a larger one is not decoded"
     kind = _whole(1, MAX_PIXELS)
     parser.add_argument("--max-pixels", metavar="N", type=kind, default=16_000_000, help=text)
@@ -78,7 +78,7 @@ def main(argv: list[str]) -> None:
     with bind(args.host, args.port) as listener:
         model = deeplab_jax.load(args.checkpoint, args.step, overrides, args.weights)
         limits = Limits(args.max_bytes, args.max_pixels, args.queue, args.timeout, hosts, is_local)
-        serve(listener, model, limits, sizes or [model.config.data.crop_size])
+        serve(listener, model, limits, sizes or [model.usual_size])
 
 
 def _whole(low: int, high: int) -> Callable[[str], int]:
@@ -106,7 +106,7 @@ def _seconds(text: str) -> float:
 def _sizes(text: str | None, max_pixels: int) -> list[tuple[int, int]]:
     """Returns the (height, width) of each size in --size."""
     sizes = []
-    for part in (text or "").split(",") if text is not None else []:
+    for part in [] if text is None else text.split(","):
         match = re.fullmatch(r"\s*(\d{1,6})x(\d{1,6})\s*", part)
         height, width = (int(match[1]), int(match[2])) if match else (0, 0)
         if not 0 < height * width <= max_pixels:

@@ -5,7 +5,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 import jax
@@ -63,8 +63,8 @@ class Server(uvicorn.Server):
         """Stops accepting; the second time ends the process."""
         if self.should_exit:
             os._exit(128 + sig)
-        print("stopping: what was accepted is finished; again: at once", flush=True)
         self.stop()
+        _say("stopping: what was accepted is finished; again: at once")
 
     def stop(self) -> None:
         """Stops accepting connections; `serve` returns when what was accepted is answered."""
@@ -73,7 +73,7 @@ class Server(uvicorn.Server):
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Returns a socket bound to an address.
+    """Returns a socket that listens at an address: a second server is refused before it loads.
 
     Raises:
       ConfigError: there is no such address here.
@@ -89,6 +89,7 @@ def bind(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(address)
+        listener.listen()
     except OSError as error:
         listener.close()
         what = f"cannot be used on {host} ({(error.strerror or str(error)).lower()})"
@@ -103,7 +104,7 @@ def serve(
     """Serves until a signal; says on standard output where.
 
     Args:
-      listener: a bound socket; it is closed at the end.
+      listener: of `bind`; it is closed at the end.
       model: the checkpoint.
       limits: of requests.
       sizes: of images, (height, width), for which the network is compiled first.
@@ -134,11 +135,17 @@ def serve(
         else:
             # Sizes come from strangers: their programs are kept in memory, and few of them.
             jax.config.update("jax_persistent_cache_min_compile_time_secs", float("inf"))
-            print(f"ready: {address}", flush=True)
+            _say(f"ready: {address}")
 
     server.worker.start(sizes, on_ready)
     server.run(sockets=[listener])
     server.worker.stop()
     if server.worker.error is not None:
         raise server.worker.error
-    print("stopped", flush=True)
+    _say("stopped")
+
+
+def _say(text: str) -> None:
+    """Prints a line; a server goes on also where nobody reads what it prints."""
+    with suppress(BrokenPipeError):
+        print(text, flush=True)

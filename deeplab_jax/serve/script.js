@@ -6,7 +6,7 @@
   const canvas = $("canvas");
   const TRIES = 8; // of a request that the server has no time for
   let classes = []; // {id, name, color}
-  let shown = null; // {photo, indices, width, height, layers} of the result on the page
+  let shown = null; // {photo, indices, width, height, colors, rest} of the result on the page
   let chosen = null; // the class seen alone, or null
   let running = null; // AbortController of the request
   let stream = null; // of the camera

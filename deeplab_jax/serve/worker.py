@@ -84,13 +84,13 @@ class Worker:
 
     Attributes:
       is_ready: whether the first sizes have been compiled.
-      is_stopping: whether no more will come; what waits is finished.
+      is_stopping: whether the server stops; what it has accepted is finished, and comes yet.
       error: why the thread ended; None if it did not, or was asked to.
       compiling: the bucket that is met for the first time, while it runs.
     """
 
     def __init__(self, model: Segmenter, limit: int):
-        self.is_ready = self.is_stopping = False
+        self.is_ready = self.is_stopping = self._is_ending = False
         self.error: Exception | None = None
         self.compiling: Size | None = None
         self._model, self._limit = model, limit
@@ -144,7 +144,7 @@ class Worker:
         For use after the last `submit`.
         """
         with self._changed:
-            self.is_stopping = True
+            self.is_stopping = self._is_ending = True
             self._changed.notify()
         if self._thread is not None:
             self._thread.join()
@@ -188,7 +188,7 @@ class Worker:
                 self._drop_cancelled()
                 if self._waiting:
                     break
-                if self.is_stopping:
+                if self._is_ending:
                     return []
                 self._changed.wait()
             bucket = self._waiting[0].bucket

@@ -23,7 +23,7 @@ _EXAMPLES = """\
   deeplab verify camvid_onnx --data camvid --json verified.json
   deeplab verify camvid_gpu --data camvid --checkpoint runs/camvid_r50_os16
 Exit code 0: every file is as exported, and results are within the tolerances that the folder
-states; 4: not; 5: a runtime is missing."""
+states; 4: not; 5: a runtime is missing, or does not read its file."""
 
 
 def main(argv: list[str]) -> None:

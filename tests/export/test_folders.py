@@ -83,6 +83,7 @@ def test_card_shows_the_evaluation_of_the_step(call, saved_run, tmp_path):
         (["--format", "onnx", "--config.eval.scales=0.5,1"], "--config.eval.scales=1"),
         (["--format", "onnx", "--step", "9"], "use one of: 3, 7, latest, best"),
         (["--format", "onnx", "--output", ""], "give a path"),
+        (["--format", "onnx", "--output", "."], "give a path"),
         (["--format", "onnx", "--output", "gs://bucket/x"], "give a path"),
     ],
 )
@@ -132,7 +133,8 @@ def flip_byte(path):
 def sign(folder):
     """Writes SHA256SUMS anew, as somebody who hides a change would."""
     names = [line.partition("  ")[2] for line in (folder / "SHA256SUMS").read_text().splitlines()]
-    lines = [f"{standalone.digest(folder / name)}  {name}\n" for name in names]
+    present = [name for name in names if (folder / name).exists()]
+    lines = [f"{standalone.digest(folder / name)}  {name}\n" for name in present]
     (folder / "SHA256SUMS").write_text("".join(lines))
 
 
@@ -143,6 +145,7 @@ TAMPERED = {
         "model_card.md was changed",
         lambda f: (f / "model_card.md").write_text("Mean IoU 99 %"),
     ),
+    "the sums": ("SHA256SUMS is missing", lambda f: (f / "SHA256SUMS").unlink()),
     "a file missing": ("labels.json is missing", lambda f: (f / "labels.json").unlink()),
     "a file more": ("extra.bin was added", lambda f: (f / "extra.bin").write_bytes(b"x")),
 }
@@ -174,6 +177,23 @@ def test_weights_changed_with_their_sums_do_not_give_the_sample(call, exports, c
     assert (got.code, "model.onnx, sample, logits" in got.err) == (4, True)
     assert standalone.main(folder) == 4
     assert "model.onnx: DIFFERS" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.stablehlo"])
+def test_a_file_that_the_runtime_does_not_read_is_told(call, exports, copy_of, capsys, name):
+    folder = copy_of(exports.labels)
+    for other in {"model.onnx", "model.stablehlo"} - {name}:  # here alone it is run
+        (folder / other).unlink()
+    description = json.loads((folder / "export.json").read_text())
+    description["files"] = {k: v for k, v in description["files"].items() if k in name}
+    (folder / "export.json").write_text(json.dumps(description))
+    (folder / name).write_bytes(b"of another version")
+    sign(folder)
+    got = call("verify", folder)
+    assert (got.code, got.err.count("\n")) == (5, 1), got.err
+    assert re.search(rf"{name}: (is not read by|cannot)", got.err)
+    assert standalone.main(folder) == 5
+    assert f"{name}: not run (" in capsys.readouterr().out
 
 
 def test_every_model_gives_what_the_network_gives(call, saved_run, exports, tmp_path, capsys):

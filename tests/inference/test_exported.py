@@ -1,11 +1,20 @@
+import dataclasses
 import importlib.util
+import io
+import threading
 
 import numpy as np
 import pytest
 
 import deeplab_jax
 from deeplab_jax import cli
+from deeplab_jax.data.images import TooLargeError
 from deeplab_jax.errors import CheckpointError, ConfigError, DataError
+from deeplab_jax.inference.exported import segmenter
+from deeplab_jax.inference.exported.folder import read_folder
+from deeplab_jax.inference.exported.segmenter import ExportedSegmenter
+from deeplab_jax.inference.prediction import FORMATS
+from deeplab_jax.serve.worker import Job, Worker
 
 pytest.importorskip("onnxruntime")
 pytestmark = [
@@ -44,16 +53,45 @@ def test_results_are_those_of_the_checkpoint(saved_run, exports, model, kind, tm
             use()
 
 
-def test_jax_runs_stablehlo_where_onnxruntime_is_not(saved_run, exports, model, monkeypatch):
+@pytest.fixture
+def without_onnxruntime(monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else find(name)
     )
+
+
+@pytest.mark.usefixtures("without_onnxruntime")
+def test_jax_runs_stablehlo_where_onnxruntime_is_not(saved_run, exports, model):
     exported = deeplab_jax.load(exports("labels"))
     got, other, _ = exported.segment(saved_run.images)
     np.testing.assert_array_equal(got.labels, model(saved_run.images[0]).labels)
     assert isinstance(other, DataError)
     assert "97 x 65 pixels, and the StableHLO file takes 65 x 97" in str(other)
+
+
+@pytest.mark.usefixtures("without_onnxruntime")
+def test_server_answers_with_an_exported_folder(saved_run, exports):
+    exported, ready = deeplab_jax.load(exports("labels")), threading.Event()
+    worker, data = Worker(exported, 2), saved_run.images[0].read_bytes()
+    worker.start([exported.usual_size], ready.set)
+    try:
+        assert ready.wait(100)
+        assert worker.error is None
+        job = Job(data, exported.usual_size, "png")
+        worker.submit(job)
+        wanted = io.BytesIO()
+        FORMATS["palette"].write(exported(data), wanted)
+        assert job.future.result(100) == wanted.getvalue()
+    finally:
+        worker.stop()
+
+
+def test_weights_of_an_average_are_named(exports):
+    folder = read_folder(exports("labels"))
+    averaged = ExportedSegmenter(dataclasses.replace(folder, weights="ema"), dict)
+    assert averaged.source["weights"] == "ema"
+    assert "weights" not in ExportedSegmenter(folder, dict).source
 
 
 def test_command_predicts_with_an_exported_folder(call, saved_run, exports, tmp_path):
@@ -62,6 +100,17 @@ def test_command_predicts_with_an_exported_folder(call, saved_run, exports, tmp_
     )
     assert (got.code, got.err) == (0, "")
     assert f"next: deeplab verify {exports('labels')}" in got.out
+
+
+@pytest.mark.parametrize("kind", ["labels", "logits"])
+def test_an_image_beyond_memory_is_refused_before_it_runs(saved_run, exports, monkeypatch, kind):
+    model = deeplab_jax.load(exports(kind))
+    monkeypatch.setattr(segmenter, "host_memory", lambda: 2**18)
+    first, other = model.segment([saved_run.images[0], np.zeros((8, 8, 3), np.uint8)])
+    for refused in (first, other):  # both are fitted into 80 x 64 pixels
+        assert isinstance(refused, TooLargeError)
+        assert "GiB in this file" in refused.what
+        assert refused.fix.endswith("shrink the image")
 
 
 def test_what_is_fixed_cannot_be_chosen(exports):

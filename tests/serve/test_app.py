@@ -14,6 +14,7 @@ from deeplab_jax.data import images
 from deeplab_jax.inference.engine import Engine
 from deeplab_jax.serve import __main__ as flags
 from deeplab_jax.serve.app import ANSWERS
+from deeplab_jax.serve.limits import MEMORY
 
 FORM = {"Content-Type": "multipart/form-data; boundary=limit"}
 FILES = {"png": "{}.png", "overlay": "{}_overlay.jpg", "json": "{}.json",
@@ -228,5 +229,6 @@ def test_rows_of_a_batch_do_not_see_each_other(served, monkeypatch):
             np.testing.assert_array_equal(result.confidence, alone[k].confidence)
 
 
-def test_limit_of_pixels_is_that_of_reading():
+def test_limits_of_flags_are_those_of_reading_and_of_memory():
     assert flags.MAX_PIXELS == images.MAX_PIXELS
+    assert 2 * flags.MAX_BYTES == MEMORY

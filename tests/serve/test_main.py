@@ -6,6 +6,7 @@ import pytest
 from deeplab_jax.serve.__main__ import _hosts, _sizes
 from deeplab_jax.serve.guard import Guard
 from deeplab_jax.serve.limits import Limits
+from deeplab_jax.serve.run import bind
 
 
 @pytest.mark.parametrize(
@@ -15,6 +16,7 @@ from deeplab_jax.serve.limits import Limits
         (["--queue", "0"], "must be a whole number from 1 to 10000, got 0"),
         (["--max-pixels", "80000001"], "must be a whole number from 1 to 80000000"),
         (["--max-bytes", "1e6"], "must be a whole number"),
+        (["--max-bytes", "268435457"], "must be a whole number from 1 to 268435456"),
         (["--timeout", "0"], "must be seconds from 0.1 to 3600, got 0"),
         (["--size", "360,480"], "--size: must be HEIGHTxWIDTH of 1 to 16000000 pixels, got '360'"),
         (["--size", "5000x5000"], "got '5000x5000' - give such as --size 360x480,720x960"),
@@ -32,7 +34,7 @@ def test_wrong_flags_are_one_line(saved_run, call, arguments, text):
 
 
 def test_a_taken_port_is_named(saved_run, call):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
+    with bind("127.0.0.1", 0) as taken:  # of a server that still loads
         port = taken.getsockname()[1]
         got = call("serve", "--checkpoint", saved_run.path, "--port", port)
     assert got.code == 5

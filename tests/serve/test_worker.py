@@ -135,6 +135,14 @@ def test_what_waits_is_finished_at_the_end(worker, model, held):
     assert all(future.done() and future.result() for future in (held, *waiting))
 
 
+def test_what_comes_after_the_signal_is_finished_too(worker, model, held):
+    worker.is_stopping = True  # the body of an accepted request is still on its way
+    model.may_go.set()
+    assert held.result(20)
+    time.sleep(0.05)  # the thread has nothing to do
+    assert submit(worker, b"2").result(20)
+
+
 def test_programs_of_few_buckets_are_kept(worker, model):
     sizes = [(size, size) for size in range(10, 10 + KEPT)]
     for bucket in (*sizes, sizes[-1], sizes[1], (2, 2)):  # the last was dropped

@@ -7,7 +7,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from deeplab_jax.errors import CheckpointError, ConfigError, DataError, ResourceError
+from deeplab_jax.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    ResourceError,
+    clip,
+    describe_cause,
+)
 from deeplab_jax.inference.exported.folder import Exported
 from deeplab_jax.utils import compile_cache
 
@@ -54,7 +61,7 @@ def open_onnx(exported: Exported, with_logits: bool = False) -> Runtime:
     """Returns onnxruntime on the CPU.
 
     Raises:
-      ResourceError: onnxruntime, or for `with_logits` onnx, is not installed.
+      ResourceError: onnxruntime, or for `with_logits` onnx, is not installed, or does not read it.
     """
     needs("onnxruntime")
     import onnxruntime
@@ -64,14 +71,14 @@ def open_onnx(exported: Exported, with_logits: bool = False) -> Runtime:
     is_inside = with_logits and exported.kind == "labels"
     if is_inside:
         needs("onnx")
-        import onnx
-
-        model = onnx.load(file)
-        value = onnx.helper.make_tensor_value_info(_INSIDE, onnx.TensorProto.FLOAT, [None] * 4)
-        model.graph.output.append(value)
-        file = model.SerializeToString()
         names.append(_INSIDE)
-    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    try:
+        file = _with_inside(file) if is_inside else file
+        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its errors have no common base of their own
+        fix = f"{_INSTALL} --upgrade, or export the checkpoint again"
+        reader = f"onnxruntime {onnxruntime.__version__}"
+        raise _not_read(exported, "onnx", reader, error, fix) from error
 
     def run(images: np.ndarray) -> dict[str, np.ndarray]:
         found = dict(zip(names, session.run(names, {"image": images}), strict=True))
@@ -82,16 +89,31 @@ def open_onnx(exported: Exported, with_logits: bool = False) -> Runtime:
     return run
 
 
+def _with_inside(file: str) -> bytes:
+    """Returns an ONNX model of labels that gives its logits, too."""
+    import onnx
+
+    model = onnx.load(file)
+    value = onnx.helper.make_tensor_value_info(_INSIDE, onnx.TensorProto.FLOAT, [None] * 4)
+    model.graph.output.append(value)
+    return model.SerializeToString()
+
+
 def open_stablehlo(exported: Exported) -> Runtime:
     """Returns JAX on the default device.
 
     Raises:
       ConfigError: the file is for other devices.
+      ResourceError: this version of JAX does not read it.
     """
     from jax import export
 
     path = exported.model("stablehlo")
-    program = export.deserialize(bytearray(path.read_bytes()))
+    try:
+        program = export.deserialize(bytearray(path.read_bytes()))
+    except Exception as error:  # of the compiler's own kinds
+        fix = f"use jax {exported.files['stablehlo']['jax']}, or export the checkpoint again"
+        raise _not_read(exported, "stablehlo", f"jax {jax.__version__}", error, fix) from error
     platform = jax.default_backend()
     if platform not in program.platforms and not (
         platform == "gpu" and {"cuda", "rocm"} & set(program.platforms)
@@ -111,3 +133,10 @@ def open_stablehlo(exported: Exported) -> Runtime:
         return dict(zip(names, map(np.asarray, outputs), strict=True))
 
     return run
+
+
+def _not_read(
+    exported: Exported, kind: str, reader: str, error: Exception, fix: str
+) -> ResourceError:
+    what = f"is not read by {reader} ({clip(describe_cause(error))})"
+    return ResourceError(str(exported.model(kind)), what, fix)

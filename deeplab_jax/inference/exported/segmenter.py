@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from deeplab_jax import checkpoint
+from deeplab_jax.data.images import TooLargeError
 from deeplab_jax.data.transforms import fit_size
 from deeplab_jax.errors import ConfigError, DeepLabError
 from deeplab_jax.inference import inputs
@@ -18,12 +19,17 @@ from deeplab_jax.inference.buckets import Shape, Size
 from deeplab_jax.inference.engine import Engine, Item, Key
 from deeplab_jax.inference.exported.folder import Exported, read_folder
 from deeplab_jax.inference.exported.runtime import Runtime, open_runtime
+from deeplab_jax.inference.memory import host_memory
 from deeplab_jax.inference.prediction import Window
 from deeplab_jax.inference.protocol import EvalProtocol, Picture, View
 from deeplab_jax.inference.resize import sampling
 from deeplab_jax.inference.segmenter import Segmenter
 from deeplab_jax.models import DeepLabV3Plus
 from deeplab_jax.utils.places import as_place
+
+# Bytes for each pixel of the network's input: the decoder holds at least two maps of 256 channels
+# in float32 at a quarter of its size.
+_NETWORK_BYTES = 2 * 256 * 4 // 16
 
 
 class ExportedSegmenter(Segmenter):
@@ -38,7 +44,7 @@ class ExportedSegmenter(Segmenter):
             kind="weights", config=exported.config, step=exported.step,
             class_names=exported.class_names, palette=exported.palette,
         )  # fmt: skip
-        super().__init__(as_place(exported.path), info, exported.config, {})
+        super().__init__(as_place(exported.path), info, exported.config, {}, exported.weights)
         self.exported, self._runtime = exported, runtime
 
     @cached_property
@@ -66,6 +72,12 @@ class ExportedSegmenter(Segmenter):
             raise _has_labels_alone(self.exported)
         return jnp.asarray(self._runtime(np.asarray(images, np.uint8))["logits"])
 
+    @property
+    def usual_size(self) -> Size:
+        """The (height, width) that StableHLO takes, else that of training."""
+        height, width = self.exported.files.get("stablehlo", {}).get("size") or super().usual_size
+        return height, width
+
     def _fit(self, size: Size) -> Size:
         return size  # the file fits the image itself
 
@@ -79,7 +91,7 @@ class _Protocol(EvalProtocol):
     def views(self, image: Picture, size: Size, dtype: DTypeLike) -> list[View]:
         """Returns the image; its logits are those of the fitted image."""
         (view,) = super().views(image, size, dtype)
-        fitted = fit_size(*view.size, (self.base[0], self.base[1])) if self.base else view.size
+        fitted = _fitted(view.size, self.base)
         axes = []
         for axis, out, side in zip(view.parts[0], size, fitted, strict=True):
             index, weight = sampling(out, -(-side // 4))
@@ -99,7 +111,8 @@ class ExportedEngine(Engine):
         return 1
 
     def run_network(self, turn: int, views: Sequence[View], shape: Shape, size: Size) -> jax.Array:
-        """Returns the logits of one view."""
+        """Returns the logits of one view (TooLargeError)."""
+        self._check_memory(size)
         return jnp.asarray(self._runtime(views[0].image[None])["logits"])
 
     def segment(
@@ -111,6 +124,7 @@ class ExportedEngine(Engine):
             return
         for item in items:
             try:
+                self._check_memory(item.size)
                 outputs = self._runtime(item.image[:][None])
             except DeepLabError as error:
                 if refuse is None:
@@ -118,6 +132,23 @@ class ExportedEngine(Engine):
                 refuse(item.key, error)
                 continue
             yield item.key, [outputs["labels"][0], outputs["confidence"][0]]
+
+    def _check_memory(self, size: Size) -> None:
+        """Refuses an image for which the system would end the process, by a lower bound.
+
+        Raises:
+          TooLargeError: the file needs more memory than is free.
+        """
+        exported, how = self._exported, "export with --output-kind logits, or "
+        height, width = _fitted(size, exported.config.eval.resize_base)
+        needed = _NETWORK_BYTES * height * width
+        if exported.kind == "labels":  # scores of every pixel, in float32
+            needed += 4 * len(exported.class_names) * size[0] * size[1]
+        free = host_memory()
+        if free is not None and needed > free:
+            what = f"needs {needed / 2**30:.1f} GiB in this file, and {free / 2**30:.1f} are free"
+            fix = f"{how if exported.kind == 'labels' else ''}shrink the image"
+            raise TooLargeError(f"image of {size[0]} x {size[1]} pixels", what, fix)
 
     def probabilities(self, item: Item[object], give: Callable[[Window, np.ndarray], None]) -> None:
         """Calls `give` as an engine of a checkpoint does.
@@ -139,6 +170,10 @@ def load_exported(path: str | os.PathLike) -> ExportedSegmenter:
     """
     exported = read_folder(path)
     return ExportedSegmenter(exported, open_runtime(exported))
+
+
+def _fitted(size: Size, base: tuple[int, ...]) -> Size:
+    return fit_size(*size, (base[0], base[1])) if base else size
 
 
 def _has_labels_alone(exported: Exported) -> ConfigError:
