@@ -28,7 +28,6 @@ def get_config():
     c.train.lr = 0.003
     c.train.weight_decay = 0.05
     c.train.schedule = "cosine"
-    c.train.warmup_steps = 10
     c.eval.every_epochs = 100  # after the last step only
     c.checkpoint.every_steps = 60
     return c
