@@ -44,7 +44,7 @@ class Page(HTMLParser):
 
 def check(html: Path) -> tuple[list[str], list[str]]:
     """Returns faults, and all external links, both sorted."""
-    pages = {path.resolve(): Page(path) for path in html.rglob("*.html")}
+    pages = {path.resolve(): Page(path) for path in html.rglob("*.html") if path.parent.name != "_static"}
     faults, external = set(), set()
     for path, page in pages.items():
         where = path.relative_to(html.resolve()).as_posix()

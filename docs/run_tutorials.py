@@ -19,6 +19,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 _BLOCK = re.compile(r"^```\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _SHOWS = re.compile(r"<!-- shows (\S+): (.*?) -->")
 _CODE = re.compile(r"# exit code (\d+)\s*$")
-_HEAD, _TAIL = 24, 16  # lines of a long output that are shown
+_HEAD, _TAIL = 30, 20  # lines of a long output that are shown
 _LIMIT = 300  # seconds for one block
 
 
@@ -36,7 +37,7 @@ def run(pages: Sequence[Path], output: Path) -> dict[Path, str]:
 
     Args:
       pages: tutorials; two run at a time.
-      output: folder; gets `tutorials/`, the folders in which the pages ran, and `made/`, pictures.
+      output: folder; gets `tutorials/`, what the pages printed, and `made/`, what they show.
 
     Raises:
       SystemExit: a block ended with another code than its page says; every such block is printed.
@@ -66,26 +67,38 @@ def _fingerprint() -> str:
 def _run_page(page: Path, output: Path, stamp: str) -> str:
     text = page.read_text("utf-8")
     blocks = _BLOCK.findall(text)
-    key = hashlib.sha256("\0".join([stamp, *blocks]).encode()).hexdigest()
+    parts = [stamp, *blocks, *(path for path, _ in _SHOWS.findall(text))]
+    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
     home = output / "tutorials" / page.stem
-    record, work = home / "outputs.json", home / "work"
+    record, made = home / "outputs.json", home / "made"
     saved = json.loads(record.read_text("utf-8")) if record.is_file() else {}
     how = "unchanged, ran before in"
     if saved.get("key") != key:
         shutil.rmtree(home, ignore_errors=True)
-        work.mkdir(parents=True)
-        (work / "scripts").symlink_to(ROOT / "scripts")
+        made.mkdir(parents=True)
         how, began, outputs = "ran in", time.perf_counter(), []
-        for block in blocks:
-            code, printed = _run_block(block, work, output)
-            if code != (expected := _expected(block)):
-                why = f"ended with {code}, not {expected}"
-                return Failure(f"error: {page.relative_to(ROOT)}: a block {why}:\n{block}{printed}")
-            outputs.append(printed)
+        # A short path: messages shorten long ones.
+        with tempfile.TemporaryDirectory(prefix="tutorial") as name:
+            work = Path(name).resolve()
+            (work / "scripts").symlink_to(ROOT / "scripts")
+            for block in blocks:
+                code, printed = _run_block(block, work, output)
+                if code != (expected := _expected(block)):
+                    where = page.relative_to(ROOT)
+                    why = f"a block ended with {code}, not {expected}"
+                    return Failure(f"error: {where}: {why}:\n{block}{printed}")
+                outputs.append(printed)
+            for path, _ in _SHOWS.findall(text):
+                shutil.copyfile(work / path, made / _flat(path))
         saved = {"key": key, "outputs": outputs, "seconds": time.perf_counter() - began}
         record.write_text(json.dumps(saved, indent=1), "utf-8")
     print(f"{page.relative_to(ROOT)}: {how} {saved['seconds']:.0f} s", flush=True)
-    return _assemble(page, text, saved["outputs"], work, output / "made" / page.stem)
+    shutil.copytree(made, output / "made" / page.stem, dirs_exist_ok=True)
+    return _assemble(text, saved["outputs"], f"made/{page.stem}")
+
+
+def _flat(path: str) -> str:
+    return path.replace("/", "-")
 
 
 def _expected(block: str) -> int:
@@ -145,7 +158,7 @@ def _clean(printed: bytes, work: Path) -> str:
     return "\n".join(lines)
 
 
-def _assemble(page: Path, text: str, outputs: Sequence[str], work: Path, made: Path) -> str:
+def _assemble(text: str, outputs: Sequence[str], made: str) -> str:
     following = iter(outputs)
 
     def block(match: re.Match[str]) -> str:
@@ -156,12 +169,8 @@ def _assemble(page: Path, text: str, outputs: Sequence[str], work: Path, made: P
         return f"{shown}\n\n`````{{code-block}} text\n:class: output\n\n{printed}\n`````"
 
     def shows(match: re.Match[str]) -> str:
-        path, what = work / match[1], match[2]
-        name = match[1].replace("/", "-")
-        made.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, made / name)
-        target = f"made/{page.stem}/{name}"
-        if name.endswith(".html"):
+        target, what = f"{made}/{_flat(match[1])}", match[2]
+        if target.endswith(".html"):
             return f'<p><a href="{target}">{html.escape(what)}</a></p>'
         return f"![{what}]({target})"
 
