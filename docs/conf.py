@@ -26,5 +26,6 @@ html_theme_options = {
     "use_fullscreen_button": False,
     "use_source_button": False,
     "navigation_with_keys": False,
+    "navbar_persistent": [],  # the sidebar has the search
 }
 highlight_language = "text"

@@ -3,7 +3,8 @@
 In a page of docs/tutorials:
 
 - A block without a language is run by bash, one after the other, in one empty folder. Its last
-  line may end in `# exit code 3`; otherwise 0 is expected. What it prints follows it.
+  line may end in `# exit code 3`; otherwise 0 is expected. What it prints follows it, notes once a
+  page.
 - `<!-- shows FILE: TEXT -->` becomes the picture, or the link to the page, that a block made.
 
 A page runs again when its blocks, the package or jax changed.
@@ -87,7 +88,7 @@ def _run_page(page: Path, output: Path, stamp: str) -> str:
                     where = page.relative_to(ROOT)
                     why = f"a block ended with {code}, not {expected}"
                     return Failure(f"error: {where}: {why}:\n{block}{printed}")
-                outputs.append(printed)
+                outputs.append(_without_notes(printed, outputs))
             for path, _ in _SHOWS.findall(text):
                 shutil.copyfile(work / path, made / _flat(path))
         saved = {"key": key, "outputs": outputs, "seconds": time.perf_counter() - began}
@@ -155,6 +156,17 @@ def _clean(printed: bytes, work: Path) -> str:
     if len(lines) > _HEAD + _TAIL + 1:
         left_out = len(lines) - _HEAD - _TAIL
         lines[_HEAD:-_TAIL] = [f"... ({left_out} more lines)"]
+    return "\n".join(lines)
+
+
+def _without_notes(printed: str, outputs: Sequence[str]) -> str:
+    """Returns an output without the notes that an earlier one of the page, or a line above, has."""
+    seen = {line for text in outputs for line in text.splitlines()}
+    lines: list[str] = []
+    for line in printed.splitlines():
+        if not line.startswith("note: ") or line not in seen:
+            lines.append(line)
+        seen.add(line)
     return "\n".join(lines)
 
 

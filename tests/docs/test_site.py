@@ -21,9 +21,8 @@ def load(load_script, monkeypatch):
 def entries(folder, text):
     """Returns the pages of a page's toctrees, as names in the site."""
     lines = "".join(TOCTREE.findall(text)).splitlines()
-    return {
-        (Path(folder) / f"{line}.md").as_posix() for line in lines if line and line[:1] != ":"
-    }
+    names = [re.sub(r".*<(.*)>", r"\1", line) for line in lines if line and line[0] != ":"]
+    return [(Path(folder) / f"{name}.md").as_posix() for name in names]
 
 
 def test_the_navigation_holds_every_page_once(load):
