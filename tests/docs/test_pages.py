@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 # Looked up rather than read: tables, the specification, and what scripts write.
 REFERENCES = {"parity.md", "reference.md", "hardware.md", "cli.md", "config.md", "CHANGELOG.md",
               "ARCHITECTURE.md"}  # fmt: skip
