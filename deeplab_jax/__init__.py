@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from deeplab_jax.config import get_config
     from deeplab_jax.config.recipe import load_recipe
     from deeplab_jax.evaluation.run import evaluate
-    from deeplab_jax.inference.segmenter import load
+    from deeplab_jax.inference.loading import load
     from deeplab_jax.models import DeepLabV3Plus
     from deeplab_jax.training.loop import train
 
@@ -43,7 +43,7 @@ _HOMES = {
     "DeepLabV3Plus": "deeplab_jax.models",
     "evaluate": "deeplab_jax.evaluation.run",
     "get_config": "deeplab_jax.config",
-    "load": "deeplab_jax.inference.segmenter",
+    "load": "deeplab_jax.inference.loading",
     "load_recipe": "deeplab_jax.config.recipe",
     "train": "deeplab_jax.training.loop",
 }

@@ -28,6 +28,9 @@ VERBS = {
     "train": "train a recipe, or continue an interrupted run",
     "evaluate": "measure a checkpoint's mean IoU on a validation set",
     "predict": "segment images: masks, overlays, probabilities, submissions",
+    "export": "write a network as ONNX, StableHLO or safetensors, in a folder with its proof",
+    "verify": "compare an exported folder with its sample, and on data with the network",
+    "serve": "a page to try a checkpoint on, and its predictions over HTTP",
     "report": "write a page about an evaluation: classes, images, confusions, curves",
     "compare": "tell whether one evaluation is better than another: interval, classes, images",
     "goodput": "where the wall time of a run went: steps, waiting, lost work, stopped",
@@ -54,11 +57,12 @@ VERBS = {
 # What other tools call a verb.
 _OTHERS = {"infer": "predict", "inference": "predict", "segment": "predict", "test": "evaluate",
            "val": "evaluate", "validate": "evaluate", "fit": "train", "resume": "train",
-           "check": "doctor", "export": "convert to-pytorch", "version": "--version",
+           "check": "doctor", "onnx": "export", "version": "--version",
            "-V": "--version", "-v": "--version", "benchmark": "bench",
-           "profile": "bench", "speed": "bench", "diff": "compare"}  # fmt: skip
+           "profile": "bench", "speed": "bench", "diff": "compare", "server": "serve"}  # fmt: skip
 _OF_DATA = ("--config.data.", "--config.model.num_classes=")  # what the doctor looks at
-_ROOMS = ("demo", "doctor", "preview", "report", "selftest")  # folders, with `main` in `__main__`
+# Folders, with `main` in `__main__`.
+_ROOMS = ("demo", "doctor", "export", "preview", "report", "selftest", "serve", "verify")
 # Groups whose verbs are one module; its `main` takes the verb as the first argument.
 _GROUPS = {
     "config": "deeplab_jax.config.__main__",

@@ -8,6 +8,7 @@ in a folder below the one named gets its results in the same folder below --outp
 
 from deeplab_jax import cli
 from deeplab_jax.errors import ConfigError, DataError
+from deeplab_jax.utils import steps
 from deeplab_jax.utils.places import as_place
 
 _EXAMPLES = """\
@@ -24,9 +25,8 @@ def main(argv: list[str]) -> None:
       SystemExit: images could not be used; they are listed, and the others' results written.
     """
     parser = cli.Parser("predict", _EXAMPLES)
-    parser.add_argument(
-        "--checkpoint", metavar="DIR", required=True, help="a run's directory, or converted weights"
-    )
+    text = "a run's directory, converted weights, or a folder of deeplab export"
+    parser.add_argument("--checkpoint", metavar="DIR", required=True, help=text)
     parser.add_argument("--step", default="latest", help="latest, best or a number")
     cli.add_weights(parser)
     parser.add_argument("--output", metavar="DIR", required=True, help="where results go")
@@ -71,9 +71,11 @@ def main(argv: list[str]) -> None:
         raise SystemExit(DataError.exit_code)
     how = cli.same_weights(args.step, args.weights)
     is_evaluated = (as_place(args.checkpoint) / "evaluation.json").is_file()
-    following = ("report", args.checkpoint) if is_evaluated and not how else (
-        "evaluate", "--checkpoint", args.checkpoint, *how
-    )  # fmt: skip
+    following: tuple[str, ...] = ("evaluate", "--checkpoint", args.checkpoint, *how)
+    if is_evaluated and not how:
+        following = ("report", args.checkpoint)
+    if steps.is_exported(args.checkpoint):
+        following = ("verify", args.checkpoint)
     cli.finish(args.output, *following)
 
 

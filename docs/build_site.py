@@ -34,7 +34,9 @@ OUTSIDE = {
     "CHANGELOG.md": "project/changelog.md",
     "tests/golden/README.md": "project/golden.md",
 }
-_FENCE_OR_LINK = re.compile(r"^```.*?^```$|\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)\)", re.M | re.S)
+_FENCE_OR_LINK = re.compile(
+    r"^```.*?^```$|\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)\)", re.M | re.S
+)
 _LANGUAGES = {".py": "python", ".sh": "bash", ".toml": "toml", ".json": "json", ".yml": "yaml"}
 
 
@@ -132,7 +134,9 @@ def build(output: Path, with_tutorials: bool = True) -> None:
     made: dict[Path, str] = {}
     if with_tutorials:
         _say("Running tutorials")
-        made = run_tutorials.run(sorted((DOCS / "tutorials").glob("*.md")), output)
+        # Backwards, so that the first two share no program: later ones find theirs in the cache.
+        tutorials = sorted((DOCS / "tutorials").glob("*.md"), reverse=True)
+        made = run_tutorials.run(tutorials, output)
         shutil.rmtree(source / "tutorials" / "made", ignore_errors=True)
         if (output / "made").is_dir():
             shutil.copytree(output / "made", source / "tutorials" / "made")
@@ -175,7 +179,9 @@ def main() -> None:
     try:
         build(BUILD, not args.no_tutorials)
     except subprocess.CalledProcessError as error:
-        sys.exit(f"error: the site: Sphinx ended with {error.returncode} - mend what it names above")
+        sys.exit(
+            f"error: the site: Sphinx ended with {error.returncode} - mend what it names above"
+        )
     print(f"{os.path.relpath(BUILD / 'html' / 'index.html')}")
     if args.serve is not None:
         serve(BUILD / "html", args.serve)

@@ -1,6 +1,6 @@
 """Checks a built site without a network: links, anchors, and that pages load nothing from outside.
 
-    python docs/check_site.py build/site/html
+python docs/check_site.py build/site/html
 """
 
 import re
@@ -44,7 +44,9 @@ class Page(HTMLParser):
 
 def check(html: Path) -> tuple[list[str], list[str]]:
     """Returns faults, and all external links, both sorted."""
-    pages = {path.resolve(): Page(path) for path in html.rglob("*.html") if path.parent.name != "_static"}
+    pages = {
+        path.resolve(): Page(path) for path in html.rglob("*.html") if path.parent.name != "_static"
+    }
     faults, external = set(), set()
     for path, page in pages.items():
         where = path.relative_to(html.resolve()).as_posix()
@@ -58,7 +60,9 @@ def check(html: Path) -> tuple[list[str], list[str]]:
             parts = urllib.parse.urlsplit(address)
             if parts.scheme:  # data:, javascript:
                 continue
-            file = (path.parent / urllib.parse.unquote(parts.path)).resolve() if parts.path else path
+            file = (
+                (path.parent / urllib.parse.unquote(parts.path)).resolve() if parts.path else path
+            )
             anchor = urllib.parse.unquote(parts.fragment)
             if not file.is_file():
                 faults.add(f"{where}: {address} leads to no file")

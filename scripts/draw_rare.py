@@ -2,7 +2,7 @@
 
     python scripts/draw_rare.py rare
     deeplab train --config rare/rare.py --workdir rare/plain
-    deeplab train --config rare/rare.py --workdir rare/dice --config.loss.dice=1
+    deeplab train --config rare/rare.py --workdir rare/lovasz --config.loss.lovasz=1
 
 Leaves lie before clouds; 0.5 % of the pixels are spots on leaves, small and reddish. Three times as
 many specks look nearly alike and are part of the leaf, so that plain cross entropy, which counts

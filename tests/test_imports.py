@@ -24,7 +24,9 @@ ORDER = (
     {"dry_run", "doctor", "demo"},
     {"account", "benchmark", "selftest"},
     {"report"},
-    {"preview"},
+    {"preview", "export"},
+    {"verify"},
+    {"serve"},
     {"cli"},
     {"convert"},
     {

@@ -4,6 +4,7 @@ Keys and order of registration are those of its checkpoints; widths are free. Th
 package that imports torch; it is imported where PyTorch is compared with.
 """
 
+import io
 from collections.abc import Mapping
 from typing import Any
 
@@ -208,3 +209,27 @@ class DeepLabV3Plus(nn.Module):
         x = self.aspp_net(top)
         x = F.interpolate(x, low.shape[2:], mode="bilinear", align_corners=False)
         return self.decoder(torch.cat([x, self.shortcut(low)], 1))
+
+
+class _LogitsAlone(nn.Module):
+    def __init__(self, net: DeepLabV3Plus):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net.logits(x)
+
+
+def to_onnx(net: DeepLabV3Plus, opset: int) -> bytes:
+    """Returns the ONNX that PyTorch's own exporter makes of a network, for any batch and size.
+
+    Input "image" is normalised, float32 (B, 3, H, W); output "logits" (B, C, h, w).
+    """
+    file = io.BytesIO()
+    axes = {0: "batch", 2: "height", 3: "width"}
+    torch.onnx.export(
+        _LogitsAlone(net.eval()).eval(), (torch.zeros(1, 3, 65, 97),), file, dynamo=False,
+        opset_version=opset, input_names=["image"], output_names=["logits"],
+        dynamic_axes={"image": axes},
+    )  # fmt: skip
+    return file.getvalue()

@@ -89,9 +89,10 @@ def propose(survey: Survey, layout: GuessedLayout, here: Machine) -> Proposal:
     crop, sizes = _size_fields(survey, train, here)
     fields |= sizes | length_fields(len(train), here, crop)
     if dataset not in CLASS_NAMES and (few := rare.in_words(survey)):
-        reason = f"{shorten(few, 3)}: dice counts each class alike, cross entropy each pixel; if"
-        reason += f" they are small things, data.transforms may also be {rare.pasting(survey)}"
-        fields["loss.dice"] = Field(1.0, reason)
+        reason = f"{shorten(few, 3)}: lovasz counts each class alike, cross entropy each pixel; it"
+        reason += " sorts the pixels for each class, so with very many classes class_weighting ="
+        reason += " median_frequency is faster; if they are small things, data.transforms may also"
+        fields["loss.lovasz"] = Field(1.0, f"{reason} be {rare.pasting(survey)}")
     reason = "random weights; ImageNet weights learn faster: see docs/convert.md"
     fields["init.backbone"] = Field("none", reason)
     depth, _ = depth_for(here)

@@ -21,9 +21,10 @@ def run(
       DataError: the data set has errors.
     """
     began = time.perf_counter()
-    layout = None
+    layout, config = None, None
     if overrides is not None:
-        found = survey.survey_recipe(load_recipe(source, overrides))
+        config = load_recipe(source, overrides)
+        found = survey.survey_recipe(config)
         print(f"{found.root}, as {source} says\n")
     else:
         layout = layouts.guess(source)
@@ -36,6 +37,10 @@ def run(
     if layout and recipe_path:
         findings = propose.settle(found, findings)
     print(text.to_text(found, findings, speed))
+    if config:
+        images = len(found.of_split(config.data.train_split))
+        words = [source, *(overrides or ())]
+        print(hours.of_recipe(hours.this_machine(), config, images, words))
     if json_path:
         text.write_json(json_path, found, findings, speed)
     if layout and recipe_path:

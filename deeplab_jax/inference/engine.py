@@ -6,6 +6,7 @@ neither the number of programs nor memory grows with the number of sizes or with
 pixels.
 """
 
+import copy
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -165,18 +166,23 @@ class Engine:
 
     def __init__(self, model: DeepLabV3Plus, protocol: EvalProtocol):
         """Compiles nothing; call `load` before anything else."""
-        self.protocol, self.buckets, self.free_memory = protocol, Buckets(), free_memory
+        self.protocol, self.free_memory, self._model = protocol, free_memory, model
         self.should_stop: Callable[[], bool] = lambda: False
-        self.programs: dict[ProgramKey, Compiled] = {}
-        self._refused: dict[ProgramKey, Compiled] = {}  # programs that need too much memory
-        policy = model.policy
-        self._dtype, self._num_classes = policy.wide_dtype, model.num_classes
+        self._dtype, self._num_classes = model.policy.wide_dtype, model.num_classes
         devices = jax.local_devices()
         # Several of a processor's devices would share its cores.
         self._devices = devices[:1] if devices[0].platform == "cpu" else devices
         self._piece = _PIECE.get(devices[0].platform, _LARGE_PIECE)
-        is_slide, is_soft = protocol.mode == "slide", protocol.softmax_first
-        folded = model.clone(policy=policy._replace(is_folded=True))
+        self._start()
+
+    def _start(self) -> None:
+        """Sets all that grows with the sizes of images."""
+        self.buckets = Buckets()
+        self.programs: dict[ProgramKey, Compiled] = {}
+        self._refused: dict[ProgramKey, Compiled] = {}  # programs that need too much memory
+        is_slide, is_soft = self.protocol.mode == "slide", self.protocol.softmax_first
+        policy = self._model.policy._replace(is_folded=True)
+        folded = self._model.clone(policy=policy)
         self._network = jax.jit(partial(_network, folded, is_soft and not is_slide))
         late = is_soft and is_slide  # windows are resized to themselves before the softmax
         quiet = compile_cache.without_alarms()
@@ -186,9 +192,18 @@ class Engine:
 
     def load(self, variables: Variables) -> "Engine":
         """Sets the weights, of which this host holds the arrays whole, and returns itself."""
-        folded = fold_batch_norm(variables)
+        return self.load_folded(fold_batch_norm(variables))
+
+    def load_folded(self, folded: Variables) -> "Engine":
+        """Sets the weights by what `fold_batch_norm` returned, and returns itself."""
         self._variables = [jax.device_put(folded, device) for device in self._devices]
         return self
+
+    def twin(self) -> "Engine":
+        """Returns an engine with the same weights, in memory once, that has compiled nothing."""
+        twin = copy.copy(self)
+        twin._start()
+        return twin
 
     def plan(self, sizes: Iterable[Size]) -> None:
         """Chooses shapes for images of these sizes (height, width), one size for each image."""
@@ -236,6 +251,13 @@ class Engine:
         Scores are logits, or probabilities if the protocol says softmax first.
         """
         return self._run(items, partial(_assemble, lambda _, term: (self._add(term),)))
+
+    def logits(self, item: Item[Any]) -> np.ndarray:
+        """Returns the logits (ceil(h/4), ceil(w/4), C) of an image, for one view, the whole."""
+        (view,) = self.protocol.views(item.image, item.size, self._dtype)
+        logits, row = _Logits(self, 0, [view]).get(0, None)
+        height, width = (-(-side // 4) for side in view.size)
+        return np.asarray(logits[row, :height, :width])
 
     def probabilities(self, item: Item[Any], give: Callable[[Window, np.ndarray], None]) -> None:
         """Calls give(window, probabilities float32 (h, w, C)) piece by piece.
@@ -347,7 +369,7 @@ class Engine:
         weight, scale = pad(weight).astype(self._dtype), np.pad(scale, (0, spare))
         return [Axis(pad(index), weight, scale.astype(self._dtype))]
 
-    def _run_network(self, turn: int, views: Sequence[View], shape: Shape, size: Size) -> jax.Array:
+    def run_network(self, turn: int, views: Sequence[View], shape: Shape, size: Size) -> jax.Array:
         """Returns the logits of a batch on device number `turn`; rows beyond `views` mean nothing.
 
         Raises:
@@ -436,7 +458,7 @@ class _Logits:
                 k for k in range(number, end) if k not in self._ready and self._shapes[k] == shape
             ]
             views = [self._views[k] for k in numbers]
-            batch = self._engine._run_network(self._turn, views, shape, self.size)
+            batch = self._engine.run_network(self._turn, views, shape, self.size)
             self._ready |= {k: (batch, row) for row, k in enumerate(numbers)}
         return self._ready[number]
 

@@ -44,7 +44,7 @@ def predict_files(
     """Segments images and writes the results; shows progress and, at the end, the speed.
 
     Args:
-      checkpoint: work directory of a run, or the output of a converter.
+      checkpoint: work directory of a run, the output of a converter, or an exported folder.
       paths: image files and folders.
       output: folder of the results.
       formats: names of formats, see `prediction.FORMATS`.
@@ -80,8 +80,9 @@ def predict_files(
             del broken[image]
     usable = {image: name for image, name in images.items() if image not in broken}
     if usable or there:
-        steps.check(checkpoint, step)  # before JAX loads
-        from deeplab_jax.inference.segmenter import load
+        if not steps.is_exported(checkpoint):
+            steps.check(checkpoint, step)  # before JAX loads
+        from deeplab_jax.inference.loading import load
 
         model = load(checkpoint, step, overrides, weights)
         prediction.check_classes(formats, model.class_names)

@@ -154,7 +154,9 @@ def read(image: Image, name: str, reading: Reading = _PLAIN) -> Picture:
             return windows.read_by_windows(
                 name, image, value_range, host_memory(), reading.window_rows
             )
-        fix = f"read it by windows: {reading.windows_fix}; or cut it into tiles"
+        fix = "cut it into tiles"
+        if reading.windows_fix:
+            fix = f"read it by windows: {reading.windows_fix}; or {fix}"
         raise DataError(error.where, error.what, fix) from error
 
 

@@ -164,6 +164,10 @@ class Prediction:
         size = list(self.labels.shape)
         return {"file": self.file, "size": size, **(self.source or {}), "classes": classes}
 
+    def to_json(self) -> bytes:
+        """Returns the bytes of NAME.json, see `summary`."""
+        return json.dumps(self.summary(), indent=1, allow_nan=False).encode() + b"\n"
+
     def _sums(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns the area in pixels and the sum of confidence of each class."""
         count = len(self.palette)
@@ -208,7 +212,7 @@ class Prediction:
                 FORMATS[name].write(self, file, **options)
                 paths[-1].unlink(missing_ok=True)  # or it would prove old files beside new ones
         with atomic_write(paths[-1]) as file:
-            file.write(json.dumps(self.summary(), indent=1, allow_nan=False).encode() + b"\n")
+            file.write(self.to_json())
         return paths
 
 

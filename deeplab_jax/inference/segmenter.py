@@ -5,6 +5,7 @@ result = model("street.jpg")       # .labels (H, W), .confidence (H, W), .overla
 result.save("out")                 # out/street.png, out/street_overlay.jpg, out/street.json
 """
 
+import copy
 import dataclasses
 import os
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ from jax.sharding import SingleDeviceSharding
 from deeplab_jax import checkpoint
 from deeplab_jax.config import Config
 from deeplab_jax.config.recipe import apply_overrides
+from deeplab_jax.data import images as files
 from deeplab_jax.data import workers
 from deeplab_jax.data.labels import open_classes
 from deeplab_jax.data.transforms import fit_size, resize_image
@@ -91,6 +93,12 @@ class Segmenter:
     def engine(self) -> Engine:
         """The network under the configuration's protocol, norms folded into kernels."""
         return Engine(self.model, read_protocol(self.config.eval)).load(self.variables)
+
+    def twin(self) -> "Segmenter":
+        """Returns a segmenter with the same weights, in memory once, that has compiled nothing."""
+        twin = copy.copy(self)
+        twin.engine = self.engine.twin()
+        return twin
 
     @cached_property
     def _reading(self) -> inputs.Reading:
@@ -214,12 +222,15 @@ class Segmenter:
             _Origin(Path(file).stem if file else name, file, where, pixels, position or 0)
         )
 
-    def _resized(self, origin: _Origin) -> Item[_Origin]:
-        size = origin.image.shape[0], origin.image.shape[1]
+    def fitted(self, image: Picture) -> tuple[Picture, Size]:
+        """Returns an image resized to the network's input, and its own size."""
+        size = image.shape[0], image.shape[1]
         fitted = self._fit(size)
         # A picture that is read by windows keeps its size.
-        resized = origin.image if fitted == size else resize_image(origin.image[:], fitted)
-        return Item(origin, resized, size)
+        return image if fitted == size else resize_image(image[:], fitted), size
+
+    def _resized(self, origin: _Origin) -> Item[_Origin]:
+        return Item(origin, *self.fitted(origin.image))
 
     @property
     def source(self) -> dict[str, str | int]:
@@ -249,8 +260,11 @@ class Segmenter:
             except DataError:
                 continue  # reading the image will report it
 
-    def _fit(self, size: Size) -> Size:
+    def input_size(self, size: Size) -> Size:
         """Returns the size (height, width) of the network's input for an image's size."""
+        return self._fit(size)
+
+    def _fit(self, size: Size) -> Size:
         base = self.config.eval.resize_base
         return fit_size(*size, base) if base else size
 
@@ -260,8 +274,8 @@ def _refused(origin: _Origin, error: DeepLabError) -> DataError:
     if isinstance(error, DataError):
         return error
     if origin.where == inputs.ONLY:
-        return DataError(error.where, error.what, error.fix)
-    return DataError(origin.where, f"{error.where} {error.what}", error.fix)
+        return files.TooLargeError(error.where, error.what, error.fix)
+    return files.TooLargeError(origin.where, f"{error.where} {error.what}", error.fix)
 
 
 def _names_classes(config: Config) -> bool:
@@ -276,7 +290,7 @@ def load(
     overrides: Sequence[str] = (),
     weights: str | None = None,
 ) -> Segmenter:
-    """Loads a checkpoint for evaluation and prediction.
+    """Loads a checkpoint for evaluation and prediction; see also `loading.load`.
 
     Args:
       path: work directory of a run, or the output of a converter.

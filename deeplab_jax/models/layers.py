@@ -163,9 +163,9 @@ class Conv(nn.Module):
             return ops.depthwise_by_groups(x, kernel, self.policy.precision)
         if self.is_depthwise:
             return ops.depthwise_conv3x3(x, kernel, self.dilation, self.policy.platform)
-        if self.kernel_size == 1:
-            return ops.conv1x1(x, kernel, self.stride, self.policy.precision)
         precision, platform = self.policy.precision, self.policy.platform
+        if self.kernel_size == 1:
+            return ops.conv1x1(x, kernel, self.stride, precision, platform)
         if constant is not None:
             return ops.conv3x3_with_constant(x, constant, kernel, valid_size, precision, platform)
         if self.kernel_size == 3:
@@ -246,5 +246,5 @@ class Classifier(nn.Module):
         # PyTorch draws the bias from the same interval as the kernel.
         bias = self.param("bias", lambda key: uniform_fan_in(key, shape, dtype)[0, 0, 0])
         kernel = kernel.astype(self.policy.dtype)
-        logits = ops.conv1x1(x, kernel, precision=self.policy.precision, dtype=dtype)
+        logits = ops.conv1x1(x, kernel, 1, self.policy.precision, self.policy.platform, dtype)
         return logits + ops.per_channel(bias)

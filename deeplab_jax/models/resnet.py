@@ -12,7 +12,7 @@ from deeplab_jax.models.layers import ComputePolicy, ConvBNReLU
 from deeplab_jax.models.ops import ValidSize
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
-_STRIDES = {8: (1, 2, 1, 1), 16: (1, 2, 2, 1)}
+STRIDES = {8: (1, 2, 1, 1), 16: (1, 2, 2, 1)}
 _DILATIONS = {8: (1, 1, 2, 4), 16: (1, 1, 1, 2)}
 
 
@@ -136,7 +136,7 @@ class ResNet(nn.Module):
         block = BasicBlock if self.depth < 50 else Bottleneck
         maps = []
         for layer, dilations in enumerate(self.dilations()):
-            stride = _STRIDES[self.output_stride][layer]
+            stride = STRIDES[self.output_stride][layer]
             is_trained = is_train and f"layer{layer + 1}" not in self.frozen
             is_kept = layer + 1 not in self.remat
             layer_block = block if is_kept else nn.remat(block, static_argnums=(2,))

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 from jax.sharding import Mesh
 
 from deeplab_jax.config import Config
@@ -203,10 +204,13 @@ def fused_operations(platform: str) -> Result:
     arrays = tuple(rng.standard_normal(wanted).astype(np.float32) for wanted in shapes)
     labels = jnp.asarray(rng.integers(0, classes, shape, np.int32))
 
+    def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return ops.conv1x1(x, kernel, 1, lax.Precision.HIGHEST, platform)
+
     def loss(x: jax.Array, kernel: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
         centre = jnp.zeros_like(bias)
-        y, _, _ = ops.normalize(ops.conv1x1(x, kernel), scale, bias, centre, platform)
-        pooled = ops.conv1x1(jnp.mean(y, (1, 2), keepdims=True), kernel)
+        y, _, _ = ops.normalize(product(x, kernel), scale, bias, centre, platform)
+        pooled = product(jnp.mean(y, (1, 2), keepdims=True), kernel)
         weights = row_weights(labels, 1)
         maps = y + pooled, pooled
         return segmentation_loss(*maps, labels, weights=weights, platform=platform)["loss"]

@@ -32,6 +32,7 @@ ACCEPTED = (
     " from-pytorch --checkpoint FILE --output DIR"
 )
 COMPLETE = "commit_success.txt"  # Orbax's last file of a step in a bucket
+EXPORT = "export.json"  # of a folder that `deeplab export` wrote
 _STEPS = "checkpoints"  # the folder that holds one folder per step
 _WEIGHTS = (".pth", ".pt", ".safetensors", ".bin", ".ckpt")
 _MAX_ENTRIES = 1000  # of a folder that is searched for checkpoints
@@ -98,6 +99,11 @@ def check(path: str | os.PathLike, step: int | str = "latest") -> list[int]:
         present = f"use one of: {', '.join(map(str, steps))}, latest, best"
         raise CheckpointError(str(path), f"there is no step {step}", present)
     return steps
+
+
+def is_exported(path: str | os.PathLike) -> bool:
+    """Tells whether a directory is one that `deeplab export` wrote, not a checkpoint."""
+    return not is_address(path) and (as_place(path) / EXPORT).is_file()
 
 
 def read_description(path: str | os.PathLike, step: int) -> dict[str, Any]:
@@ -224,6 +230,10 @@ def _no_checkpoint(path: Path) -> CheckpointError:
     if path.name == _STEPS or path.parent.name == _STEPS:
         root = path.parent if path.name == _STEPS else path.parent.parent
         return CheckpointError(where, "lies inside a checkpoint directory", f"give {root}")
+    if is_exported(path):
+        what = "was written by `deeplab export`, and is no checkpoint"
+        fix = f"measure it with deeplab verify {shlex.quote(where)} --data DIR, or give the run"
+        return CheckpointError(where, what, fix)
     what = f"holds no finished checkpoint ({_STEPS}/<step> is missing)"
     if (path / "config.json").is_file():
         fix = "the command that began this run goes on with it until the first save"

@@ -252,7 +252,11 @@ def _assert_golden(out, measure, name):
     [
         ("mmseg_r18_d8_c19", ["--output-stride=8"]),
         ("mmseg_r50_d8_c21", ["--output-stride=8"]),
-        ("mmseg_r101_d8_c150", ["--output-stride=8"]),
+        pytest.param(
+            "mmseg_r101_d8_c150",
+            ["--output-stride=8"],
+            marks=pytest.mark.slow("as R-50, and R-101 with a multi-grid"),
+        ),
         ("mmseg_r101_d16mg124_c19", ["--output-stride=16", "--multi-grid=1,2,4"]),
     ],
 )

@@ -412,6 +412,7 @@ def test_evaluation_of_other_weights_on_one_host_is_refused_by_all(
     assert "hosts: differ in weights: " in first[0]
 
 
+@pytest.mark.slow("two more processes; the death of a host and one process's signals are tested")
 def test_stop_while_evaluating_is_common_and_leaves_the_evaluation_owed(
     root, environment, tmp_path
 ):

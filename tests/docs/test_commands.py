@@ -14,10 +14,18 @@ import numpy as np
 import pytest
 
 from deeplab_jax import cli
+from deeplab_jax.config.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 RUN_HERE = ("README.md", "your-data.md", "training.md", "evaluation.md", "checkpoints.md")
+# Folders and pages whose commands repeat those of pages that run: their flags, fields and values
+# are read, and no more.
+READ_HERE = ("how-to/", "coming-from/", "models/", "links.md", "files.md", "start/",
+             "explanation/", "index.md")  # fmt: skip
+# What stands for a recipe or checkpoint that such a page presupposes.
+PRESUPPOSED = {"mine.py": "camvid_r50_os16", "runs/cityscapes": "cityscapes_r50_os16",
+               "runs/ade20k": "ade20k_r50_os16", "runs/mine": "camvid_r50_os16"}  # fmt: skip
 SMALL = (
     "model.depth=18",
     "model.width=8",
@@ -46,7 +54,7 @@ ELSEWHERE = {
     r"deeplab evaluate --checkpoint gs://": "tests/buckets/test_runs.py, in a server's bucket",
     r"sbatch ": "tests/launch/test_train_slurm.py, with a stand-in for srun",
     r"gcloud |sudo |git archive ": "not run: a cloud account or an administrator is needed",
-    r"python3 -m venv |pip install |scripts/(quickstart|test)\.sh": "not run by a test: they make"
+    r"python3 -m venv |pip install |scripts/(quickstart|test|docs)\.sh": "not run by a test: they make"
     " the environment that tests run in",
     r"python (tests/golden/write_parity|docs/write_hardware)\.py": "not run by a test: minutes to"
     " hours",
@@ -61,13 +69,21 @@ ELSEWHERE = {
     r"deeplab train --config rare/": "not run by a test: two minutes each",
     r"deeplab bench": "tests/benchmark/test_run.py, on a tiny network",
     r"python docs/write_performance\.py": "tests/docs/test_write_performance.py",
+    r"deeplab (export|verify) ": "tests/export/test_folders.py, on a small network",
+    r"deeplab serve ": "tests/serve/test_process.py, on a small network",
+    r"python scripts/bench_export\.py": "not run by a test: it times",
     r"python scripts/bench_checkpoint\.py": "not run by a test: it times",
 }
 
 
+def title(page):
+    """Returns a page's path under docs/."""
+    return str(page.relative_to(ROOT)).removeprefix("docs/")
+
+
 def commands(page):
     """Returns the commands of a page: the lines of its blocks that are in no language."""
-    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```(\S*)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
     code = "".join(text for language, text in blocks if not language)
     lines = code.replace("\\\n", " ").splitlines()
     lines = [re.sub(r"\s+#.*", "", re.sub(r"\s+", " ", line)) for line in lines]
@@ -78,7 +94,7 @@ def elsewhere(command):
     return next((why for start, why in ELSEWHERE.items() if re.match(start, command)), None)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=title)
 def test_every_command_is_run_somewhere(page):
     if page.name == "convert.md":
         return  # tests/convert/test_page.py runs them all
@@ -89,8 +105,27 @@ def test_every_command_is_run_somewhere(page):
             test = re.match(r"[\w/]+\.py", why)
             assert not test or (ROOT / test.group()).is_file(), why
         else:
-            assert page.name in RUN_HERE, f"{command} of {page.name} is run nowhere"
+            assert title(page).startswith((*RUN_HERE, *READ_HERE)), (
+                f"{command} of {page.name} is run nowhere"
+            )
             assert command.startswith("deeplab ")
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if title(page).startswith(READ_HERE)], ids=title
+)
+def test_values_of_fields_can_be_used(page):
+    for command in commands(page):
+        words = shlex.split(command)
+        overrides = [word for word in words if word.startswith("--config.")]
+        flags = [flag for flag in ("--config", "--checkpoint") if flag in words]
+        if words[0] != "deeplab" or not flags:
+            continue
+        named = words[words.index(flags[-1]) + 1]
+        recipe = PRESUPPOSED.get(named, Path(named).name)
+        if words[1] in ("train", "evaluate", "predict", "preview", "doctor"):
+            none = ["--config.init.backbone=none"] * ("init." not in " ".join(overrides))
+            assert load_recipe(recipe, [*none, *overrides]), command
 
 
 def test_the_readme_converts_as_the_page_about_it():
@@ -106,7 +141,7 @@ def flags_of(verb):
     return set(re.findall(r"--[\w.-]+", page.split(f"\n## deeplab {verb}\n")[1].split("\n## ")[0]))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=title)
 def test_verbs_and_flags_exist_also_in_the_text(page):
     named = re.findall(
         r"`(?:python -m )?deeplab ([a-z][^`]*)`", page.read_text().replace("\n", " ")

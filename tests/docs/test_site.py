@@ -43,7 +43,9 @@ def test_links_lead_to_the_pages_of_the_site(load):
         return site.move_links(text, file, site.pages(), files)
 
     assert moved("[a](docs/training.md#speed)", "README.md") == "[a](../training.md#speed)"
-    assert moved("[a](../README.md#results)", "docs/training.md") == "[a](project/readme.md#results)"
+    assert (
+        moved("[a](../README.md#results)", "docs/training.md") == "[a](project/readme.md#results)"
+    )
     assert moved("![a](../report.png)", "docs/start/report.md") == "![a](../report.png)"
     for same in ("[a](#speed)", "[a](https://x.org/y.md)", "```\n[a](../README.md)\n```"):
         assert moved(same, "docs/training.md") == same

@@ -33,3 +33,20 @@ def test_the_processor_is_timed():
     assert not here.has_accelerator  # the tests hide it
     assert here.product_speed > 1e8
     assert "cores, a guess" in hours.in_words(here, 3600)
+
+
+def test_a_recipes_own_hours_are_guessed_on_a_processor():
+    config = get_config("folder", 18)
+    config.train.epochs, config.train.batch_size = 10, 4
+    config.data.crop_size = (304, 400)
+    words = ["my recipe.py", "--config.data.root=elsewhere"]
+    tell = lambda here: hours.of_recipe(here, freeze(config), 102, words)  # noqa: E731
+    line = tell(TWO_CORES)
+    seconds = 250 * hours.step_seconds(TWO_CORES, 18, (304, 400), 4)
+    assert line.startswith(f"training 250 steps of 4 images: {hours.in_words(TWO_CORES, seconds)}")
+    command = "deeplab train --config 'my recipe.py' --config.data.root=elsewhere --dry-run"
+    assert line.endswith(f"measured: {command}")
+    told = f"training 250 steps of 4 images; hours here: {command}"
+    assert tell(TWO_CORES._replace(has_accelerator=True)) == told
+    config.model.output_stride = 8
+    assert tell(TWO_CORES) == told

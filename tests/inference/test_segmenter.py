@@ -146,7 +146,8 @@ def test_image_that_does_not_fit_is_an_error_in_its_place(draw_variables, tmp_pa
     model.engine.plan = lambda sizes: list(sizes)  # in the files' order
     results = list(model.segment([*files[:2], tmp_path / "none.png", files[3], files[2]]))
     kinds = [type(result) for result in results]
-    assert kinds == [segmenter.Prediction, DataError, DataError, DataError, segmenter.Prediction]
+    large, own = images.TooLargeError, segmenter.Prediction
+    assert kinds == [own, large, DataError, large, own]
     assert str(results[1]).startswith(f"{files[1]}: image of 45 x 48 pixels needs ")
     assert "--config.eval.mode=slide" in str(results[1])
     assert str(results[2]).startswith(str(tmp_path / "none.png"))
@@ -226,3 +227,14 @@ def test_the_range_of_16_bits_is_the_checkpoints_or_given(saved_run, tmp_path):
     expected = model((wide // 16).astype(np.uint8))
     for image in (wide, tmp_path / "a.png"):
         np.testing.assert_array_equal(model(image).labels, expected.labels)
+
+
+def test_twin_shares_the_weights_and_no_program(model):
+    image = np.zeros((64, 80, 3), np.uint8)
+    model(image)
+    twin = model.twin()
+    assert model.engine.programs
+    assert not twin.engine.programs
+    assert twin.engine._variables is model.engine._variables
+    assert twin.engine.buckets is not model.engine.buckets
+    assert (twin.step, twin.config) == (model.step, model.config)

@@ -61,19 +61,35 @@ def test_shift_fills_with_what_is_asked_for():
     assert np.isneginf(shifted[0, :, :, 0]).tolist() == [[True] * 3] + [[False, False, True]] * 2
 
 
+def _conv1x1(x, kernel, stride=1, platform="cpu", dtype=None):
+    return ops.conv1x1(x, kernel, stride, lax.Precision.HIGHEST, platform, dtype)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cpu_mesh"])
+@pytest.mark.parametrize("outputs", [3, 8])
 @pytest.mark.parametrize(("size", "stride"), [((6, 8), 1), ((6, 8), 2), ((7, 5), 2)])
-def test_conv1x1_equals_lax(size, stride):
-    x, kernel = _normal(2, *size, 5), _normal(1, 1, 5, 3, seed=1)
+def test_conv1x1_equals_lax(size, stride, outputs, platform):
+    x, kernel = _normal(2, *size, 5), _normal(1, 1, 5, outputs, seed=1)
     _assert_same_function(
-        lambda x, k: ops.conv1x1(x, k, stride), lambda x, k: _lax_conv(x, k, stride, 1), x, kernel
+        lambda x, k: _conv1x1(x, k, stride, platform),
+        lambda x, k: _lax_conv(x, k, stride, 1),
+        x,
+        kernel,
     )
+
+
+def test_conv1x1_of_bfloat16_and_its_gradients_end_in_bfloat16():
+    x, kernel = _normal(1, 2, 2, 64).astype(jnp.bfloat16), _normal(1, 1, 64, 3, seed=1)
+    kernel = kernel.astype(jnp.bfloat16)
+    y, gradients = jax.vjp(_conv1x1, x, kernel)
+    assert {a.dtype for a in (y, *gradients(y))} == {jnp.dtype(jnp.bfloat16)}
 
 
 def test_conv1x1_of_bfloat16_can_end_in_float32():
     x, kernel = _normal(1, 2, 2, 64).astype(jnp.bfloat16), _normal(1, 1, 64, 3, seed=1)
     kernel = kernel.astype(jnp.bfloat16)
-    wide = ops.conv1x1(x, kernel, dtype=jnp.float32)
-    exact = ops.conv1x1(x.astype(jnp.float64), kernel.astype(jnp.float64))
+    wide = _conv1x1(x, kernel, dtype=jnp.float32)
+    exact = _conv1x1(x.astype(jnp.float64), kernel.astype(jnp.float64))
     assert wide.dtype == jnp.float32
     np.testing.assert_allclose(wide, exact, rtol=1e-5, atol=1e-5)
 

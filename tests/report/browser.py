@@ -36,14 +36,21 @@ class Browser:
     """One page of a browser; a context manager.
 
     Attributes:
-      problems: what its console says, and requests it made over a network.
+      problems: what its console says, and requests it made of others than the page's own server.
     """
 
-    def __init__(self, width: int = 1280, height: int = 900):
+    def __init__(self, width: int = 1280, height: int = 900, flags: tuple[str, ...] = ()):
         self._ids, self._events = 0, []
+        self._own: tuple[str, ...] = ("data:", "file:", "about:", "blob:")
         self.problems: list[str] = []
         self._profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-        command = [find_browser(), *_FLAGS, f"--user-data-dir={self._profile.name}", "about:blank"]
+        command = [
+            find_browser(),
+            *_FLAGS,
+            *flags,
+            f"--user-data-dir={self._profile.name}",
+            "about:blank",
+        ]
         to_read, self._writing = os.pipe()
         self._reading, to_write = os.pipe()
         # The browser reads commands from descriptor 3 and answers on 4.
@@ -107,13 +114,24 @@ class Browser:
             self.problems.append(str(params["entry"]))
         elif method == "Network.requestWillBeSent":
             url = params["request"]["url"]
-            if not url.startswith(("data:", "file:", "about:")):
+            if not url.startswith(self._own):
                 self.problems.append(url)
 
     def open(self, path):
-        """Opens a file and waits until its scripts have drawn it."""
-        self("Page.navigate", url=Path(path).resolve().as_uri())
-        self.wait("document.readyState === 'complete' && location.protocol === 'file:'")
+        """Opens a file, or a server's page, and waits until its scripts have drawn it."""
+        url = str(path)
+        if url.startswith("http://"):
+            self._own = (*self._own[:4], "/".join(url.split("/")[:3]))
+        else:
+            url = Path(path).resolve().as_uri()
+        self("Page.navigate", url=url)
+        self.wait(f"document.readyState === 'complete' && location.href === {json.dumps(url)}")
+
+    def give(self, selector, *files):
+        """Gives files to an input of the page, as if they were chosen."""
+        found = self("Runtime.evaluate", expression=f"document.querySelector({selector!r})")
+        paths = [str(Path(file).resolve()) for file in files]
+        self("DOM.setFileInputFiles", files=paths, objectId=found["result"]["objectId"])
 
     def wait(self, expression, seconds=20):
         """Waits until an expression is true."""

@@ -37,7 +37,7 @@ def pasting(survey: "Survey") -> str:
 def fix(survey: "Survey") -> str:
     """Returns what makes training look at the rare classes."""
     return (
-        "cross entropy counts each pixel alike, and may miss them: --config.loss.dice=1, which"
+        "cross entropy counts each pixel alike, and may miss them: --config.loss.lovasz=1, which"
         " --write-config proposes, or --config.loss.class_weighting=median_frequency; where they"
         f' are small things, also "--config.data.transforms={pasting(survey)}"'
     )

@@ -15,8 +15,9 @@ from deeplab_jax.models.ops.winograd import conv3x3_winograd
 def conv1x1(
     x: jax.Array,
     kernel: jax.Array,
-    stride: int = 1,
-    precision: lax.Precision = lax.Precision.HIGHEST,
+    stride: int,
+    precision: lax.Precision,
+    platform: str,
     dtype: jnp.dtype | None = None,
 ) -> jax.Array:
     """Convolves 1x1 as a matrix product over channels.
@@ -26,14 +27,37 @@ def conv1x1(
       kernel: (1, 1, I, O).
       stride: keeps every `stride`-th row and column.
       precision: precision of the products.
+      platform: as in `ComputePolicy`.
       dtype: type of the result; that of `x` by default.
 
     Returns:
       (B, ceil(H / stride), ceil(W / stride), O).
     """
     x = x[:, ::stride, ::stride] if stride > 1 else x
+    if platform == "cpu" and dtype in (None, x.dtype):
+        return _over_channels(x, kernel[0, 0], precision)
     axes = (((3,), (0,)), ((), ()))
     return lax.dot_general(x, kernel[0, 0], axes, precision, preferred_element_type=dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _over_channels(x: jax.Array, kernel: jax.Array, precision: lax.Precision) -> jax.Array:
+    return _product(x, kernel, (3,), (0,), precision).astype(x.dtype)
+
+
+def _over_channels_backward(precision: lax.Precision, residuals: Arrays, g: jax.Array) -> Arrays:
+    # For a product over pixels XLA writes its first operand anew, pixels last, which is slow on a
+    # processor. JAX always takes `g` as the first.
+    x, kernel = residuals
+    dx = _product(g, kernel, (3,), (1,), precision).astype(x.dtype)
+    if g.size + kernel.size < x.size:
+        dk = _product(g, x, _PIXELS, _PIXELS, precision).T
+    else:
+        dk = _product(x, g, _PIXELS, _PIXELS, precision)
+    return dx, dk.astype(kernel.dtype)
+
+
+_over_channels.defvjp(keeping_inputs(_over_channels), _over_channels_backward)
 
 
 def conv(

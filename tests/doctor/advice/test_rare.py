@@ -20,17 +20,17 @@ def thin_out(root, keep=40):
 
 def test_rare_class_is_named_and_a_loss_is_proposed(make_tree, doctor, recipe_of, recipe_flags):
     root = make_tree("folder")
-    assert recipe_of(root).loss.dice == 0
+    assert recipe_of(root).loss.lovasz == 0
     thin_out(root)
     code, _, _, report = doctor("--data", root)
     (found,) = (f for f in report["findings"] if f["kind"] == "rare-class")
     assert (code, found["severity"], len(found["items"])) == (0, "note", 1)
     assert found["items"][0].startswith("3: class_3 (0.6")
-    assert "--config.loss.dice=1" in found["fix"]
+    assert "--config.loss.lovasz=1" in found["fix"]
     flag = shlex.split(found["fix"])[-1]
     assert "copy_paste(classes=[3])" in flag
     changed = apply_overrides(recipe_of(root, "second.py"), [flag])
-    assert (changed.loss.dice, len(changed.data.transforms)) == (1, 5)
+    assert (changed.loss.lovasz, len(changed.data.transforms)) == (1, 5)
     *_, report = doctor(*recipe_flags(root), "--config.loss.class_weighting=inverse")
     assert "rare-class" not in {f["kind"] for f in report["findings"]}
 

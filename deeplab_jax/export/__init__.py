@@ -1,0 +1,1 @@
+"""`deeplab export`: a network as ONNX, StableHLO or safetensors, in a folder that proves itself."""

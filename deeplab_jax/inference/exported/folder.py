@@ -1,0 +1,80 @@
+"""The description of an exported folder, whose files are as they were written."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deeplab_jax.config import Config, from_dict
+from deeplab_jax.errors import CheckpointError, clip, describe_cause, shorten
+from deeplab_jax.inference.exported import standalone
+
+FORMAT = 1  # of the description; raised when older readers would misunderstand it
+_FIX = "export the checkpoint again, or take a whole copy of the folder"
+
+
+@dataclass(frozen=True, eq=False)
+class Exported:
+    """What an exported folder says of itself.
+
+    Attributes:
+      path: the folder.
+      kind: "labels" or "logits", the outputs of its models.
+      step: number of the exported step.
+      weights: "ema" or "raw" of a step that held both, else "".
+      config: the checkpoint's configuration; places of files are left out.
+      class_names: C names.
+      palette: uint8 (C, 3), RGB.
+      files: details of each model, by "onnx", "stablehlo" and "safetensors".
+      tolerances: differences allowed, by "logits", "confidence" and "pixels", see
+        `standalone.differences`.
+      protocol: the evaluation protocol in words.
+    """
+
+    path: Path
+    kind: str
+    step: int
+    weights: str
+    config: Config
+    class_names: tuple[str, ...]
+    palette: np.ndarray
+    files: dict[str, dict[str, Any]]
+    tolerances: dict[str, float]
+    protocol: str
+
+    def model(self, kind: str) -> Path:
+        """Returns the file of "onnx", "stablehlo" or "safetensors"."""
+        return self.path / standalone.MODELS[kind]
+
+
+def read_folder(path: str | os.PathLike) -> Exported:
+    """Returns the description of an exported folder; every file is compared with its SHA-256.
+
+    Raises:
+      CheckpointError: a file is missing, changed or was added, or the folder is of another version.
+    """
+    folder = Path(path)
+    try:
+        faults = standalone.changed_files(folder)
+        if not faults:
+            content = json.loads((folder / standalone.DESCRIPTION).read_bytes())
+            labels = json.loads((folder / "labels.json").read_bytes())["classes"]
+            if content["format"] != FORMAT:
+                what = f"has format {content['format']!r}, and this version reads {FORMAT}"
+                raise CheckpointError(str(path), what, "use the version that exported it")
+            return Exported(
+                folder, content["output_kind"], content["step"], content["weights"],
+                from_dict(content["config"]),
+                tuple(label["name"] for label in labels),
+                np.array([label["color"] for label in labels], np.uint8),
+                content["files"], content["tolerances"], content["protocol"],
+            )  # fmt: skip
+    except CheckpointError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        what = f"cannot be read as an exported folder ({clip(describe_cause(error))})"
+        raise CheckpointError(str(path), what, _FIX) from error
+    raise CheckpointError(str(path), f"is not as exported: {shorten(faults)}", _FIX)

@@ -1,0 +1,212 @@
+"""Verifies an exported network: `python verify.py`.
+
+Needs NumPy, and the runtime of the files beside it: onnxruntime for model.onnx, JAX for
+model.stablehlo. First every file is compared with SHA256SUMS. Then each model runs on
+sample/input.png, and its outputs are compared with those that were computed when it was exported.
+
+Exit code 0: all is as it was exported; 4: it is not; 5: a runtime is missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import struct
+import sys
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_NEAR = 1e-3  # between confidences
+DESCRIPTION, SUMS, INPUT = "export.json", "SHA256SUMS", "sample/input.png"
+MODELS = {"onnx": "model.onnx", "stablehlo": "model.stablehlo", "safetensors": "model.safetensors"}
+
+
+def digest(path: Path) -> str:
+    """Returns the SHA-256 of a file, in hex."""
+    found = hashlib.sha256()
+    with open(path, "rb") as file:
+        while part := file.read(1 << 20):
+            found.update(part)
+    return found.hexdigest()
+
+
+def changed_files(folder: Path) -> list[str]:
+    """Returns a phrase for each file that is missing, changed or not listed in SHA256SUMS."""
+    listed = {}
+    for line in (folder / SUMS).read_text().splitlines():
+        value, _, name = line.partition("  ")
+        listed[name] = value
+    present = {
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()
+    }
+    faults = [f"{name} is missing" for name in sorted(listed.keys() - present)]
+    faults += [f"{name} was added" for name in sorted(present - listed.keys() - {SUMS})]
+    for name in sorted(listed.keys() & present):
+        if digest(folder / name) != listed[name]:
+            faults.append(f"{name} was changed")
+    return faults
+
+
+def write_png(path: Path, image: np.ndarray) -> None:
+    """Writes uint8 (H, W, 3) as a PNG that `read_png` reads: 8 bits RGB, rows without a filter."""
+    height, width = image.shape[:2]
+    rows = np.zeros((height, 1 + 3 * width), np.uint8)
+    rows[:, 1:] = image.reshape(height, -1)
+    parts = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows.tobytes(), 9)),
+        (b"IEND", b""),
+    ]
+    with open(path, "wb") as file:
+        file.write(b"\x89PNG\r\n\x1a\n")
+        for name, data in parts:
+            file.write(struct.pack(">I", len(data)) + name + data)
+            file.write(struct.pack(">I", zlib.crc32(name + data)))
+
+
+def read_png(path: Path) -> np.ndarray:
+    """Returns an image that `write_png` wrote, uint8 (H, W, 3)."""
+    content, place, data = path.read_bytes(), 8, b""
+    width, height = struct.unpack(">II", content[16:24])
+    while place < len(content):
+        (length,) = struct.unpack(">I", content[place : place + 4])
+        if content[place + 4 : place + 8] == b"IDAT":
+            data += content[place + 8 : place + 8 + length]
+        place += 12 + length
+    rows = np.frombuffer(zlib.decompress(data), np.uint8).reshape(height, 1 + 3 * width)
+    return rows[:, 1:].reshape(height, width, 3)
+
+
+def run_onnx(path: Path, images: np.ndarray) -> list[np.ndarray]:
+    """Returns the outputs of a batch; needs onnxruntime."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return list(session.run(None, {"image": images}))
+
+
+def run_stablehlo(path: Path, images: np.ndarray) -> list[np.ndarray]:
+    """Returns the outputs of a batch; needs JAX."""
+    import jax
+    from jax import export
+
+    program = export.deserialize(bytearray(path.read_bytes()))
+    return [np.asarray(x) for x in jax.jit(program.call)(images)]
+
+
+def differences(got: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> dict[str, float]:
+    """Returns how outputs differ.
+
+    "logits" is the largest difference over the largest logit, "pixels" the share of pixels with
+    another label, and "confidence" the share of the others whose confidence is apart by more than
+    0.001. It is a share because confidence follows logits of a thousand to their last digits.
+    """
+    found = {}
+    if "logits" in got:
+        largest = np.abs(wanted["logits"]).max()
+        found["logits"] = float(np.abs(got["logits"] - wanted["logits"]).max() / largest)
+        labels = [x["logits"].argmax(-1) for x in (got, wanted)]
+        found["pixels"] = float((labels[0] != labels[1]).mean())
+    if "labels" in got:
+        agree = got["labels"] == wanted["labels"]
+        found["pixels"] = float(1 - agree.mean())
+        is_near = np.abs(got["confidence"] - wanted["confidence"]) <= _NEAR  # NaN is not
+        found["confidence"] = float(1 - is_near[agree].mean()) if agree.any() else 1.0
+    return found
+
+
+def too_large(found: dict[str, float], tolerances: dict[str, float]) -> list[str]:
+    """Returns the names of the differences above their tolerance, NaN included."""
+    return [name for name, value in found.items() if not value <= tolerances[name]]
+
+
+def in_words(found: dict[str, float], tolerances: dict[str, float]) -> str:
+    """Returns differences and tolerances in one line."""
+    words = {
+        "logits": "largest logit difference {:.1e} of the largest logit (allowed {:g})",
+        "confidence": "share of pixels with another confidence {:.6f} (allowed {:g})",
+        "pixels": "share of pixels with another label {:.6f} (allowed {:g})",
+    }
+    return "; ".join(words[name].format(found[name], tolerances[name]) for name in found)
+
+
+def tensors(path: Path) -> dict[str, list]:
+    """Returns type and shape of each tensor of a safetensors file."""
+    header, _ = _read_safetensors(path)
+    return {name: [value["dtype"], value["shape"]] for name, value in header.items()}
+
+
+def wrong_tensors(path: Path, wanted: dict[str, list]) -> list[str]:
+    """Returns a phrase for each tensor that has another type or shape, or is not finite.
+
+    Whether the values are the right ones is for SHA256SUMS to say.
+    """
+    header, data = _read_safetensors(path)
+    found = tensors(path)
+    faults = [f"tensor {name} is missing" for name in sorted(wanted.keys() - found.keys())]
+    faults += [f"tensor {name} was added" for name in sorted(found.keys() - wanted.keys())]
+    for name in sorted(wanted.keys() & found.keys()):
+        kind, shape = wanted[name]
+        begin, end = header[name]["data_offsets"]
+        if found[name] != [kind, shape]:
+            faults.append(f"tensor {name} has another type or shape")
+        elif end - begin != int(kind[1:]) // 8 * math.prod(shape):
+            faults.append(f"tensor {name} is cut short")
+        elif kind == "F32" and not np.isfinite(data[begin:end].view("<f4")).all():
+            faults.append(f"tensor {name} holds values that are not finite")
+    return faults
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, dict], np.ndarray]:
+    """Returns the header by tensor, and the bytes after it."""
+    with open(path, "rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    return header, np.memmap(path, np.uint8, "r", 8 + length)
+
+
+def expected(folder: Path, names: list[str]) -> dict[str, np.ndarray]:
+    """Returns the sample's outputs, as they were computed when the folder was exported."""
+    return {name: np.load(folder / "sample" / f"{name}.npy") for name in names}
+
+
+def main(folder: Path) -> int:
+    """Prints a line for each check; returns the exit code."""
+    faults = changed_files(folder)
+    if faults:
+        print(f"NOT as exported: {'; '.join(faults)}")
+        return 4
+    print(f"files: all as in {SUMS}, whose own SHA-256 is {digest(folder / SUMS)}")
+    description: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text())
+    tolerances, names = description["tolerances"], description["outputs"]
+    code = 0
+    for kind in description["files"]:
+        path = folder / MODELS[kind]
+        if kind == "safetensors":
+            faults = wrong_tensors(path, description["files"][kind]["tensors"])
+            print(f"{path.name}: {'; '.join(faults) or 'names, types, shapes as written; finite'}")
+            code = max(code, 4 if faults else 0)
+            continue
+        run = run_onnx if kind == "onnx" else run_stablehlo
+        try:
+            outputs = run(path, read_png(folder / INPUT)[None])
+        except ImportError as error:
+            package = "onnxruntime" if kind == "onnx" else "jax"
+            print(f"{path.name}: not run ({error}) - pip install {package}")
+            code = max(code, 5)
+            continue
+        got = {name: output[0] for name, output in zip(names, outputs, strict=True)}
+        found = differences(got, expected(folder, names))
+        wrong = too_large(found, tolerances)
+        code = 4 if wrong else code
+        print(f"{path.name}: {'DIFFERS' if wrong else 'good'}: {in_words(found, tolerances)}")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(__file__).resolve().parent))

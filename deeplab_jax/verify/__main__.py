@@ -1,0 +1,81 @@
+"""Command: verifies an exported folder on its sample, and on a data set.
+
+    deeplab verify camvid_onnx --data camvid
+
+What is compared is in `deeplab_jax.verify.compare`.
+"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deeplab_jax import cli
+from deeplab_jax.errors import CheckpointError, ConfigError, check_writable
+from deeplab_jax.utils import steps
+from deeplab_jax.utils.atomic import atomic_write
+
+if TYPE_CHECKING:
+    from deeplab_jax.inference.engine import Variables
+    from deeplab_jax.verify.compare import Tensors
+
+_EXAMPLES = """\
+  deeplab verify camvid_onnx
+  deeplab verify camvid_onnx --data camvid --json verified.json
+  deeplab verify camvid_gpu --data camvid --checkpoint runs/camvid_r50_os16
+Exit code 0: every file is as exported, and results are within the tolerances that the folder
+states; 4: not; 5: a runtime is missing."""
+
+
+def main(argv: list[str]) -> None:
+    """Parses arguments, compares, prints and writes the numbers.
+
+    Raises:
+      CheckpointError: something is not as it was exported, or departs by more than is allowed.
+      DeepLabError: see `deeplab_jax.errors`; `cli.run` prints it.
+    """
+    parser = cli.Parser("verify", _EXAMPLES)
+    add = parser.add_argument
+    add("dir", metavar="DIR", help="a folder of deeplab export")
+    text = "root of the recipe's data: run its validation split, too, beside the same weights here"
+    add("--data", metavar="ROOT", help=text)
+    text = "the checkpoint that was exported, to compare with; default: the weights in the folder"
+    add("--checkpoint", metavar="W", help=text)
+    add("--json", metavar="FILE", help="where the numbers go, too")
+    args, overrides = parser.parse(argv)
+    if overrides:
+        what = "cannot be changed: the folder is verified as it is"
+        raise ConfigError(overrides[0], what, "leave it out; --data names the data")
+    if args.json:
+        check_writable(Path(args.json), "--json")
+    if not steps.is_exported(args.dir):
+        what = f"holds no {steps.EXPORT}" if Path(args.dir).is_dir() else "is no folder"
+        raise CheckpointError(args.dir, what, "give a folder that deeplab export wrote")
+    if args.checkpoint and not args.data:
+        fix = "add --data ROOT, or leave it out: the sample has its results in the folder"
+        raise ConfigError("--checkpoint", "is compared with on data, and there are none", fix)
+    if args.checkpoint:
+        steps.check(args.checkpoint)
+    from deeplab_jax.utils import compile_cache
+    from deeplab_jax.verify.compare import verify
+
+    compile_cache.enable()
+    results, faults = verify(args.dir, _variables, args.data, args.checkpoint)
+    if args.json:
+        with atomic_write(Path(args.json)) as file:
+            file.write(f"{json.dumps(results, indent=1)}\n".encode())
+    if faults:
+        fix = "do not use it: export the checkpoint again, or run `python verify.py` elsewhere"
+        raise CheckpointError(
+            args.dir, f"departs by more than is allowed: {'; '.join(faults)}", fix
+        )
+    print("verified", flush=True)
+
+
+def _variables(tensors: "Tensors", depth: int, dialect: str) -> "Variables":
+    from convert.keymap import to_variables
+
+    return to_variables(tensors, depth, dialect)[0]
+
+
+if __name__ == "__main__":
+    cli.run(main)

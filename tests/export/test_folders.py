@@ -1,0 +1,236 @@
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from deeplab_jax.inference.exported import standalone
+from deeplab_jax.utils import steps
+
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
+
+def export(call, saved_run, output, *flags, formats="safetensors"):
+    words = ["export", "--checkpoint", saved_run.path, "--format", formats, "--output", output]
+    return call(*words, *flags)
+
+
+def test_folder_holds_the_proof_of_its_models(saved_run, exports):
+    names = {path.relative_to(exports.labels).as_posix() for path in exports.labels.rglob("*")}
+    assert names == {
+        "SHA256SUMS", "export.json", "labels.json", "model.onnx", "model.safetensors",
+        "model.stablehlo", "model_card.md", "sample", "sample/confidence.npy", "sample/input.png",
+        "sample/labels.npy", "sample/labels.png", "sample/logits.npy", "verify.py",
+    }  # fmt: skip
+    content = json.loads((exports.labels / "export.json").read_text())
+    assert content["step"] == 3  # the best
+    assert content["files"]["onnx"] == {"opset": 17, "ir_version": 8}
+    assert content["files"]["stablehlo"]["compatibility"].startswith("JAX promises")
+    assert content["config"]["data"]["root"] == "data"  # nobody's place
+    labels = json.loads((exports.labels / "labels.json").read_text())
+    assert [label["name"] for label in labels["classes"]] == list(saved_run.validation.class_names)
+    assert labels["ignore"] == 255
+    assert str(saved_run.root) not in (exports.labels / "export.json").read_text()
+    image, _ = saved_run.validation.read(0)
+    np.testing.assert_array_equal(standalone.read_png(exports.labels / "sample/input.png"), image)
+    assert steps.EXPORT == standalone.DESCRIPTION
+
+
+def test_card_names_what_is_not_known(exports):
+    card = (exports.labels / "model_card.md").read_text()
+    assert "Licence of the code, `verify.py` included: Apache-2.0." in card
+    assert "Licence of the data: not recorded" in card
+    assert "not evaluated" in card
+    assert "Mean IoU while it trained, on split `val`:\n90.00 %." in card
+    assert "| `eval.resize_base` | (empty) | 80,64 |" in card
+    assert "fitted into 80 x 64 pixels" in card
+    assert not re.search(r"TODO|TBD|FIXME|\bNone\b|\{|\}|\.\.\.|<|lorem", card)
+
+
+@pytest.mark.parity("evaluates, and exports twice more")
+def test_card_shows_the_evaluation_of_the_step(call, saved_run, tmp_path):
+    numbers = saved_run.path / "evaluation.json"
+    assert call("evaluate", "--checkpoint", saved_run.path, "--step", "7").code == 0
+    try:
+        found = json.loads(numbers.read_text())
+        for step in ("7", "3"):
+            assert export(call, saved_run, tmp_path / step, "--step", step).code == 0
+    finally:
+        numbers.unlink()
+        (saved_run.path / "report.html").unlink()
+    card = (tmp_path / "7/model_card.md").read_text()
+    assert f"Mean IoU {100 * found['mean_iou']:.2f} %" in card
+    for name, iou in zip(found["class_names"], found["iou"], strict=True):
+        assert f"| {name} | {100 * iou:.2f} % |" in card
+    assert "95 % interval" in card
+    assert "not evaluated" in (tmp_path / "3/model_card.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("flags", "advice"),
+    [
+        (["--format", "onx"], "give some of onnx,stablehlo,safetensors"),
+        (["--format", "stablehlo"], "such as --size 360x480"),
+        (["--format", "stablehlo", "--size", "65"], "such as --size 360x480"),
+        (["--format", "stablehlo", "--size", "65x97", "--platforms", "gpu"], "cpu,cuda,rocm,tpu"),
+        (["--format", "onnx", "--size", "65x97"], "add stablehlo to --format"),
+        (["--format", "onnx", "--dialect", "mmsegmentation"], "is for safetensors"),
+        (["--format", "safetensors", "--dialect", "mmseg"], "did you mean mmsegmentation?"),
+        (["--format", "onnx", "--config.eval.flip=true"], "adding --config.eval.mode=whole"),
+        (["--format", "onnx", "--config.eval.scales=0.5,1"], "--config.eval.scales=1"),
+        (["--format", "onnx", "--step", "9"], "use one of: 3, 7, latest, best"),
+        (["--format", "onnx", "--output", ""], "give a path"),
+        (["--format", "onnx", "--output", "gs://bucket/x"], "give a path"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused_with_advice(call, saved_run, tmp_path, flags, advice):
+    output = [] if "--output" in flags else ["--output", tmp_path / "out"]
+    got = call("export", "--checkpoint", saved_run.path, *flags, *output)
+    assert (got.code in (2, 4), got.err.count("\n")) == (True, 1), got.err
+    assert advice in got.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_only_an_export_is_replaced_and_only_with_force(call, saved_run, exports, copy_of):
+    folder = copy_of(exports.logits)
+    assert "replace it with --force" in export(call, saved_run, folder).err
+    (folder / "mine.txt").write_text("x")
+    got = export(call, saved_run, folder, "--force")
+    assert "holds mine.txt, which the export there did not write" in got.err
+    (folder / "mine.txt").unlink()
+    assert export(call, saved_run, folder, "--force").code == 0
+    assert not (folder / "model.onnx").exists()
+    assert standalone.changed_files(folder) == []
+    (folder / "export.json").unlink()
+    assert "holds files that are no export's" in export(call, saved_run, folder, "--force").err
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+@pytest.mark.process("runs what was exported in an interpreter of its own")
+def test_folder_verifies_itself_without_this_package(exports, copy_of):
+    folder = copy_of(exports.logits)
+    code = (
+        "import runpy, sys\n"
+        "sys.modules |= dict.fromkeys(('deeplab_jax', 'jax', 'PIL', 'cv2', 'onnx'))\n"
+        "runpy.run_path(sys.argv[1], run_name='__main__')"
+    )
+    command = [sys.executable, "-I", "-c", code, folder / "verify.py"]
+    got = subprocess.run(command, capture_output=True, text=True)
+    assert (got.returncode, got.stderr) == (0, "")
+    assert "model.onnx: good: largest logit difference" in got.stdout
+
+
+def flip_byte(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def sign(folder):
+    """Writes SHA256SUMS anew, as somebody who hides a change would."""
+    names = [line.partition("  ")[2] for line in (folder / "SHA256SUMS").read_text().splitlines()]
+    lines = [f"{standalone.digest(folder / name)}  {name}\n" for name in names]
+    (folder / "SHA256SUMS").write_text("".join(lines))
+
+
+TAMPERED = {
+    "a weight": ("model.onnx was changed", lambda f: flip_byte(f / "model.onnx")),
+    "the sample": ("sample/input.png was changed", lambda f: flip_byte(f / "sample/input.png")),
+    "the card": (
+        "model_card.md was changed",
+        lambda f: (f / "model_card.md").write_text("Mean IoU 99 %"),
+    ),
+    "a file missing": ("labels.json is missing", lambda f: (f / "labels.json").unlink()),
+    "a file more": ("extra.bin was added", lambda f: (f / "extra.bin").write_bytes(b"x")),
+}
+
+
+@pytest.mark.parametrize("case", TAMPERED)
+def test_a_change_is_noticed_by_the_verb_and_by_the_folder_itself(
+    call, exports, copy_of, capsys, case
+):
+    phrase, change = TAMPERED[case]
+    folder = copy_of(exports.logits)
+    change(folder)
+    got = call("verify", folder)
+    assert (got.code, phrase in got.err, got.err.count("\n")) == (4, True, 1)
+    assert standalone.main(folder) == 4
+    assert phrase in capsys.readouterr().out
+
+
+def test_weights_changed_with_their_sums_do_not_give_the_sample(call, exports, copy_of, capsys):
+    onnx = pytest.importorskip("onnx")
+    folder = copy_of(exports.logits)
+    model = onnx.load(folder / "model.onnx")
+    bias = next(x for x in model.graph.initializer if x.name == "classifier/bias")
+    changed = onnx.numpy_helper.to_array(bias) + np.float32(0.5) * np.arange(4, dtype=np.float32)
+    bias.CopyFrom(onnx.numpy_helper.from_array(changed, bias.name))
+    onnx.save(model, folder / "model.onnx")
+    sign(folder)
+    got = call("verify", folder)
+    assert (got.code, "model.onnx, sample, logits" in got.err) == (4, True)
+    assert standalone.main(folder) == 4
+    assert "model.onnx: DIFFERS" in capsys.readouterr().out
+
+
+def test_every_model_gives_what_the_network_gives(call, saved_run, exports, tmp_path, capsys):
+    found = tmp_path / "found.json"
+    got = call("verify", exports.labels, "--data", saved_run.root, "--json", found)
+    assert (got.code, got.out.splitlines()[-1]) == (0, "verified"), got.err
+    results = json.loads(found.read_text())
+    assert results["is_within"]
+    for name, number in (("model.onnx", 3), ("model.stablehlo", 2)):
+        data = results["models"][name]["data"]
+        assert data["data"] == f"{number} images of folder/val"
+        assert data["pixels_apart"] == 0
+        assert data["mean_iou"] == data["mean_iou_ours"]
+    assert results["models"]["model.onnx"]["data"]["logits"] < 1e-5
+    assert results["models"]["model.safetensors"]["sample"]["logits"] < 1e-6
+    assert "left out: 1 images, each of which has another size" in got.out
+    assert standalone.main(exports.labels) == 0
+    assert capsys.readouterr().out.count("good") == 2
+
+
+@pytest.mark.parity("compiles a network twice more")
+def test_network_is_the_checkpoint_or_the_weights_in_the_file(call, saved_run, exports):
+    for flags, source in (
+        ([], "the weights in model.onnx"),
+        (["--checkpoint", saved_run.path], ""),
+    ):
+        got = call("verify", exports.logits, "--data", saved_run.root, *flags)
+        assert (got.code, got.err) == (0, "")
+        assert f"ours: deeplab_jax with {source or saved_run.path}" in got.out
+    assert ", step 3)" in got.out
+
+
+def test_missing_runtime_is_told_in_one_line(call, exports, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else find(name)
+    )
+    got = call("verify", exports.logits)
+    error = "error: onnxruntime: is not installed - pip install 'deeplab_jax[onnx]'\n"
+    assert (got.code, got.err) == (5, error)
+
+
+def test_other_folders_and_flags_are_refused(call, saved_run, exports, tmp_path):
+    assert "give a folder that deeplab export wrote" in call("verify", saved_run.path).err
+    assert "is no folder" in call("verify", tmp_path / "x").err
+    assert "--data ROOT" in call("verify", exports.logits, "--checkpoint", saved_run.path).err
+    got = call("evaluate", "--checkpoint", exports.logits)
+    assert (got.code, "measure it with deeplab verify" in got.err) == (4, True)
+
+
+def test_confidence_may_be_another_in_few_pixels_and_a_number_in_all():
+    labels, wanted = np.zeros((40, 50), np.uint8), np.full((40, 50), 0.5, np.float32)
+    for value, share in ((0.5001, 0), (0.6, 1 / 2000), (np.nan, 1 / 2000)):
+        got = wanted.copy()
+        got[3, 4] = value
+        found = standalone.differences(
+            {"labels": labels, "confidence": got}, {"labels": labels, "confidence": wanted}
+        )
+        assert found == {"pixels": 0, "confidence": pytest.approx(share)}
+    assert standalone.too_large({"confidence": np.nan}, {"confidence": 1e-3}) == ["confidence"]
