@@ -30,7 +30,7 @@ _BLOCK = re.compile(r"^```\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _SHOWS = re.compile(r"<!-- shows (\S+): (.*?) -->")
 _CODE = re.compile(r"# exit code (\d+)\s*$")
 _HEAD, _TAIL = 30, 20  # lines of a long output that are shown
-_LIMIT = 300  # seconds for one block
+_LIMIT = 1200  # seconds for one block
 
 
 def run(pages: Sequence[Path], output: Path) -> dict[Path, str]:

@@ -54,8 +54,8 @@ ELSEWHERE = {
     r"deeplab evaluate --checkpoint gs://": "tests/buckets/test_runs.py, in a server's bucket",
     r"sbatch ": "tests/launch/test_train_slurm.py, with a stand-in for srun",
     r"gcloud |sudo |git archive ": "not run: a cloud account or an administrator is needed",
-    r"python3 -m venv |pip install |scripts/(quickstart|test|docs)\.sh": "not run by a test: they make"
-    " the environment that tests run in",
+    r"python3 -m venv |pip install |scripts/(quickstart|test|docs)\.sh": "not run by a test: they"
+    " make the environment that tests run in",
     r"python (tests/golden/write_parity|docs/write_hardware)\.py": "not run by a test: minutes to"
     " hours",
     r"python scripts/bench_input\.py |scripts/bench_input\.py ": "tests/scripts/"
