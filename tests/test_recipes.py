@@ -12,7 +12,7 @@ def test_table_holds_every_recipe_and_the_published_figures(call):
     for (dataset, depth, output_stride), miou in config.PUBLISHED_MIOU.items():
         assert rows[f"{dataset}_r{depth}_os{output_stride}"].startswith(f"{miou:.2f} ")
     assert rows["ade20k_r50_os16"].split() == ["43.21", "150", "512x512", "16", "130", "epochs"]
-    assert rows["quickstart"].split() == ["-", "6", "128x128", "8", "200", "steps"]
+    assert rows["quickstart"].split() == ["-", "6", "128x128", "8", "120", "steps"]
     assert "sssegmentation's model zoo" in out
     assert max(map(len, out.splitlines())) <= 100
 
