@@ -379,15 +379,15 @@ def test_debugging_shows_the_traceback_of_an_error(call, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("argv", "unbuffered", "code"),
+    ("argv", "unbuffered", "codes"),
     [
-        (["--help"], "", 0),  # all was done when it showed
-        (["train", "--help"], "", 0),
-        (["--help"], "1", 141),
-        (["train", "--help"], "1", 0),  # argparse does not mind
+        (["--help"], "", {0}),  # all was done when it showed
+        (["train", "--help"], "", {0}),
+        (["--help"], "1", {141}),
+        (["train", "--help"], "1", {0, 141}),  # some versions of argparse do not mind
     ],
 )
-def test_reader_that_leaves_ends_a_command_quietly(argv, unbuffered, code):
+def test_reader_that_leaves_ends_a_command_quietly(argv, unbuffered, codes):
     reading, writing = os.pipe()
     os.close(reading)
     got = subprocess.run(
@@ -398,7 +398,8 @@ def test_reader_that_leaves_ends_a_command_quietly(argv, unbuffered, code):
         text=True,
     )
     os.close(writing)
-    assert (got.returncode, got.stderr) == (code, "")
+    assert got.returncode in codes
+    assert got.stderr == ""
 
 
 def test_reader_of_errors_that_leaves_changes_no_exit_code():
