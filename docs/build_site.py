@@ -146,6 +146,8 @@ def build(output: Path, with_tutorials: bool = True) -> None:
     options = ["-q", "-W", "--keep-going", "-c", str(DOCS), "-d", str(output / "doctrees")]
     command = [sys.executable, "-m", "sphinx.cmd.build", *options, str(source), str(html)]
     subprocess.run(command, check=True)
+    for page in (source / "tutorials" / "made").rglob("*.html"):  # Sphinx takes pictures alone
+        _write(html / page.relative_to(source), page.read_bytes())
     _say("Checking links")
     check_site.main(html, output / "external-links.txt")
 

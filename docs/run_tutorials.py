@@ -93,7 +93,9 @@ def _run_page(page: Path, output: Path, stamp: str) -> str:
                 shutil.copyfile(work / path, made / _flat(path))
         saved = {"key": key, "outputs": outputs, "seconds": time.perf_counter() - began}
         record.write_text(json.dumps(saved, indent=1), "utf-8")
-    print(f"{page.relative_to(ROOT)}: {how} {saved['seconds']:.0f} s", flush=True)
+    # One write: two threads print.
+    sys.stdout.write(f"{page.relative_to(ROOT)}: {how} {saved['seconds']:.0f} s\n")
+    sys.stdout.flush()
     shutil.copytree(made, output / "made" / page.stem, dirs_exist_ok=True)
     return _assemble(text, saved["outputs"], f"made/{page.stem}")
 
