@@ -6,7 +6,8 @@ from deeplab_jax import config
 from deeplab_jax.config.recipe import load_recipe
 
 ROWS = {f"{name}_r{depth}_os{os}": (name, depth, os) for name, depth, os in config.PUBLISHED_MIOU}
-OTHERS = ["camvid_r18_os16", "camvid_r50_os16", "quickstart"]
+OTHERS = ["camvid_r18_os16", "camvid_r18_os16_tuned", "camvid_r50_os16", "camvid_r50_os16_short",
+          "quickstart"]  # fmt: skip
 
 # What a column of the table may decide; nothing else may differ between two of its rows.
 BY_DATASET = {

@@ -69,6 +69,7 @@ ELSEWHERE = {
     r"deeplab train --config rare/": "not run by a test: two minutes each",
     r"deeplab bench": "tests/benchmark/test_run.py, on a tiny network",
     r"python docs/write_performance\.py": "tests/docs/test_write_performance.py",
+    r"python docs/write_results\.py": "tests/docs/test_write_results.py",
     r"deeplab (export|verify) ": "tests/export/test_folders.py, on a small network",
     r"deeplab serve ": "tests/serve/test_process.py, on a small network",
     r"python scripts/bench_export\.py": "not run by a test: it times",
