@@ -37,6 +37,10 @@ OUTSIDE = {
 _FENCE_OR_LINK = re.compile(
     r"^```.*?^```$|\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)\)", re.M | re.S
 )
+_FENCE = re.compile(r"^```([^\s`]*)\n(.*?)^```$", re.M | re.S)
+_COMMAND = re.compile(
+    r"(?:[A-Z_]+=\S+ )*(?:deeplab|python3?|pip|git|bash|cd|cp|scripts/\w+\.sh|sbatch|gcloud)\s"
+)
 _LANGUAGES = {".py": "python", ".sh": "bash", ".toml": "toml", ".json": "json", ".yml": "yaml"}
 
 
@@ -58,7 +62,7 @@ def stage(source: Path, texts_made: Mapping[Path, str]) -> None:
     known, files, texts = pages(), set[str](), {}
     for file, name in known.items():
         text = texts_made.get(ROOT / file) or (ROOT / file).read_text("utf-8")
-        texts[name] = move_links(text, file, known, files)
+        texts[name] = mark_commands(move_links(text, file, known, files))
     for file in sorted(files):
         if not file.lower().endswith((".png", ".jpg")):
             texts[_listing(file)] = _as_page(file)
@@ -105,6 +109,20 @@ def move_links(text: str, file: str, known: Mapping[str, str], files: set[str]) 
         return f"[{match['text']}]({posixpath.relpath(name, here)}{mark}{anchor})"
 
     return _FENCE_OR_LINK.sub(moved, text)
+
+
+def mark_commands(text: str) -> str:
+    """Returns a page's text with its blocks of commands as bash, whose long lines the site wraps.
+
+    Other blocks without a language keep their lines: they are outputs, with columns.
+    """
+
+    def marked(match: re.Match[str]) -> str:
+        language, code = match.groups()
+        is_command = not language and _COMMAND.match(re.sub(r"^#.*\n", "", code, flags=re.M))
+        return f"```bash\n{code}```" if is_command else match[0]
+
+    return _FENCE.sub(marked, text)
 
 
 def _listing(file: str) -> str:

@@ -12,12 +12,15 @@ from importlib.util import find_spec
 
 _PLUGINS = ("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12")
 
-_SIDE = 768  # of the matrices; 1 ms to 50 ms a product
-_REPEATS = 10
-# A training step's speed over a matrix product's, low and high. Seen on two cores of an Intel Xeon,
-# 2026-11-30: 0.61 for ResNet-18 (4 x 304 x 400), 0.54 for ResNet-50 (4 x 320 x 320), both at output
-# stride 16.
-STEP_SHARE = (0.3, 0.7)
+# Sides of matrices and how often each is multiplied. The large one fills many cores. The small one
+# takes less than a millisecond, so that one of many is undisturbed beside other work: there threads
+# wait for each other, and the large one's best was a tenth of the small one's (two cores, load 13).
+_PRODUCTS = {768: 10, 384: 60}
+_PRODUCT_SECONDS = 1.0  # of a side, about
+# A training step's speed over a matrix product's, low and high. Seen on two cores of an AMD EPYC,
+# 2026-11-30 (docs/performance.md): 0.55 and 0.76 for ResNet-18, 0.64 for ResNet-50 at output stride
+# 16, 0.85 at 8. The low end leaves room for machines with slower memory.
+STEP_SHARE = (0.4, 0.85)
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # of mallopt, from glibc's malloc.h
 
@@ -74,16 +77,21 @@ def _is_installed(module: str) -> bool:
 
 
 def product_speed() -> float:
-    """Returns FLOP/s of a float32 matrix product on all cores, the best of a few."""
+    """Returns FLOP/s of a float32 matrix product on all cores, the best of several."""
     import numpy as np  # here: what the other functions serve starts at once
 
-    matrix = np.ones((_SIDE, _SIDE), np.float32)
-    seconds = []
-    for _ in range(_REPEATS):
-        began = time.perf_counter()
-        np.dot(matrix, matrix)
-        seconds.append(time.perf_counter() - began)
-    return 2 * _SIDE**3 / min(seconds)
+    best = 0.0
+    for side, repeats in _PRODUCTS.items():
+        matrix = np.ones((side, side), np.float32)
+        end = time.perf_counter() + _PRODUCT_SECONDS
+        for _ in range(repeats):
+            began = time.perf_counter()
+            np.dot(matrix, matrix)
+            done = time.perf_counter()
+            best = max(best, 2 * side**3 / (done - began))
+            if done > end:
+                break
+    return best
 
 
 def describe(low: float, high: float) -> str:

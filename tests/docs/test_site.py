@@ -55,6 +55,20 @@ def test_links_lead_to_the_pages_of_the_site(load):
     assert files == {"docs/report.png", "configs/quickstart.py"}
 
 
+def test_commands_are_marked_and_outputs_keep_their_lines(load):
+    mark = load("build_site").mark_commands
+    assert mark("```\ndeeplab train\n```\n") == "```bash\ndeeplab train\n```\n"
+    assert mark("```\n# first\nA=1 scripts/docs.sh --serve\n```") == (
+        "```bash\n# first\nA=1 scripts/docs.sh --serve\n```"
+    )
+    for same in (
+        "```\nusage: deeplab train\n```\n\ndeeplab ",
+        "```python\nx\n```\n",
+        "`````\na\n`````",
+    ):
+        assert mark(same) == same
+
+
 def test_a_built_site_is_looked_through(load, tmp_path):
     faulty = (
         "<a href='other.html#here'>a</a><a href='other.html#nowhere'>b</a><a href='gone.html'>c</a>"

@@ -4,6 +4,7 @@ from deeplab_jax.config import freeze, get_config
 from deeplab_jax.doctor import hours
 from deeplab_jax.doctor.hours import Machine
 from deeplab_jax.dry_run import flops
+from deeplab_jax.utils import machine
 
 TWO_CORES = Machine(False, 2, 100e9)
 
@@ -26,6 +27,15 @@ def test_a_processor_gets_a_small_network_and_about_two_hours(make_tree, recipe_
     config = recipe_of(root, "slow.py", here=slow)
     assert 1 <= config.train.epochs < 300
     assert 3000 < config.train.epochs * 3 * seconds * 1000 <= 7200
+
+
+def test_a_guess_holds_a_training_that_was_measured():
+    # docs/performance.md, 2026-11-30: 4 x 360 x 480 took 1.895 s where a product did 211 GFLOP/s.
+    here = Machine(False, 2, 211e9)
+    most = hours.step_seconds(here, 18, (360, 480), 4)
+    least = most * machine.STEP_SHARE[0] / machine.STEP_SHARE[1]
+    assert least < 1.895 < most
+    assert most / least < 2.5  # narrow enough to plan by
 
 
 def test_the_processor_is_timed():

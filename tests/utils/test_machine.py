@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from deeplab_jax.utils import machine
@@ -19,6 +20,22 @@ from deeplab_jax.utils import machine
 )
 def test_ranges_of_seconds_in_words(low, high, text):
     assert machine.describe(low, high) == text
+
+
+def test_speed_is_that_of_the_least_disturbed_product_and_soon_there(monkeypatch):
+    clock = 0.0
+    sides = []
+
+    def dot(matrix, other):
+        nonlocal clock
+        sides.append(len(matrix))
+        clock += 0.001 if sides.count(384) == 3 else 0.3  # one small product is undisturbed
+
+    monkeypatch.setattr(machine.time, "perf_counter", lambda: clock)
+    monkeypatch.setattr(np, "dot", dot)
+    assert machine.product_speed() == pytest.approx(2 * 384**3 / 0.001)
+    assert set(sides) == {768, 384}
+    assert clock < 4
 
 
 @pytest.mark.parametrize(
