@@ -190,7 +190,8 @@
       const photo = await createImageBitmap(blob).catch(() => null);
       const began = performance.now();
       const mask = await post(blob, name, mine.signal);
-      const seconds = ((performance.now() - began) / 1000).toFixed(1);
+      const passed = (performance.now() - began) / 1000;
+      const seconds = passed.toFixed(passed < 1 ? 2 : 1);
       const read = await readIndices(mask);
       if (mine.signal.aborted) return;
       const { width, height } = read;
