@@ -71,9 +71,9 @@ def main(argv: list[str]) -> None:
             args.dir, f"departs by more than is allowed: {'; '.join(faults)}", fix
         )
     if not_run:
-        what = "; ".join(f"{name} was not verified: {why}" for name, (why, _) in not_run.items())
+        reasons = "; ".join(f"{name} {why}" for name, (why, _) in not_run.items())
         _, fix = next(iter(not_run.values()))
-        raise ResourceError(args.dir, what, fix)
+        raise ResourceError(args.dir, f"was not verified whole: {reasons}", fix)
     print("verified", flush=True)
 
 

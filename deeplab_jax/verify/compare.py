@@ -117,8 +117,9 @@ def _why(error: DeepLabError, name: str) -> tuple[str, str]:
     """Returns why a model cannot run here, in words that follow its name, and the fix."""
     if isinstance(error, runtime.OtherDeviceError):
         return error.what, f"run deeplab verify where JAX has that device, or {error.fix}"
-    is_of_model = error.where.endswith(name)
-    return error.what if is_of_model else f"{error.where} {error.what}", error.fix
+    if error.where.endswith(name):
+        return error.what, error.fix
+    return f"cannot run ({error.where}: {error.what})", error.fix
 
 
 def _open(exported: Exported, kind: str) -> runtime.Runtime:

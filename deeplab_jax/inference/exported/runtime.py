@@ -28,7 +28,7 @@ from deeplab_jax.utils import compile_cache
 OUTPUTS = {"logits": ("logits",), "labels": ("labels", "confidence")}  # by kind
 _INSIDE = "classifier"  # the logits in an ONNX graph of labels, NCHW
 _INSTALL = "pip install 'deeplab_jax[onnx]'"
-_CAUSE = 160  # characters of a runtime's own words
+_CAUSE = 240  # characters of a runtime's own words
 _NO_MEMORY = ("bad_alloc", "bad allocation", "Failed to allocate memory")  # onnxruntime's words
 
 # Returns the outputs by name for uint8 (B, H, W, 3).
@@ -95,11 +95,11 @@ def open_onnx(exported: Exported, with_logits: bool = False) -> Runtime:
         names.append(_INSIDE)
         file = _with_inside(exported)
     reader = f"onnxruntime {onnxruntime.__version__}"
-    with _reading(exported, "onnx", "read", reader):
+    with _reading(exported, "onnx", reader):
         session = standalone.open_onnx(file, names)
 
     def run(images: np.ndarray) -> dict[str, np.ndarray]:
-        with _reading(exported, "onnx", "run", reader, images.shape):
+        with _reading(exported, "onnx", reader, images.shape):
             found = session(images)
         if is_inside:
             found["logits"] = found.pop(_INSIDE).transpose(0, 2, 3, 1)
@@ -111,7 +111,7 @@ def open_onnx(exported: Exported, with_logits: bool = False) -> Runtime:
 def load_onnx(exported: Exported) -> Any:
     """Returns the ONNX model as a protocol buffer (ResourceError, as for `open_onnx`)."""
     (onnx,) = needs("onnx")
-    with _reading(exported, "onnx", "read", f"onnx {onnx.__version__}"):
+    with _reading(exported, "onnx", f"onnx {onnx.__version__}"):
         return onnx.load(str(exported.model("onnx")))
 
 
@@ -134,7 +134,7 @@ def open_stablehlo(exported: Exported) -> Runtime:
     from jax import export
 
     path, reader = exported.model("stablehlo"), f"jax {jax.__version__}"
-    with _reading(exported, "stablehlo", "read", reader):
+    with _reading(exported, "stablehlo", reader):
         program = export.deserialize(bytearray(path.read_bytes()))
     platform = jax.default_backend()
     if platform not in program.platforms and not (
@@ -152,7 +152,7 @@ def open_stablehlo(exported: Exported) -> Runtime:
             raise DataError("image", what.format(*images.shape[1:3], *size), fix)
         with (
             compile_cache.without_alarms(),
-            _reading(exported, "stablehlo", "run", reader, images.shape),
+            _reading(exported, "stablehlo", reader, images.shape),
         ):
             return dict(zip(names, map(np.asarray, call(images)), strict=True))
 
@@ -161,16 +161,15 @@ def open_stablehlo(exported: Exported) -> Runtime:
 
 @contextmanager
 def _reading(
-    exported: Exported, kind: str, does: str, reader: str, shape: tuple[int, ...] = ()
+    exported: Exported, kind: str, reader: str, shape: tuple[int, ...] = ()
 ) -> Iterator[None]:
     """Turns what a runtime raises, of kinds without a common base, into our errors.
 
     Args:
       exported: the folder.
       kind: "onnx" or "stablehlo".
-      does: "read" or "run".
       reader: the runtime and its version.
-      shape: of the images that are run.
+      shape: of the images that it runs on; none while it is read.
 
     Raises:
       ResourceError: the runtime does not read or run the model.
@@ -186,7 +185,7 @@ def _reading(
         fix = "export the checkpoint again, or take a whole copy of the folder"
         raise CheckpointError(where, f"is not as exported: it {error}", fix) from error
     except Exception as error:
-        cause = describe_cause(error)
+        cause = standalone.told(error)
         if shape and (isinstance(error, MemoryError) or any(w in cause for w in _NO_MEMORY)):
             what = f"needs more memory in {reader} than is free"
             size = f"image of {shape[1]} x {shape[2]} pixels"
@@ -196,5 +195,8 @@ def _reading(
         fix = f"{_INSTALL} --upgrade, or export the checkpoint again"
         if kind == "stablehlo":
             fix = f"use jax {exported.files['stablehlo']['jax']}, or export the checkpoint again"
-        what = f"is not {does} by {reader} ({clip(cause, _CAUSE)})"
+        cause = clip(cause, _CAUSE)
+        what = f"is not read by {reader} ({cause})"
+        if shape:
+            what = f"is read by {reader}, and fails there: {cause}"
         raise ResourceError(where, what, fix) from error

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import struct
 import sys
 import zlib
@@ -134,6 +135,13 @@ def open_onnx(
 def _in_words(values: dict[str, tuple[str, int]]) -> str:
     words = [f"{name} {kind} of {axes} axes" for name, (kind, axes) in values.items()]
     return ", ".join(words) or "nothing"
+
+
+def told(error: Exception) -> str:
+    """Returns what a runtime says of an error, on one line, without places in its source."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
+    return re.sub(r"/\S*\.(?:h|cc):\d+ [^()]*\([^()]*\) ", "", text)[:300]
 
 
 def run_onnx(path: Path, images: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
@@ -259,7 +267,7 @@ def main(folder: Path) -> int:
             fix = "see model_card.md for versions and devices"
             if isinstance(error, ImportError):
                 fix = f"pip install {'onnxruntime' if kind == 'onnx' else 'jax'}"
-            print(f"{path.name}: not run ({' '.join(str(error).split())[:300]}) - {fix}")
+            print(f"{path.name}: not run ({told(error)}) - {fix}")
             codes.add(5)
             continue
         got = {name: output[0] for name, output in outputs.items()}
