@@ -122,7 +122,7 @@ def test_a_fault_ends_neither_others_nor_the_thread(worker, model, held):
     assert bad[2].result(20)
     assert str(bad[3].exception(20)) == "a bug"
     lost = submit(worker, b"lost", (5, 5)).exception(20)
-    assert (lost.status, lost.what) == (503, "lacks model.onnx: fails")
+    assert (lost.status, lost.content["error"]["what"]) == (503, "lacks model.onnx: fails")
     unknown = Job(b"8", (2, 2), "npz")  # this network gives no probabilities
     worker.submit(unknown)
     assert unknown.future.exception(20).status == 400
