@@ -13,7 +13,6 @@ import numpy as np
 
 from deeplab_jax.data import Dataset, eval_examples
 from deeplab_jax.data.images import read_size
-from deeplab_jax.data.transforms import fit_size
 from deeplab_jax.distributed import hosts
 from deeplab_jax.errors import DataError
 from deeplab_jax.evaluation import metrics
@@ -23,6 +22,7 @@ from deeplab_jax.inference.buckets import Size
 from deeplab_jax.inference.counting import BINS, ImageCounts
 from deeplab_jax.inference.engine import Engine, Item, Variables
 from deeplab_jax.inference.protocol import TABLE, EvalProtocol
+from deeplab_jax.inference.resize import fitted_size
 from deeplab_jax.models import DeepLabV3Plus
 from deeplab_jax.utils import background
 from deeplab_jax.utils.progress import counting
@@ -202,12 +202,10 @@ class Evaluator:
         new = [index for index in indices if index not in self._sizes]
         for index in new:
             try:
-                height, width = read_size(self._dataset.source.names(index)[0])
+                size = read_size(self._dataset.source.names(index)[0])
             except DataError:
                 continue  # not a file, as from TFDS; or a bad one, which reading will report
-            base = self._resize_base
-            size = fit_size(height, width, (base[0], base[1])) if base else (height, width)
-            self._sizes[index] = size
+            self._sizes[index] = fitted_size(size, self._resize_base)
         if new:
             self.engine.plan(self._sizes.values())
 

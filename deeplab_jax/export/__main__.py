@@ -63,10 +63,13 @@ def main(argv: list[str]) -> None:
     size, platforms = _for_stablehlo(args.size, args.platforms, formats)
     if args.dialect is not None and "safetensors" not in formats:
         raise ConfigError("--dialect", "is for safetensors", "add it to --format, or leave it out")
+    from deeplab_jax.export import place
+
+    place.check(args.output, args.force)
     from convert.to_pytorch import check_dialect
 
     check_dialect(args.dialect)
-    steps.check(args.checkpoint, args.step)  # before JAX loads
+    steps.check(args.checkpoint, args.step)  # this and all above before JAX loads
     from deeplab_jax.export.write import Request, export
 
     exported = export(

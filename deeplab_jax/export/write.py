@@ -24,7 +24,7 @@ from deeplab_jax.data.images import write_png_indices
 from deeplab_jax.errors import ConfigError, NumericError
 from deeplab_jax.evaluation.run import EVALUATION_FILE
 from deeplab_jax.evaluation.summary import Evaluation
-from deeplab_jax.export import card, sample, stablehlo
+from deeplab_jax.export import card, place, sample, stablehlo
 from deeplab_jax.inference.buckets import Size
 from deeplab_jax.inference.engine import Item
 from deeplab_jax.inference.exported import folder, runtime, standalone
@@ -32,7 +32,6 @@ from deeplab_jax.inference.protocol import TABLE, read_protocol
 from deeplab_jax.inference.segmenter import Segmenter, load
 from deeplab_jax.models import fold_batch_norm
 from deeplab_jax.report.write import read_evaluation
-from deeplab_jax.utils.places import is_address
 
 TOLERANCES = {"logits": 1e-4, "confidence": 1e-3, "pixels": 1e-3}
 _WHOLE = ("mode=whole", "scales=1", "flip=false", "softmax_first=false")
@@ -88,7 +87,7 @@ def export(
       ResourceError: a package is not installed, or the folder cannot be written.
     """
     target = Path(output)
-    check_output(output, force)
+    place.check(output, force)
     if "onnx" in request.formats:
         runtime.needs("onnx", "onnxruntime")
     segmenter = load(path, step, [*overrides, "--config.model.dtype=float32"], weights)
@@ -106,32 +105,6 @@ def export(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder.read_folder(target)
-
-
-def check_output(output: str, force: bool) -> None:
-    """Refuses a folder that holds something; with `force` an exported folder alone is replaced.
-
-    Raises:
-      ConfigError: as above, or it is no path, or a file.
-    """
-    target = Path(output)
-    if not target.name or is_address(output):
-        what = f"must name a folder of this machine, got {output!r}"
-        raise ConfigError("--output", what, "give a path")
-    if target.is_file():
-        raise ConfigError(output, "is a file", "choose another --output")
-    if not target.is_dir() or not any(target.iterdir()):
-        return
-    fix = "choose another --output"
-    if not (target / standalone.DESCRIPTION).is_file():
-        raise ConfigError(output, "holds files that are no export's", fix)
-    if not force:
-        raise ConfigError(output, "holds an export already", f"{fix}, or replace it with --force")
-    listed = {line.partition("  ")[2] for line in _lines(target / standalone.SUMS)}
-    present = {p.relative_to(target).as_posix() for p in target.rglob("*") if not p.is_dir()}
-    if foreign := sorted(present - listed - {standalone.SUMS}):
-        what = f"holds {foreign[0]}, which the export there did not write"
-        raise ConfigError(output, what, "move it away, or choose another --output")
 
 
 def _check_protocol(config: Config, path: str) -> None:
@@ -302,10 +275,6 @@ def _replace(partial: Path, target: Path) -> None:
         target.rename(old)
     partial.rename(target)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _lines(file: Path) -> list[str]:
-    return file.read_text().splitlines() if file.is_file() else []
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

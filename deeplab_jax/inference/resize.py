@@ -1,7 +1,8 @@
 """The resizing of evaluation: bilinear along each axis, as tables of neighbours and weights.
 
 Logits are resized to the image's own size by these tables, which the engine applies piece by piece;
-images are scaled by them for several scales (spec section 7).
+images are scaled by them for several scales (spec section 7). Before that an image is fitted into
+`eval.resize_base`, as OpenCV does it.
 """
 
 import math
@@ -10,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from deeplab_jax.data.pictures.windows import WindowedImage
+from deeplab_jax.data.transforms import fit_size, resize_image
 from deeplab_jax.inference.buckets import Size
 
 
@@ -25,6 +28,22 @@ class Axis(NamedTuple):
     index: np.ndarray  # type: ignore[assignment]  # over tuple.index
     weight: np.ndarray
     scale: np.ndarray
+
+
+def fitted_size(size: Size, base: Sequence[int]) -> Size:
+    """Returns the size of the network's input for an image's size, both (height, width).
+
+    `base` is `eval.resize_base`: two sides, or nothing where an image keeps its size.
+    """
+    return fit_size(*size, (base[0], base[1])) if base else size
+
+
+def fitted(image: np.ndarray | WindowedImage, base: Sequence[int]) -> np.ndarray | WindowedImage:
+    """Returns an image (H, W, 3) at its `fitted_size`; one that has it is returned as it is."""
+    own = image.shape[0], image.shape[1]
+    size = fitted_size(own, base)
+    # A picture that is read by windows keeps its size.
+    return image if size == own else resize_image(image[:], size)
 
 
 def sampling(size: int, length: int, factor: float | None = None) -> tuple[np.ndarray, np.ndarray]:

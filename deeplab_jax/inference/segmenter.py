@@ -24,7 +24,6 @@ from deeplab_jax.config.recipe import apply_overrides
 from deeplab_jax.data import images as files
 from deeplab_jax.data import workers
 from deeplab_jax.data.labels import open_classes
-from deeplab_jax.data.transforms import fit_size, resize_image
 from deeplab_jax.errors import CheckpointError, DataError, DeepLabError
 from deeplab_jax.inference import inputs
 from deeplab_jax.inference.buckets import Size
@@ -33,6 +32,7 @@ from deeplab_jax.inference.inputs import Image
 from deeplab_jax.inference.memory import WINDOWS
 from deeplab_jax.inference.prediction import Prediction
 from deeplab_jax.inference.protocol import Picture, read_protocol
+from deeplab_jax.inference.resize import fitted, fitted_size
 from deeplab_jax.models import build_model, init_variables
 from deeplab_jax.utils import compile_cache
 from deeplab_jax.utils.places import as_place
@@ -224,10 +224,7 @@ class Segmenter:
 
     def fitted(self, image: Picture) -> tuple[Picture, Size]:
         """Returns an image resized to the network's input, and its own size."""
-        size = image.shape[0], image.shape[1]
-        fitted = self._fit(size)
-        # A picture that is read by windows keeps its size.
-        return image if fitted == size else resize_image(image[:], fitted), size
+        return fitted(image, self._base), (image.shape[0], image.shape[1])
 
     def _resized(self, origin: _Origin) -> Item[_Origin]:
         return Item(origin, *self.fitted(origin.image))
@@ -256,7 +253,7 @@ class Segmenter:
         for position, image in enumerate(images):
             try:
                 where = inputs.name_of(image, position)
-                yield self._fit(inputs.size_of(image, where, self._reading))
+                yield self.input_size(inputs.size_of(image, where, self._reading))
             except DataError:
                 continue  # reading the image will report it
 
@@ -268,11 +265,12 @@ class Segmenter:
 
     def input_size(self, size: Size) -> Size:
         """Returns the size (height, width) of the network's input for an image's size."""
-        return self._fit(size)
+        return fitted_size(size, self._base)
 
-    def _fit(self, size: Size) -> Size:
-        base = self.config.eval.resize_base
-        return fit_size(*size, base) if base else size
+    @property
+    def _base(self) -> Sequence[int]:
+        """The sides into which an image is fitted before the network has it, or none."""
+        return self.config.eval.resize_base
 
 
 def _refused(origin: _Origin, error: DeepLabError) -> DataError:
@@ -296,19 +294,9 @@ def load(
     overrides: Sequence[str] = (),
     weights: str | None = None,
 ) -> Segmenter:
-    """Loads a checkpoint for evaluation and prediction; see also `loading.load`.
+    """Loads a checkpoint for evaluation and prediction.
 
-    Args:
-      path: work directory of a run, or the output of a converter.
-      step: a number, "latest" or "best".
-      overrides: changes to the checkpoint's configuration, such as
-        "--config.eval.resize_base=240,180"; "--config.data.class_names=road,sky" names the classes.
-      weights: "ema" or "raw" of a run that averages its weights; its average by default.
-
-    Raises:
-      CheckpointError: there is no such checkpoint or step, it does not fit, or is not what was
-        saved; no other step is taken in its place.
-      ConfigError: an override cannot be used, or the step does not hold two kinds of weights.
+    Arguments and errors are those of `loading.load`, which loads exported folders, too.
     """
     compile_cache.enable()
     return checkpoint.with_step(path, step, lambda number: _load(path, number, overrides, weights))

@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import json
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
@@ -19,6 +21,7 @@ from deeplab_jax.serve import pages, upload
 from deeplab_jax.serve.guard import Answer, Guard, Receive, Scope, Send, as_answer
 from deeplab_jax.serve.limits import Budget, Gone, Held, Limits, Refusal, of_data, too_large
 from deeplab_jax.serve.worker import ANSWERS, Job, Worker
+from deeplab_jax.utils.places import is_address
 
 _LOOK = 0.2  # seconds between looks whether the server stops
 _JSON = "application/json"
@@ -28,7 +31,7 @@ def build(model: Segmenter, worker: Worker, limits: Limits) -> Guard:
     """Returns the ASGI application."""
     about = {
         "model": model.config.name,
-        "checkpoint": str(model.path),
+        "checkpoint": _name_of(model.path),
         "step": model.step,
         **({"weights": model.weights} if model.weights else {}),
     }
@@ -79,6 +82,11 @@ def build(model: Segmenter, worker: Worker, limits: Limits) -> Guard:
     app = Starlette(routes=routes, exception_handlers=handlers)
     app.router.redirect_slashes = False  # the target would be made of Host
     return Guard(app, limits)
+
+
+def _name_of(place: Path) -> str:
+    """Returns the last part of a checkpoint's place: strangers need not know the others."""
+    return place.name if is_address(place) else os.path.basename(os.path.abspath(place))
 
 
 def _as_json(content: Mapping[str, object], status: int = 200) -> Answer:

@@ -86,7 +86,7 @@ def describe(limits: Limits) -> dict[str, Any]:
     state = _object(
         status=_text("ready or starting."),
         model=_text("Name of the recipe."),
-        checkpoint=_text("As the server was started."),
+        checkpoint=_text("The last part of its path."),
         step=_number("integer", "Of the checkpoint."),
         waiting=_number("integer", "Images before the network."),
         queue=_number("integer", "Images that may wait."),

@@ -26,7 +26,7 @@
   const sleep = (ms) => new Promise((done) => setTimeout(done, ms));
 
   function percent(share) {
-    return share >= 0.01 ? `${Math.round(100 * share)} %` : "<1 %";
+    return share >= 0.01 ? `${Math.round(100 * share)}\u00a0%` : "<1\u00a0%"; // one word to a line's end
   }
 
   // Returns {width, height, indices} of a PNG of mode P with 8 bits, as the server writes it.
@@ -190,7 +190,8 @@
       const photo = await createImageBitmap(blob).catch(() => null);
       const began = performance.now();
       const mask = await post(blob, name, mine.signal);
-      const seconds = ((performance.now() - began) / 1000).toFixed(1);
+      const passed = (performance.now() - began) / 1000;
+      const seconds = passed.toFixed(passed < 1 ? 2 : 1);
       const read = await readIndices(mask);
       if (mine.signal.aborted) return;
       const { width, height } = read;

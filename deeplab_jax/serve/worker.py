@@ -12,6 +12,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -226,4 +227,5 @@ class Worker:
 
 def _as_refusal(error: Exception) -> Exception:
     known = error if isinstance(error, ResourceError) else as_resource_error(error)
-    return error if known is None else busy(f"lacks {known.where}: {known.what}", 5)
+    # Of a file its name alone: strangers need not know where it lies.
+    return error if known is None else busy(f"lacks {Path(known.where).name}: {known.what}", 5)

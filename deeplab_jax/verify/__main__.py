@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deeplab_jax import cli
-from deeplab_jax.errors import CheckpointError, ConfigError, check_writable
+from deeplab_jax.errors import CheckpointError, ConfigError, ResourceError, check_writable
 from deeplab_jax.utils import steps
 from deeplab_jax.utils.atomic import atomic_write
 
@@ -23,7 +23,8 @@ _EXAMPLES = """\
   deeplab verify camvid_onnx --data camvid --json verified.json
   deeplab verify camvid_gpu --data camvid --checkpoint runs/camvid_r50_os16
 Exit code 0: every file is as exported, and results are within the tolerances that the folder
-states; 4: not; 5: a runtime is missing, or does not read its file."""
+states; 4: not; 5: the same as 0, but a model was not verified, since its runtime is missing or
+does not read it, or JAX has not the device that it is for."""
 
 
 def main(argv: list[str]) -> None:
@@ -31,6 +32,7 @@ def main(argv: list[str]) -> None:
 
     Raises:
       CheckpointError: something is not as it was exported, or departs by more than is allowed.
+      ResourceError: a model cannot run here; all others are good.
       DeepLabError: see `deeplab_jax.errors`; `cli.run` prints it.
     """
     parser = cli.Parser("verify", _EXAMPLES)
@@ -59,7 +61,7 @@ def main(argv: list[str]) -> None:
     from deeplab_jax.verify.compare import verify
 
     compile_cache.enable()
-    results, faults = verify(args.dir, _variables, args.data, args.checkpoint)
+    results, faults, not_run = verify(args.dir, _variables, args.data, args.checkpoint)
     if args.json:
         with atomic_write(Path(args.json)) as file:
             file.write(f"{json.dumps(results, indent=1)}\n".encode())
@@ -68,6 +70,10 @@ def main(argv: list[str]) -> None:
         raise CheckpointError(
             args.dir, f"departs by more than is allowed: {'; '.join(faults)}", fix
         )
+    if not_run:
+        reasons = "; ".join(f"{name} {why}" for name, (why, _) in not_run.items())
+        _, fix = next(iter(not_run.values()))
+        raise ResourceError(args.dir, f"was not verified whole: {reasons}", fix)
     print("verified", flush=True)
 
 

@@ -1,6 +1,7 @@
 """Compares an exported folder with what it was exported from, on its sample and on a data set."""
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -8,8 +9,15 @@ import numpy as np
 from deeplab_jax.config.recipe import apply_overrides
 from deeplab_jax.data import Dataset, eval_examples, open_dataset
 from deeplab_jax.data.images import read_size
-from deeplab_jax.data.transforms import fit_size, resize_image
-from deeplab_jax.errors import ConfigError, DataError
+from deeplab_jax.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DeepLabError,
+    ResourceError,
+    clip,
+    describe_cause,
+)
 from deeplab_jax.evaluation import metrics
 from deeplab_jax.export.write import measure
 from deeplab_jax.inference.buckets import Size
@@ -18,6 +26,7 @@ from deeplab_jax.inference.exported import runtime, standalone
 from deeplab_jax.inference.exported.folder import Exported, read_folder
 from deeplab_jax.inference.exported.segmenter import ExportedEngine
 from deeplab_jax.inference.protocol import TABLE
+from deeplab_jax.inference.resize import fitted, fitted_size
 from deeplab_jax.inference.segmenter import load
 from deeplab_jax.models import DeepLabV3Plus, build_model
 from deeplab_jax.utils.progress import counting
@@ -34,10 +43,24 @@ class _Ours(NamedTuple):
     source: str
 
 
+class Verified(NamedTuple):
+    """What was found.
+
+    Attributes:
+      results: numbers by name, in JSON's types.
+      faults: phrases about what is beyond the tolerances.
+      not_run: why each model that cannot run here was not verified, by its file; and the fix.
+    """
+
+    results: dict[str, Any]
+    faults: list[str]
+    not_run: dict[str, tuple[str, str]]
+
+
 def verify(
     path: str, to_variables: ToVariables, data: str | None, checkpoint: str | None
-) -> tuple[dict[str, Any], list[str]]:
-    """Verifies a folder; prints a line for each comparison.
+) -> Verified:
+    """Verifies a folder; prints a line for each comparison, and for each model that cannot run.
 
     Args:
       path: the folder.
@@ -45,20 +68,18 @@ def verify(
       data: root of the recipe's data; None for the sample alone.
       checkpoint: the checkpoint that was exported; None: the weights in the folder.
 
-    Returns:
-      (numbers by name, in JSON's types; phrases about what is beyond the tolerances).
-
     Raises:
-      CheckpointError: a file is missing, changed or was added.
-      ConfigError: the folder's weights cannot be read, and there is no checkpoint.
+      CheckpointError: a file is missing, changed or was added, or is not of an export.
+      ConfigError: weights in the folder cannot be compared with, and there is no checkpoint.
       DataError: the data cannot be used.
-      ResourceError: a runtime is not installed.
+      ResourceError: weights in the folder cannot be read here.
     """
     exported = read_folder(path)
     digest = standalone.digest(exported.path / standalone.SUMS)
     print(f"files: all as in {standalone.SUMS}, whose own SHA-256 is {digest}", flush=True)
     results: dict[str, Any] = {"files": digest, "tolerances": exported.tolerances, "models": {}}
-    faults = []
+    faults: list[str] = []
+    not_run: dict[str, tuple[str, str]] = {}
     ours = _ours(exported, to_variables, checkpoint) if data else None
     for kind in exported.files:
         name = standalone.MODELS[kind]
@@ -67,8 +88,14 @@ def verify(
             faults += _tell(name, "sample", found, exported.tolerances)
             results["models"][name] = {"sample": found}
             continue
-        run = _open(exported, kind)
-        found = measure(exported, run)
+        try:
+            run = _open(exported, kind)
+            found = measure(exported, run)
+        except (ResourceError, runtime.OtherDeviceError) as error:
+            not_run[name] = why, _ = _why(error, name)
+            print(f"{name}: not verified: {why}", flush=True)
+            results["models"][name] = {"not_run": why}
+            continue
         faults += _tell(name, "sample", found, exported.tolerances)
         results["models"][name] = {"sample": found}
         if ours is not None and data is not None:
@@ -82,8 +109,17 @@ def verify(
                 flush=True,
             )
             results["models"][name]["data"] = found | scores
-    results["is_within"] = not faults
-    return results, faults
+    results["is_within"] = not faults and not not_run
+    return Verified(results, faults, not_run)
+
+
+def _why(error: DeepLabError, name: str) -> tuple[str, str]:
+    """Returns why a model cannot run here, in words that follow its name, and the fix."""
+    if isinstance(error, runtime.OtherDeviceError):
+        return error.what, f"run deeplab verify where JAX has that device, or {error.fix}"
+    if error.where.endswith(name):
+        return error.what, error.fix
+    return f"cannot run ({error.where}: {error.what})", error.fix
 
 
 def _open(exported: Exported, kind: str) -> runtime.Runtime:
@@ -106,7 +142,8 @@ def _measure_weights(exported: Exported, to_variables: ToVariables) -> dict[str,
     """Returns how our network with the weights of a safetensors file differs on the sample."""
     image = standalone.read_png(exported.path / standalone.INPUT)
     engine = _engine(exported).load(_read_variables(exported, to_variables))
-    got = {"logits": engine.logits(Item(None, _fitted(exported, image), image.shape[:2]))}
+    item = Item(None, fitted(image, exported.config.eval.resize_base), image.shape[:2])
+    got = {"logits": engine.logits(item)}
     return standalone.differences(got, standalone.expected(exported.path, ["logits"]))
 
 
@@ -122,12 +159,11 @@ def _ours(exported: Exported, to_variables: ToVariables, checkpoint: str | None)
         engine = _engine(exported).load(_read_variables(exported, to_variables))
         return _Ours(engine, f"the weights in {standalone.MODELS['safetensors']}")
     if "onnx" in exported.files:
-        runtime.needs("onnx")
-        import onnx
-
+        proto = runtime.load_onnx(exported)  # first: without onnx there is no reader either
         from deeplab_jax.export.onnx_graph import read_params
 
-        params = read_params(onnx.load(str(exported.model("onnx"))))
+        with _weights_of(exported, "onnx"):
+            params = read_params(proto)
         model = _network(exported)
         engine = _engine(exported).load_folded({"params": _with_unused(params, model)})
         return _Ours(engine, f"the weights in {standalone.MODELS['onnx']}")
@@ -159,9 +195,23 @@ def _with_unused(params: dict[str, Any], model: DeepLabV3Plus) -> dict[str, Any]
 def _read_variables(exported: Exported, to_variables: ToVariables) -> Variables:
     from safetensors.numpy import load_file
 
-    tensors = load_file(exported.model("safetensors"))
-    dialect = exported.files["safetensors"]["dialect"]
-    return to_variables(tensors, exported.config.model.depth, dialect)
+    with _weights_of(exported, "safetensors"):
+        tensors = load_file(exported.model("safetensors"))
+        dialect = exported.files["safetensors"]["dialect"]
+        return to_variables(tensors, exported.config.model.depth, dialect)
+
+
+@contextmanager
+def _weights_of(exported: Exported, kind: str) -> Iterator[None]:
+    """Turns errors about a file's weights, of its reader's kinds, into CheckpointError."""
+    try:
+        yield
+    except DeepLabError:
+        raise
+    except Exception as error:
+        what = f"does not hold the weights of its network ({clip(describe_cause(error))})"
+        fix = "export the checkpoint again, or take a whole copy of the folder"
+        raise CheckpointError(str(exported.model(kind)), what, fix) from error
 
 
 def _compare(
@@ -194,14 +244,14 @@ def _compare(
             if only is not None and size != only:
                 left_out += 1
                 continue
-            fitted = _fitted(exported, image)
+            item = Item(None, fitted(image, config.eval.resize_base), size)
             [(_, (labels, confidence))] = theirs.segment([Item(None, image, size)])
-            [(_, (wanted, own))] = ours.engine.segment([Item(None, fitted, size)])
+            [(_, (wanted, own))] = ours.engine.segment([item])
             got = {"labels": labels, "confidence": confidence}
             found = standalone.differences(got, {"labels": wanted, "confidence": own})
             if "logits" in outputs:
                 logits = {"logits": outputs["logits"][0]}
-                own_logits = {"logits": ours.engine.logits(Item(None, fitted, size))}
+                own_logits = {"logits": ours.engine.logits(item)}
                 found["logits"] = standalone.differences(logits, own_logits)["logits"]
             for name, value in found.items():
                 if name != "pixels":
@@ -228,17 +278,10 @@ def _confusion(truth: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
     return np.bincount(index, minlength=count * count).reshape(count, count)
 
 
-def _fitted(exported: Exported, image: np.ndarray) -> np.ndarray:
-    base = exported.config.eval.resize_base
-    size = fit_size(image.shape[0], image.shape[1], base) if base else image.shape[:2]
-    return image if size == image.shape[:2] else resize_image(image, size)
-
-
 def _sizes(exported: Exported, dataset: Dataset) -> Iterator[tuple[int, int]]:
-    base = exported.config.eval.resize_base
     for index in range(len(dataset)):
         try:
             size = read_size(dataset.source.names(index)[0])
         except DataError:
             continue  # not a file; or a bad one, which reading will report
-        yield fit_size(*size, base) if base else size
+        yield fitted_size(size, exported.config.eval.resize_base)

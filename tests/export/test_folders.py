@@ -191,9 +191,67 @@ def test_a_file_that_the_runtime_does_not_read_is_told(call, exports, copy_of, c
     sign(folder)
     got = call("verify", folder)
     assert (got.code, got.err.count("\n")) == (5, 1), got.err
-    assert re.search(rf"{name}: (is not read by|cannot)", got.err)
+    assert re.search(rf"was not verified whole: {name} is not read by (onnx|jax) \d", got.err)
+    assert f"{name}: not verified: is not read by" in got.out
     assert standalone.main(folder) == 5
     assert f"{name}: not run (" in capsys.readouterr().out
+
+
+def test_a_model_for_another_device_is_not_verified_and_the_others_are(
+    call, saved_run, copy_of, exports, tmp_path, capsys
+):
+    folder, found = copy_of(exports.labels), tmp_path / "found.json"
+    got = export(
+        call, saved_run, folder, "--force", "--size", "33x41", "--platforms", "cuda",
+        formats="onnx,stablehlo",
+    )  # fmt: skip
+    assert "model.stablehlo: not run here: is for cuda, and JAX runs on cpu here" in got.out
+    got = call("verify", folder, "--json", found)
+    assert (got.code, got.err) == (
+        5,
+        f"error: {folder}: was not verified whole: model.stablehlo is for cuda, and JAX runs on cpu"
+        " here - run deeplab verify where JAX has that device, or export again with --platforms"
+        " cpu\n",
+    )
+    assert "model.onnx, sample: largest logit difference" in got.out
+    assert got.out.count("model.stablehlo") == 1
+    assert "verified" not in got.out.splitlines()
+    results = json.loads(found.read_text())
+    assert not results["is_within"]
+    assert results["models"]["model.onnx"]["sample"]["pixels"] == 0
+    text = "is for cuda, and JAX runs on cpu here"
+    assert results["models"]["model.stablehlo"] == {"not_run": text}
+    assert standalone.main(folder) == 5
+    out = capsys.readouterr().out
+    assert "model.onnx: good" in out
+    assert "model.stablehlo: not run (" in out
+
+
+def test_a_model_of_no_export_is_refused_by_both(call, exports, copy_of, capsys):
+    onnx = pytest.importorskip("onnx")
+    folder = copy_of(exports.logits)
+    model = onnx.load(folder / "model.onnx")
+    del model.graph.output[0].type.tensor_type.shape.dim[:]
+    model.graph.node.append(onnx.helper.make_node("ReduceSum", ["logits"], ["sum"], keepdims=0))
+    model.graph.output[0].name = "sum"
+    onnx.save(model, folder / "model.onnx")
+    sign(folder)
+    got = call("verify", folder)
+    assert (got.code, got.err.count("\n")) == (4, 1)
+    assert "model.onnx: is not as exported: it gives sum tensor(float) of 0 axes, not" in got.err
+    assert standalone.main(folder) == 4
+    assert "model.onnx: NOT as exported: gives sum" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("kind", "name"), [("logits", "onnx"), ("labels", "safetensors")])
+def test_weights_that_cannot_be_read_are_one_line(call, saved_run, exports, copy_of, kind, name):
+    folder = copy_of(getattr(exports, kind))
+    (folder / f"model.{name}").write_bytes(b"of another version")
+    sign(folder)
+    got = call("verify", folder, "--data", saved_run.root)
+    assert (got.code, got.err.count("\n")) == (5 if name == "onnx" else 4, 1), got.err
+    words = "is not read by onnx " if name == "onnx" else "does not hold the weights of its"
+    assert f"model.{name}: {words}" in got.err
 
 
 def test_every_model_gives_what_the_network_gives(call, saved_run, exports, tmp_path, capsys):
@@ -232,8 +290,9 @@ def test_missing_runtime_is_told_in_one_line(call, exports, monkeypatch):
         importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else find(name)
     )
     got = call("verify", exports.logits)
-    error = "error: onnxruntime: is not installed - pip install 'deeplab_jax[onnx]'\n"
-    assert (got.code, got.err) == (5, error)
+    reason = "model.onnx cannot run (onnxruntime: is not installed)"
+    error = f"error: {exports.logits}: was not verified whole: {reason}"
+    assert (got.code, got.err) == (5, f"{error} - pip install 'deeplab_jax[onnx]'\n")
 
 
 def test_other_folders_and_flags_are_refused(call, saved_run, exports, tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 
 import deeplab_jax
-from deeplab_jax.utils import progress
+from deeplab_jax.utils import compile_cache, progress
 
 
 @pytest.fixture(scope="module")
@@ -15,4 +15,5 @@ def model(saved_run):
 @pytest.fixture(autouse=True)
 def no_progress_lines(monkeypatch):
     """On a slow machine, too, commands print their results alone."""
-    monkeypatch.setattr(progress, "PLAIN_SECONDS", 1e6)
+    for module in (progress, compile_cache):  # the latter holds it by its own name
+        monkeypatch.setattr(module, "PLAIN_SECONDS", 1e6)

@@ -67,11 +67,15 @@ def test_state_classes_and_description(served):
     assert served.health() == {
         "status": "ready",
         "model": "folder_r18_os16",
-        "checkpoint": str(served.run.path),
+        "checkpoint": served.run.path.name,
         "step": 7,
         "waiting": 0,
         "queue": 8,
     }
+    for path in ("/", "/docs"):
+        page = served("GET", path).body.decode()
+        assert f"Step 7 of {served.run.path.name}" in page
+        assert str(served.run.path.parent) not in page
     labels = json.loads(served("GET", "/labels").body)["classes"]
     names = [label["name"] for label in labels]
     assert names == list(served.run.validation.class_names)

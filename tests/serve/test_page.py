@@ -78,7 +78,7 @@ def test_overlay_legend_and_single_classes(page, served, tmp_path):
     shown = page.js(f"{rows}.map((e) => {cells})")
     assert [name for name, _ in shown] == sorted(shares, key=shares.get, reverse=True)
     for name, text in shown:
-        assert text in (f"{100 * shares[name] + 1e-9:.0f} %", "<1 %")
+        assert text in (f"{100 * shares[name] + 1e-9:.0f}\u00a0%", "<1\u00a0%")
 
     # By keyboard: the first class alone, the next, and all again.
     page.js("document.querySelector('#keys button').focus()")
@@ -163,6 +163,9 @@ def test_page_fits_and_is_readable(page, served, tmp_path, width):
             ".filter((e) => e.checkVisibility() && e.getBoundingClientRect().height < 32).length"
         )
         assert small == 0
+        gap = "document.querySelector('footer').getBoundingClientRect().top"
+        gap += " - document.getElementById('result').getBoundingClientRect().bottom"
+        assert page.js(gap) >= 24
         names = page.js(
             "[...document.querySelectorAll('button, a, input, canvas')]"
             ".filter((e) => e.checkVisibility())"

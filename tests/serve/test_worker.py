@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from deeplab_jax.data.images import TooLargeError
-from deeplab_jax.errors import DataError
+from deeplab_jax.errors import DataError, ResourceError
 from deeplab_jax.inference.prediction import Prediction
 from deeplab_jax.serve.limits import Budget, Refusal
 from deeplab_jax.serve.worker import KEPT, Job, Worker
 
 
 class Stub:
-    """A network of three images a batch; an image is b"<side>", b"bug", b"bad" or b"large"."""
+    """A network of three images a batch; image: b"<side>", b"bug", b"lost", b"bad", b"large"."""
 
     def __init__(self):
         self.batches, self.twins, self.may_go = [], 0, threading.Event()
@@ -38,6 +38,8 @@ class Stub:
         self.has_begun.set()
         assert self.may_go.wait(20)
         self.batches.append(images)
+        if b"lost" in images:
+            raise ResourceError("/home/me/mine/model.onnx", "fails", "mend it")
         if b"bug" in images:
             raise RuntimeError("a bug")
         for data in images:
@@ -119,6 +121,8 @@ def test_a_fault_ends_neither_others_nor_the_thread(worker, model, held):
     assert codes == [400, 413]
     assert bad[2].result(20)
     assert str(bad[3].exception(20)) == "a bug"
+    lost = submit(worker, b"lost", (5, 5)).exception(20)
+    assert (lost.status, lost.content["error"]["what"]) == (503, "lacks model.onnx: fails")
     unknown = Job(b"8", (2, 2), "npz")  # this network gives no probabilities
     worker.submit(unknown)
     assert unknown.future.exception(20).status == 400

@@ -1,40 +1,60 @@
 """The runtimes of exported models: onnxruntime, and JAX for StableHLO."""
 
+import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 import jax
 import numpy as np
 
+from deeplab_jax.data.images import TooLargeError
 from deeplab_jax.errors import (
     CheckpointError,
     ConfigError,
     DataError,
+    DeepLabError,
     ResourceError,
+    as_resource_error,
     clip,
     describe_cause,
 )
+from deeplab_jax.inference.exported import standalone
 from deeplab_jax.inference.exported.folder import Exported
 from deeplab_jax.utils import compile_cache
 
 OUTPUTS = {"logits": ("logits",), "labels": ("labels", "confidence")}  # by kind
 _INSIDE = "classifier"  # the logits in an ONNX graph of labels, NCHW
 _INSTALL = "pip install 'deeplab_jax[onnx]'"
+_CAUSE = 240  # characters of a runtime's own words
+_NO_MEMORY = ("bad_alloc", "bad allocation", "Failed to allocate memory")  # onnxruntime's words
 
 # Returns the outputs by name for uint8 (B, H, W, 3).
 Runtime = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
-def needs(*packages: str) -> None:
-    """Refuses to go on without a package of the extra `onnx`.
+class OtherDeviceError(ConfigError):
+    """A StableHLO file that is for devices which are not here."""
+
+
+def needs(*packages: str) -> list[ModuleType]:
+    """Returns packages of the extra `onnx`.
 
     Raises:
-      ResourceError: one is not installed.
+      ResourceError: one is not installed, or cannot be imported.
     """
+    found = []
     for package in packages:
         if importlib.util.find_spec(package) is None:
             raise ResourceError(package, "is not installed", _INSTALL)
+        try:
+            found.append(importlib.import_module(package))
+        except Exception as error:  # a library of its own that is missing, another NumPy
+            what = f"cannot be imported ({clip(describe_cause(error), _CAUSE)})"
+            raise ResourceError(package, what, f"{_INSTALL} --upgrade") from error
+    return found
 
 
 def open_runtime(exported: Exported, with_logits: bool = False) -> Runtime:
@@ -44,8 +64,8 @@ def open_runtime(exported: Exported, with_logits: bool = False) -> Runtime:
 
     Raises:
       ResourceError: onnxruntime is not installed, and there is no other model.
-      ConfigError: StableHLO is there alone, and for other devices.
-      CheckpointError: the folder holds no model that can run.
+      OtherDeviceError: StableHLO is there alone, and for other devices.
+      CheckpointError: the folder holds no model that can run, or one that no export wrote.
     """
     files = exported.files
     if "onnx" in files and ("stablehlo" not in files or importlib.util.find_spec("onnxruntime")):
@@ -60,28 +80,27 @@ def open_runtime(exported: Exported, with_logits: bool = False) -> Runtime:
 def open_onnx(exported: Exported, with_logits: bool = False) -> Runtime:
     """Returns onnxruntime on the CPU.
 
+    What is returned raises TooLargeError for an image beyond memory, ResourceError for a model that
+    onnxruntime has read and cannot run.
+
     Raises:
       ResourceError: onnxruntime, or for `with_logits` onnx, is not installed, or does not read it.
+      CheckpointError: it is not a model that an export wrote.
     """
-    needs("onnxruntime")
-    import onnxruntime
-
+    (onnxruntime,) = needs("onnxruntime")
     names = [*OUTPUTS[exported.kind]]
-    file: Any = str(exported.model("onnx"))
+    file: str | bytes = str(exported.model("onnx"))
     is_inside = with_logits and exported.kind == "labels"
     if is_inside:
-        needs("onnx")
         names.append(_INSIDE)
-    try:
-        file = _with_inside(file) if is_inside else file
-        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its errors have no common base of their own
-        fix = f"{_INSTALL} --upgrade, or export the checkpoint again"
-        reader = f"onnxruntime {onnxruntime.__version__}"
-        raise _not_read(exported, "onnx", reader, error, fix) from error
+        file = _with_inside(exported)
+    reader = f"onnxruntime {onnxruntime.__version__}"
+    with _reading(exported, "onnx", reader):
+        session = standalone.open_onnx(file, names)
 
     def run(images: np.ndarray) -> dict[str, np.ndarray]:
-        found = dict(zip(names, session.run(names, {"image": images}), strict=True))
+        with _reading(exported, "onnx", reader, images.shape):
+            found = session(images)
         if is_inside:
             found["logits"] = found.pop(_INSIDE).transpose(0, 2, 3, 1)
         return found
@@ -89,13 +108,19 @@ def open_onnx(exported: Exported, with_logits: bool = False) -> Runtime:
     return run
 
 
-def _with_inside(file: str) -> bytes:
-    """Returns an ONNX model of labels that gives its logits, too."""
-    import onnx
+def load_onnx(exported: Exported) -> Any:
+    """Returns the ONNX model as a protocol buffer (ResourceError, as for `open_onnx`)."""
+    (onnx,) = needs("onnx")
+    with _reading(exported, "onnx", f"onnx {onnx.__version__}"):
+        return onnx.load(str(exported.model("onnx")))
 
-    model = onnx.load(file)
-    value = onnx.helper.make_tensor_value_info(_INSIDE, onnx.TensorProto.FLOAT, [None] * 4)
-    model.graph.output.append(value)
+
+def _with_inside(exported: Exported) -> bytes:
+    """Returns an ONNX model of labels that gives its logits, too."""
+    model = load_onnx(exported)
+    from onnx import TensorProto, helper
+
+    model.graph.output.append(helper.make_tensor_value_info(_INSIDE, TensorProto.FLOAT, [None] * 4))
     return model.SerializeToString()
 
 
@@ -103,23 +128,20 @@ def open_stablehlo(exported: Exported) -> Runtime:
     """Returns JAX on the default device.
 
     Raises:
-      ConfigError: the file is for other devices.
+      OtherDeviceError: the file is for other devices.
       ResourceError: this version of JAX does not read it.
     """
     from jax import export
 
-    path = exported.model("stablehlo")
-    try:
+    path, reader = exported.model("stablehlo"), f"jax {jax.__version__}"
+    with _reading(exported, "stablehlo", reader):
         program = export.deserialize(bytearray(path.read_bytes()))
-    except Exception as error:  # of the compiler's own kinds
-        fix = f"use jax {exported.files['stablehlo']['jax']}, or export the checkpoint again"
-        raise _not_read(exported, "stablehlo", f"jax {jax.__version__}", error, fix) from error
     platform = jax.default_backend()
     if platform not in program.platforms and not (
         platform == "gpu" and {"cuda", "rocm"} & set(program.platforms)
     ):
         what = f"is for {', '.join(program.platforms)}, and JAX runs on {platform} here"
-        raise ConfigError(str(path), what, f"export again with --platforms {platform}")
+        raise OtherDeviceError(str(path), what, f"export again with --platforms {platform}")
     names, call = OUTPUTS[exported.kind], jax.jit(program.call)
     size = tuple(exported.files["stablehlo"]["size"])
 
@@ -128,15 +150,53 @@ def open_stablehlo(exported: Exported) -> Runtime:
             what = "is {} x {} pixels, and the StableHLO file takes {} x {}"
             fix = "resize the image, or export with another --size, or as onnx, which takes any"
             raise DataError("image", what.format(*images.shape[1:3], *size), fix)
-        with compile_cache.without_alarms():
-            outputs = call(images)
-        return dict(zip(names, map(np.asarray, outputs), strict=True))
+        with (
+            compile_cache.without_alarms(),
+            _reading(exported, "stablehlo", reader, images.shape),
+        ):
+            return dict(zip(names, map(np.asarray, call(images)), strict=True))
 
     return run
 
 
-def _not_read(
-    exported: Exported, kind: str, reader: str, error: Exception, fix: str
-) -> ResourceError:
-    what = f"is not read by {reader} ({clip(describe_cause(error))})"
-    return ResourceError(str(exported.model(kind)), what, fix)
+@contextmanager
+def _reading(
+    exported: Exported, kind: str, reader: str, shape: tuple[int, ...] = ()
+) -> Iterator[None]:
+    """Turns what a runtime raises, of kinds without a common base, into our errors.
+
+    Args:
+      exported: the folder.
+      kind: "onnx" or "stablehlo".
+      reader: the runtime and its version.
+      shape: of the images that it runs on; none while it is read.
+
+    Raises:
+      ResourceError: the runtime does not read or run the model.
+      CheckpointError: it is a model, and not one of an export.
+      TooLargeError: memory does not suffice for the images.
+    """
+    where = str(exported.model(kind))
+    try:
+        yield
+    except DeepLabError:
+        raise
+    except standalone.Foreign as error:
+        fix = "export the checkpoint again, or take a whole copy of the folder"
+        raise CheckpointError(where, f"is not as exported: it {error}", fix) from error
+    except Exception as error:
+        cause = standalone.told(error)
+        if shape and (isinstance(error, MemoryError) or any(w in cause for w in _NO_MEMORY)):
+            what = f"needs more memory in {reader} than is free"
+            size = f"image of {shape[1]} x {shape[2]} pixels"
+            raise TooLargeError(size, what, "shrink the image") from error
+        if (known := as_resource_error(error)) is not None:
+            raise known from error
+        fix = f"{_INSTALL} --upgrade, or export the checkpoint again"
+        if kind == "stablehlo":
+            fix = f"use jax {exported.files['stablehlo']['jax']}, or export the checkpoint again"
+        cause = clip(cause, _CAUSE)
+        what = f"is not read by {reader} ({cause})"
+        if shape:
+            what = f"is read by {reader}, and fails there: {cause}"
+        raise ResourceError(where, what, fix) from error

@@ -12,8 +12,7 @@ from numpy.typing import DTypeLike
 
 from deeplab_jax import checkpoint
 from deeplab_jax.data.images import TooLargeError
-from deeplab_jax.data.transforms import fit_size
-from deeplab_jax.errors import ConfigError, DeepLabError
+from deeplab_jax.errors import ConfigError, DataError, DeepLabError
 from deeplab_jax.inference import inputs
 from deeplab_jax.inference.buckets import Shape, Size
 from deeplab_jax.inference.engine import Engine, Item, Key
@@ -22,7 +21,7 @@ from deeplab_jax.inference.exported.runtime import Runtime, open_runtime
 from deeplab_jax.inference.memory import host_memory
 from deeplab_jax.inference.prediction import Window
 from deeplab_jax.inference.protocol import EvalProtocol, Picture, View
-from deeplab_jax.inference.resize import sampling
+from deeplab_jax.inference.resize import fitted_size, sampling
 from deeplab_jax.inference.segmenter import Segmenter
 from deeplab_jax.models import DeepLabV3Plus
 from deeplab_jax.utils.places import as_place
@@ -78,8 +77,9 @@ class ExportedSegmenter(Segmenter):
         height, width = self.exported.files.get("stablehlo", {}).get("size") or super().usual_size
         return height, width
 
-    def _fit(self, size: Size) -> Size:
-        return size  # the file fits the image itself
+    @property
+    def _base(self) -> Sequence[int]:
+        return ()  # the file fits the image itself
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class _Protocol(EvalProtocol):
     def views(self, image: Picture, size: Size, dtype: DTypeLike) -> list[View]:
         """Returns the image; its logits are those of the fitted image."""
         (view,) = super().views(image, size, dtype)
-        fitted = _fitted(view.size, self.base)
+        fitted = fitted_size(view.size, self.base)
         axes = []
         for axis, out, side in zip(view.parts[0], size, fitted, strict=True):
             index, weight = sampling(out, -(-side // 4))
@@ -126,7 +126,7 @@ class ExportedEngine(Engine):
             try:
                 self._check_memory(item.size)
                 outputs = self._runtime(item.image[:][None])
-            except DeepLabError as error:
+            except DataError as error:  # of this image; any other ends the command
                 if refuse is None:
                     raise
                 refuse(item.key, error)
@@ -140,7 +140,7 @@ class ExportedEngine(Engine):
           TooLargeError: the file needs more memory than is free.
         """
         exported, how = self._exported, "export with --output-kind logits, or "
-        height, width = _fitted(size, exported.config.eval.resize_base)
+        height, width = fitted_size(size, exported.config.eval.resize_base)
         needed = _NETWORK_BYTES * height * width
         if exported.kind == "labels":  # scores of every pixel, in float32
             needed += 4 * len(exported.class_names) * size[0] * size[1]
@@ -170,10 +170,6 @@ def load_exported(path: str | os.PathLike) -> ExportedSegmenter:
     """
     exported = read_folder(path)
     return ExportedSegmenter(exported, open_runtime(exported))
-
-
-def _fitted(size: Size, base: tuple[int, ...]) -> Size:
-    return fit_size(*size, (base[0], base[1])) if base else size
 
 
 def _has_labels_alone(exported: Exported) -> ConfigError:

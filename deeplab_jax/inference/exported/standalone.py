@@ -13,9 +13,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import struct
 import sys
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,18 @@ import numpy as np
 _NEAR = 1e-3  # between confidences
 DESCRIPTION, SUMS, INPUT = "export.json", "SHA256SUMS", "sample/input.png"
 MODELS = {"onnx": "model.onnx", "stablehlo": "model.stablehlo", "safetensors": "model.safetensors"}
+# Values of an ONNX model: type and number of axes.
+_INPUT, _TAKEN = "image", ("tensor(uint8)", 4)
+_GIVEN = {
+    "labels": ("tensor(uint8)", 3),
+    "confidence": ("tensor(float)", 3),
+    "logits": ("tensor(float)", 4),
+}
+_QUIET = 4  # onnxruntime tells an error once, by its exception
+
+
+class Foreign(Exception):
+    """A model that takes or gives something else than one that was exported does."""
 
 
 def digest(path: Path) -> str:
@@ -84,21 +98,64 @@ def read_png(path: Path) -> np.ndarray:
     return rows[:, 1:].reshape(height, width, 3)
 
 
-def run_onnx(path: Path, images: np.ndarray) -> list[np.ndarray]:
-    """Returns the outputs of a batch; needs onnxruntime."""
+def open_onnx(
+    model: str | bytes, names: list[str]
+) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """Returns what runs a model, by its path or bytes, on the CPU; needs onnxruntime.
+
+    Args:
+      model: the path, or the bytes.
+      names: of the outputs to compute.
+
+    Raises:
+      Foreign: its input or outputs are not those of an export.
+      Exception: of onnxruntime's own kinds, which have no common base.
+    """
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return list(session.run(None, {"image": images}))
+    options, once = onnxruntime.SessionOptions(), onnxruntime.RunOptions()
+    options.log_severity_level = once.log_severity_level = _QUIET
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    takes, gives = (
+        {value.name: (value.type, len(value.shape)) for value in values}
+        for values in (session.get_inputs(), session.get_outputs())
+    )
+    if takes != (kinds := {_INPUT: _TAKEN}):
+        raise Foreign(f"takes {_in_words(takes)}, not {_in_words(kinds)}")
+    kinds = {name: _GIVEN[name] for name in names if name in _GIVEN}
+    if kinds.items() - gives.items():
+        raise Foreign(f"gives {_in_words(gives)}, not {_in_words(kinds)}")
+
+    def run(images: np.ndarray) -> dict[str, np.ndarray]:
+        return dict(zip(names, session.run(names, {_INPUT: images}, once), strict=True))
+
+    return run
 
 
-def run_stablehlo(path: Path, images: np.ndarray) -> list[np.ndarray]:
+def _in_words(values: dict[str, tuple[str, int]]) -> str:
+    words = [f"{name} {kind} of {axes} axes" for name, (kind, axes) in values.items()]
+    return ", ".join(words) or "nothing"
+
+
+def told(error: Exception) -> str:
+    """Returns what a runtime says of an error, on one line, without places in its source."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
+    return re.sub(r"/\S*\.(?:h|cc):\d+ [^()]*\([^()]*\) ", "", text)[:300]
+
+
+def run_onnx(path: Path, images: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
+    """Returns the outputs of a batch; needs onnxruntime (see `open_onnx`)."""
+    return open_onnx(str(path), names)(images)
+
+
+def run_stablehlo(path: Path, images: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
     """Returns the outputs of a batch; needs JAX."""
     import jax
     from jax import export
 
     program = export.deserialize(bytearray(path.read_bytes()))
-    return [np.asarray(x) for x in jax.jit(program.call)(images)]
+    return dict(zip(names, map(np.asarray, jax.jit(program.call)(images)), strict=True))
 
 
 def differences(got: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> dict[str, float]:
@@ -107,8 +164,12 @@ def differences(got: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> di
     "logits" is the largest difference over the largest logit, "pixels" the share of pixels with
     another label, and "confidence" the share of the others whose confidence is apart by more than
     0.001. It is a share because confidence follows logits of a thousand to their last digits.
+    Outputs of another shape are infinitely apart.
     """
-    found = {}
+    found: dict[str, float] = {}
+    if any(got[name].shape != wanted[name].shape for name in got):
+        names = {"logits": "logits", "labels": "pixels", "confidence": "confidence"}
+        return {names[name]: math.inf for name in got}
     if "logits" in got:
         largest = np.abs(wanted["logits"]).max()
         found["logits"] = float(np.abs(got["logits"] - wanted["logits"]).max() / largest)
@@ -197,15 +258,19 @@ def main(folder: Path) -> int:
             continue
         run = run_onnx if kind == "onnx" else run_stablehlo
         try:
-            outputs = run(path, read_png(folder / INPUT)[None])
+            outputs = run(path, read_png(folder / INPUT)[None], names)
+        except Foreign as error:
+            print(f"{path.name}: NOT as exported: {error}")
+            codes.add(4)
+            continue
         except Exception as error:  # a runtime's own: another version, or for other devices
             fix = "see model_card.md for versions and devices"
             if isinstance(error, ImportError):
                 fix = f"pip install {'onnxruntime' if kind == 'onnx' else 'jax'}"
-            print(f"{path.name}: not run ({' '.join(str(error).split())[:300]}) - {fix}")
+            print(f"{path.name}: not run ({told(error)}) - {fix}")
             codes.add(5)
             continue
-        got = {name: output[0] for name, output in zip(names, outputs, strict=True)}
+        got = {name: output[0] for name, output in outputs.items()}
         found = differences(got, expected(folder, names))
         wrong = too_large(found, tolerances)
         codes.add(4 if wrong else 0)
