@@ -405,8 +405,8 @@ def draw(title: str, curves: Sequence[tuple[str, str, list[Point], list[Point]]]
             drawn.append(f'<polygon class="{style} band" points="{places(band)}"/>')
         drawn.append(f'<polyline class="{style}" points="{places(line)}"/>')
         y = top + 16 + 18 * number
-        drawn.append(f'<path class="{style}" d="M{right - 300},{y}h24"/>')
-        drawn.append(_text(right - 268, y + 4, label))
+        drawn.append(f'<path class="{style}" d="M{right - 320},{y}h24"/>')
+        drawn.append(_text(right - 288, y + 4, label))
     return _SVG.format(
         width=_SIZE[0], height=_SIZE[1], title=html.escape(title), drawn="\n".join(drawn)
     )
