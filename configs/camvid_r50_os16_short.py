@@ -3,7 +3,7 @@
     deeplab train --config camvid_r50_os16_short --config.data.root=DIR --seeds 0,1,2
 
 DIR as in camvid_r50_os16.py. Recipe: 11 classes, batch 4, 300 steps, crop 192x256, from random
-weights, validation images at half size (240x180). Both curves: docs/explanation/learning.md.
+weights, validation images at half size (240x180). Both curves: docs/results/learning.md.
 
 Images are halved because taps of the larger atrous rates fall outside the map of so small a crop,
 are never trained, and would take part at random in larger images.

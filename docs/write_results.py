@@ -11,19 +11,24 @@ markers of a part is rewritten.
 """
 
 import argparse
+import html
 import json
 import re
+import shlex
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import date
-from importlib import metadata
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+import deeplab_jax
 from deeplab_jax.account.goodput import read_account
+from deeplab_jax.config import IGNORE_INDEX
+from deeplab_jax.data import open_dataset
+from deeplab_jax.inference.overlay import Entry, add_legend
 from deeplab_jax.utils.atomic import atomic_write
 from deeplab_jax.utils.axes import Point, position, span, ticks
 
@@ -35,7 +40,9 @@ BLOCK, WINDOW = 10, 50  # steps whose losses are averaged: in the file, in the t
 # seeds of another implementation may lie from the reference's.
 WINDOW_LIMITS = (0.10, 0.22, 0.10, 0.10, 0.10, 0.10)
 SCORE_LIMIT = 0.06
-_COLUMNS, _TILE, _GAP = 3, (320, 240), 6  # of frames; (width, height) and space between, pixels
+_FRAMES, _COLUMNS = 6, 3
+_TILE, _GAP = (320, 240), 6  # (width, height) and space between, pixels
+_RIGHT_COLOR, _WRONG_COLOR, _IGNORED_COLOR = (225, 225, 225), (200, 30, 30), (255, 255, 255)
 _SIZE = (760, 360)  # (width, height) of a picture
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 34, 34  # margins of its plot
 Facts = dict[str, Any]
@@ -44,16 +51,22 @@ Facts = dict[str, Any]
 def main() -> None:
     """Takes in a run, if one is named, and writes all pages."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", nargs="?", choices=["learning", "camvid"])
-    parser.add_argument("paths", nargs="*", type=Path)
+    verbs = parser.add_subparsers(dest="what", metavar="learning | camvid")
+    learning = verbs.add_parser("learning", help="takes in runs of several seeds")
+    learning.add_argument("runs", type=Path, help="work directory of deeplab train --seeds")
+    learning.add_argument("curves", type=Path, help="curves.json of the PyTorch reference")
+    camvid = verbs.add_parser("camvid", help="takes in an evaluated run")
+    camvid.add_argument("run", type=Path, help="its work directory")
     args = parser.parse_args()
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     if args.what == "learning":
-        results["learning"] = read_learning(*args.paths)
+        results["learning"] = read_learning(args.runs, args.curves)
     elif args.what == "camvid":
-        results["camvid"] = read_camvid(*args.paths)
-        draw_frames(*args.paths).save(FRAMES, optimize=True)
+        results["camvid"] = read_camvid(args.run)
+        draw_frames(args.run).save(FRAMES, optimize=True)
     write(RESULTS, json.dumps(results, indent=1) + "\n")
+    if missing := sorted({"learning", "camvid"} - results.keys()):
+        parser.exit(1, f"{RESULTS.name} has no {missing[0]} yet: the pages are left as they are\n")
     for path, text in files(results).items():
         write(ROOT / path, text)
 
@@ -65,72 +78,88 @@ def write(path: Path, text: str) -> None:
 
 
 def read_learning(runs: Path, curves: Path) -> Facts:
-    """Returns losses and scores of each seed: ours and the reference's."""
+    """Returns losses and scores of each seed, ours and the reference's, and how ours were made.
+
+    Raises:
+      ValueError: a run has not ended, or did not log every step.
+    """
     reference = json.loads(curves.read_text())
     theirs = reference["seeds"] | {
         name.removeprefix("seed"): seed
         for name, seed in reference["supplement"].items()
         if re.fullmatch(r"seed\d+", name)
     }
-    return _origin(f"deeplab train --config camvid_r50_os16_short --seeds {_seeds(runs)}") | {
+    folders = sorted(runs.glob("seed_*"))
+    return _origin(folders[0]) | {
         "reference": [_theirs(int(name), seed) for name, seed in theirs.items()],
-        "ours": [_ours(folder) for folder in sorted(runs.glob("seed_*"))],
+        "ours": [_ours(folder) for folder in folders],
     }
 
 
 def read_camvid(run: Path) -> Facts:
-    """Returns scores, curve and length of an evaluated run."""
+    """Returns scores, curve and length of an evaluated run, and how it was made."""
     scores = json.loads((run / "evaluation.json").read_text())
-    lines = [*_lines(run)]
     names = ("mean_iou", "mean_iou_interval", "pixel_accuracy", "class_names", "iou", "accuracy",
-             "frequency", "protocol", "weights", "step")  # fmt: skip
-    starts = json.loads((run / "env.json").read_text())["starts"]
-    return _origin(starts[0]["command"]) | {
-        "hours": read_account(run).wall / 3600,
-        "curve": [[line["step"], line["mean_iou"]] for line in lines if line["event"] == "eval"],
+             "frequency", "step", "num_images")  # fmt: skip
+    # By step: a run that was continued logs some of them again.
+    curve = {line["step"]: line["mean_iou"] for line in _lines(run) if line["event"] == "eval"}
+    account = read_account(run)
+    return _origin(run) | {
+        "hours": (account.wall - account.seconds["stopped"]) / 3600,
+        "batch_size": json.loads((run / "config.json").read_text())["train"]["batch_size"],
+        "curve": sorted(curve.items()),
         **{name: scores[name] for name in names},
     }
 
 
 def draw_frames(run: Path) -> Image.Image:
-    """Returns predictions of validation frames, below each its wrong pixels, and a legend."""
-    import deeplab_jax
-    from deeplab_jax.data import open_dataset
-    from deeplab_jax.inference.overlay import Entry, add_legend
+    """Returns predictions of validation frames, below each its wrong pixels, and a legend.
 
-    model = deeplab_jax.load(run)
-    data = open_dataset(model.config.data, model.config.model.num_classes, "val")
-    chosen = [round(i * (len(data) - 1) / 5) for i in range(6)]
-    rows = -(-len(chosen) // _COLUMNS)
+    The step and the weights are those that the run's evaluation is of.
+    """
+    scores = json.loads((run / "evaluation.json").read_text())
+    model = deeplab_jax.load(run, scores["step"], weights=scores.get("weights"))
+    config = model.config
+    dataset = open_dataset(config.data, config.model.num_classes, config.data.val_split)
     width, height = (size + _GAP for size in _TILE)
+    rows = -(-_FRAMES // _COLUMNS)
     sheet = Image.new("RGB", (_COLUMNS * width - _GAP, rows * 2 * height - _GAP), "white")
     counts = np.zeros(len(model.palette))
-    for number, index in enumerate(chosen):
-        image, truth = data.read(index)
+    for number in range(_FRAMES):
+        image, truth = dataset.read(round(number * (len(dataset) - 1) / (_FRAMES - 1)))
         labels = model(image).labels
         counts += np.bincount(labels.ravel(), minlength=len(counts))
-        wrong = np.where((truth == labels)[..., None], 225, np.array([200, 30, 30])).astype(
-            np.uint8
-        )
-        wrong[truth == 255] = 255
         x, y = number % _COLUMNS * width, number // _COLUMNS * 2 * height
-        for row, pixels in enumerate((model.palette[labels], wrong)):
-            tile = Image.fromarray(pixels.astype(np.uint8)).resize(_TILE, Image.Resampling.NEAREST)
+        for row, pixels in enumerate((model.palette[labels], _errors(truth, labels))):
+            tile = Image.fromarray(pixels).resize(_TILE, Image.Resampling.NEAREST)
             sheet.paste(tile, (x, y + row * height))
     shares = counts / counts.sum()
     classes = zip(model.class_names, shares, model.palette.tolist(), strict=True)
     return add_legend(sheet, [Entry(name, share, tuple(color)) for name, share, color in classes])
 
 
-def _origin(command: str) -> Facts:
-    packages = {name: metadata.version(name) for name in ("deeplab_jax", "jax")}
-    model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    machine = f"two cores of {model[1] if model else 'a processor'}"
-    return {"command": command, "machine": machine, "date": str(date.today()), **packages}
+def _errors(truth: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Returns uint8 (H, W, 3): which pixels are right, wrong and ignored."""
+    colors = np.array([_WRONG_COLOR, _RIGHT_COLOR, _IGNORED_COLOR], np.uint8)
+    return colors[np.where(truth == IGNORE_INDEX, 2, truth == labels)]
 
 
-def _seeds(runs: Path) -> str:
-    return ",".join(sorted(folder.name.removeprefix("seed_") for folder in runs.glob("seed_*")))
+def _origin(run: Path) -> Facts:
+    """Returns command, machine, day and versions of a run's first start."""
+    start = json.loads((run / "env.json").read_text())["starts"][0]
+    processor = start["processor"]
+    return {
+        "command": shlex.join(map(_portable, start["command"])),
+        "machine": f"{processor['model']}, {processor['cores']} cores",
+        "date": str(datetime.fromtimestamp(start["began"], UTC).date()),
+        "code": start["code"],
+        "jax": start["packages"]["jax"],
+    }
+
+
+def _portable(word: str) -> str:
+    """Returns a word of a command without folders of the machine; a recipe's file by its name."""
+    return re.sub(r"[^=]*/", "", word).removesuffix(".py")
 
 
 def _lines(run: Path) -> Iterator[Facts]:
@@ -138,21 +167,22 @@ def _lines(run: Path) -> Iterator[Facts]:
 
 
 def _ours(run: Path) -> Facts:
-    losses: dict[int, float] = {}
+    losses: dict[int, float] = {}  # by step: a run that was continued logs some of them again
     score: Facts = {}
     for line in _lines(run):
         if line["event"] == "train":
             losses[line["step"]] = line["loss"]
         if line["event"] == "eval":
             score = line
+    if not score or sorted(losses) != [*range(1, len(losses) + 1)] or score["step"] != len(losses):
+        raise ValueError(f"{run}: not a loss of every step, and scores of the last one")
     names = json.loads((run / "config.json").read_text())["data"]["class_names"]
-    iou = dict(zip(names, score["iou"], strict=True))
     return {
         "seed": int(run.name.removeprefix("seed_")),
         "loss": _blocks([losses[step] for step in sorted(losses)]),
         "mean_iou": score["mean_iou"],
         "pixel_accuracy": score["pixel_accuracy"],
-        "iou": iou,
+        "iou": dict(zip(names, score["iou"], strict=True)),
     }
 
 
@@ -185,19 +215,24 @@ def windows(runs: Iterable[Facts]) -> list[list[float]]:
 
 def files(results: Facts) -> dict[str, str]:
     """Returns {path from the repository's root: text} of all that follows from the results."""
+    made = texts(results)
+    pages = {path: rewrite((ROOT / path).read_text(), parts) for path, parts in made.items()}
+    return pages | {
+        "docs/results/learning.svg": _learning_picture(results["learning"]),
+        "docs/results/camvid.svg": _camvid_picture(results["camvid"]),
+    }
+
+
+def texts(results: Facts) -> dict[str, dict[str, str]]:
+    """Returns {path of a page: {name of a part: its text}}."""
     learning, camvid = results["learning"], results["camvid"]
-    parts = {
+    return {
         "docs/results/learning.md": {
-            "losses": _losses(learning), "scores": _scores(learning), "verdict": _verdict(learning)
+            "losses": _losses(learning), "scores": _scores(learning), "verdict": verdict(learning)
         },
         "docs/results/camvid.md": {"classes": _classes(camvid), "reached": _reached(camvid)},
         "README.md": {"learning": _sentence(learning), "camvid": _camvid_sentence(camvid)},
     }  # fmt: skip
-    pages = {path: rewrite((ROOT / path).read_text(), texts) for path, texts in parts.items()}
-    return pages | {
-        "docs/results/learning.svg": _learning_picture(learning),
-        "docs/results/camvid.svg": _camvid_picture(camvid),
-    }
 
 
 def rewrite(page: str, parts: dict[str, str]) -> str:
@@ -257,7 +292,8 @@ def _scores(learning: Facts) -> str:
     return _table(rows)
 
 
-def _verdict(learning: Facts) -> str:
+def verdict(learning: Facts) -> str:
+    """Returns how many windows of the loss, and whether the mean IoU, lie inside the limits."""
     differences = [abs(difference) for difference in _differences(learning)]
     inside = sum(d <= limit for d, limit in zip(differences, WINDOW_LIMITS, strict=True))
     theirs, ours = (statistics.mean(r["mean_iou"] for r in runs) for _, runs in _sides(learning))
@@ -288,19 +324,20 @@ def _sentence(learning: Facts) -> str:
 def _camvid_sentence(camvid: Facts) -> str:
     reached = f"{camvid['hours']:.1f} hours: mean IoU {100 * camvid['mean_iou']:.1f} %"
     return (
-        f"ResNet-18 on CamVid from scratch, {reached} on 101 validation\n"
+        f"ResNet-18 on CamVid from scratch, {reached} on {camvid['num_images']} validation\n"
         "frames ([by class](docs/results/camvid.md)).\n"
     )
 
 
 def _reached(camvid: Facts) -> str:
-    low, high = camvid["mean_iou_interval"]
+    interval = camvid["mean_iou_interval"]
+    low, high, level = (100 * interval[name] for name in ("low", "high", "level"))
     (before, score), (last, final) = camvid["curve"][-2:]
     return f"""\
-Mean IoU **{100 * camvid["mean_iou"]:.2f} %**, 95 % interval {100 * low:.1f} to {100 * high:.1f}
+Mean IoU **{100 * camvid["mean_iou"]:.2f} %**, {level:.0f} % interval {low:.1f} to {high:.1f}
 (bootstrap over images), pixel accuracy {100 * camvid["pixel_accuracy"]:.1f} %, after
-{camvid["step"]:,} steps of 4 images: {camvid["hours"]:.2f} hours, evaluations included. In the last
-{last - before} steps it rose by {100 * (final - score):.1f} points.
+{camvid["step"]:,} steps of {camvid["batch_size"]} images: {camvid["hours"]:.2f} hours, evaluations
+included. In the last {last - before} steps it changed by {100 * (final - score):+.1f} points.
 
 ```
 {camvid["command"]}
@@ -345,34 +382,38 @@ def draw(title: str, curves: Sequence[tuple[str, str, list[Point], list[Point]]]
     """
     points = [point for _, _, *lines in curves for line in lines for point in line]
     xs, ys = (0.0, max(x for x, _ in points)), span([y for _, y in points])
-    frame = (_LEFT, _SIZE[0] - _RIGHT), (_SIZE[1] - _BOTTOM, _TOP)
+    left, right, top, bottom = _LEFT, _SIZE[0] - _RIGHT, _TOP, _SIZE[1] - _BOTTOM
 
-    def place(point: Point) -> str:
-        shares = position(point[0], *xs), position(point[1], *ys)
-        x, y = (a + share * (b - a) for share, (a, b) in zip(shares, frame, strict=True))
-        return f"{x:.1f},{y:.1f}"
+    def place(x: float, y: float) -> Point:
+        share_x, share_y = position(x, *xs), position(y, *ys)
+        return left + share_x * (right - left), bottom - share_y * (bottom - top)
 
-    def text(at: str, words: str, anchor: str = "start") -> str:
-        x, y = at.split(",")
-        return f'<text x="{x}" y="{y}" text-anchor="{anchor}">{words}</text>'
+    def places(points: Sequence[Point]) -> str:
+        return " ".join("{:.1f},{:.1f}".format(*place(*point)) for point in points)
 
-    drawn = [text(f"{_LEFT},18", title)]
+    drawn = [_text(left, 18, title)]
     for value in ticks(*ys):
-        y = place((0, value)).split(",")[1]
-        drawn.append(f'<path class="grid" d="M{frame[0][0]},{y}H{frame[0][1]}"/>')
-        drawn.append(text(f"{_LEFT - 8},{float(y) + 4:.1f}", f"{value:.3g}", "end"))
+        _, y = place(0, value)
+        drawn.append(f'<path class="grid" d="M{left},{y:.1f}H{right}"/>')
+        drawn.append(_text(left - 8, y + 4, f"{value:.3g}", "end"))
     for value in ticks(*xs):
-        x = place((value, ys[0])).split(",")[0]
-        drawn.append(text(f"{x},{_SIZE[1] - 14}", f"{value:.6g}", "middle"))
-    drawn.append(text(f"{frame[0][1]},{_SIZE[1] - 2}", "step", "end"))
+        x, _ = place(value, ys[0])
+        drawn.append(_text(x, _SIZE[1] - 14, f"{value:.6g}", "middle"))
+    drawn.append(_text(right, _SIZE[1] - 2, "step", "end"))
     for number, (style, label, line, band) in enumerate(curves):
         if band:
-            drawn.append(f'<polygon class="{style} band" points="{" ".join(map(place, band))}"/>')
-        drawn.append(f'<polyline class="{style}" points="{" ".join(map(place, line))}"/>')
-        y = _TOP + 16 + 18 * number
-        drawn.append(f'<path class="{style}" d="M{frame[0][1] - 300},{y}h24"/>')
-        drawn.append(text(f"{frame[0][1] - 268},{y + 4}", label))
-    return _SVG.format(width=_SIZE[0], height=_SIZE[1], title=title, drawn="\n".join(drawn))
+            drawn.append(f'<polygon class="{style} band" points="{places(band)}"/>')
+        drawn.append(f'<polyline class="{style}" points="{places(line)}"/>')
+        y = top + 16 + 18 * number
+        drawn.append(f'<path class="{style}" d="M{right - 320},{y}h24"/>')
+        drawn.append(_text(right - 288, y + 4, label))
+    return _SVG.format(
+        width=_SIZE[0], height=_SIZE[1], title=html.escape(title), drawn="\n".join(drawn)
+    )
+
+
+def _text(x: float, y: float, words: str, anchor: str = "start") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html.escape(words)}</text>'
 
 
 _SVG = """\

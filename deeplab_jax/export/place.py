@@ -9,11 +9,12 @@ from deeplab_jax.utils.places import is_address
 
 
 def check(output: str, force: bool) -> None:
-    """Refuses a folder that holds something; with `force` an exported folder alone is replaced.
+    """Refuses an output that is neither a new or empty folder nor, with `force`, an export.
 
     Raises:
-      ConfigError: as above, or it is no path, or a file.
-      ResourceError: it cannot be made, for want of a folder or a permission.
+      ConfigError: `output` is an address, a file, or a folder that holds files. With `force` a
+        folder that an export wrote, and that holds nothing else, is accepted.
+      ResourceError: the folder above it is a file, or cannot be written into.
     """
     target = Path(output)
     if not target.name or is_address(output):
@@ -37,7 +38,7 @@ def check(output: str, force: bool) -> None:
 
 
 def _check_parent(target: Path) -> None:
-    """Refuses a folder beside which nothing can be written: it is made there, and renamed."""
+    """Refuses a folder beside which nothing can be written: the export is made there first."""
     parent = target.absolute().parent
     while not os.path.lexists(parent):
         parent = parent.parent

@@ -225,7 +225,7 @@ def _prove(target: Path) -> None:
             continue
         try:
             run = open_it(exported)
-        except ConfigError as error:  # for devices that are not here
+        except runtime.OtherDeviceError as error:
             print(f"{standalone.MODELS[kind]}: not run here: {error.what}", flush=True)
             continue
         found = measure(exported, run)

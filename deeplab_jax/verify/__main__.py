@@ -32,7 +32,7 @@ def main(argv: list[str]) -> None:
 
     Raises:
       CheckpointError: something is not as it was exported, or departs by more than is allowed.
-      ResourceError: a model cannot run here; all others are good.
+      ResourceError: a model cannot run here; the others are good.
       DeepLabError: see `deeplab_jax.errors`; `cli.run` prints it.
     """
     parser = cli.Parser("verify", _EXAMPLES)
@@ -71,8 +71,8 @@ def main(argv: list[str]) -> None:
             args.dir, f"departs by more than is allowed: {'; '.join(faults)}", fix
         )
     if not_run:
-        reasons = "; ".join(f"{name} {why}" for name, (why, _) in not_run.items())
-        _, fix = next(iter(not_run.values()))
+        reasons = "; ".join(f"{name} {model.why}" for name, model in not_run.items())
+        fix = next(iter(not_run.values())).fix
         raise ResourceError(args.dir, f"was not verified whole: {reasons}", fix)
     print("verified", flush=True)
 

@@ -43,18 +43,26 @@ class _Ours(NamedTuple):
     source: str
 
 
+class NotRun(NamedTuple):
+    """Why a model cannot run here, in words that follow its name, and what helps."""
+
+    why: str
+    fix: str
+
+
 class Verified(NamedTuple):
     """What was found.
 
     Attributes:
-      results: numbers by name, in JSON's types.
+      results: numbers by name, in JSON's types; null where outputs are not finite, or of another
+        shape than the expected ones.
       faults: phrases about what is beyond the tolerances.
-      not_run: why each model that cannot run here was not verified, by its file; and the fix.
+      not_run: the models that were not verified, by the names of their files.
     """
 
     results: dict[str, Any]
     faults: list[str]
-    not_run: dict[str, tuple[str, str]]
+    not_run: dict[str, NotRun]
 
 
 def verify(
@@ -79,7 +87,7 @@ def verify(
     print(f"files: all as in {standalone.SUMS}, whose own SHA-256 is {digest}", flush=True)
     results: dict[str, Any] = {"files": digest, "tolerances": exported.tolerances, "models": {}}
     faults: list[str] = []
-    not_run: dict[str, tuple[str, str]] = {}
+    not_run: dict[str, NotRun] = {}
     ours = _ours(exported, to_variables, checkpoint) if data else None
     for kind in exported.files:
         name = standalone.MODELS[kind]
@@ -92,13 +100,14 @@ def verify(
             run = _open(exported, kind)
             found = measure(exported, run)
         except (ResourceError, runtime.OtherDeviceError) as error:
-            not_run[name] = why, _ = _why(error, name)
-            print(f"{name}: not verified: {why}", flush=True)
-            results["models"][name] = {"not_run": why}
+            not_run[name] = _not_run(error, name)
+            print(f"{name}: not verified: {not_run[name].why}", flush=True)
+            results["models"][name] = {"not_run": not_run[name].why}
             continue
         faults += _tell(name, "sample", found, exported.tolerances)
         results["models"][name] = {"sample": found}
-        if ours is not None and data is not None:
+        has_shapes = np.inf not in found.values()  # else there are no pixels to compare
+        if ours is not None and data is not None and has_shapes:
             only = exported.files[kind].get("size")
             found, scores = _compare(exported, run, ours, data, only and (only[0], only[1]))
             faults += _tell(name, scores["data"], found, exported.tolerances)
@@ -110,16 +119,22 @@ def verify(
             )
             results["models"][name]["data"] = found | scores
     results["is_within"] = not faults and not not_run
-    return Verified(results, faults, not_run)
+    return Verified(_finite(results), faults, not_run)
 
 
-def _why(error: DeepLabError, name: str) -> tuple[str, str]:
-    """Returns why a model cannot run here, in words that follow its name, and the fix."""
+def _finite(value: Any) -> Any:
+    """Returns a value of JSON's types with None for what JSON has no number for."""
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def _not_run(error: DeepLabError, name: str) -> NotRun:
     if isinstance(error, runtime.OtherDeviceError):
-        return error.what, f"run deeplab verify where JAX has that device, or {error.fix}"
+        return NotRun(error.what, f"run deeplab verify where JAX has that device, or {error.fix}")
     if error.where.endswith(name):
-        return error.what, error.fix
-    return f"cannot run ({error.where}: {error.what})", error.fix
+        return NotRun(error.what, error.fix)
+    return NotRun(f"cannot run ({error.where}: {error.what})", error.fix)
 
 
 def _open(exported: Exported, kind: str) -> runtime.Runtime:
@@ -162,7 +177,7 @@ def _ours(exported: Exported, to_variables: ToVariables, checkpoint: str | None)
         proto = runtime.load_onnx(exported)  # first: without onnx there is no reader either
         from deeplab_jax.export.onnx_graph import read_params
 
-        with _weights_of(exported, "onnx"):
+        with _reading_weights(exported, "onnx"):
             params = read_params(proto)
         model = _network(exported)
         engine = _engine(exported).load_folded({"params": _with_unused(params, model)})
@@ -195,14 +210,14 @@ def _with_unused(params: dict[str, Any], model: DeepLabV3Plus) -> dict[str, Any]
 def _read_variables(exported: Exported, to_variables: ToVariables) -> Variables:
     from safetensors.numpy import load_file
 
-    with _weights_of(exported, "safetensors"):
+    with _reading_weights(exported, "safetensors"):
         tensors = load_file(exported.model("safetensors"))
         dialect = exported.files["safetensors"]["dialect"]
         return to_variables(tensors, exported.config.model.depth, dialect)
 
 
 @contextmanager
-def _weights_of(exported: Exported, kind: str) -> Iterator[None]:
+def _reading_weights(exported: Exported, kind: str) -> Iterator[None]:
     """Turns errors about a file's weights, of its reader's kinds, into CheckpointError."""
     try:
         yield
@@ -255,7 +270,8 @@ def _compare(
                 found["logits"] = standalone.differences(logits, own_logits)["logits"]
             for name, value in found.items():
                 if name != "pixels":
-                    largest[name] = max(largest.get(name, 0.0), value)
+                    # Of NumPy: the built-in `max` would drop a value that is NaN.
+                    largest[name] = float(np.maximum(largest.get(name, 0.0), value))
             pixels, apart = pixels + label.size, apart + int((labels != wanted).sum())
             confusion += [_confusion(label, x, count) for x in (labels, wanted)]
     place = f"{len(dataset) - left_out} images of {dataset.name}/{dataset.split}"

@@ -84,6 +84,10 @@ def test_table_recipe_does_not_choose_random_weights_by_itself(load, name):
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_every_tap_of_the_largest_rate_is_trained(load, name):
+def test_every_tap_of_the_largest_rate_is_trained_or_never_used(load, name):
     c = load(name).get_config()
-    assert min(c.data.crop_size) > max(c.model.atrous_rates) * c.model.output_stride
+    reach = max(c.model.atrous_rates) * c.model.output_stride  # pixels from a tap to the centre
+    if name == "camvid_r50_os16_short":  # its crop is too small, and so are the evaluated images
+        assert max(*c.data.crop_size, *c.eval.resize_base) <= reach
+    else:
+        assert min(c.data.crop_size) > reach

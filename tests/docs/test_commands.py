@@ -22,7 +22,7 @@ RUN_HERE = ("README.md", "your-data.md", "training.md", "evaluation.md", "checkp
 # Folders and pages whose commands repeat those of pages that run: their flags, fields and values
 # are read, and no more.
 READ_HERE = ("how-to/", "coming-from/", "models/", "links.md", "files.md", "start/",
-             "explanation/", "index.md")  # fmt: skip
+             "explanation/", "results/", "index.md")  # fmt: skip
 # What stands for a recipe or checkpoint that such a page presupposes.
 PRESUPPOSED = {"mine.py": "camvid_r50_os16", "runs/cityscapes": "cityscapes_r50_os16",
                "runs/ade20k": "ade20k_r50_os16", "runs/mine": "camvid_r50_os16"}  # fmt: skip

@@ -179,6 +179,42 @@ def test_weights_changed_with_their_sums_do_not_give_the_sample(call, exports, c
     assert "model.onnx: DIFFERS" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("case", ["nan", "shape"])
+def test_outputs_that_are_no_numbers_or_of_another_shape_are_faults(
+    call, saved_run, exports, copy_of, case, tmp_path
+):
+    onnx = pytest.importorskip("onnx")
+    folder, found = copy_of(exports.logits), tmp_path / "found.json"
+    model = onnx.load(folder / "model.onnx")
+    if case == "nan":
+        bias = next(x for x in model.graph.initializer if x.name == "classifier/bias")
+        changed = onnx.numpy_helper.to_array(bias) * np.array([1, 1, 1, np.nan], np.float32)
+        bias.CopyFrom(onnx.numpy_helper.from_array(changed, bias.name))
+    else:
+        node = next(node for node in model.graph.node if "logits" in node.output)
+        node.output[:] = ["turned" if name == "logits" else name for name in node.output]
+        turn = onnx.helper.make_node("Transpose", ["turned"], ["logits"], perm=[0, 2, 1, 3])
+        model.graph.node.append(turn)
+    onnx.save(model, folder / "model.onnx")
+    sign(folder)
+    flags = ["--data", saved_run.root, "--checkpoint", saved_run.path, "--json", found]
+    got = call("verify", folder, *flags)
+    assert (got.code, got.err.count("\n")) == (4, 1), got.err
+    assert "model.onnx, sample, logits" in got.err
+
+    def refuse(name):
+        raise ValueError(f"{name} is not JSON")
+
+    results = json.loads(found.read_text(), parse_constant=refuse)["models"]["model.onnx"]
+    assert results["sample"]["logits"] is None
+    if case == "nan":
+        assert "images of folder/val, confidence, logits, pixels" in got.err
+        assert results["data"]["logits"] is None
+    else:
+        assert "data" not in results
+    assert standalone.main(folder) == 4
+
+
 @pytest.mark.parametrize("name", ["model.onnx", "model.stablehlo"])
 def test_a_file_that_the_runtime_does_not_read_is_told(call, exports, copy_of, capsys, name):
     folder = copy_of(exports.labels)

@@ -64,7 +64,7 @@ def open_runtime(exported: Exported, with_logits: bool = False) -> Runtime:
 
     Raises:
       ResourceError: onnxruntime is not installed, and there is no other model.
-      OtherDeviceError: StableHLO is there alone, and for other devices.
+      OtherDeviceError: it is of StableHLO, and the file is for other devices.
       CheckpointError: the folder holds no model that can run, or one that no export wrote.
     """
     files = exported.files
@@ -181,7 +181,7 @@ def _reading(
         yield
     except DeepLabError:
         raise
-    except standalone.Foreign as error:
+    except standalone.ForeignModelError as error:
         fix = "export the checkpoint again, or take a whole copy of the folder"
         raise CheckpointError(where, f"is not as exported: it {error}", fix) from error
     except Exception as error:

@@ -36,8 +36,8 @@ _GIVEN = {
 _QUIET = 4  # onnxruntime tells an error once, by its exception
 
 
-class Foreign(Exception):
-    """A model that takes or gives something else than one that was exported does."""
+class ForeignModelError(Exception):
+    """A model whose input or outputs are not those of an export."""
 
 
 def digest(path: Path) -> str:
@@ -101,14 +101,18 @@ def read_png(path: Path) -> np.ndarray:
 def open_onnx(
     model: str | bytes, names: list[str]
 ) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """Returns what runs a model, by its path or bytes, on the CPU; needs onnxruntime.
+    """Returns a function that runs a model on the CPU; needs onnxruntime.
 
     Args:
-      model: the path, or the bytes.
+      model: its path, or its bytes.
       names: of the outputs to compute.
 
+    Returns:
+      run(images), uint8 (B, H, W, 3) -> {name: output}: "logits" float32 (B, h, w, C), "labels"
+      uint8 (B, H, W), "confidence" float32 (B, H, W).
+
     Raises:
-      Foreign: its input or outputs are not those of an export.
+      ForeignModelError: its input or outputs are not those of an export.
       Exception: of onnxruntime's own kinds, which have no common base.
     """
     import onnxruntime
@@ -120,11 +124,11 @@ def open_onnx(
         {value.name: (value.type, len(value.shape)) for value in values}
         for values in (session.get_inputs(), session.get_outputs())
     )
-    if takes != (kinds := {_INPUT: _TAKEN}):
-        raise Foreign(f"takes {_in_words(takes)}, not {_in_words(kinds)}")
-    kinds = {name: _GIVEN[name] for name in names if name in _GIVEN}
-    if kinds.items() - gives.items():
-        raise Foreign(f"gives {_in_words(gives)}, not {_in_words(kinds)}")
+    if takes != {_INPUT: _TAKEN}:
+        raise ForeignModelError(f"takes {_in_words(takes)}, not {_in_words({_INPUT: _TAKEN})}")
+    wanted = {name: _GIVEN[name] for name in names if name in _GIVEN}
+    if wanted.items() - gives.items():
+        raise ForeignModelError(f"gives {_in_words(gives)}, not {_in_words(wanted)}")
 
     def run(images: np.ndarray) -> dict[str, np.ndarray]:
         return dict(zip(names, session.run(names, {_INPUT: images}, once), strict=True))
@@ -259,7 +263,7 @@ def main(folder: Path) -> int:
         run = run_onnx if kind == "onnx" else run_stablehlo
         try:
             outputs = run(path, read_png(folder / INPUT)[None], names)
-        except Foreign as error:
+        except ForeignModelError as error:
             print(f"{path.name}: NOT as exported: {error}")
             codes.add(4)
             continue

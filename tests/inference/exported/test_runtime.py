@@ -108,7 +108,7 @@ def test_a_model_of_no_export_is_a_checkpoint_error(folder_with, case, capfd):
         runtime.open_onnx(folder)
     assert text in error.value.what
     assert is_one_line(error.value)
-    with pytest.raises(standalone.Foreign) as own:
+    with pytest.raises(standalone.ForeignModelError) as own:
         standalone.run_onnx(folder.model("onnx"), IMAGES, ["logits"])
     assert str(own.value) == text
     assert capfd.readouterr() == ("", "")
