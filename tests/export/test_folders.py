@@ -216,21 +216,34 @@ def test_outputs_that_are_no_numbers_or_of_another_shape_are_faults(
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "model.stablehlo"])
-def test_a_file_that_the_runtime_does_not_read_is_told(call, exports, copy_of, capsys, name):
+def test_a_file_that_the_runtime_cannot_parse_is_not_as_exported(
+    call, exports, copy_of, capsys, name
+):
     folder = copy_of(exports.labels)
     for other in {"model.onnx", "model.stablehlo"} - {name}:  # here alone it is run
         (folder / other).unlink()
     description = json.loads((folder / "export.json").read_text())
     description["files"] = {k: v for k, v in description["files"].items() if k in name}
     (folder / "export.json").write_text(json.dumps(description))
-    (folder / name).write_bytes(b"of another version")
+    (folder / name).write_bytes(b"of no version")
     sign(folder)
     got = call("verify", folder)
-    assert (got.code, got.err.count("\n")) == (5, 1), got.err
-    assert re.search(rf"was not verified whole: {name} is not read by (onnx|jax) \d", got.err)
-    assert f"{name}: not verified: is not read by" in got.out
-    assert standalone.main(folder) == 5
-    assert f"{name}: not run (" in capsys.readouterr().out
+    assert (got.code, got.err.count("\n")) == (4, 1), got.err
+    assert f"{name}: is not as exported: it cannot be parsed (" in got.err
+    assert standalone.main(folder) == 4
+    assert f"{name}: NOT as exported: cannot be parsed (" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["export.json", "sample/logits.npy", "sample/input.png"])
+@pytest.mark.parametrize("content", [b"", b"{", b'{"files": []}'])
+def test_a_part_changed_with_its_sums_is_one_line(call, exports, copy_of, capsys, name, content):
+    folder = copy_of(exports.logits)
+    (folder / name).write_bytes(content)
+    sign(folder)
+    got = call("verify", folder)
+    assert (got.code, got.err.count("\n")) == (4, 1), got.err
+    assert standalone.main(folder) == 4
+    assert re.search(r"NOT as exported: .* cannot be read \(", capsys.readouterr().out)
 
 
 def test_a_model_for_another_device_is_not_verified_and_the_others_are(
@@ -285,8 +298,8 @@ def test_weights_that_cannot_be_read_are_one_line(call, saved_run, exports, copy
     (folder / f"model.{name}").write_bytes(b"of another version")
     sign(folder)
     got = call("verify", folder, "--data", saved_run.root)
-    assert (got.code, got.err.count("\n")) == (5 if name == "onnx" else 4, 1), got.err
-    words = "is not read by onnx " if name == "onnx" else "does not hold the weights of its"
+    assert (got.code, got.err.count("\n")) == (4, 1), got.err
+    words = "is not as exported: it " if name == "onnx" else "does not hold the weights of its"
     assert f"model.{name}: {words}" in got.err
 
 
@@ -299,7 +312,8 @@ def test_every_model_gives_what_the_network_gives(call, saved_run, exports, tmp_
     for name, number in (("model.onnx", 3), ("model.stablehlo", 2)):
         data = results["models"][name]["data"]
         assert data["data"] == f"{number} images of folder/val"
-        assert data["pixels_apart"] == 0
+        assert (data["pixels_apart"], data["pixels"]) == (0, 0)  # a count, a share
+        assert data["num_pixels"] > 10_000
         assert data["mean_iou"] == data["mean_iou_ours"]
     assert results["models"]["model.onnx"]["data"]["logits"] < 1e-5
     assert results["models"]["model.safetensors"]["sample"]["logits"] < 1e-6
@@ -329,6 +343,38 @@ def test_missing_runtime_is_told_in_one_line(call, exports, monkeypatch):
     reason = "model.onnx cannot run (onnxruntime: is not installed)"
     error = f"error: {exports.logits}: was not verified whole: {reason}"
     assert (got.code, got.err) == (5, f"{error} - pip install 'deeplab_jax[onnx]'\n")
+
+
+def test_a_program_cut_inside_is_not_as_exported(exports):
+    description = json.loads((exports.labels / "export.json").read_text())
+    version, error = description["files"]["stablehlo"]["jax"], ValueError("Failed to deserialize")
+    assert standalone.is_damaged_program(error, version)
+    assert not standalone.is_damaged_program(error, "0.1")  # may be a matter of versions
+    assert not standalone.is_damaged_program(ValueError("no memory"), version)
+
+
+@pytest.mark.parametrize("place", ["model_card.md", "more.json", "sample/../more.json"])
+def test_numbers_do_not_go_into_the_folder(call, exports, copy_of, place):
+    folder = copy_of(exports.logits)
+    got = call("verify", folder, "--json", folder / place)
+    assert (got.code, got.out, "name a file outside" in got.err) == (2, "", True), got.err
+    assert standalone.changed_files(folder) == []
+
+
+def test_what_is_refused_before_anything_runs(call, exports, tmp_path):
+    for flags, text in (
+        (["--json", tmp_path / "no/x.json"], f"--json {tmp_path}/no/x.json: there is no folder"),
+        (["--json", ""], "--json: is empty"),
+        (["--data", ""], "--data: is empty"),
+        (["--checkpoint", ""], "--checkpoint: is empty"),
+    ):
+        got = call("verify", exports.logits, *flags)
+        assert (got.code, got.out, got.err.count("\n")) == (2, "", 1)
+        assert got.err.startswith(f"error: {text}")
+    assert call("verify", "").err.startswith("error: DIR: is empty")
+    got = call("verify", exports.logits, "--data", tmp_path / "nowhere")
+    line = f"error: {tmp_path}/nowhere: there is no such folder of data - name the folder of the"
+    assert (got.code, got.out, got.err) == (3, "", f"{line} recipe's data: --data ROOT\n")
 
 
 def test_other_folders_and_flags_are_refused(call, saved_run, exports, tmp_path):

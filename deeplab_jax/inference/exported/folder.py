@@ -13,7 +13,7 @@ from deeplab_jax.errors import CheckpointError, clip, describe_cause, shorten
 from deeplab_jax.inference.exported import standalone
 
 FORMAT = 1  # of the description; raised when older readers would misunderstand it
-_FIX = "export the checkpoint again, or take a whole copy of the folder"
+AGAIN = "export the checkpoint again, or take a whole copy of the folder"
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,5 +76,5 @@ def read_folder(path: str | os.PathLike) -> Exported:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         what = f"cannot be read as an exported folder ({clip(describe_cause(error))})"
-        raise CheckpointError(str(path), what, _FIX) from error
-    raise CheckpointError(str(path), f"is not as exported: {shorten(faults)}", _FIX)
+        raise CheckpointError(str(path), what, AGAIN) from error
+    raise CheckpointError(str(path), f"is not as exported: {shorten(faults)}", AGAIN)
