@@ -1,12 +1,15 @@
 import importlib.util
 import json
 import re
+import shlex
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+import deeplab_jax
+from deeplab_jax.errors import CheckpointError
 from deeplab_jax.inference.exported import standalone
 from deeplab_jax.utils import steps
 
@@ -48,6 +51,43 @@ def test_card_names_what_is_not_known(exports):
     assert "| `eval.resize_base` | (empty) | 80,64 |" in card
     assert "fitted into 80 x 64 pixels" in card
     assert not re.search(r"TODO|TBD|FIXME|\bNone\b|\{|\}|\.\.\.|<|lorem", card)
+
+
+def test_weights_alone_say_what_their_network_takes(call, saved_run, tmp_path):
+    folder = tmp_path / "st"
+    assert export(call, saved_run, folder).code == 0
+    content = json.loads((folder / "export.json").read_text())
+    details = content["files"]["safetensors"]
+    assert (content["output_kind"], content["outputs"]) == ("weights", [])
+    assert content["input"] == details["input"]
+    assert "(value - mean) / std" in details["input"]
+    assert details["mean"] == [123.675, 116.28, 103.53]
+    assert details["std"] == [58.395, 57.12, 57.375]
+    assert (details["output_stride"], details["atrous_rates"]) == (16, [1, 2, 3])
+    card = (folder / "model_card.md").read_text()
+    assert "There is no network in this folder, only its weights" in card
+    assert "output stride 16, atrous rates 1, 2, 3, multi-grid" in card
+    assert "with mean 123.675, 116.28, 103.53 and std 58.395, 57.12, 57.375 of R, G, B" in card
+    assert "uint8" not in card
+    assert not re.search(r"TODO|\bNone\b|\{|\}|\.\.\.|<", card)
+
+
+def test_the_command_for_weights_alone_gives_the_same_labels(
+    call, saved_run, tmp_path, monkeypatch
+):
+    folder = tmp_path / "st"
+    assert export(call, saved_run, folder).code == 0
+    with pytest.raises(CheckpointError) as error:
+        deeplab_jax.load(folder)
+    command = error.value.fix.partition("make a checkpoint of it: ")[2]
+    assert "--output-stride 16 --atrous-rates 1,2,3" in command
+    monkeypatch.chdir(tmp_path)
+    assert call(*shlex.split(command)[1:]).code == 0
+    got, wanted = deeplab_jax.load("weights/st"), deeplab_jax.load(saved_run.path)
+    assert got.class_names == wanted.class_names
+    np.testing.assert_array_equal(got.palette, wanted.palette)
+    for image in saved_run.images:
+        np.testing.assert_array_equal(got(image).labels, wanted(image).labels)
 
 
 @pytest.mark.parity("evaluates, and exports twice more")

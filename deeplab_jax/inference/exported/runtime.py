@@ -22,7 +22,7 @@ from deeplab_jax.errors import (
     describe_cause,
 )
 from deeplab_jax.inference.exported import standalone
-from deeplab_jax.inference.exported.folder import AGAIN, Exported
+from deeplab_jax.inference.exported.folder import AGAIN, Exported, convert_command
 from deeplab_jax.utils import compile_cache
 
 OUTPUTS = {"logits": ("logits",), "labels": ("labels", "confidence")}  # by kind
@@ -72,8 +72,9 @@ def open_runtime(exported: Exported, with_logits: bool = False) -> Runtime:
         return open_onnx(exported, with_logits)
     if "stablehlo" in files:
         return open_stablehlo(exported)
-    file = exported.model("safetensors")
-    fix = f"deeplab convert from-pytorch --checkpoint {file} --output DIR"
+    file, output = str(exported.model("safetensors")), f"weights/{exported.path.resolve().name}"
+    classes = exported.class_names, exported.palette
+    fix = f"make a checkpoint of it: {convert_command(file, exported.config, *classes, output)}"
     raise CheckpointError(str(exported.path), "holds weights alone, and no model that runs", fix)
 
 
