@@ -20,11 +20,12 @@ import numpy as np
 
 from deeplab_jax import __version__, checkpoint
 from deeplab_jax.config import IGNORE_INDEX, Config, to_dict
-from deeplab_jax.data.images import write_png_indices
-from deeplab_jax.errors import ConfigError, NumericError
+from deeplab_jax.data import images
+from deeplab_jax.errors import ConfigError, NumericError, ResourceError
 from deeplab_jax.evaluation.run import EVALUATION_FILE
 from deeplab_jax.evaluation.summary import Evaluation
 from deeplab_jax.export import card, place, sample, stablehlo
+from deeplab_jax.inference import memory
 from deeplab_jax.inference.buckets import Size
 from deeplab_jax.inference.engine import Item
 from deeplab_jax.inference.exported import folder, runtime, standalone
@@ -166,7 +167,12 @@ def _fill(
 
 def _write_sample(target: Path, segmenter: Segmenter, image: np.ndarray) -> None:
     """Writes the sample's image and the checkpoint's own results for it."""
-    prediction, item = segmenter(image), Item(None, *segmenter.fitted(image))
+    try:
+        prediction = segmenter(image)
+    except (images.TooLargeError, memory.TooLargeError) as error:  # windows are not exported
+        fix = "give a smaller --size, or export as onnx, which takes any, or where more is free"
+        raise ResourceError(error.where, error.what, fix) from error
+    item = Item(None, *segmenter.fitted(image))
     standalone.write_png(target / standalone.INPUT, image)
     for name, array in (
         ("labels", prediction.labels),
@@ -174,7 +180,7 @@ def _write_sample(target: Path, segmenter: Segmenter, image: np.ndarray) -> None
         ("logits", segmenter.engine.logits(item)),
     ):
         np.save(target / "sample" / f"{name}.npy", array)
-    write_png_indices(target / "sample" / "labels.png", prediction.labels, segmenter.palette)
+    images.write_png_indices(target / "sample" / "labels.png", prediction.labels, segmenter.palette)
 
 
 def _write_models(

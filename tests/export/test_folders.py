@@ -10,7 +10,9 @@ import pytest
 
 import deeplab_jax
 from deeplab_jax.errors import CheckpointError
+from deeplab_jax.inference import engine
 from deeplab_jax.inference.exported import standalone
+from deeplab_jax.inference.memory import TooLargeError
 from deeplab_jax.utils import steps
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
@@ -119,6 +121,13 @@ def test_card_shows_the_evaluation_of_the_step(call, saved_run, tmp_path):
         (["--format", "onnx", "--size", "65x97"], "add stablehlo to --format"),
         (["--format", "onnx", "--dialect", "mmsegmentation"], "is for safetensors"),
         (["--format", "safetensors", "--dialect", "mmseg"], "did you mean mmsegmentation?"),
+        (
+            ["--format", "safetensors", "--dialect", "x"],
+            "use one of sssegmentation, mmsegmentation\n",
+        ),
+        (["--format", "safetensors", "--output-kind", "labels"], "is for onnx and stablehlo"),
+        (["--format", "stablehlo", "--size", "65x97", "--platforms", ""], "--platforms: is empty"),
+        (["--format", "stablehlo", "--size", "999999x9"], "each from 1 to 99999 pixels"),
         (["--format", "onnx", "--config.eval.flip=true"], "adding --config.eval.mode=whole"),
         (["--format", "onnx", "--config.eval.scales=0.5,1"], "--config.eval.scales=1"),
         (["--format", "onnx", "--step", "9"], "use one of: 3, 7, latest, best"),
@@ -133,6 +142,15 @@ def test_what_cannot_be_exported_is_refused_with_advice(call, saved_run, tmp_pat
     assert (got.code in (2, 4), got.err.count("\n")) == (True, 1), got.err
     assert advice in got.err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_size_beyond_memory_is_not_told_to_use_windows(call, saved_run, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise TooLargeError("image of 9 x 9 pixels", "needs 9 GiB", "use windows")
+
+    monkeypatch.setattr(engine, "check_memory", refuse)
+    got = export(call, saved_run, tmp_path / "x", "--size", "9x9", formats="stablehlo")
+    assert (got.code, "needs 9 GiB - give a smaller --size" in got.err) == (5, True), got.err
 
 
 def test_only_an_export_is_replaced_and_only_with_force(call, saved_run, exports, copy_of):
