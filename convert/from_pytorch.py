@@ -245,6 +245,8 @@ def describe_weights(config: "Config", source: "PyTorchFile", counters: dict[str
 
     Class names and colours are the data set's, else the recipe's, else the file's, else numbers.
     """
+    import numpy as np
+
     from deeplab_jax.checkpoint import Info
     from deeplab_jax.data.classes import CLASS_NAMES, PALETTES
     from deeplab_jax.data.colors import safe_palette
@@ -256,6 +258,8 @@ def describe_weights(config: "Config", source: "PyTorchFile", counters: dict[str
         numbered = tuple(f"class_{index}" for index in range(count))
         names = tuple(config.data.class_names) or source.class_names or numbered
         palette = source.palette if len(source.palette) == count else safe_palette(count)
+        if config.data.class_colors:
+            palette = np.array(config.data.class_colors, np.uint8).reshape(-1, 3)
     return Info(kind="weights", config=config, class_names=names, palette=palette,
                 counters=counters)  # fmt: skip
 

@@ -109,15 +109,16 @@ def check_named(path: str) -> None:
         raise ConfigError("--output", "is empty", "give a path")
 
 
-def check_dialect(name: str | None) -> None:
-    """Refuses a dialect that does not exist."""
+def check_dialect(name: str | None, of_networks: bool = False) -> None:
+    """Refuses a dialect that does not exist, or with `of_networks` has no names for a head."""
     if name is None:
         return
     from convert.keymap import DIALECTS
 
-    if name not in DIALECTS:
-        close = difflib.get_close_matches(name, DIALECTS, 1, 0.5)
-        fix = f"did you mean {close[0]}?" if close else f"use one of {', '.join(DIALECTS)}"
+    known = [key for key, spec in DIALECTS.items() if spec.heads or not of_networks]
+    if name not in known:
+        close = difflib.get_close_matches(name, known, 1, 0.5)
+        fix = f"did you mean {close[0]}?" if close else f"use one of {', '.join(known)}"
         raise ConfigError("--dialect", f"{name!r} is not known", fix)
 
 

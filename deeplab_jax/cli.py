@@ -212,6 +212,18 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", choices=("ema", "raw"), help=text)
 
 
+def refuse_empty(args: argparse.Namespace, *names: str) -> None:
+    """Refuses arguments that were given as an empty text, as by a variable that is not set.
+
+    Raises:
+      ConfigError: one is; `names` are those of its flag or place, such as "--data" and "DIR".
+    """
+    for name in names:
+        value = getattr(args, name.lstrip("-").replace("-", "_").lower())
+        if value is not None and not value.strip():
+            raise ConfigError(name, "is empty", "give a value, or leave a flag out")
+
+
 def same_weights(step: int | str, weights: str | None) -> list[str]:
     """Returns the flags by which another verb takes the same weights."""
     flags = [] if step == "latest" else ["--step", str(step)]

@@ -140,6 +140,21 @@ def apply_overrides(config: Config | ConfigDict, overrides: Sequence[str]) -> Co
     return from_flat(values, recipe)
 
 
+def check_values(overrides: Sequence[str]) -> None:
+    """Refuses overrides of no field, or with a value of another type, whatever the configuration.
+
+    Raises:
+      ConfigError: as `apply_overrides`, which also says whether a value can be used.
+    """
+    known = {key: field.default for key, field in fields().items()}
+    for override in overrides:
+        name, has_value, text = override.removeprefix("--config.").partition("=")
+        if name not in known:
+            raise unknown_key(name, known)
+        if has_value:
+            parse_value(name, text, known[name])
+
+
 def _check_list(overrides: object) -> None:
     if isinstance(overrides, str | Mapping):
         kind, example = type(overrides).__name__, '["--config.train.lr=0.02"]'

@@ -20,6 +20,7 @@ _EXAMPLES = """\
   deeplab demo --output DIR --config.train.steps=400
   deeplab demo --draw-only
 The same command again starts afresh."""
+_EXPORT = ("export", "--format", "onnx")
 _NEXT = (
     ("doctor", "--data", "DIR", "--write-config", "mine.py"),
     ("train", "--config", "mine.py"),
@@ -104,6 +105,9 @@ def _show(run: str, predictions: str) -> None:
     print("Open in a browser, and look at the overlays:")
     cli.finish(f"{run}/report.html")
     cli.finish(predictions)
+    print("The network in other runtimes, and on a page to try it:")
+    cli.finish(None, *_EXPORT, "--checkpoint", run, "--output", "shapes_onnx")
+    cli.finish(None, "serve", "--checkpoint", run)
     print("Your own images and masks; then a row of the published table; then all recipes:")
     for command in _NEXT:
         cli.finish(None, *command)

@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
         "labels (default): class ids uint8 and confidence at the input's size; logits: scores at a"
         " quarter of it"
     )
-    add("--output-kind", choices=("labels", "logits"), default="labels", help=text)
+    add("--output-kind", choices=("labels", "logits"), help=text)
     text = "height and width of images for stablehlo, such as 360x480; onnx takes any"
     add("--size", metavar="HxW", help=text)
     text = f"some of {','.join(_PLATFORMS)}, that stablehlo runs on; default: cpu"
@@ -59,8 +59,12 @@ def main(argv: list[str]) -> None:
     add("--force", action="store_true", help="replace an exported folder")
     add("--config.x", metavar="VALUE", help="any field of the checkpoint's recipe")
     args, overrides = parser.parse(argv)
+    cli.refuse_empty(args, "--checkpoint", "--platforms", "--dialect")
     formats = _listed("--format", args.format, _FORMATS)
     size, platforms = _for_stablehlo(args.size, args.platforms, formats)
+    if args.output_kind is not None and formats == ("safetensors",):
+        fix = "add onnx or stablehlo to --format, or leave it out"
+        raise ConfigError("--output-kind", "is for onnx and stablehlo", fix)
     if args.dialect is not None and "safetensors" not in formats:
         raise ConfigError("--dialect", "is for safetensors", "add it to --format, or leave it out")
     from deeplab_jax.export import place
@@ -68,14 +72,14 @@ def main(argv: list[str]) -> None:
     place.check(args.output, args.force)
     from convert.to_pytorch import check_dialect
 
-    check_dialect(args.dialect)
+    check_dialect(args.dialect, of_networks=True)
     steps.check(args.checkpoint, args.step)  # this and all above before JAX loads
     from deeplab_jax.export.write import Request, export
 
     exported = export(
         args.checkpoint,
         args.output,
-        Request(formats, args.output_kind, size, platforms),
+        Request(formats, args.output_kind or "labels", size, platforms),
         _tensor_writer(args.dialect),
         step=args.step,
         overrides=overrides,
@@ -111,7 +115,9 @@ def _for_stablehlo(
         return None, ()
     match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", size or "")
     if match is None:
-        what = "is needed: StableHLO takes one size" if size is None else f"cannot be read: {size}"
+        what = "is needed: StableHLO takes one size"
+        if size is not None:
+            what = f"must be HEIGHTxWIDTH, each from 1 to 99999 pixels, got {size}"
         raise ConfigError("--size", what, "give height and width, such as --size 360x480")
     return (int(match[1]), int(match[2])), _listed("--platforms", platforms or "cpu", _PLATFORMS)
 

@@ -1,7 +1,9 @@
 """The model card of an exported folder: everything known of the weights; the rest by name."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from deeplab_jax import __version__
 from deeplab_jax.checkpoint import Info
@@ -10,6 +12,7 @@ from deeplab_jax.config.checks import as_text
 from deeplab_jax.evaluation.summary import Evaluation
 from deeplab_jax.export.stablehlo import WINDOW
 from deeplab_jax.inference.exported import standalone
+from deeplab_jax.inference.exported.folder import convert_command
 from deeplab_jax.report import reading
 
 # What the sites of the data sets say; a folder's owner is not known here.
@@ -18,6 +21,8 @@ _DATA_TERMS = {
     "ade20k": "ADE20K: its site allows research and education that are not commercial",
     "cityscapes": "Cityscapes: its site allows purposes that are not commercial",
 }
+# What a network with the weights of a safetensors file takes.
+TENSOR = "float32 (batch, 3, height, width), RGB of 0 to 255, upright, (value - mean) / std"
 _NOT_KNOWN = "not recorded with the weights. Whoever passes them on has to find it out"
 
 
@@ -29,12 +34,14 @@ class Facts(NamedTuple):
       info: description of the exported step.
       config: its configuration; places of files are left out.
       weights: "ema" or "raw" of a step that holds both, else "".
-      kind: "labels" or "logits".
+      kind: "labels", "logits", or "weights" where no file holds a network.
       protocol: the evaluation protocol in words.
       files: details of each model, as in `export.json`.
       date: of the export, YYYY-MM-DD.
       sample: what the sample's image is.
       evaluation: of the step and weights; None without one.
+      class_names: C names.
+      palette: uint8 (C, 3), RGB.
     """
 
     name: str
@@ -47,6 +54,8 @@ class Facts(NamedTuple):
     date: str
     sample: str
     evaluation: Evaluation | None
+    class_names: Sequence[str]
+    palette: np.ndarray
 
 
 def write(facts: Facts) -> str:
@@ -69,6 +78,11 @@ def _head(facts: Facts) -> Iterator[str]:
 def _use(facts: Facts) -> Iterator[str]:
     base = facts.config.eval.resize_base
     yield from ("", "## Input and output", "")
+    if facts.kind == "weights":
+        yield "There is no network in this folder, only its weights; nothing here normalises an"
+        yield "image or gives labels."
+        yield from ("", *_tensors(facts, base))
+        return
     yield "- Input `image`: uint8 (batch, height, width, 3), RGB, upright, 0 to 255. The file"
     yield "  normalises it; nothing is to be done before."
     if base:
@@ -87,6 +101,32 @@ def _use(facts: Facts) -> Iterator[str]:
         yield f"- The recipe computes in {facts.config.model.dtype}, these files in float32."
     for kind, details in facts.files.items():
         yield f"- `{standalone.MODELS[kind]}`: {_describe(kind, details)}."
+    if "safetensors" in facts.files:
+        yield from ("", "With the weights in PyTorch:", "", *_tensors(facts, base))
+
+
+def _tensors(facts: Facts, base: Sequence[int]) -> Iterator[str]:
+    """Yields what a network of PyTorch with these weights takes and gives."""
+    details, file = facts.files["safetensors"], standalone.MODELS["safetensors"]
+    mean, std = (", ".join(f"{x:g}" for x in details[name]) for name in ("mean", "std"))
+    rates = ", ".join(map(str, details["atrous_rates"]))
+    grid = ", ".join(map(str, details["multi_grid"]))
+    yield f"- `{file}`: {_describe('safetensors', details)}."
+    yield f"- Network: output stride {details['output_stride']}, atrous rates {rates}, multi-grid"
+    yield f"  {grid or 'none'}, none of which the weights show; a {facts.config.model.stem} stem."
+    yield f"- Input: {details['input']}"
+    yield f"  with mean {mean} and std {std} of R, G, B."
+    if base:
+        yield f"  Before that the image is fitted into {max(base)} x {min(base)} pixels, long and"
+        yield "  short side, with its aspect ratio kept, by OpenCV's bilinear resize of bytes."
+    yield "- Output: scores (batch, classes, h, w), h and w a quarter of the input, rounded up; for"
+    yield "  labels resize them bilinearly (half-pixel centres, no antialiasing) to the image's own"
+    yield "  size, and take the largest. `sample/logits.npy` holds (h, w, classes) of the sample."
+    if facts.kind == "weights":
+        yield f"- Protocol of the scores below: {facts.protocol}."
+    classes = facts.class_names, facts.palette
+    yield "- A checkpoint of deeplab_jax with the same results:"
+    yield f"  `{convert_command(file, facts.config, *classes, 'weights/exported')}`"
 
 
 def _describe(kind: str, details: Mapping[str, Any]) -> str:
@@ -191,6 +231,11 @@ def _limits(facts: Facts) -> Iterator[str]:
 
 def _check(facts: Facts) -> Iterator[str]:
     yield from ("", "## Check", "")
+    if facts.kind == "weights":
+        yield "`python verify.py` compares every file with `SHA256SUMS`, and names, types and"
+        yield "shapes of the tensors; it needs NumPy alone. `deeplab verify` also runs the network"
+        yield f"with these weights on `sample/input.png`, {facts.sample}."
+        return
     yield "`python verify.py` compares every file with `SHA256SUMS`, and runs each model on"
     yield f"`sample/input.png`, {facts.sample}. It needs NumPy and the runtime alone."
 

@@ -20,17 +20,19 @@ import numpy as np
 
 from deeplab_jax import __version__, checkpoint
 from deeplab_jax.config import IGNORE_INDEX, Config, to_dict
-from deeplab_jax.data.images import write_png_indices
-from deeplab_jax.errors import ConfigError, NumericError
+from deeplab_jax.data import images
+from deeplab_jax.errors import ConfigError, NumericError, ResourceError
 from deeplab_jax.evaluation.run import EVALUATION_FILE
 from deeplab_jax.evaluation.summary import Evaluation
 from deeplab_jax.export import card, place, sample, stablehlo
+from deeplab_jax.inference import memory
 from deeplab_jax.inference.buckets import Size
 from deeplab_jax.inference.engine import Item
 from deeplab_jax.inference.exported import folder, runtime, standalone
 from deeplab_jax.inference.protocol import TABLE, read_protocol
 from deeplab_jax.inference.segmenter import Segmenter, load
 from deeplab_jax.models import fold_batch_norm
+from deeplab_jax.models.preprocess import MEAN, STD
 from deeplab_jax.report.write import read_evaluation
 
 TOLERANCES = {"logits": 1e-4, "confidence": 1e-3, "pixels": 1e-3}
@@ -123,7 +125,8 @@ def _fill(
     image, origin = sample.choose(segmenter.config, request.size)
     _write_sample(target, segmenter, image)
     files = _write_models(target, segmenter, info, request, write_tensors)
-    config = _portable(segmenter.config)
+    config, runs = _portable(segmenter.config), {*request.formats} != {"safetensors"}
+    kind = request.kind if runs else "weights"
     date, protocol = time.strftime("%Y-%m-%d", time.gmtime()), str(TABLE)
     content: dict[str, Any] = {
         "format": folder.FORMAT,
@@ -132,9 +135,9 @@ def _fill(
         "checkpoint": segmenter.path.name,
         "step": segmenter.step,
         "weights": segmenter.weights,
-        "output_kind": request.kind,
-        "input": "image: uint8 (batch, height, width, 3), RGB, upright",
-        "outputs": list(runtime.OUTPUTS[request.kind]),
+        "output_kind": kind,
+        "input": "image: uint8 (batch, height, width, 3), RGB, upright" if runs else card.TENSOR,
+        "outputs": list(runtime.OUTPUTS[kind]) if runs else [],
         "protocol": protocol,
         "resize_base": list(config.eval.resize_base),
         "tolerances": TOLERANCES,
@@ -152,8 +155,8 @@ def _fill(
     _write_json(target / "labels.json", {"classes": classes, "ignore": IGNORE_INDEX})
     own = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype))
     facts = card.Facts(
-        segmenter.path.name, info, own, segmenter.weights, request.kind, protocol, files, date,
-        origin, _evaluation(segmenter),
+        segmenter.path.name, info, own, segmenter.weights, kind, protocol, files, date,
+        origin, _evaluation(segmenter), segmenter.class_names, segmenter.palette,
     )  # fmt: skip
     (target / "model_card.md").write_text(card.write(facts), encoding="utf-8")
     shutil.copyfile(standalone.__file__, target / "verify.py")
@@ -164,7 +167,12 @@ def _fill(
 
 def _write_sample(target: Path, segmenter: Segmenter, image: np.ndarray) -> None:
     """Writes the sample's image and the checkpoint's own results for it."""
-    prediction, item = segmenter(image), Item(None, *segmenter.fitted(image))
+    try:
+        prediction = segmenter(image)
+    except (images.TooLargeError, memory.TooLargeError) as error:  # windows are not exported
+        fix = "give a smaller --size, or export as onnx, which takes any, or where more is free"
+        raise ResourceError(error.where, error.what, fix) from error
+    item = Item(None, *segmenter.fitted(image))
     standalone.write_png(target / standalone.INPUT, image)
     for name, array in (
         ("labels", prediction.labels),
@@ -172,7 +180,7 @@ def _write_sample(target: Path, segmenter: Segmenter, image: np.ndarray) -> None
         ("logits", segmenter.engine.logits(item)),
     ):
         np.save(target / "sample" / f"{name}.npy", array)
-    write_png_indices(target / "sample" / "labels.png", prediction.labels, segmenter.palette)
+    images.write_png_indices(target / "sample" / "labels.png", prediction.labels, segmenter.palette)
 
 
 def _write_models(
@@ -209,8 +217,19 @@ def _write_models(
             }  # fmt: skip
         else:
             dialect = write_tensors(segmenter, info, path)
-            files[kind] = {"dialect": dialect, "tensors": standalone.tensors(path)}
+            model = config.model
+            files[kind] = {
+                "dialect": dialect, "input": card.TENSOR, "mean": _decimals(MEAN),
+                "std": _decimals(STD), "output_stride": model.output_stride,
+                "atrous_rates": list(model.atrous_rates), "multi_grid": list(model.multi_grid),
+                "tensors": standalone.tensors(path),
+            }  # fmt: skip
     return files
+
+
+def _decimals(values: np.ndarray) -> list[float]:
+    """Returns float32 numbers as they are written, not as their nearest float64."""
+    return [float(str(value)) for value in values]
 
 
 def _prove(target: Path) -> None:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from deeplab_jax.errors import ConfigError
 from deeplab_jax.inference import segmenter
 from deeplab_jax.inference.exported.segmenter import load_exported
 from deeplab_jax.inference.segmenter import Segmenter
@@ -37,8 +36,6 @@ def load(
     given = [*overrides]
     given += [f"{key}={value}" for key, value in (("step", step), ("weights", weights))
               if value not in ("latest", None)]  # fmt: skip
-    if given:
-        what = f"was written by `deeplab export`, so {given[0]} cannot change it"
-        raise ConfigError(str(path), what, "leave that out, or export the checkpoint again")
+    steps.refuse_changes(path, given)
     compile_cache.enable()
     return load_exported(path)

@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
     text = "port to listen at (8000); 0 takes a free one"
     parser.add_argument("--port", type=_whole(0, 65535), default=8000, help=text)
     text = "names, separated by commas, by which browsers may call the server, beside its address"
-    parser.add_argument("--allow-host", metavar="LIST", default="", help=text)
+    parser.add_argument("--allow-host", metavar="LIST", help=text)
     text = "sizes of images, such as 360x480 (height x width), for which the network is compiled at"
     text += " the start; default: the recipe's data.crop_size, or the size of a StableHLO file"
     parser.add_argument("--size", metavar="LIST", help=text)
@@ -63,22 +63,36 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--timeout", metavar="SECONDS", type=_seconds, default=4.0, help=text)
     parser.add_argument("--config.x", metavar="VALUE", help="any field of the checkpoint's recipe")
     args, overrides = parser.parse(argv)
+    cli.refuse_empty(args, "--checkpoint", "--host", "--allow-host")
     sizes = _sizes(args.size, args.max_pixels)
-    hosts, is_local = _hosts(args.host, args.allow_host)
+    hosts, is_local = _hosts(args.host, args.allow_host or "")
     missing = [name for name in _LIBRARIES if importlib.util.find_spec(name) is None]
     if missing:
         what = f"needs {', '.join(missing)}, not installed"
         raise ResourceError("deeplab serve", what, "pip install 'deeplab_jax[serve]'")
-    if not steps.is_exported(args.checkpoint):
+    if steps.is_exported(args.checkpoint):
+        steps.refuse_changes(args.checkpoint, [*overrides, *_flags(args.step, args.weights)])
+    else:
         steps.check(args.checkpoint, args.step)
-    import deeplab_jax
-    from deeplab_jax.serve.limits import Limits
-    from deeplab_jax.serve.run import bind, serve
+        from deeplab_jax.config.recipe import check_values
 
-    with bind(args.host, args.port) as listener:
+        check_values(overrides)
+    import deeplab_jax
+    from deeplab_jax.serve.listen import bind
+
+    with bind(args.host, args.port) as listener:  # as all above before JAX loads
+        from deeplab_jax.serve.limits import Limits
+        from deeplab_jax.serve.run import serve
+
         model = deeplab_jax.load(args.checkpoint, args.step, overrides, args.weights)
         limits = Limits(args.max_bytes, args.max_pixels, args.queue, args.timeout, hosts, is_local)
         serve(listener, model, limits, sizes or [model.usual_size])
+
+
+def _flags(step: str, weights: str | None) -> list[str]:
+    """Returns the given flags that choose between what a run holds."""
+    given = (("--step", None if step == "latest" else step), ("--weights", weights))
+    return [f"{flag} {value}" for flag, value in given if value is not None]
 
 
 def _whole(low: int, high: int) -> Callable[[str], int]:

@@ -11,7 +11,7 @@ from types import FrameType
 import jax
 import uvicorn
 
-from deeplab_jax.errors import ConfigError, ResourceError, clip
+from deeplab_jax.errors import clip
 from deeplab_jax.inference.buckets import Size
 from deeplab_jax.inference.segmenter import Segmenter
 from deeplab_jax.serve import app
@@ -72,39 +72,13 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """Returns a socket that listens at an address: a second server is refused before it loads.
-
-    Raises:
-      ConfigError: there is no such address here.
-      ResourceError: the port is taken, or not permitted.
-    """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except (OSError, UnicodeError) as error:
-        raise ConfigError("--host", f"{host} is no address ({error})", "use 127.0.0.1") from error
-    listener = socket.socket(family, kind, protocol)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind(address)
-        listener.listen()
-    except OSError as error:
-        listener.close()
-        what = f"cannot be used on {host} ({(error.strerror or str(error)).lower()})"
-        fix = "choose another --port; 0 takes a free one"
-        raise ResourceError(f"--port {port}", what, fix) from error
-    return listener
-
-
 def serve(
     listener: socket.socket, model: Segmenter, limits: Limits, sizes: Sequence[Size] = ()
 ) -> None:
     """Serves until a signal; says on standard output where.
 
     Args:
-      listener: of `bind`; it is closed at the end.
+      listener: of `listen.bind`; it is closed at the end.
       model: the checkpoint.
       limits: of requests.
       sizes: of images, (height, width), for which the network is compiled first.

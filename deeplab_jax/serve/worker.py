@@ -76,7 +76,9 @@ class Job:
         except DataError as error:  # a JPEG has a longest side
             raise too_large("image", error.what, "ask for format=png") from error
         except ConfigError as error:  # a file of labels has no probabilities
-            raise Refusal(400, "format", error.what, "ask for format=png") from error
+            raise Refusal(
+                400, "format", error.what, f"ask for format=png, or {error.fix}"
+            ) from error
         return file.getvalue()
 
 

@@ -10,12 +10,13 @@ import os
 import re
 import shlex
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from deeplab_jax.errors import (
     CheckpointError,
+    ConfigError,
     DamagedError,
     ResourceError,
     describe_cause,
@@ -104,6 +105,17 @@ def check(path: str | os.PathLike, step: int | str = "latest") -> list[int]:
 def is_exported(path: str | os.PathLike) -> bool:
     """Tells whether a directory is one that `deeplab export` wrote, not a checkpoint."""
     return not is_address(path) and (as_place(path) / EXPORT).is_file()
+
+
+def refuse_changes(path: str | os.PathLike, given: Sequence[str]) -> None:
+    """Refuses what cannot change an exported folder, which is as it is: flags, or arguments.
+
+    Raises:
+      ConfigError: something is given.
+    """
+    if given:
+        what = f"was written by `deeplab export`, so {given[0]} cannot change it"
+        raise ConfigError(str(path), what, "leave that out, or export the checkpoint again")
 
 
 def read_description(path: str | os.PathLike, step: int) -> dict[str, Any]:

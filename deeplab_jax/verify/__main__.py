@@ -23,8 +23,9 @@ _EXAMPLES = """\
   deeplab verify camvid_onnx --data camvid --json verified.json
   deeplab verify camvid_gpu --data camvid --checkpoint runs/camvid_r50_os16
 Exit code 0: every file is as exported, and results are within the tolerances that the folder
-states; 4: not; 5: the same as 0, but a model was not verified, since its runtime is missing or
-does not read it, or JAX has not the device that it is for."""
+states; 4: not; 5: the same as 0, but a model was not verified, since its runtime is missing or too
+old, or JAX has not the device that it is for; 5 also where memory or disk is short. Before
+anything runs, 2: a flag cannot be used, as a --json that cannot be written; 3: the data cannot."""
 
 
 def main(argv: list[str]) -> None:
@@ -47,8 +48,9 @@ def main(argv: list[str]) -> None:
     if overrides:
         what = "cannot be changed: the folder is verified as it is"
         raise ConfigError(overrides[0], what, "leave it out; --data names the data")
+    cli.refuse_empty(args, "DIR", "--data", "--checkpoint", "--json")
     if args.json:
-        check_writable(Path(args.json), "--json")
+        _check_json(args.json, args.dir)
     if not steps.is_exported(args.dir):
         what = f"holds no {steps.EXPORT}" if Path(args.dir).is_dir() else "is no folder"
         raise CheckpointError(args.dir, what, "give a folder that deeplab export wrote")
@@ -75,6 +77,19 @@ def main(argv: list[str]) -> None:
         fix = next(iter(not_run.values())).fix
         raise ResourceError(args.dir, f"was not verified whole: {reasons}", fix)
     print("verified", flush=True)
+
+
+def _check_json(file: str, folder: str) -> None:
+    """Refuses a place for the numbers that cannot be written, or where they spoil the folder."""
+    path, root = Path(file), Path(folder).resolve()
+    places = path.resolve(), path.parent.resolve() / path.name  # with and without a last link
+    if any(place.is_relative_to(root) for place in places):
+        what = f"lies in {folder}, where a file that is added or changed is a fault"
+        raise ConfigError(f"--json {file}", what, "name a file outside of the folder")
+    try:
+        check_writable(path, "--json")
+    except ResourceError as error:  # whose exit code says here that a model did not run
+        raise ConfigError(f"--json {file}", error.what, error.fix) from error
 
 
 def _variables(tensors: "Tensors", depth: int, dialect: str) -> "Variables":

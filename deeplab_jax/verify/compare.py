@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -23,7 +24,7 @@ from deeplab_jax.export.write import measure
 from deeplab_jax.inference.buckets import Size
 from deeplab_jax.inference.engine import Engine, Item, Variables
 from deeplab_jax.inference.exported import runtime, standalone
-from deeplab_jax.inference.exported.folder import Exported, read_folder
+from deeplab_jax.inference.exported.folder import AGAIN, Exported, read_folder
 from deeplab_jax.inference.exported.segmenter import ExportedEngine
 from deeplab_jax.inference.protocol import TABLE
 from deeplab_jax.inference.resize import fitted, fitted_size
@@ -83,12 +84,14 @@ def verify(
       ResourceError: weights in the folder cannot be read here.
     """
     exported = read_folder(path)
+    _check_sample(exported)
+    dataset = None if data is None else _open_data(exported, data)
     digest = standalone.digest(exported.path / standalone.SUMS)
     print(f"files: all as in {standalone.SUMS}, whose own SHA-256 is {digest}", flush=True)
     results: dict[str, Any] = {"files": digest, "tolerances": exported.tolerances, "models": {}}
     faults: list[str] = []
     not_run: dict[str, NotRun] = {}
-    ours = _ours(exported, to_variables, checkpoint) if data else None
+    ours = _ours(exported, to_variables, checkpoint) if dataset is not None else None
     for kind in exported.files:
         name = standalone.MODELS[kind]
         if kind == "safetensors":
@@ -107,19 +110,28 @@ def verify(
         faults += _tell(name, "sample", found, exported.tolerances)
         results["models"][name] = {"sample": found}
         has_shapes = np.inf not in found.values()  # else there are no pixels to compare
-        if ours is not None and data is not None and has_shapes:
+        if ours is not None and dataset is not None and has_shapes:
             only = exported.files[kind].get("size")
-            found, scores = _compare(exported, run, ours, data, only and (only[0], only[1]))
+            found, scores = _compare(exported, run, ours, dataset, only and (only[0], only[1]))
             faults += _tell(name, scores["data"], found, exported.tolerances)
             print(
                 f"{name}: mean IoU {100 * scores['mean_iou']:.2f} %, ours"
                 f" {100 * scores['mean_iou_ours']:.2f} % ({scores['pixels_apart']} of"
-                f" {scores['pixels']} pixels differ; ours: deeplab_jax with {ours.source})",
+                f" {scores['num_pixels']} pixels differ; ours: deeplab_jax with {ours.source})",
                 flush=True,
             )
             results["models"][name]["data"] = found | scores
     results["is_within"] = not faults and not not_run
     return Verified(_finite(results), faults, not_run)
+
+
+def _check_sample(exported: Exported) -> None:
+    """Refuses a sample that was changed together with its sums (CheckpointError)."""
+    names = [name for outputs in runtime.OUTPUTS.values() for name in outputs]
+    try:
+        standalone.read_part("sample", partial(standalone.read_sample, exported.path, names))
+    except standalone.ForeignModelError as error:
+        raise CheckpointError(str(exported.path), f"is not as exported: {error}", AGAIN) from error
 
 
 def _finite(value: Any) -> Any:
@@ -225,19 +237,33 @@ def _reading_weights(exported: Exported, kind: str) -> Iterator[None]:
         raise
     except Exception as error:
         what = f"does not hold the weights of its network ({clip(describe_cause(error))})"
-        fix = "export the checkpoint again, or take a whole copy of the folder"
-        raise CheckpointError(str(exported.model(kind)), what, fix) from error
+        raise CheckpointError(str(exported.model(kind)), what, AGAIN) from error
+
+
+def _open_data(exported: Exported, root: str) -> Dataset:
+    """Returns the validation split under `root`.
+
+    Raises:
+      DataError: it cannot be used; the fix names this verb's flag, not a field of the recipe.
+    """
+    config = apply_overrides(exported.config, [f"--config.data.root={root}"])
+    try:
+        return open_dataset(config.data, config.model.num_classes, config.data.val_split)
+    except DataError as error:
+        if "--config." not in error.fix:
+            raise
+        fix = "name the folder of the recipe's data: --data ROOT"
+        raise DataError(error.where, error.what, fix) from error
 
 
 def _compare(
-    exported: Exported, run: runtime.Runtime, ours: _Ours, root: str, only: Size | None
+    exported: Exported, run: runtime.Runtime, ours: _Ours, dataset: Dataset, only: Size | None
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Returns the largest differences over a data set, and the scores of both.
 
     With `only` images of another size (height, width) are left out.
     """
-    config = apply_overrides(exported.config, [f"--config.data.root={root}"])
-    dataset = open_dataset(config.data, config.model.num_classes, config.data.val_split)
+    config = exported.config
     ours.engine.plan(_sizes(exported, dataset))
     outputs: dict[str, np.ndarray] = {}
 
@@ -278,13 +304,13 @@ def _compare(
     if only is not None and left_out:
         text = f"has another size than the StableHLO file, {only[0]} x {only[1]}"
         if not pixels:
-            raise DataError(root, f"every image {text}", "export as onnx, or with their --size")
+            raise DataError("--data", f"every image {text}", "export as onnx, or with their --size")
         print(f"left out: {left_out} images, each of which {text}", flush=True)
     largest["pixels"] = apart / pixels
     scores = [metrics.mean_iou(matrix) for matrix in confusion]
     return largest, {
         "data": place, "mean_iou": scores[0], "mean_iou_ours": scores[1], "ours": ours.source,
-        "pixels": pixels, "pixels_apart": apart, "left_out": left_out,
+        "num_pixels": pixels, "pixels_apart": apart, "left_out": left_out,
     }  # fmt: skip
 
 

@@ -12,7 +12,8 @@ import pytest
 
 import deeplab_jax
 from deeplab_jax.serve.limits import Limits
-from deeplab_jax.serve.run import Server, bind
+from deeplab_jax.serve.listen import bind
+from deeplab_jax.serve.run import Server
 
 LIMITS = Limits(max_bytes=200_000, max_pixels=400_000, queue=8, timeout=1.0)
 

@@ -6,7 +6,7 @@ import pytest
 from deeplab_jax.serve.__main__ import _hosts, _sizes
 from deeplab_jax.serve.guard import Guard
 from deeplab_jax.serve.limits import Limits
-from deeplab_jax.serve.run import bind
+from deeplab_jax.serve.listen import bind
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,11 @@ from deeplab_jax.serve.run import bind
         (["--size", "5000x5000"], "got '5000x5000' - give such as --size 360x480,720x960"),
         (["--size", ""], "got ''"),
         (["--host", "nowhere.invalid"], "--host: nowhere.invalid is no address"),
+        (["--host", "192.0.2.1", "--port", "0"], "--host: 192.0.2.1 is no address of this machine"),
+        (["--host", ""], "--host: is empty"),
+        (["--allow-host", ""], "--allow-host: is empty"),
+        (["--config.eval.flop=true"], "config.eval.flop: there is no such field"),
+        (["--config.eval.flip=maybe"], "config.eval.flip"),
         (["--allow-host", "http://a.example"], "'http://a.example' is no name of a host"),
         (["--checkpoint", "nothing"], "nothing: "),
     ],
@@ -31,6 +36,13 @@ def test_wrong_flags_are_one_line(saved_run, call, arguments, text):
     assert got.code in (2, 4)
     assert text in got.err
     assert got.err.count("\n") == 1
+
+
+def test_what_cannot_change_an_export_is_named_as_typed(call, tmp_path):
+    (tmp_path / "export.json").write_text("{}")
+    for flags in (["--step", "7"], ["--weights", "raw"], ["--config.eval.flip=true"]):
+        got = call("serve", "--checkpoint", tmp_path, *flags)
+        assert (got.code, f"so {' '.join(flags)} cannot change it" in got.err) == (2, True), got.err
 
 
 def test_a_taken_port_is_named(saved_run, call):

@@ -22,7 +22,7 @@ from deeplab_jax.errors import (
     describe_cause,
 )
 from deeplab_jax.inference.exported import standalone
-from deeplab_jax.inference.exported.folder import Exported
+from deeplab_jax.inference.exported.folder import AGAIN, Exported, convert_command
 from deeplab_jax.utils import compile_cache
 
 OUTPUTS = {"logits": ("logits",), "labels": ("labels", "confidence")}  # by kind
@@ -72,8 +72,9 @@ def open_runtime(exported: Exported, with_logits: bool = False) -> Runtime:
         return open_onnx(exported, with_logits)
     if "stablehlo" in files:
         return open_stablehlo(exported)
-    file = exported.model("safetensors")
-    fix = f"deeplab convert from-pytorch --checkpoint {file} --output DIR"
+    file, output = str(exported.model("safetensors")), f"weights/{exported.path.resolve().name}"
+    classes = exported.class_names, exported.palette
+    fix = f"make a checkpoint of it: {convert_command(file, exported.config, *classes, output)}"
     raise CheckpointError(str(exported.path), "holds weights alone, and no model that runs", fix)
 
 
@@ -85,7 +86,7 @@ def open_onnx(exported: Exported, with_logits: bool = False) -> Runtime:
 
     Raises:
       ResourceError: onnxruntime, or for `with_logits` onnx, is not installed, or does not read it.
-      CheckpointError: it is not a model that an export wrote.
+      CheckpointError: it is not a model that an export wrote, or no model at all.
     """
     (onnxruntime,) = needs("onnxruntime")
     names = [*OUTPUTS[exported.kind]]
@@ -109,10 +110,18 @@ def open_onnx(exported: Exported, with_logits: bool = False) -> Runtime:
 
 
 def load_onnx(exported: Exported) -> Any:
-    """Returns the ONNX model as a protocol buffer (ResourceError, as for `open_onnx`)."""
+    """Returns the ONNX model as a protocol buffer (ResourceError, CheckpointError: `open_onnx`)."""
     (onnx,) = needs("onnx")
+    from google.protobuf.message import DecodeError  # of onnx
+
     with _reading(exported, "onnx", f"onnx {onnx.__version__}"):
-        return onnx.load(str(exported.model("onnx")))
+        try:
+            model = onnx.load(str(exported.model("onnx")))
+        except DecodeError as error:
+            raise standalone.unparsable(error) from error
+        if not model.HasField("graph"):  # as of an empty file, which protobuf accepts
+            raise standalone.ForeignModelError("holds no graph")
+        return model
 
 
 def _with_inside(exported: Exported) -> bytes:
@@ -129,13 +138,12 @@ def open_stablehlo(exported: Exported) -> Runtime:
 
     Raises:
       OtherDeviceError: the file is for other devices.
+      CheckpointError: it is no program of JAX.
       ResourceError: this version of JAX does not read it.
     """
-    from jax import export
-
     path, reader = exported.model("stablehlo"), f"jax {jax.__version__}"
     with _reading(exported, "stablehlo", reader):
-        program = export.deserialize(bytearray(path.read_bytes()))
+        program = standalone.read_stablehlo(path)
     platform = jax.default_backend()
     if platform not in program.platforms and not (
         platform == "gpu" and {"cuda", "rocm"} & set(program.platforms)
@@ -173,7 +181,7 @@ def _reading(
 
     Raises:
       ResourceError: the runtime does not read or run the model.
-      CheckpointError: it is a model, and not one of an export.
+      CheckpointError: it is no model, or not one of an export.
       TooLargeError: memory does not suffice for the images.
     """
     where = str(exported.model(kind))
@@ -182,8 +190,7 @@ def _reading(
     except DeepLabError:
         raise
     except standalone.ForeignModelError as error:
-        fix = "export the checkpoint again, or take a whole copy of the folder"
-        raise CheckpointError(where, f"is not as exported: it {error}", fix) from error
+        raise CheckpointError(where, f"is not as exported: it {error}", AGAIN) from error
     except Exception as error:
         cause = standalone.told(error)
         if shape and (isinstance(error, MemoryError) or any(w in cause for w in _NO_MEMORY)):
@@ -194,7 +201,11 @@ def _reading(
             raise known from error
         fix = f"{_INSTALL} --upgrade, or export the checkpoint again"
         if kind == "stablehlo":
-            fix = f"use jax {exported.files['stablehlo']['jax']}, or export the checkpoint again"
+            written_by = exported.files["stablehlo"]["jax"]
+            if standalone.is_damaged_program(error, written_by):
+                what = f"is not as exported: it {standalone.unparsable(error)}"
+                raise CheckpointError(where, what, AGAIN) from error
+            fix = f"use jax {written_by}, or export the checkpoint again"
         cause = clip(cause, _CAUSE)
         what = f"is not read by {reader} ({cause})"
         if shape:

@@ -4,8 +4,8 @@ Needs NumPy, and the runtime of the files beside it: onnxruntime for model.onnx,
 model.stablehlo. First every file is compared with SHA256SUMS. Then each model runs on
 sample/input.png, and its outputs are compared with those that were computed when it was exported.
 
-Exit code 0: all is as it was exported; 4: it is not; 5: a model could not be run here, as without
-its runtime.
+Exit code 0: all is as it was exported; 4: it is not, or a file cannot be parsed; 5: a model could
+not be run here, as without its runtime or with one of another version.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import struct
 import sys
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,13 @@ _GIVEN = {
     "logits": ("tensor(float)", 4),
 }
 _QUIET = 4  # onnxruntime tells an error once, by its exception
+_NO_MODEL = ("protobuf parsing failed", "no graph was found")  # onnxruntime's words
+# What the reader of JAX's container raises for bytes that are none.
+_NO_CONTAINER = (struct.error, LookupError, AttributeError, UnicodeDecodeError)
 
 
 class ForeignModelError(Exception):
-    """A model whose input or outputs are not those of an export."""
+    """A file that is no model, or one whose input or outputs are not those of an export."""
 
 
 def digest(path: Path) -> str:
@@ -112,14 +116,19 @@ def open_onnx(
       uint8 (B, H, W), "confidence" float32 (B, H, W).
 
     Raises:
-      ForeignModelError: its input or outputs are not those of an export.
+      ForeignModelError: it is no model, or its input or outputs are not those of an export.
       Exception: of onnxruntime's own kinds, which have no common base.
     """
     import onnxruntime
 
     options, once = onnxruntime.SessionOptions(), onnxruntime.RunOptions()
     options.log_severity_level = once.log_severity_level = _QUIET
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        if any(words in str(error).lower() for words in _NO_MODEL):
+            raise unparsable(error) from error
+        raise
     takes, gives = (
         {value.name: (value.type, len(value.shape)) for value in values}
         for values in (session.get_inputs(), session.get_outputs())
@@ -148,18 +157,52 @@ def told(error: Exception) -> str:
     return re.sub(r"/\S*\.(?:h|cc):\d+ [^()]*\([^()]*\) ", "", text)[:300]
 
 
+def unparsable(error: Exception) -> ForeignModelError:
+    """Returns the error about a file that its runtime cannot parse, whatever its version."""
+    return ForeignModelError(f"cannot be parsed ({told(error)})")
+
+
 def run_onnx(path: Path, images: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
     """Returns the outputs of a batch; needs onnxruntime (see `open_onnx`)."""
     return open_onnx(str(path), names)(images)
 
 
-def run_stablehlo(path: Path, images: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
-    """Returns the outputs of a batch; needs JAX."""
-    import jax
+def read_stablehlo(path: Path) -> Any:
+    """Returns the program of a StableHLO file, a `jax.export.Exported`; needs JAX.
+
+    Raises:
+      ForeignModelError: the file is no such program.
+      Exception: of JAX's kinds, where it is of another version.
+    """
     from jax import export
 
-    program = export.deserialize(bytearray(path.read_bytes()))
-    return dict(zip(names, map(np.asarray, jax.jit(program.call)(images)), strict=True))
+    try:
+        return export.deserialize(bytearray(path.read_bytes()))
+    except _NO_CONTAINER as error:
+        raise unparsable(error) from error
+
+
+def is_damaged_program(error: Exception, written_by: str) -> bool:
+    """Tells whether JAX does not parse a program that its own version, `written_by`, wrote."""
+    import jax
+
+    return "deserialize" in str(error) and written_by == jax.__version__
+
+
+def run_stablehlo(
+    path: Path, images: np.ndarray, names: list[str], written_by: str
+) -> dict[str, np.ndarray]:
+    """Returns the outputs of a batch; needs JAX (see `read_stablehlo`)."""
+    import jax
+
+    program = read_stablehlo(path)
+    try:
+        outputs = jax.jit(program.call)(images)
+    except Exception as error:
+        if is_damaged_program(error, written_by):
+            raise unparsable(error) from error
+        raise
+    return dict(zip(names, map(np.asarray, outputs), strict=True))
 
 
 def differences(got: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> dict[str, float]:
@@ -243,6 +286,34 @@ def expected(folder: Path, names: list[str]) -> dict[str, np.ndarray]:
     return {name: np.load(folder / "sample" / f"{name}.npy") for name in names}
 
 
+def read_sample(folder: Path, names: list[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Returns the sample's image, uint8 (H, W, 3), and its `expected` outputs."""
+    return read_png(folder / INPUT), expected(folder, names)
+
+
+def read_part(what: str, read: Callable[[], Any]) -> Any:
+    """Returns what `read` returns; any error is about `what`, a part of the folder.
+
+    Raises:
+      ForeignModelError: it cannot be read.
+    """
+    try:
+        return read()
+    except Exception as error:  # of a file that was changed together with SHA256SUMS
+        cause = f"{type(error).__name__}: {told(error)}"
+        raise ForeignModelError(f"{what} cannot be read ({cause})") from error
+
+
+def _described(folder: Path) -> tuple[dict[str, float], list[str], dict[str, dict[str, Any]]]:
+    """Returns tolerances, names of the outputs, and details of each model."""
+    content = json.loads((folder / DESCRIPTION).read_bytes())
+    tolerances = {str(name): float(value) for name, value in content["tolerances"].items()}
+    files = {kind: dict(details) for kind, details in content["files"].items()}
+    if not files or files.keys() - MODELS.keys():
+        raise ValueError(f"files are {', '.join(files) or 'missing'}")
+    return tolerances, [str(name) for name in content["outputs"]], files
+
+
 def main(folder: Path) -> int:
     """Prints a line for each check; returns the exit code."""
     faults = changed_files(folder)
@@ -250,19 +321,30 @@ def main(folder: Path) -> int:
         print(f"NOT as exported: {'; '.join(faults)}")
         return 4
     print(f"files: all as in {SUMS}, whose own SHA-256 is {digest(folder / SUMS)}")
-    description: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text())
-    tolerances, names = description["tolerances"], description["outputs"]
+    try:
+        return _check_models(folder)
+    except ForeignModelError as error:
+        print(f"NOT as exported: {error}")
+        return 4
+
+
+def _check_models(folder: Path) -> int:
+    """Prints a line for each model; returns the exit code (ForeignModelError)."""
+    tolerances, names, files = read_part(DESCRIPTION, lambda: _described(folder))
+    image, wanted = read_part("sample", partial(read_sample, folder, names))
     codes = {0}
-    for kind in description["files"]:
+    for kind, details in files.items():
         path = folder / MODELS[kind]
         if kind == "safetensors":
-            faults = wrong_tensors(path, description["files"][kind]["tensors"])
+            faults = read_part(path.name, partial(wrong_tensors, path, details.get("tensors", {})))
             print(f"{path.name}: {'; '.join(faults) or 'names, types, shapes as written; finite'}")
             codes.add(4 if faults else 0)
             continue
-        run = run_onnx if kind == "onnx" else run_stablehlo
         try:
-            outputs = run(path, read_png(folder / INPUT)[None], names)
+            if kind == "onnx":
+                outputs = run_onnx(path, image[None], names)
+            else:
+                outputs = run_stablehlo(path, image[None], names, str(details.get("jax")))
         except ForeignModelError as error:
             print(f"{path.name}: NOT as exported: {error}")
             codes.add(4)
@@ -275,7 +357,7 @@ def main(folder: Path) -> int:
             codes.add(5)
             continue
         got = {name: output[0] for name, output in outputs.items()}
-        found = differences(got, expected(folder, names))
+        found = differences(got, wanted)
         wrong = too_large(found, tolerances)
         codes.add(4 if wrong else 0)
         print(f"{path.name}: {'DIFFERS' if wrong else 'good'}: {in_words(found, tolerances)}")

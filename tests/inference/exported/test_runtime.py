@@ -65,12 +65,12 @@ def test_a_model_gives_its_outputs_by_name(folder_with):
 
 
 NOT_READ = {
-    "damaged": lambda: graph([cast()])[:40],
-    "empty": lambda: b"",
     "of another version": lambda: graph([cast()], opset=99),
     "with an unknown operator": lambda: graph([onnx.helper.make_node("No", ["image"], ["logits"])]),
 }
 FOREIGN = {
+    "cut short": (lambda: graph([cast()])[:40], "cannot be parsed ("),
+    "is empty": (lambda: b"", "cannot be parsed ("),
     "takes another type": (
         lambda: graph([cast()], taken="FLOAT"),
         "takes image tensor(float) of 4 axes, not image tensor(uint8) of 4 axes",
@@ -110,7 +110,7 @@ def test_a_model_of_no_export_is_a_checkpoint_error(folder_with, case, capfd):
     assert is_one_line(error.value)
     with pytest.raises(standalone.ForeignModelError) as own:
         standalone.run_onnx(folder.model("onnx"), IMAGES, ["logits"])
-    assert str(own.value) == text
+    assert text in str(own.value)
     assert capfd.readouterr() == ("", "")
 
 
