@@ -41,6 +41,7 @@ _FENCE = re.compile(r"^```([^\s`]*)\n(.*?)^```$", re.M | re.S)
 _COMMAND = re.compile(
     r"(?:[A-Z_]+=\S+ )*(?:deeplab|python3?|pip|git|bash|cd|cp|scripts/\w+\.sh|sbatch|gcloud)\s"
 )
+_PICTURES = (".png", ".jpg", ".svg")  # endings of files that are shown, not listed
 _LANGUAGES = {".py": "python", ".sh": "bash", ".toml": "toml", ".json": "json", ".yml": "yaml"}
 
 
@@ -64,12 +65,12 @@ def stage(source: Path, texts_made: Mapping[Path, str]) -> None:
         text = texts_made.get(ROOT / file) or (ROOT / file).read_text("utf-8")
         texts[name] = mark_commands(move_links(text, file, known, files))
     for file in sorted(files):
-        if not file.lower().endswith((".png", ".jpg")):
+        if not file.lower().endswith(_PICTURES):
             texts[_listing(file)] = _as_page(file)
     keep = set(texts)
     for name, text in texts.items():
         _write(source / name, text.encode())
-    for path in (ROOT / file for file in files if file.lower().endswith((".png", ".jpg"))):
+    for path in (ROOT / file for file in files if file.lower().endswith(_PICTURES)):
         name = path.relative_to(DOCS).as_posix()
         _write(source / name, path.read_bytes())
         keep.add(name)
@@ -100,7 +101,7 @@ def move_links(text: str, file: str, known: Mapping[str, str], files: set[str]) 
             name = known[path]
         elif (ROOT / path).is_dir():
             return match["text"]
-        elif path.endswith((".png", ".jpg")):
+        elif path.endswith(_PICTURES):
             files.add(path)
             name = posixpath.relpath(path, "docs")
         else:

@@ -374,7 +374,7 @@ def _learning_picture(learning: Facts) -> str:
 
 def _camvid_picture(camvid: Facts) -> str:
     points = [(step, 100 * score) for step, score in camvid["curve"]]
-    return draw("validation mean IoU, %", [("ours", "averaged weights", points, [])])
+    return draw("validation mean IoU of the averaged weights, %", [("ours", "", points, [])])
 
 
 def draw(title: str, curves: Sequence[tuple[str, str, list[Point], list[Point]]]) -> str:
@@ -382,7 +382,8 @@ def draw(title: str, curves: Sequence[tuple[str, str, list[Point], list[Point]]]
 
     Args:
       title: of the plot.
-      curves: for each its style ("ours" or "theirs"), label, points and the outline of its band.
+      curves: for each its style ("ours" or "theirs"), label or "", points and the outline of its
+        band.
     """
     points = [point for _, _, *lines in curves for line in lines for point in line]
     xs, ys = (0.0, max(x for x, _ in points)), span([y for _, y in points])
@@ -408,9 +409,10 @@ def draw(title: str, curves: Sequence[tuple[str, str, list[Point], list[Point]]]
         if band:
             drawn.append(f'<polygon class="{style} band" points="{places(band)}"/>')
         drawn.append(f'<polyline class="{style}" points="{places(line)}"/>')
-        y = top + 16 + 18 * number
-        drawn.append(f'<path class="{style}" d="M{right - 320},{y}h24"/>')
-        drawn.append(_text(right - 288, y + 4, label))
+        if label:
+            y = top + 16 + 18 * number
+            drawn.append(f'<path class="{style}" d="M{right - 320},{y}h24"/>')
+            drawn.append(_text(right - 288, y + 4, label))
     return _SVG.format(
         width=_SIZE[0], height=_SIZE[1], title=html.escape(title), drawn="\n".join(drawn)
     )

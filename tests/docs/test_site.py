@@ -47,12 +47,13 @@ def test_links_lead_to_the_pages_of_the_site(load):
         moved("[a](../README.md#results)", "docs/training.md") == "[a](project/readme.md#results)"
     )
     assert moved("![a](../report.png)", "docs/start/report.md") == "![a](../report.png)"
+    assert moved("![a](camvid.svg)", "docs/results/camvid.md") == "![a](camvid.svg)"
     for same in ("[a](#speed)", "[a](https://x.org/y.md)", "```\n[a](../README.md)\n```"):
         assert moved(same, "docs/training.md") == same
     assert moved("[a](../deeplab_jax/models)", "docs/hosts.md") == "a"
     recipe = "project/files/configs-quickstart.py.md"
     assert moved("[a](../configs/quickstart.py)", "docs/hosts.md") == f"[a]({recipe})"
-    assert files == {"docs/report.png", "configs/quickstart.py"}
+    assert files == {"docs/report.png", "docs/results/camvid.svg", "configs/quickstart.py"}
 
 
 def test_commands_are_marked_and_outputs_keep_their_lines(load):

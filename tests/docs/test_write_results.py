@@ -143,7 +143,7 @@ EPYC, 2 cores, jax 0.10.2, 2026-01-02.
     )
     assert "| pole | 2.0 | 0.0 | 12.5 |\n" in made["docs/results/camvid.md"]["classes"]
     assert "3.0 hours: mean IoU 25.0 % on 101 validation" in made["README.md"]["camvid"]
-    assert "mean IoU 25.0 +- 0.0 % over 3 seeds" in made["README.md"]["learning"]
+    assert "standard deviation 25.0 % (0.0 over 3 seeds)," in made["README.md"]["learning"]
 
 
 def test_results_of_one_kind_alone_leave_the_pages(script, tmp_path, monkeypatch, capsys):
