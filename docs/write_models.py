@@ -252,6 +252,7 @@ def _proven(depth: int, stride: int, classes: int) -> str:
     else:
         more = "\nOptimiser steps were compared on ResNet-50 with 21 classes, at both strides; the"
         more += " same code computes these.\n"
+    more += "\nRecorded values have float32's precision, so that 1e-7 of a value is theirs.\n"
     lines.append(
         "| key, shape and order of every tensor in the published layout | equal | | "
         "| `tests/convert/test_keymap.py` |"
