@@ -206,7 +206,8 @@ def black_and_white(root):
 
 # Drawn before the command that contains the text; and what that command is given more.
 BEFORE = {"masks={split}annot": like_camvid, "JPEGImages": like_voc, "mask_suffix": black_and_white}
-MORE = {"mask_suffix": ("--config.model.num_classes=2", "--config.data.class_names=a,b")}
+MORE = {"mask_suffix": ("--config.model.num_classes=2", "--config.data.class_names=a,b"),
+        "camvid_r18_os16_tuned": ("--config.train.warmup_steps=0",)}  # fmt: skip
 
 
 @pytest.fixture
