@@ -20,7 +20,8 @@ import deeplab_jax
 from deeplab_jax.data import open_dataset
 from deeplab_jax.inference.overlay import Entry, add_legend
 from deeplab_jax.serve.limits import Limits
-from deeplab_jax.serve.run import Server, bind
+from deeplab_jax.serve.listen import bind
+from deeplab_jax.serve.run import Server
 
 ROOT = Path(__file__).resolve().parents[1]
 _TILE, _GAP = (320, 256), 8  # (width, height) and space between, pixels

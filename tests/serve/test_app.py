@@ -12,6 +12,7 @@ import pytest
 
 from deeplab_jax.data import images
 from deeplab_jax.inference.engine import Engine
+from deeplab_jax.inference.prediction import Prediction
 from deeplab_jax.serve import __main__ as flags
 from deeplab_jax.serve.app import ANSWERS
 from deeplab_jax.serve.limits import MEMORY
@@ -225,12 +226,16 @@ def test_rows_of_a_batch_do_not_see_each_other(served, monkeypatch):
     rng = np.random.default_rng(0)
     batch = [cv2.imencode(".png", rng.integers(0, 256, (64, 80, 3), np.uint8))[1].tobytes()
              for _ in range(4)]  # fmt: skip
-    alone = [next(iter(model.segment([image]))) for image in batch]
-    for order in ([0, 1, 2, 3], [3, 1, 0, 2], [1, 1, 1, 0]):
-        together = list(model.segment([batch[k] for k in order]))
-        for k, result in zip(order, together, strict=True):
-            np.testing.assert_array_equal(result.labels, alone[k].labels)
-            np.testing.assert_array_equal(result.confidence, alone[k].confidence)
+    # By image and row: a processor may round differently from row to row, and in no other way.
+    found: dict[tuple[int, int], Prediction] = {}
+    for order in ([0, 1, 2, 3], [0, 3, 1, 3], [3, 1, 0, 2], [3, 0, 0, 0], [1, 1, 2, 2]):
+        together = model.segment([batch[k] for k in order])
+        for row, (k, result) in enumerate(zip(order, together, strict=True)):
+            known = found.setdefault((k, row), result)
+            np.testing.assert_array_equal(result.labels, known.labels)
+            np.testing.assert_array_equal(result.confidence, known.confidence)
+            alone = found.setdefault((k, 0), next(iter(model.segment([batch[k]]))))
+            np.testing.assert_allclose(result.confidence, alone.confidence, rtol=1e-5)
 
 
 def test_limits_of_flags_are_those_of_reading_and_of_memory():
