@@ -1,11 +1,11 @@
-"""Writes docs/errors.md: every error that the source can raise, by exit code and room.
+"""Writes docs/errors/: every error that the source can raise, a page for each exit code.
 
     python docs/write_errors.py
 
 Read from the source by `ast`: each call of an error class of `deeplab_jax.errors` has where, what
 and fix. A name is followed to the texts that the function assigned to it, a parameter to the calls
-of the function, a helper to the texts that it returns. What is known only at run time is a word in
-braces.
+of the function, a helper to the texts that it returns, a loop to what it runs through. What is known
+only at run time is a word in braces.
 """
 
 import ast
@@ -18,7 +18,7 @@ from typing import NamedTuple
 from deeplab_jax import errors
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "errors.md"
+FOLDER = ROOT / "docs" / "errors"
 _SOURCES = ("deeplab_jax", "convert")
 _MOST = 6  # texts of one cell
 _DEPTH = 4  # helpers that are followed
@@ -28,25 +28,64 @@ _WORDS = ("str", "shorten", "clip", "sorted", "len", "map", "repr", "quote", "fs
           "min", "max", "sum", "int", "dirname", "absolute", "type", "shown", "name")  # fmt: skip
 # Exceptions of (what, fix) that become an error about the file being read; its exit code.
 _CARRIED = {"_UnusableError": 3, "Malformed": 4}
-_CODES = {
-    2: "Flags, fields of the configuration, files that exist already",
-    3: "Data",
-    4: "Checkpoints and weights",
-    5: "Memory, disks, devices, processes, hosts",
-    6: "Numbers",
-    130: "Stopped",
-}
-_HEAD = """# Every error, its cause and its fix
+# Words in braces for names that tell a reader nothing.
+_SHOWN = {
+    "...": "names", "accepted": "what it accepts", "as_place": "run", "bad": "count",
+    "close": "nearest", "describe": "layout", "describe_cause": "cause", "environ": "count",
+    "evaluate": "deeplab evaluate", "find": "data set", "fix": "what to do", "fixes": "what to do",
+    "folder_of": "folder", "getattr": "value", "key": "field", "match": "address",
+    "next": "reason", "normpath": "path", "notes": "count", "numel": "count", "prog": "command",
+    "option_strings": "flag", "readlink": "target", "self": "bucket", "st_size": "size",
+    "strerror": "cause", "told": "cause", "what": "what is wrong", "where": "file or field",
+    "with_name": "file", "with_suffix": "file",
+}  # fmt: skip
+_PAGES = {
+    2: ("usage", "Flags, fields and places",
+        "The command itself: a flag, a field of the configuration, a file that is there already. "
+        "Nothing was read or written."),
+    3: ("data", "Data", "Images, masks, lists, caches and archives."),
+    4: ("checkpoints", "Checkpoints and weights",
+        "Saved steps, PyTorch's files and exported folders."),
+    5: ("machine", "Memory, disks, devices, hosts",
+        "What the machine could not give. The command itself is right."),
+    6: ("numbers", "Numbers", "A value that is not finite, or differs from what it must be."),
+    130: ("stopped", "Stopped",
+          "130 after Ctrl-C, 143 after SIGTERM, 141 where the reader of an output went away. Work "
+          "that is saved at a stop is saved."),
+}  # fmt: skip
+_ROOMS = {
+    "account": "Goodput, reproduce, seeds", "checkpoint": "Saved steps", "config": "Recipes and fields",
+    "convert": "Convert", "data": "Data sets and batches", "demo": "Demo",
+    "distributed": "Devices and hosts", "doctor": "Doctor", "dry_run": "Dry run",
+    "evaluation": "Evaluation", "export": "Export", "inference": "Prediction", "models": "Network",
+    "report": "Reports and compare", "selftest": "Self-test", "serve": "Serve",
+    "training": "Training", "utils": "Files, locks, buckets", "verbs": "Other commands",
+    "verify": "Verify",
+}  # fmt: skip
+_NOTE = "<!-- Written by docs/write_errors.py; a test compares. -->\n"
+_HEAD = f"""# Every error, its cause and its fix
 
-An error is one line, `error: WHERE: WHAT - FIX`. Search this page for words of the line. Braces
-stand for what is known at run time: a path, a field, a number. Of several texts in a cell one is
-printed. Written by `python docs/write_errors.py` from the source; a test compares. What to do in
-common cases, with whole lines: [when something goes wrong](when-something-goes-wrong.md). What a
-field accepts: [fields](config.md).
+{_NOTE}
+An error is one line, `error: WHERE: WHAT - FIX`, and its kind is the command's
+[exit code](../when-something-goes-wrong.md#exit-codes):
 
-Errors about one host of several name it, `on HOST`. An error that passes through several rooms may
-name a further command at its end.
+| exit code | page |
+| --- | --- |
+@PAGES@
 
+To find yours, search for words of WHAT that are neither a path nor a number. Braces stand for what
+is known at run time: a path, a field, a number. Of several texts in a cell one is printed.
+
+Errors about one host of several name it, `on HOST`. An error that passes through several parts of
+the program may name a further command at its end. What to do in common cases, with whole lines:
+[when something goes wrong](../when-something-goes-wrong.md). What a field accepts:
+[fields](../config.md).
+
+```{{toctree}}
+:hidden:
+
+@TOCTREE@
+```
 """
 
 
@@ -70,22 +109,39 @@ class Row(NamedTuple):
 
 
 def main() -> None:
-    """Writes the page."""
-    PAGE.write_text(page())
+    """Writes the pages."""
+    FOLDER.mkdir(exist_ok=True)
+    for name, text in pages().items():
+        (FOLDER / name).write_text(text)
 
 
-def page() -> str:
-    """Returns the text of the page."""
-    rows = sorted(dict.fromkeys(read_rows()), key=lambda row: (row.code, row.room))
-    text = _HEAD
-    for code, group in itertools.groupby(rows, lambda row: row.code):
-        name = "130, 143, 141" if code == 130 else code
-        text += f"## Exit code {name}\n\n{_CODES[code]}.\n"
-        for room, errors_of_room in itertools.groupby(group, lambda row: row.room):
-            text += f"\n### {code}: {room}\n\n| where | what | fix |\n| --- | --- | --- |\n"
-            text += "".join(_line(row) for row in errors_of_room)
-        text += "\n"
-    return text.rstrip("\n") + "\n"
+def pages() -> dict[str, str]:
+    """Returns {file name: text} of the pages."""
+    rows = sorted(dict.fromkeys(read_rows()), key=lambda row: (row.code, _ROOMS[row.room]))
+    made = {
+        f"{_PAGES[code][0]}.md": _page(code, list(group))
+        for code, group in itertools.groupby(rows, lambda row: row.code)
+    }
+    lines = [f"| {_codes(code)} | [{title}]({name}.md) |"
+             for code, (name, title, _) in _PAGES.items()]  # fmt: skip
+    index = _HEAD.replace("@PAGES@", "\n".join(lines))
+    return made | {
+        "index.md": index.replace("@TOCTREE@", "\n".join(name for name, _, _ in _PAGES.values()))
+    }
+
+
+def _page(code: int, rows: list[Row]) -> str:
+    """Returns the page of one exit code: a table for each room, by what is wrong."""
+    _, title, about = _PAGES[code]
+    text = f"# Exit code {_codes(code)}: {title.lower()}\n\n{_NOTE}\n{about}\n"
+    for room, group in itertools.groupby(rows, lambda row: row.room):
+        text += f"\n## {_ROOMS[room]}\n\n| where | what | fix |\n| --- | --- | --- |\n"
+        text += "".join(sorted({_line(row) for row in group}, key=str.lower))
+    return f"{text}\n[All exit codes](index.md)\n"
+
+
+def _codes(code: int) -> str:
+    return "130, 143, 141" if code == 130 else str(code)
 
 
 def read_rows() -> Iterator[Row]:
@@ -98,7 +154,7 @@ def read_rows() -> Iterator[Row]:
         room = "verbs" if parts == ("deeplab_jax",) else parts[min(1, len(parts) - 1)]
         for kind, call, scope in reader.calls(module):
             for where, what, fix in reader.rows(call, scope):
-                if all(re.fullmatch(r"\{\w+\}", text) for text in (*what, *fix)):
+                if all(re.fullmatch(r"\{[\w ]+\}", text) for text in (*what, *fix)):
                     continue  # an error that is passed on
                 yield Row(reader.kinds[kind], room, kind, where, what, fix)
 
@@ -175,7 +231,9 @@ class _Reader:
         if function is None or not wanted & set(names[-2:]) & {"what", "fix"}:
             yield given[:3], scope
             return
-        callers = list(self._callers(function, scope.module))
+        callers = [(node, Scope(scope.module, inside, {}))
+                   for node, inside in self.nodes(scope.module)
+                   if _name(node.func) == function.name]  # fmt: skip
         if not callers:
             yield given[:3], scope
         for node, caller in callers:
@@ -187,18 +245,11 @@ class _Reader:
             known = {name: (value, caller) for name, value in arguments.items()}
             yield given[:3], scope._replace(known=known)
 
-    def _callers(
-        self, function: ast.FunctionDef, module: ast.Module
-    ) -> Iterator[tuple[ast.Call, Scope]]:
-        for node, inside in self.nodes(module):
-            if _name(node.func) == function.name:
-                yield node, Scope(module, inside, {})
-
     def _assigned(self, name: ast.expr, scope: Scope) -> ast.expr | None:
         found = self._values(name, scope)
-        return found[0] if found else None
+        return found[0][0] if found else None
 
-    def _values(self, name: ast.expr, scope: Scope) -> list[ast.expr]:
+    def _values(self, name: ast.expr, scope: Scope) -> list[tuple[ast.expr, Scope]]:
         """Returns what a name may hold where it is used; `+=` is written as a sum."""
         if not isinstance(name, ast.Name):
             return []
@@ -206,7 +257,31 @@ class _Reader:
         body = scope.function.body if scope.function else []
         found = _flow(body, name.id, line, []) or _flow(scope.module.body, name.id, 10**6, [])
         constants = self.constants.get(name.id, [])
-        return found or constants * (len(constants) == 1)
+        found = found or constants * (len(constants) == 1)
+        return [pair for node in found for pair in self._unpacked(node, name.id, scope)]
+
+    def _unpacked(self, node: ast.AST, name: str, scope: Scope) -> list[tuple[ast.expr, Scope]]:
+        """Returns what a loop, or an assignment of a call's results, gives to a name."""
+        if isinstance(node, ast.For):
+            pairs = [(element, scope) for element in self._elements(node.iter, scope)]
+            return _parts(node.target, pairs, name)
+        if isinstance(node, ast.Assign):
+            return _parts(node.targets[0], self._returned(node.value, scope), name)
+        return [(node, scope)] if isinstance(node, ast.expr) else []
+
+    def _elements(self, node: ast.expr, scope: Scope) -> list[ast.expr]:
+        """Returns the elements that a loop runs through, where they are written out."""
+        if isinstance(node, ast.Tuple | ast.List | ast.Set):
+            return node.elts
+        if isinstance(node, ast.Dict):
+            return node.keys if None not in node.keys else []
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            if node.func.attr == "items":
+                known = [v for v, _ in self._values(node.func.value, scope)]
+                return [ast.Tuple([key, value], ast.Load()) for v in known
+                        if isinstance(v, ast.Dict)
+                        for key, value in zip(v.keys, v.values, strict=True) if key]  # fmt: skip
+        return [e for v, _ in self._values(node, scope) for e in self._elements(v, scope)]
 
     def _returned(self, call: ast.expr | None, scope: Scope) -> list[tuple[ast.expr, Scope]]:
         """Returns what a function of the source may return, of a call of it."""
@@ -232,12 +307,10 @@ class _Reader:
         if isinstance(node, ast.JoinedStr):
             parts = [self._part(part, scope, depth) for part in node.values]
             return ["".join(c) for c in itertools.islice(itertools.product(*parts), _MOST)]
-        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add | ast.Div):
             both = (self.texts(part, scope, depth) for part in (node.left, node.right))
-            return ["".join(c) for c in itertools.islice(itertools.product(*both), _MOST)]
-        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
-            both = (self.texts(part, scope, depth) for part in (node.left, node.right))
-            return ["/".join(c) for c in itertools.islice(itertools.product(*both), _MOST)]
+            between = "/" if isinstance(node.op, ast.Div) else ""
+            return [between.join(c) for c in itertools.islice(itertools.product(*both), _MOST)]
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult) and _is_text(node.left):
             return ["", *self.texts(node.left, scope, depth)]
         if isinstance(node, ast.IfExp):
@@ -248,8 +321,8 @@ class _Reader:
             if node.id in scope.known:
                 value, outer = scope.known[node.id]
                 return self.texts(value, outer, depth + 1)
-            values = [v for v in self._values(node, scope) if _is_text(v) or _is_helper(v)]
-            texts = [text for v in values for text in self.texts(v, scope, depth + 1)]
+            values = [(v, s) for v, s in self._values(node, scope) if _is_text(v) or _is_helper(v)]
+            texts = [text for v, inner in values for text in self.texts(v, inner, depth + 1)]
             return texts or [_placeholder(node)]
         if isinstance(node, ast.Call):
             if _name(node.func) in ("str", "clip") and node.args:
@@ -269,8 +342,8 @@ class _Reader:
         if isinstance(value, ast.Call) or (
             isinstance(value, ast.Name) and value.id not in scope.known
         ):
-            known = [v for v in self._values(value, scope) if _is_text(v)]
-            return [t for v in known for t in self.texts(v, scope, depth + 1)] or [
+            known = [(v, inner) for v, inner in self._values(value, scope) if _is_text(v)]
+            return [t for v, inner in known for t in self.texts(v, inner, depth + 1)] or [
                 _placeholder(value)
             ]
         return self.texts(value, scope, depth + 1)
@@ -280,6 +353,8 @@ def _flow(body: list[ast.stmt], name: str, line: int, values: list[ast.expr]) ->
     """Returns what a name may hold at a line, or after statements that end before it."""
     for node in body:
         is_inside = line <= (node.end_lineno or node.lineno)
+        if isinstance(node, ast.For) and name in map(_name, ast.walk(node.target)):
+            values = [node]
         named = [n.value for n in ast.walk(getattr(node, "test", ast.Pass()))
                  if isinstance(n, ast.NamedExpr) and n.target.id == name]  # fmt: skip
         values = named or values
@@ -313,10 +388,23 @@ def _assign(node: ast.AST, name: str, before: list[ast.expr]) -> list[ast.expr]:
         if isinstance(target, ast.Tuple):
             names = [_name(part) for part in target.elts]
             if name in names:
+                if isinstance(node.value, ast.Call):
+                    return [node]
                 pairs = [value for value in _branches(node.value) if isinstance(value, ast.Tuple)]
                 place = names.index(name)
                 return [pair.elts[place] for pair in pairs if len(pair.elts) == len(names)]
     return before
+
+
+def _parts(
+    target: ast.expr, pairs: list[tuple[ast.expr, Scope]], name: str
+) -> list[tuple[ast.expr, Scope]]:
+    """Returns what unpacking values into a target gives to one of its names."""
+    if isinstance(target, ast.Name):
+        return pairs
+    names = [_name(part) for part in target.elts] if isinstance(target, ast.Tuple) else []
+    return [(value.elts[names.index(name)], scope) for value, scope in pairs
+            if isinstance(value, ast.Tuple) and len(value.elts) == len(names) and name in names]  # fmt: skip
 
 
 def _branches(node: ast.expr) -> list[ast.expr]:
@@ -355,6 +443,14 @@ def _name(node: ast.AST | None) -> str:
 
 def _placeholder(node: ast.expr) -> str:
     """Returns the word in braces for a value that is known at run time alone."""
+    word = _word(node)
+    if isinstance(word, ast.Constant):
+        return str(word.value)
+    return f"{{{_SHOWN.get(word, word).replace('_', ' ').lower()}}}"
+
+
+def _word(node: ast.expr) -> str | ast.Constant:
+    """Returns the name of a value, or of what it is computed from; a constant as it is."""
     while True:
         if isinstance(node, ast.Call):
             name = _name(node.func)
@@ -362,16 +458,16 @@ def _placeholder(node: ast.expr) -> str:
                 if isinstance(node.func, ast.Attribute) and not node.args:
                     node = node.func.value
                     continue
-                return f"{{{name.strip('_') or '...'}}}"
+                return name.strip("_") or "..."
             node = node.args[-1] if name == "map" else node.args[0]
         elif isinstance(node, ast.Subscript | ast.Starred | ast.FormattedValue):
             node = node.value
         elif isinstance(node, ast.GeneratorExp | ast.ListComp):
             node = node.generators[0].iter
         elif isinstance(node, ast.Name | ast.Attribute):
-            return f"{{{_name(node).strip('_')}}}"
+            return _name(node).strip("_")
         elif isinstance(node, ast.Constant):
-            return str(node.value)
+            return node
         elif isinstance(node, ast.BinOp | ast.Compare):
             node = node.left
         elif isinstance(node, ast.BoolOp):
@@ -379,7 +475,7 @@ def _placeholder(node: ast.expr) -> str:
         elif isinstance(node, ast.IfExp | ast.Lambda):
             node = node.body
         else:
-            return "{...}"
+            return "..."
 
 
 def _line(row: Row) -> str:

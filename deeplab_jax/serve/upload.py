@@ -14,8 +14,8 @@ from starlette.requests import Request
 from deeplab_jax.errors import clip
 from deeplab_jax.serve.limits import RATE, Gone, Held, Limits, Refusal, too_large
 
-FIELD = "image"
-_CURL = f"curl -F {FIELD}=@FILE"
+_PART = "image"
+_CURL = f"curl -F {_PART}=@FILE"
 _FORM_EXTRA = 16 * 2**10  # bytes of a form beside its file
 _MAX_NAME = 255  # characters
 
@@ -93,11 +93,11 @@ async def _from_form(request: Request, body: bytes) -> Upload:
     files = [value for _, value in items if isinstance(value, UploadFile)]
     try:
         names = sorted({clip(name) for name, _ in items})
-        if names != [FIELD] or len(items) > 1:
+        if names != [_PART] or len(items) > 1:
             found = f"{len(items)} fields ({', '.join(names)})" if items else "no complete field"
-            raise Refusal(400, "body", f"has {found}; one is accepted, {FIELD}", f"use {_CURL}")
+            raise Refusal(400, "body", f"has {found}; one is accepted, {_PART}", f"use {_CURL}")
         if not files:
-            what = f"{FIELD} holds text, not a file"
+            what = f"{_PART} holds text, not a file"
             raise Refusal(400, "body", what, f"mark it as a file: {_CURL}")
         return Upload(await files[0].read(), clip(files[0].filename or "", _MAX_NAME) or None)
     finally:

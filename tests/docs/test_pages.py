@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("**/*.md")])
 # Looked up rather than read: tables, the specification, and what scripts write.
-REFERENCES = {"errors.md", "parity.md", "reference.md", "hardware.md", "performance.md", "cli.md",
+REFERENCES = {"errors", "parity.md", "reference.md", "hardware.md", "performance.md", "cli.md",
               "config.md", "CHANGELOG.md", "ARCHITECTURE.md"}  # fmt: skip
 WORDS = {"README.md": 1200}
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -36,7 +36,7 @@ def test_links_lead_to_files_and_headings(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_a_page_is_short_and_complete(page):
     assert not re.search(r"@[A-Z]+@|TODO|TBD", page.read_text())
-    if page.name not in REFERENCES:
+    if not REFERENCES & {page.name, page.parent.name}:
         assert len(page.read_text().split()) <= WORDS.get(page.name, 1500)
 
 

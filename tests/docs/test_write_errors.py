@@ -1,4 +1,4 @@
-"""docs/errors.md is what the source can raise."""
+"""docs/errors/ is what the source can raise."""
 
 import ast
 import re
@@ -17,13 +17,19 @@ def script(load_script):
 
 
 @pytest.fixture(scope="module")
-def page(repository):
-    return (repository / "docs" / "errors.md").read_text()
+def pages(repository):
+    """Returns {file name: text}."""
+    return {file.name: file.read_text() for file in (repository / "docs" / "errors").iterdir()}
 
 
-def test_the_page_is_what_the_script_writes(script, page):
-    assert page == script.page(), (
-        "docs/errors.md is out of date: run `python docs/write_errors.py`."
+@pytest.fixture(scope="module")
+def page(pages):
+    return "".join(pages.values())
+
+
+def test_the_pages_are_what_the_script_writes(script, pages):
+    assert pages == script.pages(), (
+        "docs/errors/ is out of date: run `python docs/write_errors.py`."
     )
 
 
@@ -41,10 +47,20 @@ def test_every_text_of_an_error_is_on_the_page(repository, page):
     assert not {text for text in texts if text.replace("|", "\\|") not in page}
 
 
-def test_every_exit_code_has_its_part(page):
+def test_every_exit_code_has_its_page(pages):
     codes = {c.exit_code for c in KINDS} - {1}
-    assert {f"## Exit code {code}" for code in codes} <= set(re.findall("## Exit code .", page))
-    assert "## Exit code 130, 143, 141" in page
+    titles = {text.splitlines()[0].partition(":")[0] for text in pages.values()}
+    assert {f"# Exit code {code}" for code in codes} | {"# Exit code 130, 143, 141"} < titles
+
+
+def test_words_in_braces_are_words_for_a_reader(page):
+    texts = re.findall(r"(`+)(.+?)\1", page)
+    words = {word for _, text in texts for word in re.findall(r"\{([^{}]*)\}", text)}
+    told_at_run_time = {word for word in words if not word.startswith(('"', "a,b"))}
+    assert len(told_at_run_time) > 200
+    assert not {word for word in told_at_run_time if not re.fullmatch("[a-z][a-z ]*", word)}
+    names = {"fix", "what", "where", "key", "self", "find", "close", "prog", "getattr", "readlink"}
+    assert not told_at_run_time & names
 
 
 def test_names_parameters_and_helpers_are_followed(script, tmp_path, monkeypatch):
@@ -66,6 +82,12 @@ def other(path, error):
     raise ConfigError("--flag", "is wrong", fix)
 def _advice():
     return "see --help"
+def third(config):
+    for key, most in (("rate", 1), ("steps", 2)):
+        what, fix = _pair(key)
+        raise ConfigError(f"--{key}", what, fix)
+def _pair(key):
+    return f"is {config.find(key)}", "lower it"
 """
     room = tmp_path / "deeplab_jax" / "data"
     room.mkdir(parents=True)
@@ -74,4 +96,5 @@ def _advice():
     assert [row[3:] for row in script.read_rows()] == [
         (("{path}",), ("holds {size} bytes", "holds {size} bytes, and is new"), ("copy it again",)),
         (("--flag",), ("is wrong",), ("name one", "see --help")),
+        (("--rate", "--steps"), ("is {data set}",), ("lower it",)),
     ]
