@@ -4,8 +4,8 @@
 
 Read from the source by `ast`: each call of an error class of `deeplab_jax.errors` has where, what
 and fix. A name is followed to the texts that the function assigned to it, a parameter to the calls
-of the function, a helper to the texts that it returns, a loop to what it runs through. What is known
-only at run time is a word in braces.
+of the function, a helper to the texts that it returns, a loop to what it runs through. What is
+known only at run time is a word in braces.
 """
 
 import ast
@@ -54,9 +54,9 @@ _PAGES = {
           "that is saved at a stop is saved."),
 }  # fmt: skip
 _ROOMS = {
-    "account": "Goodput, reproduce, seeds", "checkpoint": "Saved steps", "config": "Recipes and fields",
-    "convert": "Convert", "data": "Data sets and batches", "demo": "Demo",
-    "distributed": "Devices and hosts", "doctor": "Doctor", "dry_run": "Dry run",
+    "account": "Goodput, reproduce, seeds", "checkpoint": "Saved steps",
+    "config": "Recipes and fields", "convert": "Convert", "data": "Data sets and batches",
+    "demo": "Demo", "distributed": "Devices and hosts", "doctor": "Doctor", "dry_run": "Dry run",
     "evaluation": "Evaluation", "export": "Export", "inference": "Prediction", "models": "Network",
     "report": "Reports and compare", "selftest": "Self-test", "serve": "Serve",
     "training": "Training", "utils": "Files, locks, buckets", "verbs": "Other commands",
@@ -275,12 +275,10 @@ class _Reader:
             return node.elts
         if isinstance(node, ast.Dict):
             return node.keys if None not in node.keys else []
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-            if node.func.attr == "items":
-                known = [v for v, _ in self._values(node.func.value, scope)]
-                return [ast.Tuple([key, value], ast.Load()) for v in known
-                        if isinstance(v, ast.Dict)
-                        for key, value in zip(v.keys, v.values, strict=True) if key]  # fmt: skip
+        if isinstance(node, ast.Call) and _name(node.func) == "items":
+            known = [v for v, _ in self._values(node.func.value, scope)]
+            return [ast.Tuple([key, value]) for v in known if isinstance(v, ast.Dict)
+                    for key, value in zip(v.keys, v.values, strict=True) if key]  # fmt: skip
         return [e for v, _ in self._values(node, scope) for e in self._elements(v, scope)]
 
     def _returned(self, call: ast.expr | None, scope: Scope) -> list[tuple[ast.expr, Scope]]:
@@ -403,8 +401,8 @@ def _parts(
     if isinstance(target, ast.Name):
         return pairs
     names = [_name(part) for part in target.elts] if isinstance(target, ast.Tuple) else []
-    return [(value.elts[names.index(name)], scope) for value, scope in pairs
-            if isinstance(value, ast.Tuple) and len(value.elts) == len(names) and name in names]  # fmt: skip
+    tuples = [(v, s) for v, s in pairs if isinstance(v, ast.Tuple) and len(v.elts) == len(names)]
+    return [(value.elts[names.index(name)], scope) for value, scope in tuples if name in names]
 
 
 def _branches(node: ast.expr) -> list[ast.expr]:
