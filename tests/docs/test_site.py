@@ -132,7 +132,7 @@ def test_the_site_builds_without_a_warning():
     assert "external links are not fetched" in done.stdout
 
 
-@pytest.mark.slow("runs the tutorials: two minutes of two cores, where nothing is kept")
+@pytest.mark.slow("runs the tutorials: four minutes of two cores, where nothing is kept")
 def test_the_tutorials_run():
     done = build()
     assert done.returncode == 0, done.stdout + done.stderr
