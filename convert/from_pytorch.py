@@ -47,7 +47,8 @@ def main(argv: list[str]) -> None:
     add = parser.add_argument
     add("--checkpoint", metavar="FILE", required=True, help=SOURCE)
     add("--output", metavar="DIR", required=True, help="the checkpoint to write")
-    add("--config", metavar="FILE", help="recipe of the weights: a file or a name")
+    text = "recipe of the weights: a file, a name, or a run's directory"
+    add("--config", metavar="RECIPE", help=text)
     text = "needed without --config: weights do not show it"
     add("--output-stride", type=int, choices=(8, 16), help=text)
     text = "default: 12,24,36 at output stride 8, 6,12,18 at 16"
@@ -108,7 +109,8 @@ def _convert(args: argparse.Namespace, overrides: list[str], config: "Config | N
         print(f"auxiliary head drawn from seed {config.seed}: for training only")
     if args.optimizer:
         print(f"momentum converted; step {info.step}")
-        cli.finish(args.output, "train", "--config", args.config, "--workdir", args.output)
+        words = ("train", "--config", args.config, *overrides, "--workdir", args.output)
+        cli.finish(args.output, *words)
     elif source.structure.is_backbone:
         cli.finish(args.output, "train", *backbone_flags(source), f"{_BACKBONE}={args.output}")
     elif args.config and os.path.isdir(config.data.root):

@@ -61,6 +61,7 @@ def main(argv: list[str]) -> None:
     from rich.console import Console
 
     from deeplab_jax.data.colors import safe_palette
+    from deeplab_jax.evaluation import metrics
     from deeplab_jax.report import compare, compare_page
 
     pairs = compare.compare(args.sides)
@@ -75,6 +76,8 @@ def main(argv: list[str]) -> None:
         Console().print(tables[args.by](pair))
     for pair in pairs:
         print(pair.verdict)
+    if few := metrics.few_in_words(len(pairs[0].first.ids)):
+        print(few)
     print(f"numbers: {numbers}")
     cli.finish(output)
 

@@ -41,6 +41,7 @@ _FENCE = re.compile(r"^```([^\s`]*)\n(.*?)^```$", re.M | re.S)
 _COMMAND = re.compile(
     r"(?:[A-Z_]+=\S+ )*(?:deeplab|python3?|pip|git|bash|cd|cp|scripts/\w+\.sh|sbatch|gcloud)\s"
 )
+_SHOWN = "below it stands what it printed."  # in each tutorial
 _PICTURES = (".png", ".jpg", ".svg")  # endings of files that are shown, not listed
 _LANGUAGES = {".py": "python", ".sh": "bash", ".toml": "toml", ".json": "json", ".yml": "yaml"}
 
@@ -62,7 +63,7 @@ def stage(source: Path, texts_made: Mapping[Path, str]) -> None:
     """
     known, files, texts = pages(), set[str](), {}
     for file, name in known.items():
-        text = texts_made.get(ROOT / file) or (ROOT / file).read_text("utf-8")
+        text = texts_made.get(ROOT / file) or _as_not_run((ROOT / file).read_text("utf-8"))
         texts[name] = mark_commands(move_links(text, file, known, files))
     for file in sorted(files):
         if not file.lower().endswith(_PICTURES):
@@ -124,6 +125,11 @@ def mark_commands(text: str) -> str:
         return f"```bash\n{code}```" if is_command else match[0]
 
     return _FENCE.sub(marked, text)
+
+
+def _as_not_run(text: str) -> str:
+    """Returns the text of a page with what is said of its outputs taken back: there are none."""
+    return text.replace(_SHOWN, f"{_SHOWN} This build ran none of them (`--no-tutorials`).")
 
 
 def _listing(file: str) -> str:

@@ -154,7 +154,6 @@ def recipes(results: Results) -> str:
     """Returns the table of the published recipes: steps, memory and a guess of hours on one GPU."""
     from deeplab_jax.dry_run import flops, hours
     from deeplab_jax.training.plan import total_steps
-    from deeplab_jax.utils.machine import describe
 
     gpu = hardware_lib.parse_hardware("h200")
     rows = [_RECIPES.split(" | "), ["---"] * len(_RECIPES.split(" | "))]
@@ -169,8 +168,8 @@ def recipes(results: Results) -> str:
         assert time is not None  # a peak is known
         memory = " / ".join(f"{size / hardware_lib.GIB:.1f}" for size in needed)
         images = f"{config.data.crop_size[0]}x{config.data.crop_size[1]}, {config.train.batch_size}"
-        cells = [f"`{name}`", images, f"{steps:,}"]
-        rows.append([*cells, memory, describe(steps * time.low, steps * time.high)])
+        low, high = (steps * seconds / 3600 for seconds in (time.low, time.high))
+        rows.append([f"`{name}`", images, f"{steps:,}", memory, f"{low:.2g} to {high:.2g}"])
     text = "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
     return f"""{text}
 `python docs/write_hardware.py recipes`. Memory: the CUDA compiler's figures for one H200

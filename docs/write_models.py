@@ -97,7 +97,7 @@ def _parity(depth: int, stride: int, classes: int) -> dict[str, list[float]]:
 
 def _index(counts: dict[str, dict[str, int]], hours: dict[str, list[str]]) -> str:
     head = "model | published mean IoU, % | parameters, M | GFLOP an image | GiB on one GPU, "
-    head += "float32 / bfloat16 | hours on one H200, an estimate"
+    head += "float32 / bfloat16 | hours on one H200 in bfloat16, an estimate"
     rows = [head.split(" | "), ["---"] * 6]
     for name, row in names().items():
         known = counts[name]
@@ -118,7 +118,8 @@ its published figure here**: not measured.
 
 {table}
 Parameters and GFLOP are those of inference, without the auxiliary head, at the crop's size (1
-multiply-add is 2 FLOP; norms and resizing are not counted). Written by
+multiply-add is 2 FLOP; norms and resizing are not counted). GiB and hours are those of training,
+for the whole batch and all steps; neither was measured on a GPU. Written by
 `python docs/write_models.py` from the recipes, the compiler's figures ([hardware](../hardware.md)),
 the comparison with PyTorch ([parity](../parity.md)) and the
 [recipes' hours](../training.md#the-recipes); a test compares.
@@ -159,12 +160,12 @@ DeepLabV3+ with ResNet-{depth} at output stride {stride} on {_TITLES[dataset]}: 
 
 ## Protocol
 
-| | |
+| part | the published one |
 | --- | --- |
 {protocol}
 ## Results
 
-| | mean IoU, % |
+| weights | mean IoU, % |
 | --- | --- |
 | published ([sssegmentation]({_ZOO}), `{file}`) | {published} |
 | the published weights, evaluated here | not measured: weights and data could not be fetched |
@@ -184,8 +185,8 @@ forward, a training step {2 * known["step_macs"] / 1e12:.1f} TFLOP: own count, 1
 FLOP, norms and resizing not counted (`python docs/write_models.py count`).
 
 {_hardware(name, figures)}
-Hours on one H200 in bfloat16, without evaluations: **{cells[3]}, an estimate**, not measured
-([how](../training.md#the-recipes)). On your machine the dry run below says it.
+The whole training on one H200 in bfloat16, without evaluations: **{cells[3]} hours, an estimate**,
+not measured ([how](../training.md#the-recipes)). On your machine the dry run below says it.
 
 ## Run it
 
@@ -236,34 +237,35 @@ def _protocol(
 
 
 def _proven(depth: int, stride: int, classes: int) -> str:
-    lines = ["| against the PyTorch reference | float64 | float32 | PyTorch's own float32 | test |",
-             "| --- | --- | --- | --- | --- |"]  # fmt: skip
     test = "`tests/models/test_deeplabv3plus.py`"
     if depth == 101:  # float64 takes minutes
         test += " in float32, `tests/golden/write_parity.py` in float64"
+    rows = ""
     for kind, values in _parity(depth, stride, classes).items():
         shown = [f"{value:.1e}" if value else "-" for value in values]
-        lines.append(f"| {kind}, largest difference | {' | '.join(shown)} | {test} |")
+        rows += f"| {kind} | {' | '.join(shown)} | {test} |\n"
+    steps = "compared on ResNet-50 with 21 classes, at both strides; the same code computes these"
     if depth == 50 and classes == 21:
-        what = "loss, every gradient, norm statistics and weights over five optimiser steps"
-        lines.append(f"| {what} | [by quantity](../parity.md#five-optimiser-steps) | | "
-                     "| `tests/training/test_step.py` |")  # fmt: skip
-        more = ""
-    else:
-        more = "\nOptimiser steps were compared on ResNet-50 with 21 classes, at both strides; the"
-        more += " same code computes these.\n"
-    more += "\nRecorded values have float32's precision, so that 1e-7 of a value is theirs.\n"
-    lines.append(
-        "| key, shape and order of every tensor in the published layout | equal | | "
-        "| `tests/convert/test_keymap.py` |"
-    )
-    lines.append("| schedule, data pipeline, evaluator | [values](../parity.md#everything-else) | |"
-                 " | `tests/training`, `tests/data`, `tests/evaluation` |")  # fmt: skip
-    date = re.search(r"write_parity\.py` on ([\d-]+, .*)\.\n", (DOCS / "parity.md").read_text())
+        steps = "loss, every gradient, norm statistics and weights are compared"
+        steps += " ([values](../parity.md#five-optimiser-steps), `tests/training/test_step.py`)"
+    page = (DOCS / "parity.md").read_text()
+    date = re.search(r"write_parity\.py` on ([\d-]+, .*)\.\n", page)
     assert date
-    more += f"\nDifferences: `python tests/golden/write_parity.py`, {date[1]}"
-    more += " ([parity](../parity.md)).\n"
-    return "\n".join(lines) + "\n" + more
+    return f"""Largest difference from the PyTorch reference in float64:
+
+| values | ours in float64 | ours in float32 | PyTorch's own in float32 | test |
+| --- | --- | --- | --- | --- |
+{rows}
+A dash: not measured. Logits spread over 1 to 4. The reference's values are stored with float32's
+precision, so that 1e-7 of a value is agreement. `python tests/golden/write_parity.py`, {date[1]}
+([parity](../parity.md)).
+
+- Key, shape and order of every tensor in the published layout: equal
+  (`tests/convert/test_keymap.py`).
+- Schedule, data pipeline and evaluator: [values](../parity.md#everything-else) (`tests/training`,
+  `tests/data`, `tests/evaluation`).
+- Five optimiser steps: {steps}.
+"""
 
 
 def _hardware(name: str, figures: dict[str, Any]) -> str:
@@ -284,8 +286,9 @@ def _hardware(name: str, figures: dict[str, Any]) -> str:
     return f"""{table}
 By the hardware's own compilers without the hardware, for the whole batch, on
 {origin};
-`python docs/write_hardware.py gpu` and `tpu`. Compile times are those of that machine. Nothing was
-executed; other devices: [hardware](../hardware.md).
+`python docs/write_hardware.py gpu` and `tpu`. The machine compiled beside other work, so times are
+upper bounds. Nothing was executed. Devices are named as `--dry-run --hardware` takes them; others:
+[hardware](../hardware.md).
 """
 
 

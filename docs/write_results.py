@@ -337,11 +337,12 @@ def _reached(camvid: Facts) -> str:
     interval = camvid["mean_iou_interval"]
     low, high, level = (100 * interval[name] for name in ("low", "high", "level"))
     (before, score), (last, final) = camvid["curve"][-2:]
+    change = round(100 * (final - score), 1) + 0.0  # no "-0.0"
     return f"""\
 Mean IoU **{100 * camvid["mean_iou"]:.2f} %**, {level:.0f} % interval {low:.1f} to {high:.1f}
 (bootstrap over images), pixel accuracy {100 * camvid["pixel_accuracy"]:.1f} %, after
 {camvid["step"]:,} steps of {camvid["batch_size"]} images: {camvid["hours"]:.2f} hours, evaluations
-included. In the last {last - before} steps it changed by {100 * (final - score):+.1f} points.
+included. In the last {last - before} steps it changed by {change:+.1f} points.
 
 ```
 {camvid["command"]}

@@ -1,5 +1,6 @@
 """What an installed package holds and does, outside the checkout."""
 
+import ast
 import os
 import shutil
 import subprocess
@@ -28,6 +29,17 @@ def test_every_folder_of_the_packages_is_listed(repository):
     names = {".".join(folder.relative_to(repository).parts) for folder in folders}
     assert sorted(listed["packages"]) == sorted({*names, RECIPES})
     assert listed["package-dir"] == {RECIPES: "configs"}
+
+
+def test_no_message_leads_to_a_page_that_is_not_installed(repository):
+    documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    for path in (path for name in SOURCES[:2] for path in (repository / name).rglob("*.py")):
+        nodes = [*ast.walk(ast.parse(path.read_text("utf-8")))]
+        docstrings = {id(node.body[0].value) for node in nodes
+                      if isinstance(node, documented) and ast.get_docstring(node)}  # fmt: skip
+        for node in nodes:
+            if isinstance(node, ast.Constant) and id(node) not in docstrings:
+                assert "docs/" not in str(node.value), f"{path}:{node.lineno}"
 
 
 @pytest.fixture(scope="module")

@@ -31,6 +31,7 @@ _SECONDS_HERE = 2 * 3600  # of a run on a processor, by the longer end of the gu
 _STEPS = 10_000  # of a run
 _EPOCHS = (20, 300)  # bounds
 _EVALUATIONS = 10
+_IMAGENET = {18: "resnet18_v1c-b5776b93.pth", 50: "resnet50_v1c-2cccc1ad.pth"}  # of `depth_for`
 
 
 class Field(NamedTuple):
@@ -93,9 +94,10 @@ def propose(survey: Survey, layout: GuessedLayout, here: Machine) -> Proposal:
         reason += " sorts the pixels for each class, so with very many classes class_weighting ="
         reason += " median_frequency is faster; if they are small things, data.transforms may also"
         fields["loss.lovasz"] = Field(1.0, f"{reason} be {rare.pasting(survey)}")
-    reason = "random weights; ImageNet weights learn faster: see docs/convert.md"
-    fields["init.backbone"] = Field("none", reason)
     depth, _ = depth_for(here)
+    reason = "random weights; ImageNet's learn faster: give the folder that `deeplab convert"
+    reason += f" from-pytorch` makes of a file such as {_IMAGENET[depth]}"
+    fields["init.backbone"] = Field("none", reason)
     defaults = flatten(get_config(dataset, depth))
     # Lines equal to the default are left out: all for a data set of the table, else this one.
     is_quiet = fields.keys() if dataset in CLASS_NAMES else {"train.loss_groups"}

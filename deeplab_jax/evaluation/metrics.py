@@ -10,6 +10,10 @@ from typing import NamedTuple
 import numpy as np
 
 _CHUNK = 100  # resamples at a time, to bound memory
+# A percentile interval of a mean over n is too narrow: about z sqrt((n - 1) / n) / t of the width
+# of the t interval (Hesterberg 2015, The American Statistician 69(4), 371-386), which is 82 % with
+# n = 10, 91 % with 20 and 96.5 % with 50, and less where the scores are skewed.
+ENOUGH_IMAGES = 50
 
 
 def areas_of(confusion: np.ndarray) -> np.ndarray:
@@ -125,6 +129,13 @@ def bootstrap_iou(
         ends[c] = middle(scores[:, c], level)
     low, high = middle(mean(scores), level)
     return Interval(float(low), float(high), level, method), ends
+
+
+def few_in_words(images: int) -> str:
+    """Returns that an interval from so few images is too narrow; "" where there are enough."""
+    if not 2 <= images < ENOUGH_IMAGES:  # from one there is no interval
+        return ""
+    return f"An interval from {images} images is too narrow: evaluate {ENOUGH_IMAGES} or more."
 
 
 def middle(scores: np.ndarray, level: float) -> np.ndarray:

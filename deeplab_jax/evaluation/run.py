@@ -157,6 +157,8 @@ def _show(segmenter: Segmenter, dataset: Dataset, result: EvalResult, seconds: f
     print_table(result)
     scores = result.summary()
     print(f"mean IoU {metrics.mean_in_words(scores['iou'])}{_in_words(scores)}")
+    if few := metrics.few_in_words(result.num_images):
+        print(few)
     print(_further_in_words(scores))
     place = f"{result.num_images} images of {dataset.name}/{dataset.split}"
     kind = f", {segmenter.weights} weights" if segmenter.weights else ""

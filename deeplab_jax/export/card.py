@@ -9,6 +9,7 @@ from deeplab_jax import __version__
 from deeplab_jax.checkpoint import Info
 from deeplab_jax.config import Config
 from deeplab_jax.config.checks import as_text
+from deeplab_jax.evaluation import metrics
 from deeplab_jax.evaluation.summary import Evaluation
 from deeplab_jax.export.stablehlo import WINDOW
 from deeplab_jax.inference.exported import standalone
@@ -159,6 +160,8 @@ def _scores(facts: Facts) -> Iterator[str]:
         f" {_ends(interval)} ({100 * interval['level']:.0f} % interval, {interval['method']}), on"
         f" {found['num_images']} images of {found['dataset']}/{found['split']}."
     )
+    if few := metrics.few_in_words(found["num_images"]):
+        yield few
     yield f"Protocol: {found['protocol']}."
     base = found["config"]["eval"]["resize_base"]
     if found["protocol"] != facts.protocol or tuple(base) != tuple(facts.config.eval.resize_base):

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from deeplab_jax.evaluation import comparison
+from deeplab_jax.evaluation import comparison, metrics
 from deeplab_jax.report.compare import LISTED, METHOD, Comparison, Pair
 from deeplab_jax.report.figures import NO_SCRIPT, controls, figure, page_of, swatch
 from deeplab_jax.report.html import DASH, Html, Section, join, percent, table, tag
@@ -35,7 +35,8 @@ def _headline(found: Comparison) -> Html:
     evaluation = first.evaluations[0]
     verdicts = (tag("p", tag("b", pair.verdict), class_="help") for pair in found.pairs)
     place = f"{len(first.ids)} images of {evaluation['dataset']}/{evaluation['split']}"
-    notes = (tag("p", note, class_="note") for note in found.notes)
+    few = metrics.few_in_words(len(first.ids))
+    notes = (tag("p", note, class_="note") for note in (few, *found.notes) if note)
     about = tag("p", place, class_="about")
     return join([tag("h1", f"Compared with {first.name}"), about, *verdicts, *notes])
 

@@ -9,6 +9,7 @@ from deeplab_jax.account import text as account_text
 from deeplab_jax.account.goodput import Account
 from deeplab_jax.config import Config, flatten
 from deeplab_jax.config.checks import as_text
+from deeplab_jax.evaluation import metrics
 from deeplab_jax.evaluation.summary import Ends, Evaluation
 from deeplab_jax.report import plots, reading
 from deeplab_jax.report.figures import NO_SCRIPT, controls, figure, page_of, swatch
@@ -86,7 +87,8 @@ def _headline(content: PageContent) -> Html:
         score.append(tag("span", f"{percent(interval['level'], 0)} interval {ends}"))
     what = f"{result['num_images']} images of {result['dataset']}/{result['split']}"
     about = tag("p", f"{what}, step {result['step']}", class_="about")
-    notes = [tag("p", note, class_="note") for note in content.notes]
+    few = metrics.few_in_words(result["num_images"])
+    notes = [tag("p", note, class_="note") for note in (few, *content.notes) if note]
     help_ = tag("p", reading.reading_help(result), class_="help")
     title = tag("h1", content.config.name)
     return join([title, tag("p", *score, class_="score"), about, help_, *notes])

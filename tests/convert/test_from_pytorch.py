@@ -9,6 +9,8 @@ import deeplab_jax
 from convert import keymap
 from convert.pth import write_pth, write_safetensors
 from deeplab_jax import checkpoint
+from deeplab_jax.config.forms import to_json
+from deeplab_jax.config.recipe import RUN_CONFIG, load_recipe
 from deeplab_jax.data.classes import CLASS_NAMES, PALETTES
 from deeplab_jax.data.colors import safe_palette
 from deeplab_jax.distributed import mesh as mesh_lib
@@ -101,6 +103,19 @@ def test_flags_say_what_weights_do_not(convert, make_tensors):
     config = checkpoint.read_info(out).config
     assert (config.model.output_stride, config.model.atrous_rates) == (8, (2, 4, 6))
     assert (config.model.multi_grid, config.eval.resize_base) == ((1, 2), (64, 32))
+
+
+def test_a_runs_directory_is_its_recipe_with_the_fields_it_was_trained_with(
+    convert, make_tensors, make_recipe, tmp_path
+):
+    fields = "--config.model.atrous_rates=2,4,6", "--config.model.width=4"
+    trained = load_recipe(str(make_recipe("model.width = 8")), fields)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / RUN_CONFIG).write_text(to_json(trained))
+    code, text, err, out = convert(make_tensors("sssegmentation"), "--config", tmp_path / "run")
+    assert (code, err) == (0, "")
+    assert "\ntaken as: output stride 16, atrous rates 2,4,6\n" in text
+    assert checkpoint.read_info(out).config.model == trained.model
 
 
 # --- Classes

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("compile_quickly")
 @pytest.mark.parametrize("dialect", ["sssegmentation", "mmsegmentation"])
 @pytest.mark.parametrize("iteration", [7, 0])
 def test_there_and_back_gives_equal_bytes_in_order(
-    make_run, import_run, export, dialect, iteration
+    make_run, import_run, export, run_recipe, dialect, iteration
 ):
     path, obj = make_run(dialect, iteration)
     if iteration == 0:  # as before the first step
@@ -40,7 +40,7 @@ def test_there_and_back_gives_equal_bytes_in_order(
     code, text, err, directory = import_run(path)
     assert (code, err) == (0, "")
     assert f"momentum converted; step {iteration}\n" in text
-    assert "next: deeplab train --config " in text
+    assert text.endswith(f"\nnext: deeplab train --config {run_recipe} --workdir {directory}\n")
     assert "optimizer" not in text.split("not read:")[-1]
     code, text, err, path = export(directory, "--optimizer", "--dialect", dialect)
     assert (code, err) == (0, "")
@@ -53,6 +53,14 @@ def test_there_and_back_gives_equal_bytes_in_order(
         assert got["meta"]["iter"] == obj["meta"]["iter"]
         obj["meta"] = got["meta"]
     made.assert_equal(got, obj)
+
+
+def test_next_command_has_the_fields_without_which_it_is_refused(make_run, import_run, run_recipe):
+    fields = "--config.model.atrous_rates=1,2,4", "--config.train.lr=0.02"
+    code, text, err, directory = import_run(make_run()[0], *fields)
+    assert (code, err) == (0, "")
+    words = f"--config {run_recipe} {' '.join(fields)} --workdir {directory}"
+    assert text.endswith(f"\nnext: deeplab train {words}\n")
 
 
 def test_momenta_are_converted_like_their_parameters(make_run, import_run):

@@ -70,6 +70,18 @@ def test_commands_are_marked_and_outputs_keep_their_lines(load):
         assert mark(same) == same
 
 
+def test_a_tutorial_that_did_not_run_says_so(load, tmp_path):
+    site = load("build_site")
+    tutorials = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
+    ran = {tutorials[0]: "# As it ran"}
+    site.stage(tmp_path, ran)
+    first, *others = [tmp_path / "tutorials" / file.name for file in tutorials]
+    assert first.read_text() == "# As it ran"
+    assert len(others) == 5
+    told = "what it printed. This build ran none of them (`--no-tutorials`)."
+    assert all(told in page.read_text() for page in others)
+
+
 def test_a_built_site_is_looked_through(load, tmp_path):
     faulty = (
         "<a href='other.html#here'>a</a><a href='other.html#nowhere'>b</a><a href='gone.html'>c</a>"

@@ -1,6 +1,7 @@
 """docs/models/ is what the script writes from the recipes and the figures that are known."""
 
 import json
+import re
 
 import pytest
 
@@ -24,9 +25,19 @@ def test_what_is_known_stands_in_a_card(script):
     assert len(pages) == 13
     card = pages["models/voc_r50_os16.md"]
     assert "| trained here | not measured |" in card
-    assert "five optimiser steps" in card
+    assert "- Five optimiser steps: loss, every gradient" in card
     assert "| `h200` | float32 | 15.6 | 23 |" in card
-    assert "five optimiser steps" not in pages["models/ade20k_r101_os8.md"].split("Optimiser")[0]
+    assert "- Five optimiser steps: compared on ResNet-50" in pages["models/ade20k_r101_os8.md"]
+
+
+def test_no_cell_is_blank_and_hours_are_hours(script):
+    for path, text in script.pages().items():
+        rows = [line for line in text.splitlines() if line.startswith("|")]
+        cells = [cell.strip() for row in rows for cell in row.strip("|").split("|")]
+        assert all(cells), path
+        if path == "models/index.md":
+            hours = [row.strip("| ").split(" | ")[-1] for row in rows[2:]]
+            assert all(re.fullmatch(r"[\d.]+ to [\d.]+", value) for value in hours), hours
 
 
 def test_counts_are_those_of_the_network(script):

@@ -8,6 +8,7 @@ from PIL import Image
 from deeplab_jax.data import open_dataset
 from deeplab_jax.data.classes import colormap
 from deeplab_jax.doctor import propose
+from deeplab_jax.doctor.hours import Machine
 from deeplab_jax.errors import DataError
 
 
@@ -28,6 +29,19 @@ def test_proposal_says_what_was_seen(make_tree, recipe_of):
     assert config.model.atrous_rates == (1, 3, 5)  # below the crop's map of 6
     assert config.train.batch_size == 8  # of 12
     assert config.init.backbone == "none"
+
+
+@pytest.mark.parametrize(
+    ("has_accelerator", "file"),
+    [(False, "resnet18_v1c-b5776b93.pth"), (True, "resnet50_v1c-2cccc1ad.pth")],
+)
+def test_the_way_to_imagenet_weights_is_told(make_tree, recipe_of, tmp_path, has_accelerator, file):
+    recipe_of(make_tree("folder"), here=Machine(has_accelerator, 2, 1e11))
+    words = " ".join((tmp_path / "mine.py").read_text().replace("#", "").split())
+    assert (
+        " random weights; ImageNet's learn faster: give the folder that `deeplab convert"
+        f' from-pytorch` makes of a file such as {file} c.init.backbone = "none" '
+    ) in words
 
 
 @pytest.mark.parametrize(

@@ -187,6 +187,19 @@ def test_iou_equals_the_official_evaluation_of_cityscapes():
     assert metrics.mean_iou(confusion) == pytest.approx(average, rel=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("images", "text"),
+    [
+        (1, ""),
+        (2, "An interval from 2 images is too narrow: evaluate 50 or more."),
+        (49, "An interval from 49 images is too narrow: evaluate 50 or more."),
+        (50, ""),
+    ],
+)
+def test_an_interval_from_few_images_is_called_too_narrow(images, text):
+    assert metrics.few_in_words(images) == text
+
+
 def test_mean_in_words_names_the_classes_only_where_some_are_left_out():
     assert metrics.mean_in_words([0.25, 0.75]) == "50.00 %"
     assert metrics.mean_in_words([None, np.nan]) == "undefined (no pixel of any class)"

@@ -41,6 +41,7 @@ def test_evaluate_counts_what_predict_says(saved_run, call, tmp_path):
         (line,) = [line for line in out.splitlines() if f" {name} " in line]
         assert f" {100 * value:.2f} " in line
     assert f"mean IoU {100 * iou.mean():.2f} %" in out
+    assert "\nAn interval from 3 images is too narrow: evaluate 50 or more.\n" in out
 
 
 @pytest.mark.process("evaluates three times")

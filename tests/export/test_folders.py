@@ -108,6 +108,7 @@ def test_card_shows_the_evaluation_of_the_step(call, saved_run, tmp_path):
     for name, iou in zip(found["class_names"], found["iou"], strict=True):
         assert f"| {name} | {100 * iou:.2f} % |" in card
     assert "95 % interval" in card
+    assert "\nAn interval from 3 images is too narrow: evaluate 50 or more.\n" in card
     assert "not evaluated" in (tmp_path / "3/model_card.md").read_text()
 
 

@@ -9,15 +9,15 @@ from deeplab_jax.evaluation import comparison, metrics
 from deeplab_jax.report import compare
 
 CLASSES = 3
-IDS = tuple(f"<i>{i:02d}" for i in range(30))
+IDS = tuple(f"<i>{i:02d}" for i in range(50))
 NAMES = ("sky", "</script>", "a&b")
 
 
-def draw(share, seed=0):
-    """Returns (confusion, areas) of 30 images; their truth is the same for all arguments."""
-    truth = np.random.default_rng(9).integers(200, 900, (30, CLASSES))
+def draw(share, seed=0, images=30):
+    """Returns (confusion, areas) of images; their truth is the same for all shares and seeds."""
+    truth = np.random.default_rng(9).integers(200, 900, (images, CLASSES))
     rng = np.random.default_rng([seed, int(1000 * share)])
-    confusions = np.zeros((30, CLASSES, CLASSES), np.int64)
+    confusions = np.zeros((images, CLASSES, CLASSES), np.int64)
     for image, pixels in enumerate(truth):
         for c, count in enumerate(pixels):
             hits = rng.binomial(count, np.clip(share + 0.01 * (image - 15), 0, 1))
@@ -27,13 +27,14 @@ def draw(share, seed=0):
 
 @pytest.fixture
 def place(make_evaluation, tmp_path, monkeypatch):
-    """Returns place(folder, share, seed=0, **changes) -> the evaluation that it writes there."""
+    """Returns place(folder, share, seed=0, number=30, **changes) -> what it writes there."""
     monkeypatch.chdir(tmp_path)
 
-    def place(folder, share, seed=0, **changes):
+    def place(folder, share, seed=0, number=30, **changes):
         config = get_config("folder")
         config.model.num_classes = CLASSES
-        evaluation = make_evaluation(*draw(share, seed), IDS, NAMES, freeze(config)) | changes
+        scored = *draw(share, seed, number), IDS[:number], NAMES
+        evaluation = make_evaluation(*scored, freeze(config)) | changes
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "evaluation.json").write_text(json.dumps(evaluation))
         return evaluation
@@ -55,14 +56,25 @@ def test_verdict_page_and_numbers_agree(place, call, parse, tmp_path):
     assert pair["is_distinguishable"]
     assert [side["mean_iou"] for side in got["sides"]] == [one["mean_iou"], other["mean_iou"]]
     assert pair["verdict"].startswith("runs/b is better by 5.")
-    assert f"\n{pair['verdict']}\nnumbers: compare.json\nresults: compare.html\n" in out
+    few = "An interval from 30 images is too narrow: evaluate 50 or more."
+    told = f"\n{pair['verdict']}\n{few}\nnumbers: compare.json\nresults: compare.html\n"
+    assert told in out
     page = (tmp_path / "compare.html").read_text()
     shown = parse(page)
     assert pair["verdict"] in shown.text
+    assert f'<p class="note">{few}</p>' in page
     assert all(name in shown.text for name in (*NAMES, "<i>"))
     assert len(shown.of("script")) == 2
     assert call("compare", "runs/a", "runs/b", "--output", "again.html").code == 0
     assert (tmp_path / "again.html").read_text() == page  # the same numbers are drawn
+
+
+def test_of_enough_images_no_interval_is_called_narrow(place, call, tmp_path):
+    place("a", 0.7, number=50)
+    place("b", 0.75, number=50)
+    code, out, err = call("compare", "a", "b")
+    assert (code, err) == (0, "")
+    assert "narrow" not in out + (tmp_path / "compare.html").read_text()
 
 
 def test_images_are_listed_and_missing_weights_told(place, call, parse, tmp_path):
@@ -163,7 +175,8 @@ def test_masks_that_have_changed_are_refused(place, call, make_evaluation, tmp_p
     confusion, areas = draw(0.7)
     areas[3, :, 0] += 1
     confusion[0, 0] += 1
-    changed = make_evaluation(confusion, areas, IDS, NAMES) | {"config": evaluation["config"]}
+    changed = make_evaluation(confusion, areas, IDS[:30], NAMES)
+    changed |= {"config": evaluation["config"]}
     (tmp_path / "b" / "evaluation.json").write_text(json.dumps(changed))
     code, _, err = call("compare", "a", "b")
     assert (code, err.count("\n")) == (2, 1)

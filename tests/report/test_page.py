@@ -83,6 +83,13 @@ def test_page_tells_calibration_boundaries_and_means(html, content, parse):
     assert "holds no confidences" in page.build(content._replace(evaluation=older))
 
 
+def test_page_says_where_an_interval_comes_from_few_images(html, content):
+    note = '<p class="note">An interval from 14 images is too narrow: evaluate 50 or more.</p>'
+    assert html.count(note) == 1
+    enough = content._replace(evaluation=content.evaluation | {"num_images": 50})
+    assert "narrow: evaluate" not in page.build(enough)
+
+
 def test_embedded_pictures_hold_the_classes_themselves(html, content, parse):
     figures = parse(html).of("figure", class_="sample")
     assert len(figures) == 12

@@ -44,7 +44,17 @@ def test_sketch_shows_every_difference():
 
 
 @_COMPILES
-@pytest.mark.parametrize("overrides", [[], [SPLIT], ["--config.model.dtype=bfloat16"]])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        [SPLIT],
+        pytest.param(
+            ["--config.model.dtype=bfloat16"],
+            marks=pytest.mark.slow("XLA compiles bfloat16 slowly on a CPU"),
+        ),
+    ],
+)
 def test_this_machine_passes(compile_quickly, capsys, overrides):
     _, failed = run(overrides)
     assert failed == []

@@ -26,7 +26,10 @@ def float64_run(measure, request):
         return measure.training(request.param, "float64")
 
 
-@pytest.fixture(scope="module", params=_RUNS)
+_SECOND = pytest.mark.slow("another network's step; float64 compares both")
+
+
+@pytest.fixture(scope="module", params=[_RUNS[0], pytest.param(_RUNS[1], marks=_SECOND)])
 def float32_run(measure, request):
     with jax.default_matmul_precision("highest"):
         return measure.training(request.param, "float32")
