@@ -121,7 +121,7 @@ def read_rows() -> Iterator[Row]:
         room = "verbs" if parts == ("deeplab_jax",) else parts[min(1, len(parts) - 1)]
         for kind, call, scope in reader.calls(module):
             for where, what, fix in reader.rows(call, scope):
-                is_passed_on = all(text.startswith("{fault}") for text in what)
+                is_passed_on = all(re.match(r"(\{[a-z ]+\} )?\{fault\}", text) for text in what)
                 if not (is_passed_on and all(map(is_word, fix))):
                     yield Row(reader.kinds[kind], room, where, what, fix)
 

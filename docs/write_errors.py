@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from read_errors import Row, is_word, read_rows
+from read_errors import Row, read_rows
 
 from deeplab_jax.config import transforms
 from deeplab_jax.config.checks import as_text, typed
@@ -47,6 +47,7 @@ fix proposes that: `use a value such as the recipe's: ...`. For a value of the w
 recipe's file the line names the file first, and the fix is `give such as ...`.
 
 """
+_PASSED_ON = ("{fault}",)  # what another error of the page says
 _NOTE = "<!-- Written by docs/write_errors.py; a test compares. -->\n"
 _HEAD = f"""# Every error, its cause and its fix
 
@@ -105,8 +106,8 @@ def _page(code: int, rows: list[Row]) -> str:
     """Returns the page of one exit code: a table for each room, by where and what is wrong."""
     _, title, about = _PAGES[code]
     text = f"# Exit code {_codes(code)}: {title.lower()}\n\n{_NOTE}\n{about}\n"
-    others = [fix for row in rows for fix in row.fix if all(map(is_word, row.what))]
-    rows = [row for row in rows if not all(map(is_word, row.what))]
+    others = [fix for row in rows for fix in row.fix if row.what == _PASSED_ON]
+    rows = [row for row in rows if row.what != _PASSED_ON]
     for room, group in itertools.groupby(rows, lambda row: row.room):
         text += f"\n## {_ROOMS[room]}\n\n{_ABOUT_FIELDS * (code == 2 and room == 'config')}"
         text += "| where | what | fix |\n| --- | --- | --- |\n"
