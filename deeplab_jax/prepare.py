@@ -61,16 +61,20 @@ def _counts(text: str) -> tuple[int, int]:
 def _check_arguments(args: argparse.Namespace, overrides: list[str]) -> None:
     """Refuses what belongs to the other kind of preparation, and asks for what is missing."""
     official, cache = ("--archives", "--format", _COUNTS), ("--config", "--verify")
-    foreign, needed = (official, "--config") if args.what == _CACHE else (cache, "--archives")
+    kind = args.what
+    foreign, needed, fix = (
+        (official, "--config", "name a recipe")
+        if kind == _CACHE
+        else (cache, "--archives", "name the folder of the downloads")
+    )
     given = {flag: getattr(args, flag[2:].replace("-", "_")) for flag in (*official, *cache)}
     wrong = [flag for flag in foreign if given[flag] is not None]
-    if args.what != _CACHE:
+    if kind != _CACHE:
         wrong += overrides  # the layout and the classes are official
     if wrong:
-        raise ConfigError(wrong[0], f"means nothing for {args.what}", "drop it")
+        raise ConfigError(wrong[0], f"means nothing for {kind}", "drop it")
     if given[needed] is None:
-        fix = {"--config": "name a recipe", "--archives": "name the folder of the downloads"}
-        raise ConfigError(f"deeplab prepare {args.what}", f"wants {needed}", fix[needed])
+        raise ConfigError(f"deeplab prepare {kind}", f"wants {needed}", fix)
 
 
 def _prepare_official(args: argparse.Namespace) -> None:

@@ -88,11 +88,11 @@ def of_platform(platform: str) -> list[Fault]:
 
 
 @contextmanager
-def refusing(mesh: Mesh, what: str) -> Iterator[None]:
+def refusing(mesh: Mesh, program: str) -> Iterator[None]:
     """Refuses a program that the block compiles if it contains a fault that shows here.
 
     Does nothing but compare versions where the compiler is not known to have faults; else reads the
-    block's programs, in a tenth of a second. `what`, such as "the training step", is told.
+    block's programs, in a tenth of a second. `program`, such as "the training step", is told.
 
     Raises:
       ConfigError: it names the fault and the fix.
@@ -111,7 +111,7 @@ def refusing(mesh: Mesh, what: str) -> Iterator[None]:
             continue
         expected, got = fault.shows()
         if is_wrong(expected, got):
-            found = f"{what} contains {fault.name}, which goes wrong here ({fault.source}):"
+            found = f"{program} contains {fault.name}, which goes wrong here ({fault.source}):"
             found += f" expected {expected:.10g}, got {got:.10g}"
             raise ConfigError(f"jaxlib {jaxlib_version}", found, fault.fix)
 

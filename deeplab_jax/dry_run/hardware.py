@@ -230,7 +230,8 @@ def _tpu_devices(hardware: Hardware) -> Sequence["jax.Device"]:
     try:
         topology = topologies.get_topology_desc(hardware.name, "tpu", **options)
     except jax.errors.JaxRuntimeError as error:
-        what = f"libtpu knows no slice {size} of {family}: {error}".splitlines()[0]
+        cause = next(iter(str(error).splitlines()), "")
+        what = f"libtpu knows no slice {size} of {family}: {cause}"
         raise ConfigError("--hardware", what, f"use one such as {_EXAMPLES}") from error
     return topology.devices
 

@@ -155,9 +155,11 @@ def open_stablehlo(exported: Exported) -> Runtime:
 
     def run(images: np.ndarray) -> dict[str, np.ndarray]:
         if images.shape[1:3] != size:
-            what = "is {} x {} pixels, and the StableHLO file takes {} x {}"
+            height, width = images.shape[1:3]
+            what = f"is {height} x {width} pixels, and the StableHLO file takes"
+            what += f" {size[0]} x {size[1]}"
             fix = "resize the image, or export with another --size, or as onnx, which takes any"
-            raise DataError("image", what.format(*images.shape[1:3], *size), fix)
+            raise DataError("image", what, fix)
         with (
             compile_cache.without_alarms(),
             _reading(exported, "stablehlo", reader, images.shape),
