@@ -212,7 +212,7 @@ class _Reader:
                     where = self.texts(given[0], scope)[0]
                     yield [ast.Constant(where), *pair.elts], inner
             return
-        wanted = {part.id for part in given if isinstance(part, ast.Name)}
+        wanted = {n.id for part in given for n in ast.walk(part) if isinstance(n, ast.Name)}
         function = scope.function
         names = [a.arg for a in function.args.args] if function else []
         if function is None or not wanted & set(names[-2:]) & {"what", "fix"}:
