@@ -20,7 +20,7 @@ from deeplab_jax import errors
 ROOT = Path(__file__).resolve().parents[1]
 _SOURCES = ("deeplab_jax", "convert")
 _MOST = 6  # texts of one cell
-_DEPTH = 4  # helpers that are followed
+_DEPTH = 5  # helpers that are followed
 # Functions and defaults of fields that constants are computed with.
 _PURE = ("LossConfig", "TrainConfig", "DataConfig", "as_text", "fields", "getattr", "len", "list",
          "map", "max", "min", "repr", "shorten", "sorted", "str", "sum", "tuple")  # fmt: skip
@@ -30,17 +30,17 @@ _BY_TABLE = ("validate", "_wrong_field", "_values")
 _Loops = tuple[ast.For, ...]
 # Words in braces: names of the source that a reader understands, and what others stand for.
 _PLAIN = (
-    "address cause checkpoint command data example extra fault field file flag flags folder"
+    "address cause checkpoint command data dialect example extra fault field file flag flags folder"
     " found function host image images kind layout line mask mode module name names nearest"
     " number output package path paths place places platform port program protocol reader"
-    " recipe root run runs seconds seeds shape source split step steps suffix target text"
+    " recipe root run runs seconds seed seeds shape source split step steps suffix target text"
     " value version workdir"
 )
 _MEANT = {
     "address": "coordinator match",
     "advice": "fix fixes kept windows_fix",
-    "bucket": "self",
     "cause": "describe_cause error problem reason reasons strerror told unparsable why",
+    "bucket": "self",  # alone
     "checkpoint": "as_place lacking",
     "command": "again commands convert_command evaluate install_command prog",
     "data set": "dataset find",
@@ -62,7 +62,7 @@ _MEANT = {
     " wanted wrong",
     "names": "CASES archives bad blind changed class_names copy differing divisors fields fitting"
     " foreign inner kinds known links listed lossy missing odd others outside own platforms"
-    " present saved seen sets splits stems strange unequal unexpected unknown unread ways",
+    " present seen sets shown splits stems strange unequal unexpected unknown unread ways",
     "nearest": "close near",
     "number": "IGNORE_INDEX batch batch_size beyond bit_length blocks bytes common count depth end"
     " environ epochs errors every file_size free gradient_accumulation groups half height"
@@ -74,8 +74,9 @@ _MEANT = {
     "pattern": "template",
     "place": "where",
     "process": "who",
+    "seconds": "within",
     "start of the file": "head",
-    "step": "last latest older start",
+    "step": "last latest older saved start",
     "step folder": "step_path",
     "target": "readlink",
     "text": "family message texts title words",
@@ -88,6 +89,9 @@ _MEANT = {
 _WORD = {name: name for name in _PLAIN.split()} | {
     name: word for word, names in _MEANT.items() for name in names.split()
 }
+# What an element of several is.
+_ONE = {f"{one}s": one for one in ("flag", "image", "name", "path", "place", "seed", "step")}
+_ONE["shape"] = "number"
 _SECTIONS = ("data", "eval", "init", "loss", "model", "protocol", "train")  # of fields
 # Exceptions, and a tuple, of (what, fix) that become an error: its exit code and place.
 _CARRIED = {"_UnusableError": (3, "{list}"), "Malformed": (4, "{file}"), "Words": (6, "{workdir}")}
@@ -353,7 +357,7 @@ class _Reader:
         return texts[:_MOST] or [_placeholder(node)]
 
     def _part(self, part: ast.expr, scope: Scope, depth: int) -> list[str]:
-        """Returns the texts of a part of an f-string; calls in it are known at run time alone."""
+        """Returns the texts of a part of an f-string; of calls, those that return texts alone."""
         if not isinstance(part, ast.FormattedValue):
             return self.texts(part, scope, depth + 1)
         whole, value = self._value(ast.JoinedStr([part]), scope), part.value
@@ -363,11 +367,9 @@ class _Reader:
             known = [(v, inner) for v, inner in self._values(value, scope) if _is_text(v)]
             texts = [text for v, inner in known for text in self.texts(v, inner, depth + 1)]
             return texts or [_placeholder(value)]
-        return (
-            [_placeholder(value)]
-            if isinstance(value, ast.Call)
-            else self.texts(value, scope, depth + 1)
-        )
+        returned = [_is_text(text) for text, _ in self._returned(value, scope)]
+        is_known = all(returned or [False]) if isinstance(value, ast.Call) else True
+        return self.texts(value, scope, depth + 1) if is_known else [_placeholder(value)]
 
 
 def _combined(parts: list[list[str]]) -> list[str]:
@@ -488,8 +490,10 @@ def _placeholder(node: ast.expr) -> str:
         and n.func.attr != "count"
     ]
     names = [_name(n) for n in ast.walk(node) if n not in methods]
-    names = [name if name[:2] == "__" else name.strip("_") for name in names]
+    names = [name if name[:2] == "__" else name.strip("_") for name in names if name]
+    names = [name for name in names if name != "self" or isinstance(node, ast.Name)]
     word = next((_WORD[name] for name in names if name in _WORD), None)
     if word is None:
         raise LookupError(f"a reader needs a word for one of {names}: add it to _PLAIN or _MEANT")
-    return f"{{{word}}}"
+    is_one = isinstance(node, ast.Subscript) and not isinstance(node.slice, ast.Slice)
+    return f"{{{_ONE.get(word, word) if is_one else word}}}"

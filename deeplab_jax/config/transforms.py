@@ -217,11 +217,11 @@ def _values(text: str, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _example(name: str) -> str:
-    parts = [
+    values = [
         f"{key}={[3] if parameter.default is None else parameter.default}"
         for key, parameter in NAMED[name].parameters.items()
     ]
-    return f'"{name}({", ".join(parts)})"' if parts else name
+    return f'"{name}({", ".join(values)})"' if values else name
 
 
 def parse_all(texts: Sequence[object]) -> tuple[Spec, ...]:

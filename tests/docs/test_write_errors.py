@@ -129,6 +129,12 @@ def third(config):
         raise ConfigError(f"--{key}", f"{what}, above {most}", fix)
 def _pair(key):
     return f"is {config.find(key)}", "lower it"
+def fourth(paths):
+    _leave(paths[0], f", and {_lost()}")
+def _leave(path, what):
+    raise CheckpointError(str(path), f"is cut short{what}", "copy it again")
+def _lost():
+    return "nothing is lost"
 """
     room = tmp_path / "deeplab_jax" / "data"
     room.mkdir(parents=True)
@@ -142,6 +148,7 @@ def _pair(key):
             ("copy it again",),
         ),
         (("--flag",), ("is wrong",), ("name one", "see --help")),
+        (("{path}",), ("is cut short, and nothing is lost",), ("copy it again",)),
         (("--rate",), ("is {name}, above 1",), ("lower it",)),
         (("--steps",), ("is {name}, above 4",), ("lower it a lot",)),
     ]

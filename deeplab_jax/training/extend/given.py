@@ -85,7 +85,8 @@ class Given:
         notes, own = [], self.names
         if not own and saved.keys() - {_CALLBACKS}:
             listed = ", ".join(f"{name}={text.partition(' ')[0]}" for name, text in saved.items())
-            call = f"deeplab_jax.train(config, workdir, {', '.join(f'{x}=...' for x in saved)})"
+            names = ", ".join(f"{name}=..." for name in saved)
+            call = f"deeplab_jax.train(config, workdir, {names})"
             what = f"its run was started from Python with {listed}"
             raise ConfigError(
                 str(workdir), what, f"continue it from Python: {call}, or choose another workdir"
