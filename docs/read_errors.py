@@ -364,12 +364,18 @@ class _Reader:
         if whole is not None:
             return [whole]
         if isinstance(value, ast.Name) and value.id not in scope.known:
-            known = [(v, inner) for v, inner in self._values(value, scope) if _is_text(v)]
-            texts = [text for v, inner in known for text in self.texts(v, inner, depth + 1)]
+            # A helper's "" tells that nothing is wrong.
+            known = [pair for pair in self._values(value, scope) if self._is_known(*pair)]
+            texts = [text for v, inner in known for text in self.texts(v, inner, depth + 1)
+                     if text or _is_text(v)]  # fmt: skip
             return texts or [_placeholder(value)]
-        returned = [_is_text(text) for text, _ in self._returned(value, scope)]
-        is_known = all(returned or [False]) if isinstance(value, ast.Call) else True
+        is_known = not isinstance(value, ast.Call) or self._is_known(value, scope)
         return self.texts(value, scope, depth + 1) if is_known else [_placeholder(value)]
+
+    def _is_known(self, node: ast.expr, scope: Scope) -> bool:
+        """Tells whether an expression is a text, or a call that returns texts alone."""
+        returned = [_is_text(text) for text, _ in self._returned(node, scope)]
+        return _is_text(node) or all(returned or [False])
 
 
 def _combined(parts: list[list[str]]) -> list[str]:
@@ -481,14 +487,9 @@ def _placeholder(node: ast.expr) -> str:
     is_field = isinstance(node, ast.Attribute) and _name(node.value) in _SECTIONS
     if is_field and node.attr != "root":
         return "{value}"
-    methods = [
-        n.func
-        for n in ast.walk(node)
-        if isinstance(n, ast.Call)
-        and isinstance(n.func, ast.Attribute)
-        and hasattr(str, n.func.attr)
-        and n.func.attr != "count"
-    ]
+    methods = [n.func for n in ast.walk(node)
+               if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)
+               and hasattr(str, n.func.attr) and n.func.attr != "count"]  # fmt: skip
     names = [_name(n) for n in ast.walk(node) if n not in methods]
     names = [name if name[:2] == "__" else name.strip("_") for name in names if name]
     names = [name for name in names if name != "self" or isinstance(node, ast.Name)]

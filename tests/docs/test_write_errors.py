@@ -135,6 +135,11 @@ def _leave(path, what):
     raise CheckpointError(str(path), f"is cut short{what}", "copy it again")
 def _lost():
     return "nothing is lost"
+def fifth(path):
+    if fault := _fault(path):
+        raise DataError(str(path), f"has {fault}", "mend it")
+def _fault(path):
+    return "no end" if path else ""
 """
     room = tmp_path / "deeplab_jax" / "data"
     room.mkdir(parents=True)
@@ -151,4 +156,5 @@ def _lost():
         (("{path}",), ("is cut short, and nothing is lost",), ("copy it again",)),
         (("--rate",), ("is {name}, above 1",), ("lower it",)),
         (("--steps",), ("is {name}, above 4",), ("lower it a lot",)),
+        (("{path}",), ("has no end",), ("mend it",)),
     ]

@@ -140,18 +140,18 @@ def _fault(result: Any, num_classes: int) -> str:
     if not isinstance(result, tuple | list) or len(result) != 2:
         return f"it returns {_kind(result)}, not (image, label)"
     image, label = result
-    for what, array, ndim in (("image", image, 3), ("label", label, 2)):
+    for name, array, ndim in (("image", image, 3), ("label", label, 2)):
         wanted = "uint8 (h, w, 3)" if ndim == 3 else "uint8 (h, w)"
         is_good = isinstance(array, np.ndarray) and array.dtype == np.uint8 and array.ndim == ndim
         if not is_good or not array.size or (ndim == 3 and array.shape[2] != 3):
-            return f"its {what} is {_kind(array)}, not {wanted}"
+            return f"its {name} is {_kind(array)}, not {wanted}"
     if image.shape[:2] != label.shape:
         return f"its image is {_kind(image)} and its label {_kind(label)}: their sizes differ"
     counts = cv2.calcHist([np.ascontiguousarray(label)], [0], None, [256], [0, 256]).ravel()
     bad = np.flatnonzero(counts[num_classes:IGNORE_INDEX])
     if bad.size:
-        known = f"accepted are 0 to {num_classes - 1} and 255"
-        return f"its label has the value {num_classes + bad[0]}; {known}"
+        value = num_classes + bad[0]
+        return f"its label has the value {value}; accepted are 0 to {num_classes - 1} and 255"
     return ""
 
 
