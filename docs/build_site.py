@@ -55,8 +55,6 @@ def pages() -> dict[str, str]:
 def stage(source: Path, texts_made: Mapping[Path, str]) -> None:
     """Makes Sphinx's source: pages with their links as the site has them, pictures, linked files.
 
-    Files that are as they should be keep their times, so that Sphinx passes them over.
-
     Args:
       source: folder; what is there and no part of the site is removed.
       texts_made: Markdown of pages that is not the file's.
@@ -167,8 +165,9 @@ def build(output: Path, with_tutorials: bool = True) -> None:
             shutil.copytree(output / "made", source / "tutorials" / "made")
     stage(source, made)
     _say("Writing pages")
+    shutil.rmtree(html, ignore_errors=True)  # pages that are gone, and links to them in others
     # One warning fails the build, after all of them are shown.
-    options = ["-q", "-W", "--keep-going", "-c", str(DOCS), "-d", str(output / "doctrees")]
+    options = ["-q", "-E", "-W", "--keep-going", "-c", str(DOCS), "-d", str(output / "doctrees")]
     command = [sys.executable, "-m", "sphinx.cmd.build", *options, str(source), str(html)]
     subprocess.run(command, check=True)
     for page in (source / "tutorials" / "made").rglob("*.html"):  # Sphinx takes pictures alone
