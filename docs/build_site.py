@@ -42,6 +42,7 @@ _COMMAND = re.compile(
     r"(?:[A-Z_]+=\S+ )*(?:deeplab|python3?|pip|git|bash|cd|cp|scripts/\w+\.sh|sbatch|gcloud)\s"
 )
 _SHOWN = "below it stands what it printed."  # in each tutorial
+_NOT_RUN = " This build ran none of them (`--no-tutorials`)."
 _PICTURES = (".png", ".jpg", ".svg")  # endings of files that are shown, not listed
 _LANGUAGES = {".py": "python", ".sh": "bash", ".toml": "toml", ".json": "json", ".yml": "yaml"}
 
@@ -61,7 +62,9 @@ def stage(source: Path, texts_made: Mapping[Path, str]) -> None:
     """
     known, files, texts = pages(), set[str](), {}
     for file, name in known.items():
-        text = texts_made.get(ROOT / file) or _as_not_run((ROOT / file).read_text("utf-8"))
+        text = texts_made.get(ROOT / file)
+        if text is None:  # a tutorial then did not run
+            text = (ROOT / file).read_text("utf-8").replace(_SHOWN, _SHOWN + _NOT_RUN)
         texts[name] = mark_commands(move_links(text, file, known, files))
     for file in sorted(files):
         if not file.lower().endswith(_PICTURES):
@@ -125,11 +128,6 @@ def mark_commands(text: str) -> str:
     return _FENCE.sub(marked, text)
 
 
-def _as_not_run(text: str) -> str:
-    """Returns the text of a page with what is said of its outputs taken back: there are none."""
-    return text.replace(_SHOWN, f"{_SHOWN} This build ran none of them (`--no-tutorials`).")
-
-
 def _listing(file: str) -> str:
     """Returns the page that shows a file of the repository."""
     return f"project/files/{file.replace('/', '-')}.md"
@@ -142,9 +140,8 @@ def _as_page(file: str) -> str:
 
 
 def _write(path: Path, content: bytes) -> None:
-    if not path.is_file() or path.read_bytes() != content:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
 
 
 def build(output: Path, with_tutorials: bool = True) -> None:

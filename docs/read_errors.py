@@ -19,7 +19,7 @@ from deeplab_jax import errors
 
 ROOT = Path(__file__).resolve().parents[1]
 _SOURCES = ("deeplab_jax", "convert")
-_MOST = 6  # texts of one cell
+_MOST = 12  # texts of one cell; fewer would drop some that users meet
 _DEPTH = 5  # helpers that are followed
 # Functions and defaults of fields that constants are computed with.
 _PURE = ("LossConfig", "TrainConfig", "DataConfig", "as_text", "fields", "getattr", "len", "list",

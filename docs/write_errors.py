@@ -29,8 +29,8 @@ _PAGES = {
         "What the machine could not give. The command itself is right."),
     6: ("numbers", "Numbers", "A value that is not finite, or differs from what it must be."),
     130: ("stopped", "Stopped",
-          "130 after Ctrl-C, 143 after SIGTERM, 141 where the reader of an output went away. Work "
-          "that is saved at a stop is saved."),
+          "130 after Ctrl-C, 143 after SIGTERM, 141 where the reader of an output went away. The "
+          "line says what was saved or lost."),
 }  # fmt: skip
 _ROOMS = {
     "account": "Goodput, reproduce, seeds", "checkpoint": "Saved steps",
@@ -148,7 +148,7 @@ def _table_rows() -> Iterator[Row]:
         yield Row(2, "config", (f"config.{key}",), what, fix)
     for name, transform in transforms.NAMED.items():
         where = (f"config.data.transforms, {name}",)
-        fix = (f"write such as {transforms._example(name)}",)
+        fix = (f"write such as {transforms.example(name)}",)
         yield Row(2, "config", where, ("has no value {name}",), ("did you mean {nearest}?", *fix))
         for key, value in transform.parameters.items():
             accepted = value.rule.accepted

@@ -184,7 +184,7 @@ def parse(text: object) -> Spec:
 
 def _given(text: str, name: str) -> dict[str, Any]:
     """Returns the values in the parentheses."""
-    fix = f"write such as {_example(name)}"
+    fix = f"write such as {example(name)}"
     try:
         call = ast.parse(text, mode="eval").body
         assert isinstance(call, ast.Call)
@@ -204,19 +204,20 @@ def _values(text: str, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
         where = f"{FIELD}, {name}"
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)
-            fix = f"did you mean {near[0]}?" if near else f"write {_example(name)}"
+            fix = f"did you mean {near[0]}?" if near else f"write {example(name)}"
             raise ConfigError(where, f"has no value {key!r}", fix)
         if not known[key].rule.is_valid(value):
             what = f"{key} must be {known[key].rule.accepted}, got {clip(repr(value))}"
-            raise ConfigError(where, what, f"write such as {_example(name)}")
+            raise ConfigError(where, what, f"write such as {example(name)}")
     missing = [key for key, p in known.items() if p.default is None and key not in given]
     if missing:
         what = f"lacks {', '.join(missing)}, {known[missing[0]].rule.accepted}"
-        raise ConfigError(f"{FIELD}, {name}", what, f"write such as {_example(name)}")
+        raise ConfigError(f"{FIELD}, {name}", what, f"write such as {example(name)}")
     return {key: given.get(key, p.default) for key, p in known.items()}
 
 
-def _example(name: str) -> str:
+def example(name: str) -> str:
+    """Returns how a named transform is written in a recipe, with all its values."""
     values = [
         f"{key}={[3] if parameter.default is None else parameter.default}"
         for key, parameter in NAMED[name].parameters.items()

@@ -132,7 +132,7 @@ def bootstrap_iou(
 
 
 def few_in_words(images: int) -> str:
-    """Returns that an interval from so few images is too narrow; "" where there are enough."""
+    """Returns a warning of an interval from too few images; "" where none is due."""
     if not 2 <= images < ENOUGH_IMAGES:  # from one there is no interval
         return ""
     return f"An interval from {images} images is too narrow: evaluate {ENOUGH_IMAGES} or more."

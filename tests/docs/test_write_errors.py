@@ -67,6 +67,11 @@ def test_every_text_of_an_error_is_on_the_pages(page):
     assert not {text for text in texts if text.replace("|", "\\|") not in page}
 
 
+def test_texts_that_a_helper_returns_are_on_the_pages(page):
+    assert "a part of a whole model instead of its weights" in page  # convert/harmless.py
+    assert "no folders match; folders with pictures are" in page
+
+
 def test_every_exit_code_has_its_page(pages):
     codes = {c.exit_code for c in KINDS} - {1}
     titles = {text.splitlines()[0].partition(":")[0] for text in pages.values()}
